@@ -1,0 +1,238 @@
+"""BlockLayout: which block of a weight lives in which slot, and the lists of the three passes.
+
+Legend: O output channels, C input channels, R x S taps, BO x BC the block, OB = ceil(O / BO) and
+CB = ceil(C / BC) the grid, Z slots. A block's id is its place in the row-major grid [OB, CB, R, S];
+a slot without a block holds the id OB * CB * R * S and is on no list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PassIndex(NamedTuple):
+    """Blocks sorted by the dimension a pass writes: row `g` owns entries start[g] to start[g + 1].
+
+    start int32 [G + 1]; slot, reduce, tap_h and tap_w int32 [Z], where `reduce` is the block's
+    index along the dimension that is summed over. Entries past start[G] mean nothing.
+    """
+
+    start: Tensor
+    slot: Tensor
+    reduce: Tensor
+    tap_h: Tensor
+    tap_w: Tensor
+
+
+class SlotIndex(NamedTuple):
+    """Where each slot's block lies, int32 [Z] each; an unused slot has out_block = OB."""
+
+    out_block: Tensor
+    in_block: Tensor
+    tap_h: Tensor
+    tap_w: Tensor
+
+
+def clamp_block(block: Sequence[int], out_channels: int, in_channels: int) -> tuple[int, int]:
+    """Return (BO, BC) no wider than the layer's channels rounded up to a multiple of 16."""
+    sizes = tuple(block)
+    if len(sizes) != 2 or not all(isinstance(b, int) and b > 0 for b in sizes):
+        raise ValueError(f"block must be two positive integers (BO, BC), found {block!r}")
+    bo, bc = sizes
+    return min(bo, -(-out_channels // 16) * 16), min(bc, -(-in_channels // 16) * 16)
+
+
+class BlockLayout:
+    """The blocks of a weight [O, C, R, S] that are stored, and in which of Z slots.
+
+    Topology updates write the index lists in place, so that addresses and shapes stay what
+    compiled code, CUDA graphs and optimizer state know; everything is tensor arithmetic on the
+    layout's device, with no synchronisation. `values` [Z, BC, BO] belongs to the caller.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        block: Sequence[int],
+        block_ids: Tensor,
+        active: int | None = None,
+    ) -> None:
+        """Make a layout from ids.
+
+        Args:
+            shape: (O, C, R, S), or (O, C) for a linear layer.
+            block: (BO, BC), clamped to the channels rounded up to 16.
+            block_ids: integer [Z], distinct ids in [0, OB * CB * R * S); larger means unused.
+            active: number of used slots, Z unless said (kept on the host, to spare a sync).
+        """
+        self.shape = _four(shape)
+        self.block = clamp_block(block, self.shape[0], self.shape[1])
+        if block_ids.ndim != 1 or block_ids.numel() == 0:
+            raise ValueError(
+                f"block_ids must be [Z] with Z at least 1, found shape {list(block_ids.shape)}"
+            )
+        self.active = len(block_ids) if active is None else active
+        self._tensors = self._build(block_ids)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, shape: Sequence[int], block: Sequence[int]) -> BlockLayout:
+        """Make a layout whose slots hold the true blocks of `mask` in order.
+
+        Args:
+            mask: bool [OB, CB, R, S], or [OB, CB] for a linear layer, with a true block at least.
+            shape: (O, C, R, S) or (O, C).
+            block: (BO, BC).
+        """
+        grid = block_grid(shape, block)
+        if mask.dtype != torch.bool or mask.numel() != math.prod(grid):
+            raise ValueError(
+                f"mask must be bool {list(grid)} for a weight {list(shape)}, "
+                f"found {mask.dtype} {list(mask.shape)}"
+            )
+        return cls(shape, block, mask.flatten().nonzero().flatten())
+
+    @property
+    def grid(self) -> tuple[int, int, int, int]:
+        """Blocks along each dimension, (OB, CB, R, S)."""
+        return block_grid(self.shape, self.block)
+
+    @property
+    def total(self) -> int:
+        """Blocks of the dense weight, OB * CB * R * S."""
+        return math.prod(self.grid)
+
+    @property
+    def slots(self) -> int:
+        """Z, the number of slots."""
+        return len(self._tensors[0])
+
+    @property
+    def density(self) -> float:
+        """Active blocks / all blocks."""
+        return self.active / self.total
+
+    @property
+    def device(self) -> torch.device:
+        """Where the index lists are."""
+        return self._tensors[0].device
+
+    @property
+    def block_ids(self) -> Tensor:
+        """Id of each slot's block, int32 [Z]; `total` where a slot is unused."""
+        return self._tensors[0]
+
+    @property
+    def forward_index(self) -> PassIndex:
+        """Blocks by output block; `reduce` is the input block."""
+        return PassIndex(*self._tensors[1:6])
+
+    @property
+    def input_grad_index(self) -> PassIndex:
+        """Blocks by input block; `reduce` is the output block."""
+        return PassIndex(*self._tensors[6:11])
+
+    @property
+    def weight_grad_index(self) -> SlotIndex:
+        """Blocks by slot."""
+        return SlotIndex(*self._tensors[11:15])
+
+    def tensors(self) -> list[Tensor]:
+        """All index tensors, in the order the custom ops take them (block_ids first)."""
+        return list(self._tensors)
+
+    def sizes(self) -> list[int]:
+        """(O, C, R, S, BO, BC), as the custom ops take them."""
+        return [*self.shape, *self.block]
+
+    def mask(self) -> Tensor:
+        """Return which blocks are active, bool [OB, CB, R, S]."""
+        flat = torch.zeros(self.total + 1, dtype=torch.bool, device=self.device)
+        flat[self.block_ids.long()] = True
+        return flat[:-1].view(self.grid)
+
+    def update_(self, block_ids: Tensor) -> None:
+        """Give the slots other blocks: ids [Z] on the same device, as many used as before."""
+        if block_ids.shape != self.block_ids.shape:
+            raise ValueError(
+                f"an update must keep the {self.slots} slots, found ids {list(block_ids.shape)}"
+            )
+        for kept, new in zip(self._tensors, self._build(block_ids), strict=True):
+            kept.copy_(new)
+
+    def to(self, device: torch.device | str) -> BlockLayout:
+        """Return this layout on another device, or itself when it is there."""
+        if self.device == torch.device(device):
+            return self
+        moved = object.__new__(BlockLayout)
+        moved.shape, moved.block, moved.active = self.shape, self.block, self.active
+        moved._tensors = tuple(t.to(device) for t in self._tensors)
+        return moved
+
+    def validate(self, block_ids: Tensor) -> None:
+        """Raise ValueError unless ids [Z] fit this layout: in range, distinct, `active` used.
+
+        For ids read from files: it synchronises, so updates do not call it.
+        """
+        if block_ids.shape != self.block_ids.shape or block_ids.is_floating_point():
+            found = f"{block_ids.dtype} {list(block_ids.shape)}"
+            raise ValueError(f"block ids should be integer [{self.slots}], found {found}")
+        ids = block_ids.cpu().long()
+        used = ids[ids < self.total]
+        if bool((ids < 0).any()):
+            raise ValueError(f"block ids should be at least 0, found {int(ids.min())}")
+        if len(used) != self.active:
+            raise ValueError(f"{self.active} blocks should be active, found {len(used)}")
+        if len(used.unique()) != len(used):
+            raise ValueError("block ids should be distinct, found a block in two slots")
+
+    def _build(self, block_ids: Tensor) -> tuple[Tensor, ...]:
+        out_blocks, in_blocks, taps_h, taps_w = self.grid
+        ids = block_ids.clamp(max=self.total).to(torch.int32)
+        by_slot = _decode(ids, self.grid)
+        out_block, in_block, tap_h, tap_w = by_slot
+        taps = taps_h * taps_w
+        transposed = (in_block * out_blocks + out_block) * taps + tap_h * taps_w + tap_w
+        transposed = torch.where(ids < self.total, transposed, self.total)
+        forward = _sorted_pass(ids, out_blocks, in_blocks * taps, by_slot, in_block)
+        backward = _sorted_pass(transposed, in_blocks, out_blocks * taps, by_slot, out_block)
+        return (ids, *forward, *backward, *by_slot)
+
+    def __repr__(self) -> str:
+        return (
+            f"BlockLayout(shape={self.shape}, block={self.block}, active={self.active} "
+            f"of {self.total}, slots={self.slots}, device={self.device})"
+        )
+
+
+def block_grid(shape: Sequence[int], block: Sequence[int]) -> tuple[int, int, int, int]:
+    """Return (OB, CB, R, S) of a weight (O, C[, R, S]) cut into blocks (BO, BC)."""
+    out_channels, in_channels, taps_h, taps_w = _four(shape)
+    bo, bc = clamp_block(block, out_channels, in_channels)
+    return -(-out_channels // bo), -(-in_channels // bc), taps_h, taps_w
+
+
+def _four(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    sizes = tuple(int(n) for n in shape)
+    if len(sizes) not in (2, 4) or min(sizes) < 1:
+        raise ValueError(f"a weight has sizes (O, C) or (O, C, R, S), all positive; found {sizes}")
+    return sizes if len(sizes) == 4 else (*sizes, 1, 1)
+
+
+def _decode(ids: Tensor, grid: tuple[int, int, int, int]) -> tuple[Tensor, ...]:
+    _, in_blocks, taps_h, taps_w = grid
+    pair, tap = ids // (taps_h * taps_w), ids % (taps_h * taps_w)
+    return pair // in_blocks, pair % in_blocks, tap // taps_w, tap % taps_w
+
+
+def _sorted_pass(
+    keys: Tensor, rows: int, keys_per_row: int, by_slot: tuple[Tensor, ...], reduce: Tensor
+) -> tuple[Tensor, ...]:
+    ordered, slot = torch.sort(keys)
+    edges = torch.arange(rows + 1, device=keys.device, dtype=torch.int32) * keys_per_row
+    start = torch.searchsorted(ordered, edges, out_int32=True)
+    return start, slot.to(torch.int32), reduce[slot], by_slot[2][slot], by_slot[3][slot]

@@ -1,0 +1,8 @@
+"""Packaging: two import packages, `sparse_engine` and `sparse_kernels` (in kernels/)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=["sparse_kernels", *find_packages(include=["sparse_engine", "sparse_engine.*"])],
+    package_dir={"sparse_kernels": "kernels/sparse_kernels"},
+)

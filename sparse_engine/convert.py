@@ -1,0 +1,142 @@
+"""sparsify and densify: whole models to sparse layers and back, in place."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.blocks import BlockChoice
+from sparse_engine.distribution import LayerPlan, plan_layers
+from sparse_engine.errors import InputError, nearest
+from sparse_engine.layer import SparseLayer, magnitude_layout, random_layout
+from sparse_engine.modules import SparseConv2d, SparseLinear
+from sparse_engine.summary import Report, report
+
+INITS = ("magnitude", "random")
+# The output projection of nn.MultiheadAttention is a Linear under another name.
+_LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+
+
+def sparsify(
+    model: nn.Module,
+    sparsity: float = 0.8,
+    distribution: str = "erk",
+    block: BlockChoice = (32, 32),
+    skip: Sequence[str] = (),
+    init: str = "magnitude",
+    generator: torch.Generator | None = None,
+) -> Report:
+    """Replace the convolutions and linear layers of a model by sparse ones, in place.
+
+    Args:
+        model: any nn.Module; build the optimizer after this call.
+        sparsity: share of all convolution and linear weights to drop, in [0, 1).
+        distribution: "erk", "er" or "uniform" (see plan_layers).
+        block: (BO, BC), "BOxBC" or "auto"; (1, 1) is unstructured.
+        skip: names of layers to leave dense and outside the budget; `*` matches anything.
+        init: which blocks stay: "magnitude" (largest L1 norm) or "random". Both keep the weights
+            of the model in these blocks.
+        generator: for init="random".
+
+    Returns:
+        A report with a row per layer. Layers with groups, shared weights or a subclass's own
+        forward are left alone and listed as skipped; layers that the distribution fills stay
+        ordinary modules.
+
+    Raises:
+        InputError: arguments out of range, a skip pattern that matches no layer, or a budget that
+            leaves a layer no block.
+    """
+    if init not in INITS:
+        raise InputError(f"unknown init '{init}'{nearest(init, INITS)}; use magnitude or random")
+    if isinstance(model, (*_LINEARS, nn.Conv2d)):
+        raise InputError(
+            f"a bare {type(model).__name__} cannot be replaced in place; "
+            f"use Sparse{'Conv2d' if isinstance(model, nn.Conv2d) else 'Linear'}.from_dense"
+        )
+    skipped = skip_reasons(model, skip)
+    layers = {n: m for n, m in dense_layers(model) if n not in skipped}
+    shapes = {n: tuple(m.weight.shape) for n, m in layers.items()}
+    plans = plan_layers(shapes, sparsity, distribution, block)
+    replaced = {
+        layers[plan.name]: _sparse_twin(layers[plan.name], plan, init, generator)
+        for plan in plans
+        if not plan.is_dense
+    }
+    _replace(model, replaced)
+    return report(model, skipped)
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Replace every sparse layer of a model by an ordinary one, in place; returns the model."""
+    if isinstance(model, SparseConv2d | SparseLinear):
+        raise InputError(f"a bare {type(model).__name__} is made dense by its to_dense()")
+    _replace(model, {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLayer)})
+    return model
+
+
+def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
+    """Return the state dict that the dense form of a model has: `weight` in place of blocks."""
+    state = OrderedDict(model.state_dict())
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, SparseLayer):
+            prefix = f"{name}." if name else ""
+            del state[prefix + "values"], state[prefix + "block_ids"]
+            state[prefix + "weight"] = layer.dense_weight().detach()
+    return state
+
+
+def dense_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield name and module of every nn.Conv2d and nn.Linear, subclasses included, once each."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            yield name, module
+
+
+def skip_reasons(model: nn.Module, skip: Sequence[str] = ()) -> dict[str, str]:
+    """Return why layers stay dense and outside the budget, by name."""
+    names = [name for name, _ in dense_layers(model)]
+    for pattern in skip:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(f"skip '{pattern}' matches no layer{nearest(pattern, names)}")
+    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    reasons = {}
+    for name, module in dense_layers(model):
+        reason = _skip_reason(name, module, skip, uses)
+        if reason:
+            reasons[name] = reason
+    return reasons
+
+
+def _skip_reason(name: str, module: nn.Module, skip: Iterable[str], uses: Counter) -> str | None:
+    if any(fnmatch.fnmatch(name, pattern) for pattern in skip):
+        return "skip"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return f"groups={module.groups}"
+    if type(module) not in (*_LINEARS, nn.Conv2d):
+        return f"{type(module).__name__} is a subclass"
+    if uses[id(module.weight)] > 1:
+        return "weight shared with another module"
+    return None
+
+
+def _sparse_twin(
+    module: nn.Module, plan: LayerPlan, init: str, generator: torch.Generator | None
+) -> SparseLayer:
+    if init == "random":
+        layout = random_layout(plan.shape, plan.block, plan.active, generator)
+    else:
+        layout = magnitude_layout(module.weight, plan.block, plan.active)
+    kind = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
+    return kind.from_dense(module, layout=layout.to(module.weight.device))
+
+
+def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in replaced:
+                parent._modules[name] = replaced[child]

@@ -1,0 +1,148 @@
+"""The table of data sets known by name. Imports no torch, so that `--help` and errors are quick."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sparse_engine.errors import InputError, nearest
+
+FOLDER_PREFIX = "imagefolder:"
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Sizes and training conventions of one data set.
+
+    `height`, `width` and `padding` are in pixels; `mean` and `std` hold one number a channel, of
+    pixels scaled to [0, 1]; `kind` says whether the images lie in memory or as files in a folder.
+    """
+
+    name: str
+    classes: int
+    channels: int
+    height: int
+    width: int
+    train_size: int
+    test_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int = 0
+    padding_mode: Literal["reflect", "zeros"] = "zeros"
+    flip: bool = False
+    kind: Literal["arrays", "folder"] = "arrays"
+
+
+_ROWS = (
+    DatasetInfo("digits", 10, 1, 8, 8, 1437, 360, (0.3053,), (0.3761,), padding=1),
+    DatasetInfo("mnist", 10, 1, 28, 28, 60000, 10000, (0.1307,), (0.3081,), padding=2),
+    DatasetInfo(
+        name="fashion-mnist",
+        classes=10,
+        channels=1,
+        height=28,
+        width=28,
+        train_size=60000,
+        test_size=10000,
+        mean=(0.2860,),
+        std=(0.3530,),
+        padding=2,
+        flip=True,
+    ),
+    DatasetInfo(
+        name="cifar10",
+        classes=10,
+        channels=3,
+        height=32,
+        width=32,
+        train_size=50000,
+        test_size=10000,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        padding=4,
+        padding_mode="reflect",
+        flip=True,
+    ),
+    DatasetInfo(
+        name="cifar100",
+        classes=100,
+        channels=3,
+        height=32,
+        width=32,
+        train_size=50000,
+        test_size=10000,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        padding=4,
+        flip=True,
+    ),
+    DatasetInfo(
+        name="svhn",
+        classes=10,
+        channels=3,
+        height=32,
+        width=32,
+        train_size=73257,
+        test_size=26032,
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        padding=4,
+    ),
+    DatasetInfo(
+        name="imagenet",
+        classes=1000,
+        channels=3,
+        height=224,
+        width=224,
+        train_size=1281167,
+        test_size=50000,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        flip=True,
+        kind="folder",
+    ),
+)
+TABLE = {row.name: row for row in _ROWS}
+
+
+def is_known(name: str) -> bool:
+    """Return whether `name` has a row in the table, so that its sizes need no data."""
+    return name in TABLE
+
+
+def check_name(name: str, data_dir: str | None = None) -> None:
+    """Raise InputError unless `name` is in the table, `imagefolder:PATH`, or DATA_DIR/NAME.npz."""
+    if is_known(name):
+        return
+    if name.startswith(FOLDER_PREFIX):
+        if name == FOLDER_PREFIX:
+            raise InputError(f"'{name}' names no folder; write {FOLDER_PREFIX}PATH")
+        return
+    if npz_path(name, data_dir) is not None:
+        return
+    missing = "" if data_dir is None else f" and there is no {Path(data_dir) / name}.npz"
+    hint = nearest(name, [*TABLE, FOLDER_PREFIX, *_npz_names(data_dir)])
+    choices = f"; choose from {', '.join(TABLE)}, {FOLDER_PREFIX}PATH or a NAME.npz in --data-dir"
+    raise InputError(f"unknown data set '{name}'{missing}{hint or choices}")
+
+
+def npz_path(name: str, data_dir: str | None) -> Path | None:
+    """Return DATA_DIR/NAME.npz where that file exists, else None."""
+    path = None if data_dir is None else Path(data_dir) / f"{name}.npz"
+    return path if path is not None and path.is_file() else None
+
+
+def dataset_info(name: str, data_dir: str | None = None) -> DatasetInfo:
+    """Return the table's row for `name`; only other data sets are looked up on disk.
+
+    Raises InputError for an unknown name and for files that cannot be read.
+    """
+    if is_known(name):
+        return TABLE[name]
+    check_name(name, data_dir)
+    from sparse_engine.data.load import derive_info
+
+    return derive_info(name, data_dir)
+
+
+def _npz_names(data_dir: str | None) -> list[str]:
+    return [] if data_dir is None else [path.stem for path in Path(data_dir).glob("*.npz")]

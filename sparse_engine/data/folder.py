@@ -1,0 +1,205 @@
+"""Batches of image files, decoded and augmented by worker processes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from sparse_engine.data.arrays import ImageFiles
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.loader import Normaliser, count_steps, seeded_generator
+from sparse_engine.errors import InputError
+
+# Images are evaluated on the centre of a picture this much larger, as the ImageNet papers do.
+_EVALUATION_MARGIN = 256 / 224
+
+
+def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, int]:
+    """List ROOT/train and ROOT/val (or ROOT/test): (training, test, number of classes).
+
+    Each holds one folder of images a class. Raises InputError for a missing or empty folder and
+    for splits whose classes differ.
+    """
+    train, train_classes = _list_split(root, ("train",))
+    test, test_classes = _list_split(root, ("val", "test"))
+    if train_classes != test_classes:
+        odd = sorted(set(train_classes) ^ set(test_classes))[0]
+        raise InputError(
+            f"{root}: class folder '{odd}' is in one split only; give both splits the same classes"
+        )
+    return train, test, len(train_classes)
+
+
+def _list_split(root: Path, names: tuple[str, ...]) -> tuple[ImageFiles, list[str]]:
+    from torchvision.datasets import ImageFolder
+
+    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    if folder is None:
+        raise InputError(
+            f"{root} has no folder '{' or '.join(names)}'; put one folder of images a class there"
+        )
+    try:
+        listing = ImageFolder(folder)
+    except OSError as error:
+        raise InputError(f"{error}; put one folder of images a class in {folder}") from error
+    paths = tuple(path for path, _ in listing.samples)
+    return ImageFiles(paths, torch.tensor(listing.targets)), listing.classes
+
+
+class FolderLoader:
+    """Training batches of image files, with the interface of `ArrayLoader`.
+
+    Consecutive steps stream from `workers` processes (0: this process); another step starts the
+    stream anew at its place. Order, crops and flips are a pure function of (seed, step).
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        info: DatasetInfo,
+        batch_size: int,
+        device: torch.device | str,
+        *,
+        seed: int,
+        augment: bool = True,
+        workers: int = 4,
+    ) -> None:
+        self.steps_per_epoch = count_steps(len(files), batch_size)
+        self.batch_size = batch_size
+        self._device = torch.device(device)
+        transform = training_transform(info) if augment else evaluation_transform(info)
+        self._dataset = _DecodedFiles(files, transform)
+        self._seed = seed
+        self._workers = workers
+        self._normalise = Normaliser(info, device)
+        self._next_step, self._stream = 0, None
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return images float32 [B, C, H, W], normalised, and labels int64 [B] of a step from 0.
+
+        Raises InputError for a file that cannot be decoded.
+        """
+        if self._stream is None or step != self._next_step:
+            sampler = _TrainingOrder(
+                len(self._dataset), self.batch_size, self.steps_per_epoch, self._seed, step
+            )
+            self._stream = iter(_data_loader(self._dataset, sampler, self._device, self._workers))
+        self._next_step = step + 1
+        return _finish(next(self._stream), self._normalise, self._device)
+
+
+def folder_evaluation_batches(
+    files: ImageFiles,
+    info: DatasetInfo,
+    batch_size: int,
+    device: torch.device | str,
+    *,
+    workers: int = 4,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield normalised centre crops float32 [B, C, H, W] and labels int64 [B], in order.
+
+    The last batch holds what is left. Raises InputError for a file that cannot be decoded.
+    """
+    device = torch.device(device)
+    normalise = Normaliser(info, device)
+    items = [(index, 0) for index in range(len(files))]
+    batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+    dataset = _DecodedFiles(files, evaluation_transform(info))
+    for batch in _data_loader(dataset, batches, device, workers):
+        yield _finish(batch, normalise, device)
+
+
+def training_transform(info: DatasetInfo) -> Callable:
+    """Return a random resized crop, and a flip where `info` allows it, to uint8 [3, H, W]."""
+    from torchvision.transforms import v2
+
+    flip = 0.5 if info.flip else 0.0
+    crop = v2.RandomResizedCrop((info.height, info.width), antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
+
+
+def evaluation_transform(info: DatasetInfo) -> Callable:
+    """Return a resize to slightly more than needed and the centre crop, to uint8 [3, H, W]."""
+    from torchvision.transforms import v2
+
+    larger = [round(size * _EVALUATION_MARGIN) for size in (info.height, info.width)]
+    resize = v2.Resize(max(larger), antialias=True)
+    return v2.Compose([resize, v2.CenterCrop((info.height, info.width)), v2.PILToTensor()])
+
+
+class _DecodedFiles(Dataset):
+    """Images uint8 [3, H, W] and labels; an item is asked for with its index and a seed.
+
+    The seed makes the augmentation independent of which worker draws it.
+    """
+
+    def __init__(self, files: ImageFiles, transform: Callable) -> None:
+        self._files = files
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor] | InputError:
+        from torchvision.datasets.folder import default_loader
+
+        index, seed = item
+        path = self._files.paths[index]
+        try:
+            picture = default_loader(path)
+        # Returned, since an error raised in a worker reaches the trainer as a printed traceback.
+        except (OSError, SyntaxError, ValueError) as error:
+            return InputError(f"{path} is not a readable image ({error}); replace or remove it")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self._transform(picture), self._files.labels[index]
+
+
+class _TrainingOrder:
+    """Endless batches of (index, augmentation seed) from a given step on."""
+
+    def __init__(self, images: int, batch_size: int, steps: int, seed: int, start: int) -> None:
+        self._images, self._batch_size, self._steps = images, batch_size, steps
+        self._seed, self._start = seed, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first_epoch, place = divmod(self._start, self._steps)
+        for epoch in count(first_epoch):
+            generator = seeded_generator(self._seed, epoch)
+            order = torch.randperm(self._images, generator=generator)
+            seeds = torch.randint(2**62, (self._images,), generator=generator)
+            for step in range(place, self._steps):
+                part = slice(step * self._batch_size, (step + 1) * self._batch_size)
+                yield list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
+            place = 0
+
+
+def _data_loader(
+    dataset: Dataset, batches: Iterable, device: torch.device, workers: int
+) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+        # Its own generator: the default would draw from, and so change, the run's random numbers.
+        generator=torch.Generator(),
+    )
+
+
+def _collate(items: list) -> list[Tensor] | InputError:
+    broken = next((item for item in items if isinstance(item, InputError)), None)
+    return default_collate(items) if broken is None else broken
+
+
+def _finish(
+    batch: list[Tensor] | InputError, normalise: Normaliser, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, InputError):
+        raise batch
+    images, labels = (part.to(device, non_blocking=True) for part in batch)
+    return normalise(images), labels

@@ -1,0 +1,18 @@
+"""Errors that are the user's to mend: one clear line each, no traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A flag, file or argument that cannot be used; the message says what to do about it."""
+
+
+class RunFailure(RuntimeError):
+    """A run that started well and cannot go on, such as a loss that is not finite."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the choice nearest to `name`, or an empty string."""
+    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean '{found[0]}'?" if found else ""

@@ -1,0 +1,77 @@
+"""FLOPs of convolution and linear layers, and of training with them (Evci et al. 2020, app. H).
+
+A multiplication and an addition count as two. Sparse layers count their active share; batch-norm,
+activations and additions are left out, as in the papers.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.layer import SparseLayer
+
+COUNTED = (nn.Conv2d, nn.Linear, SparseLayer)
+
+
+def dense_flops(model: nn.Module, image: Sequence[int]) -> dict[str, int]:
+    """Return the forward FLOPs per image of every convolution and linear layer, were it dense.
+
+    Args:
+        model: any nn.Module; a copy is run on the meta device, so nothing is computed.
+        image: (C, H, W).
+
+    Returns:
+        FLOPs by layer name. A layer that forward never calls as a module counts 0.
+    """
+    twin = copy.deepcopy(model).to("meta").eval()
+    counts = {n: 0 for n, m in twin.named_modules() if isinstance(m, COUNTED)}
+    handles = [
+        module.register_forward_hook(_counter(counts, name))
+        for name, module in twin.named_modules()
+        if name in counts
+    ]
+    dtype = next((p.dtype for p in twin.parameters()), torch.float32)
+    with torch.no_grad():
+        twin(torch.empty(1, *image, device="meta", dtype=dtype))
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+def forward_flops(dense: Mapping[str, int], densities: Mapping[str, float]) -> float:
+    """Return the forward FLOPs per image, given each sparse layer's density."""
+    return sum(flops * densities.get(name, 1.0) for name, flops in dense.items())
+
+
+def model_densities(model: nn.Module) -> dict[str, float]:
+    """Return the density of every sparse layer by name."""
+    return {n: m.density for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+
+
+def step_flops(sparse: float, dense: float, gradient_interval: int | None) -> float:
+    """Return training FLOPs per image: forward, input gradient and weight gradient.
+
+    Args:
+        sparse: forward FLOPs of the sparse network (equal to `dense` for a dense one).
+        dense: forward FLOPs of the dense network.
+        gradient_interval: steps from one dense weight gradient to the next, None without them.
+    """
+    if gradient_interval is None:
+        return 3 * sparse
+    return (3 * sparse * gradient_interval + 2 * sparse + dense) / (gradient_interval + 1)
+
+
+def _counter(counts: dict[str, int], name: str):
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, SparseLayer):
+            shape = module.layout.shape
+        else:
+            shape = tuple(module.weight.shape)
+        counts[name] += 2 * math.prod(shape) * (output.numel() // shape[0])
+
+    return count

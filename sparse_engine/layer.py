@@ -1,0 +1,190 @@
+"""SparseLayer: what SparseConv2d and SparseLinear share, and the choice of their first blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_engine.blocks import BlockChoice, layer_block
+from sparse_kernels import BlockLayout
+from sparse_kernels.layout import block_grid
+from sparse_kernels.probe import GradientProbe
+from sparse_kernels.reference import block_norms, gather_blocks, scatter_blocks
+
+
+class SparseLayer(nn.Module):
+    """What the sparse layers share: compact values [Z, BC, BO], their layout and a bias.
+
+    The layout's index lists are no buffers: DDP would broadcast them at every step. A state dict
+    holds `values`, `block_ids` and `bias`; one with a dense `weight` loads as well and keeps the
+    strongest blocks by L1 norm, as many as the layer has.
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    layout: BlockLayout
+
+    def _make(
+        self,
+        shape: Sequence[int],
+        bias: bool,
+        device: Any,
+        dtype: Any,
+        density: float,
+        block: BlockChoice,
+        generator: torch.Generator | None,
+        layout: BlockLayout | None,
+    ) -> None:
+        self._probe: GradientProbe | None = None
+        device = torch.get_default_device() if device is None else torch.device(device)
+        self.layout = layout or random_layout(
+            shape, block, count_blocks(shape, block, density), generator
+        )
+        bo, bc = self.layout.block
+        values = torch.empty(self.layout.slots, bc, bo, device=device, dtype=dtype)
+        self.values = nn.Parameter(values)
+        empty_bias = torch.empty(shape[0], device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if empty_bias is None else nn.Parameter(empty_bias))
+        self._move_layout()
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the values that nn.Conv2d and nn.Linear would draw for a dense weight."""
+        if self.values.is_meta:
+            return
+        dense = self.values.new_empty(self.layout.shape)
+        nn.init.kaiming_uniform_(dense, a=math.sqrt(5), generator=generator)
+        self.values.copy_(gather_blocks(dense, self.layout.block_ids, self.layout.sizes()))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(math.prod(self.layout.shape[1:]))
+            nn.init.uniform_(self.bias, -bound, bound, generator=generator)
+
+    @property
+    def density(self) -> float:
+        """Active blocks / all blocks."""
+        return self.layout.density
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """(BO, BC), after clamping to the layer's channels."""
+        return self.layout.block
+
+    def dense_weight(self) -> Tensor:
+        """Return the weight [O, C, R, S] or [O, C], zero outside the blocks; differentiable."""
+        dense = scatter_blocks(self.values, self.layout.block_ids, self.layout.sizes())
+        if self._probe is not None:
+            dense = dense + self._probe.leaf
+        return dense.reshape(self._weight_shape())
+
+    @property
+    def weight(self) -> Tensor:
+        """dense_weight(), for code that reads a layer's weight; it cannot be assigned."""
+        return self.dense_weight()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__}.weight is made from its blocks and cannot be assigned; "
+                "change .values, or load a state dict"
+            )
+        super().__setattr__(name, value)
+
+    def arm(self) -> None:
+        """From now on collect, in every backward, the L1 norm of the dense gradient by block."""
+        self._probe = GradientProbe(self.layout, self.values)
+
+    def disarm(self) -> Tensor | None:
+        """Stop collecting; return the scores [OB * CB * R * S], None if no backward came by."""
+        probe, self._probe = self._probe, None
+        return None if probe is None else probe.scores
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        return self.layout.shape
+
+    def _move_layout(self) -> None:
+        # On the meta device the lists would lose their numbers, which to_empty() cannot restore.
+        if not self.values.is_meta:
+            self.layout = self.layout.to(self.values.device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseLayer:
+        super()._apply(fn, recurse)
+        self._move_layout()
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "block_ids"] = self.layout.block_ids
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        own = dict(state_dict)
+        weight, ids = own.pop(prefix + "weight", None), own.pop(prefix + "block_ids", None)
+        if weight is not None and prefix + "values" not in own:
+            if tuple(weight.shape) != self._weight_shape():
+                found, expected = list(weight.shape), list(self._weight_shape())
+                error_msgs.append(f"{prefix}weight should be {expected}, found {found}")
+                return
+            dense = weight.detach().to(self.values.device).reshape(self.layout.shape)
+            ids = strongest_blocks(dense, self.layout)
+            own[prefix + "values"] = gather_blocks(dense, ids, self.layout.sizes())
+        elif ids is None and strict:
+            missing_keys.append(prefix + "block_ids")
+        if ids is not None:
+            try:
+                self.layout.validate(ids)
+            except ValueError as error:
+                error_msgs.append(f"{prefix}block_ids: {error}")
+                return
+            self.layout.update_(ids.to(self.layout.device))
+        super()._load_from_state_dict(
+            own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_probe": None}
+
+    def _describe_blocks(self) -> str:
+        return f"density={self.density:.4g}, block={self.block}"
+
+
+def random_layout(
+    shape: Sequence[int],
+    block: BlockChoice,
+    active: int,
+    generator: torch.Generator | None = None,
+) -> BlockLayout:
+    """Return a layout of `active` uniformly drawn blocks, on the CPU."""
+    sizes = layer_block(block, shape)
+    device = generator.device if generator is not None else torch.device("cpu")
+    total = math.prod(block_grid(shape, sizes))
+    order = torch.randperm(total, generator=generator, device=device)
+    return BlockLayout(shape, sizes, order[:active].cpu().sort().values)
+
+
+def magnitude_layout(weight: Tensor, block: BlockChoice, active: int) -> BlockLayout:
+    """Return a layout of the `active` blocks of a dense weight with the largest L1 norm."""
+    first = torch.arange(active, device=weight.device)
+    layout = BlockLayout(weight.shape, layer_block(block, weight.shape), first)
+    layout.update_(strongest_blocks(weight.detach().reshape(layout.shape), layout))
+    return layout
+
+
+def strongest_blocks(dense: Tensor, layout: BlockLayout) -> Tensor:
+    """Return ids [Z] of the layout.active blocks of [O, C, R, S] with the largest L1 norm."""
+    norms = block_norms(dense.float(), layout.sizes())
+    best = norms.topk(layout.active).indices.sort().values
+    return F.pad(best, (0, layout.slots - layout.active), value=layout.total)
+
+
+def count_blocks(shape: Sequence[int], block: BlockChoice, density: float) -> int:
+    """Return the whole number of blocks nearest to a density of a weight, at least one."""
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be above 0 and at most 1, found {density}")
+    return max(1, round(density * math.prod(block_grid(shape, layer_block(block, shape)))))

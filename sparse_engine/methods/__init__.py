@@ -1,0 +1,1 @@
+"""Training methods, each a short file that returns a list of phases."""
