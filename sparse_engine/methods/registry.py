@@ -1,0 +1,50 @@
+"""Methods by name. Imports no torch, so that a wrong name is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sparse_engine.config import Config
+from sparse_engine.errors import InputError, nearest
+from sparse_engine.methods import dst_ensemble, edst, single
+from sparse_engine.phases import Phase
+
+METHODS: dict[str, Callable[[Config, int, float], list[Phase]]] = {
+    "dense": single.phases,
+    "static": single.phases,
+    "set": single.phases,
+    "rigl": single.phases,
+    "dst-ensemble": dst_ensemble.phases,
+    "edst": edst.phases,
+}
+ENSEMBLES = ("dst-ensemble", "edst")
+
+
+def check_method(name: str) -> None:
+    """Raise InputError, with the nearest name, for a method that does not exist."""
+    if name not in METHODS:
+        raise InputError(
+            f"unknown method '{name}'{nearest(name, METHODS)}; choose from {', '.join(METHODS)}"
+        )
+
+
+def build_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
+    """Return the phases of a resolved configuration.
+
+    Args:
+        config: after recipes.resolve.
+        steps: optimizer steps of the whole run.
+        warmup: share of the run over which the learning rate rises.
+
+    Raises:
+        InputError: a phase without steps, or a dynamic phase too short for a single update.
+    """
+    found = METHODS[config.method](config, steps, warmup)
+    for phase in found:
+        rule = phase.topology
+        if rule and rule.interval > (rule.stop or 1.0) * phase.steps - (rule.stop is not None):
+            raise InputError(
+                f"phase '{phase.name}' of {phase.steps} steps is too short for a topology update "
+                f"every {rule.interval}; use more epochs or a smaller --update-interval"
+            )
+    return found
