@@ -15,8 +15,8 @@ def parse_block(text: str) -> tuple[int, int] | str:
     """Return (BO, BC) for `BOxBC`, or "auto"."""
     if text == "auto":
         return text
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or "0" in (found[1].strip("0") or "0", found[2].strip("0") or "0"):
+    found = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
+    if not found or 0 in (int(found[1]), int(found[2])):
         raise InputError(
             f"block must be BOxBC with positive sizes, such as 32x32, or auto; found '{text}'"
         )

@@ -44,7 +44,7 @@ def parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
             options: dict[str, Any] = {"action": "store_true"}
         else:
             shown = "|".join(rules["choices"]) if "choices" in rules else name.upper()
-            options = {"type": _reader(flag, rules["kind"]), "metavar": shown}
+            options = {"type": _reader(rules["kind"]), "metavar": shown}
         default = "" if spec.default in (None, False) else f" [{spec.default}]"
         text = (rules["help"] + default).replace("%", "%%")
         groups[rules["group"]].add_argument(
@@ -73,12 +73,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _reader(flag: str, kind: type) -> Callable[[str], Any]:
+def _reader(kind: type) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
             what = {int: "a whole number", float: "a number"}[kind]
-            raise InputError(f"{flag} takes {what}, found '{text}'") from None
+            raise argparse.ArgumentTypeError(f"takes {what}, found '{text}'") from None
 
     return read

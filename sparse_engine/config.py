@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -150,7 +150,7 @@ def read_config_file(path: str) -> dict[str, Any]:
         raise InputError(f"config file '{path}' does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config file '{path}' cannot be read: {error}") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"config file '{path}' is not JSON: {error}") from None
     if not isinstance(values, dict):
         found = type(values).__name__
@@ -178,7 +178,7 @@ def _check(spec: Any, value: Any, source: str) -> Any:
 
 def _check_range(spec: Any, value: float, source: str) -> None:
     rules = spec.metadata
-    if not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:
         raise InputError(f"{source}: {spec.name} must be a finite number, found {value}")
     for rule, wrong, words in (
         ("above", lambda limit: value <= limit, "above"),

@@ -1,54 +1,16 @@
-"""When topology changes and by how much, and DynamicSparsity for a user's own training loop."""
+"""DynamicSparsity: topology updates in a user's own training loop."""
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 
 from torch import nn
 from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
 from sparse_engine.topology import Topology
-
-DROP_SCHEDULES = ("constant", "cosine")
-
-
-@dataclass(frozen=True)
-class UpdateSchedule:
-    """An update every `interval` steps, before step `stop`.
-
-    drop: share of active blocks replaced, at the start; "cosine" anneals it to 0 at `stop`
-    (Evci et al. 2020, section 3.2), "constant" keeps it (Liu et al. 2022).
-    stop: first step without updates, None for never.
-    """
-
-    interval: int
-    drop: float
-    stop: int | None
-    kind: str = "cosine"
-
-    def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise InputError(f"the update interval must be at least 1 step, found {self.interval}")
-        if not 0 < self.drop <= 1:
-            raise InputError(f"the drop rate must be above 0 and at most 1, found {self.drop}")
-        if self.kind not in DROP_SCHEDULES:
-            raise InputError(f"unknown drop schedule '{self.kind}'; use constant or cosine")
-
-    def rate(self, step: int) -> float:
-        """Return the share to replace after step `step` (counted from 1), 0 between updates."""
-        if step % self.interval or (self.stop is not None and step >= self.stop):
-            return 0.0
-        if self.kind == "constant" or self.stop is None:
-            return self.drop
-        return self.drop / 2 * (1 + math.cos(math.pi * step / self.stop))
-
-    def updates_in(self, steps: int) -> int:
-        """Return how many updates fall into the first `steps` steps."""
-        last = steps if self.stop is None else min(steps, self.stop - 1)
-        return max(0, last) // self.interval
+from sparse_engine.update_schedule import UpdateSchedule
 
 
 class DynamicSparsity:
@@ -89,8 +51,11 @@ class DynamicSparsity:
             schedule: "cosine" or "constant" drop rate.
             seed: of the random choices.
         """
-        if rule != "static" and not any(True for _ in _sparse_parameters(model, optimizer)):
+        dynamic = rule != "static"
+        if dynamic and not any(True for _ in _sparse_parameters(model, optimizer)):
             raise InputError("no sparse layer's values are in the optimizer: call sparsify first")
+        if stop is not None and not 0 < stop < math.inf:
+            raise InputError(f"stop must be above 0 and finite, or None, found {stop}")
         if stop is not None and stop <= 1:
             if total_steps is None:
                 logging.getLogger(__name__).info(
@@ -99,6 +64,11 @@ class DynamicSparsity:
             stop = None if total_steps is None else stop * total_steps
         last = None if stop is None else math.ceil(stop)
         self.schedule = UpdateSchedule(interval, drop, last, schedule)
+        if dynamic and total_steps is not None and not self.schedule.updates_in(total_steps):
+            raise InputError(
+                f"a run of {total_steps} steps is too short for a topology update every "
+                f"{interval} steps; make it longer, the interval shorter, or stop later"
+            )
         self.topology = Topology(model, optimizer, rule, seed)
         self.steps = 0
         self._arm_if_next()
@@ -124,6 +94,7 @@ class DynamicSparsity:
         """Continue from state_dict(); the model's own state holds the blocks."""
         self.steps = state["steps"]
         self.topology.load_state_dict(state["topology"])
+        self.topology.disarm()
         self._arm_if_next()
 
     def _arm_if_next(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sparse_engine.errors import InputError
+from sparse_engine.update_schedule import UpdateSchedule
 
 # Fewer steps than this and a grown block is judged before it has had time to grow (the
 # reliability condition of ITOP, Liu et al. 2021), so automatic intervals are not shorter.
@@ -61,6 +64,14 @@ class Phase:
     save: bool = False
     escape: float | None = None
 
+    def update_schedule(self) -> UpdateSchedule | None:
+        """Return when this phase updates its topology: never at its very end."""
+        rule = self.topology
+        if rule is None:
+            return None
+        stop = math.ceil((1.0 if rule.stop is None else rule.stop) * self.steps)
+        return UpdateSchedule(rule.interval, rule.drop, stop, rule.schedule)
+
 
 def split_steps(total: int, weights: Sequence[float]) -> list[int]:
     """Return whole numbers of steps in proportion to weights that sum to `total`.
@@ -70,7 +81,7 @@ def split_steps(total: int, weights: Sequence[float]) -> list[int]:
     """
     whole = sum(weights)
     edges = [round(total * sum(weights[:i]) / whole) for i in range(len(weights) + 1)]
-    steps = [b - a for a, b in zip(edges, edges[1:])]
+    steps = [b - a for a, b in pairwise(edges)]
     if min(steps) < 1:
         raise InputError(
             f"{total} steps are too few for {len(weights)} phases: one would have none; "

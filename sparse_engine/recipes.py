@@ -37,7 +37,7 @@ class Recipe:
 _CIFAR = Recipe("wrn28-10", 250, 128, 5e-4, edst_epochs=(150, 100), dense_epochs=250)
 _SMALL = Recipe("resnet20", 30, 128, 5e-4)
 RECIPES = {
-    "digits": Recipe("wrn16-2", 30, 128, 5e-4, block="8x8", edst_epochs=(30, 20)),
+    "digits": Recipe("wrn16-2", 24, 128, 5e-4, block="8x8", edst_epochs=(24, 16)),
     "mnist": _SMALL,
     "fashion-mnist": _SMALL,
     "svhn": replace(_SMALL, model="wrn16-4"),
@@ -77,13 +77,14 @@ def resolve(config: Config) -> Config:
     _check_contradictions(config)
     ensemble = config.method in ENSEMBLES
     members = config.members or (recipe.members if ensemble else 1)
+    rule = config.topology or ("rigl" if ensemble else config.method)
     block = config.block or recipe.block
     parse_block(block)
     chosen: dict[str, Any] = {
         "model": config.model or recipe.model,
         "block": block,
         "members": members,
-        "topology": (config.topology or "rigl") if ensemble else config.method,
+        "topology": None if rule == "dense" else rule,
         "sparsity": _sparsity(config),
         "epochs": config.epochs or _epochs(config, recipe, members),
     }

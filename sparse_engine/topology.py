@@ -115,6 +115,11 @@ class Topology:
         for layer in self.layers.values() if self.needs_gradient else ():
             layer.arm()
 
+    def disarm(self) -> None:
+        """Stop collecting dense gradients and forget those collected."""
+        for layer in self.layers.values():
+            layer.disarm()
+
     @torch.no_grad()
     def update(self, rate: float) -> None:
         """Replace the share `rate` of every layer's active blocks."""

@@ -139,8 +139,10 @@ def _prepare(
         raise ValueError(f"values should be [Z, BC, BO] = {expected}, found {list(values.shape)}")
     if bias is not None and list(bias.shape) != [out_channels]:
         raise ValueError(f"bias should be [{out_channels}], found {list(bias.shape)}")
-    for name, tensor in (("values", values), ("layout", layout), ("bias", bias)):
-        if tensor is not None and tensor.device != x.device and not x.is_meta:
+    # A layout keeps its numbers on a real device when the layer is on the meta device.
+    kept = None if x.is_meta else layout
+    for name, tensor in (("values", values), ("layout", kept), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
             raise ValueError(f"x is on {x.device} but {name} on {tensor.device}; move one of them")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, found {x.dtype}")

@@ -89,9 +89,10 @@ class BlockLayout:
             block: (BO, BC).
         """
         grid = block_grid(shape, block)
-        if mask.dtype != torch.bool or mask.numel() != math.prod(grid):
+        wanted = grid if len(shape) == 4 else grid[:2]
+        if mask.dtype != torch.bool or tuple(mask.shape) not in (grid, wanted):
             raise ValueError(
-                f"mask must be bool {list(grid)} for a weight {list(shape)}, "
+                f"mask must be bool {list(wanted)} for a weight {list(shape)}, "
                 f"found {mask.dtype} {list(mask.shape)}"
             )
         return cls(shape, block, mask.flatten().nonzero().flatten())

@@ -41,10 +41,10 @@ def build_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]
     """
     found = METHODS[config.method](config, steps, warmup)
     for phase in found:
-        rule = phase.topology
-        if rule and rule.interval > (rule.stop or 1.0) * phase.steps - (rule.stop is not None):
+        schedule = phase.update_schedule()
+        if schedule and not schedule.updates_in(phase.steps):
             raise InputError(
                 f"phase '{phase.name}' of {phase.steps} steps is too short for a topology update "
-                f"every {rule.interval}; use more epochs or a smaller --update-interval"
+                f"every {schedule.interval}; use more epochs or a smaller --update-interval"
             )
     return found

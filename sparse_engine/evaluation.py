@@ -1,0 +1,94 @@
+"""Predictions of a model on a data split, and the table that sets members beside their ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.data.arrays import ImageArrays, ImageFiles
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.folder import FolderLoader, folder_evaluation_batches
+from sparse_engine.data.loader import ArrayLoader, evaluation_batches
+from sparse_engine.metrics import (
+    classification_metrics,
+    disagreement,
+    kl_divergence,
+    mean_probabilities,
+    pairwise,
+)
+from sparse_engine.summary import format_table
+
+Split = ImageArrays | ImageFiles
+
+
+def training_loader(
+    split: Split, info: DatasetInfo, batch_size: int, device: torch.device, seed: int, workers: int
+) -> ArrayLoader | FolderLoader:
+    """Return the loader of a split's kind; see ArrayLoader."""
+    if isinstance(split, ImageArrays):
+        return ArrayLoader(split, info, batch_size, device, seed=seed)
+    return FolderLoader(split, info, batch_size, device, seed=seed, workers=workers)
+
+
+def batches(
+    split: Split, info: DatasetInfo, batch_size: int, device: torch.device, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a split's batches in order, without augmentation."""
+    if isinstance(split, ImageArrays):
+        return evaluation_batches(split, info, batch_size, device)
+    return folder_evaluation_batches(split, info, batch_size, device, workers=workers)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, split_batches: Iterator, bf16: bool = False) -> tuple[Tensor, Tensor]:
+    """Return softmax probabilities [N, K] and labels [N], on the CPU; the model's mode is kept."""
+    training = model.training
+    model.eval()
+    probabilities, labels = [], []
+    for x, y in split_batches:
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            logits = model(x)
+        probabilities.append(logits.float().softmax(1).cpu())
+        labels.append(y.cpu())
+    model.train(training)
+    return torch.cat(probabilities), torch.cat(labels)
+
+
+def ensemble_metrics(members: Sequence[Tensor], labels: Tensor) -> dict[str, Any]:
+    """Return metrics of the ensemble and of each member.
+
+    Args:
+        members: probabilities [N, K] of each.
+        labels: [N].
+
+    Returns:
+        accuracy, nll, ece and brier of the mean probabilities; `members`, the same of each;
+        member_accuracy, the accuracy of each; and, with several members, their mean pairwise
+        disagreement and kl (FreeTickets, section 4).
+    """
+    stacked = torch.stack(list(members))
+    each = [classification_metrics(p, labels) for p in stacked]
+    found: dict[str, Any] = classification_metrics(mean_probabilities(stacked), labels)
+    found["member_accuracy"] = [m["accuracy"] for m in each]
+    found["members"] = each
+    if len(each) > 1:
+        found["disagreement"] = pairwise(disagreement, stacked)
+        found["kl"] = pairwise(kl_divergence, stacked)
+    return found
+
+
+def metrics_table(found: dict[str, Any]) -> str:
+    """Return members, their mean and the ensemble as a table."""
+    columns = ("accuracy", "nll", "ece", "brier")
+    rows = [("", "", *columns)]
+    members = found["members"]
+    named = [(f"member {i}", m) for i, m in enumerate(members, 1)]
+    if len(members) > 1:
+        mean = {c: sum(m[c] for m in members) / len(members) for c in columns}
+        named += [("mean of members", mean), ("ensemble", found)]
+    rows += [(name, "", *(f"{m[c]:.4f}" for c in columns)) for name, m in named]
+    return format_table(rows)

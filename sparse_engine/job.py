@@ -1,0 +1,209 @@
+"""A training run from its configuration to its last line of output."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from typing import Any
+
+import torch
+
+from sparse_engine.config import Config
+from sparse_engine.costs import run_costs
+from sparse_engine.data.arrays import DataSet
+from sparse_engine.data.catalog import dataset_info
+from sparse_engine.data.load import load_dataset
+from sparse_engine.data.loader import count_steps, split_validation
+from sparse_engine.errors import InputError
+from sparse_engine.evaluation import batches, ensemble_metrics, metrics_table, predict
+from sparse_engine.methods.registry import build_phases
+from sparse_engine.network import build_network
+from sparse_engine.phases import Phase
+from sparse_engine.recipes import warmup_share
+from sparse_engine.run_folder import RunFolder
+from sparse_engine.summary import format_table
+from sparse_engine.trainer import Trainer
+from sparse_kernels.backend import VARIABLE, BackendError, check_backend
+
+
+def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
+    """Train a resolved configuration, print its table and its JSON line, and return the result.
+
+    Args:
+        config: of recipes.resolve.
+        folder: of a run to continue; None starts a new one.
+
+    Raises:
+        InputError: before anything is written; RunFailure: after the last good checkpoint.
+    """
+    device = choose_device(config)
+    data = load_dataset(config.dataset, config.data_dir, config.download)
+    phases = plan_phases(config, training_images(config, data))
+    costs = run_costs(config, data.info, phases)
+    build_network(config, data.info, device)
+    if folder is None:
+        folder = RunFolder.create(config)
+    print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
+    trainer = Trainer(config, phases, data, folder, device)
+    trainer.restore()
+    trainer.run()
+    found = evaluate_members(config, data, folder, device)
+    result = describe(config, device, costs, found, trainer.progress.train_seconds)
+    folder.save_result(result)
+    print_result(result, found)
+    return result
+
+
+def dry_run(config: Config) -> None:
+    """Print what a run would cost, layer by layer, and the JSON line; nothing is written."""
+    info = dataset_info(config.dataset, config.data_dir)
+    train_size = info.train_size
+    if config.select == "validation":
+        train_size -= round(config.validation * train_size)
+    phases = plan_phases(config, train_size)
+    costs = run_costs(config, info, phases)
+    rows = [("layer", "block", "shape", "density", "weights", "stored bytes", "MFLOPs")]
+    for plan in costs["plans"]:
+        block = "dense" if plan.is_dense else "x".join(map(str, plan.block))
+        stored = plan.weights if plan.is_dense else plan.stored
+        flops = costs["layer_flops"][plan.name] * plan.density
+        shape = "x".join(map(str, plan.shape))
+        weights = round(plan.density * plan.weights)
+        counts = (f"{plan.density:.4f}", f"{weights}", f"{4 * stored}", f"{flops / 1e6:.2f}")
+        rows.append((plan.name, block, shape, *counts))
+    print(format_table(rows))
+    print("\n" + format_table(_phase_rows(config, phases)))
+    print_json(describe(config, choose_device(config), costs, None, None))
+
+
+def plan_phases(config: Config, train_size: int) -> list[Phase]:
+    """Return the phases of a run over a training split of `train_size` images."""
+    steps = count_steps(train_size, config.batch_size) * config.epochs
+    return build_phases(config, steps, warmup_share(config))
+
+
+def training_images(config: Config, data: DataSet) -> int:
+    """Return how many images are trained on, after the validation split."""
+    if config.select == "validation":
+        return len(split_validation(data.train, config.validation, config.seed)[0])
+    return len(data.train)
+
+
+def choose_device(config: Config) -> torch.device:
+    """Return the device of a run, after checking that it and the backend are there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' is not available on this machine; use --device cpu")
+    has_gpu = torch.cuda.is_available() and config.device != "cpu"
+    device = torch.device("cuda" if has_gpu else "cpu")
+    try:
+        check_backend(config.backend, device)
+    except BackendError as error:
+        raise InputError(str(error)) from None
+    if config.backend != "auto":
+        os.environ[VARIABLE] = config.backend
+    return device
+
+
+def evaluate_members(
+    config: Config, data: DataSet, folder: RunFolder, device: torch.device
+) -> dict[str, Any]:
+    """Return the test metrics of a run's tickets and of their ensemble."""
+    members, labels = member_probabilities(config, data, folder, device)
+    return ensemble_metrics(members, labels)
+
+
+def member_probabilities(
+    config: Config, data: DataSet, folder: RunFolder, device: torch.device
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return each ticket's test probabilities [N, K], and the labels [N]."""
+    model = build_network(config, data.info, device).model
+    members, labels = [], torch.empty(0)
+    for state in folder.load_members():
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(
+                f"a ticket of run '{folder.path}' does not fit its configuration: {error}"
+            ) from None
+        test = batches(data.test, data.info, 2 * config.batch_size, device, config.workers)
+        probabilities, labels = predict(model, test, config.dtype == "bf16")
+        members.append(probabilities)
+    return members, labels
+
+
+def describe(
+    config: Config,
+    device: torch.device,
+    costs: dict[str, Any],
+    found: dict[str, Any] | None,
+    seconds: float | None,
+) -> dict[str, Any]:
+    """Return the JSON object of a run; what was not measured is null."""
+    gpu = device.type == "cuda"
+    measured = found or {}
+    return {
+        "method": config.method,
+        "dataset": config.dataset,
+        "model": config.model,
+        "sparsity": config.sparsity,
+        "block": config.block,
+        "distribution": config.distribution,
+        "members": config.members,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        **{name: measured.get(name) for name in ("accuracy", "nll", "ece", "brier")},
+        "member_accuracy": measured.get("member_accuracy"),
+        "disagreement": measured.get("disagreement"),
+        "kl": measured.get("kl"),
+        **{
+            name: costs[name]
+            for name in (
+                "train_flops",
+                "train_flops_ratio",
+                "test_flops_ratio",
+                "parameters",
+                "bytes",
+            )
+        },
+        "train_seconds": seconds,
+        "peak_memory_bytes": None if seconds is None else peak_memory(device),
+        "device": torch.cuda.get_device_name(device) if gpu else "cpu",
+        "dtype": config.dtype,
+        "backend": "masked",
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak bytes that tensors took on a GPU, or the process's peak on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def print_result(result: dict[str, Any], found: dict[str, Any]) -> None:
+    """Print the table of tickets and ensemble, the costs in words, and the JSON line."""
+    print("\n" + metrics_table(found))
+    print(
+        f"\nsparsity {result['sparsity']:.3g}; training {result['train_flops_ratio']:.2f} and "
+        f"test {result['test_flops_ratio']:.2f} times one dense network's FLOPs; "
+        f"{result['train_seconds']:.0f} s of training on {result['device']}"
+    )
+    print_json(result)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print one JSON object on one line."""
+    print(json.dumps(result), flush=True)
+
+
+def _phase_rows(config: Config, phases: list[Phase]) -> list[tuple[str, ...]]:
+    rows = [("phase", "", "steps", "epochs", "updates", "ticket")]
+    total = sum(phase.steps for phase in phases)
+    for phase in phases:
+        schedule = phase.update_schedule()
+        updates = schedule.updates_in(phase.steps) if schedule else 0
+        epochs = f"{phase.steps / total * config.epochs:.1f}"
+        ticket = "yes" if phase.save else "-"
+        rows.append((phase.name, "", f"{phase.steps}", epochs, f"{updates}", ticket))
+    return rows

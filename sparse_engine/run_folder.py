@@ -1,0 +1,129 @@
+"""The folder of a run: config.json, metrics.csv, metrics.json, last.pt and member_K.pt."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from sparse_engine.checkpoint import load_file, save_file
+from sparse_engine.config import Config, read_config_file
+from sparse_engine.errors import InputError
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "phase",
+    "learning_rate",
+    "train_loss",
+    "split",
+    "nll",
+    "accuracy",
+    "exploration_rate",
+    "train_seconds",
+)
+
+
+class RunFolder:
+    """Reads and writes one run's files."""
+
+    def __init__(self, path: Path) -> None:
+        """Use a folder that exists; see create and existing."""
+        self.path = path
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolder:
+        """Make the folder of a new run and write its config.json.
+
+        Raises:
+            InputError: the folder exists and is not empty, or cannot be made.
+        """
+        path = Path(config.out) if config.out else _fresh_path(config)
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise InputError(
+                    f"output folder '{path}' exists and is not empty; "
+                    "choose another --out, or continue it with --resume"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(config.saved(), indent=1)
+            (path / "config.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"output folder '{path}' cannot be made: {error}") from None
+        return cls(path)
+
+    @classmethod
+    def existing(cls, path: str) -> RunFolder:
+        """Open the folder of a run that was started before."""
+        if not (Path(path) / "config.json").is_file():
+            raise InputError(f"'{path}' is not a run folder: it has no config.json")
+        return cls(Path(path))
+
+    def config(self) -> Config:
+        """Return the saved configuration."""
+        return Config(**read_config_file(str(self.path / "config.json")))
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last.pt"
+
+    def save_member(self, number: int, model_state: dict[str, Any]) -> None:
+        """Write ticket `number`, counted from 1."""
+        save_file({"member": number, "model": model_state}, self.path / f"member_{number}.pt")
+
+    def load_members(self) -> list[dict[str, Any]]:
+        """Return the model states of all tickets, in order.
+
+        Raises:
+            InputError: there are none, or one cannot be read.
+        """
+        paths = sorted(self.path.glob("member_*.pt"), key=_number)
+        if not paths:
+            raise InputError(f"run '{self.path}' has no tickets yet (no member_K.pt)")
+        return [load_file(path)["model"] for path in paths]
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Append a row to metrics.csv."""
+        path = self.path / "metrics.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def drop_rows_after(self, step: int) -> None:
+        """Remove the rows that a resumed run will write again."""
+        path = self.path / "metrics.csv"
+        if not path.exists():
+            return
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        path.unlink()
+        for row in rows:
+            self.add_row(row)
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        """Write metrics.json."""
+        text = json.dumps(result, indent=1)
+        (self.path / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of a finished run, None of one that is not."""
+        path = self.path / "metrics.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _fresh_path(config: Config) -> Path:
+    dataset = config.dataset.replace(":", "-").replace("/", "-")
+    number = 1
+    while (path := Path("runs") / f"{config.method}-{dataset}-{number}").exists():
+        number += 1
+    return path
+
+
+def _number(path: Path) -> int:
+    digits = path.stem.removeprefix("member_")
+    return int(digits) if digits.isdigit() else 0

@@ -1,0 +1,66 @@
+"""Train a sparse network or an ensemble of tickets.
+
+python -m sparse_engine.train                                   EDST on handwritten digits
+python -m sparse_engine.train --method rigl --dataset cifar10 --data-dir DIR
+python -m sparse_engine.train --resume runs/edst-digits-1       continue a run
+python -m sparse_engine.train --method edst --dataset cifar10 --dry-run   what it would cost
+
+The last line on stdout is one JSON object. Exit code 2 is for bad input, 1 for a failed run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sparse_engine.command_line import parse_flags, run_command
+from sparse_engine.config import Config, read_config_file
+from sparse_engine.errors import InputError
+from sparse_engine.recipes import resolve
+
+# A resumed run may move to other hardware and other paths, and nothing else may change.
+MOVABLE = ("data_dir", "device", "backend", "workers", "download", "resume")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line `arguments`."""
+    flags = parse_flags(arguments, (__doc__ or "").splitlines()[0])
+    if "resume" in flags:
+        _resume(flags)
+        return
+    file = read_config_file(flags["config"]) if "config" in flags else {}
+    config = resolve(Config(**{**file, **flags}))
+    # From here on torch is needed; its import takes longer than everything above.
+    from sparse_engine import job
+
+    if config.dry_run:
+        job.dry_run(config)
+    else:
+        job.train(config)
+
+
+def _resume(flags: dict[str, Any]) -> None:
+    from sparse_engine import job
+    from sparse_engine.run_folder import RunFolder
+
+    folder = RunFolder.existing(flags["resume"])
+    saved = folder.config()
+    given = {k: v for k, v in flags.items() if k != "config"}
+    if "config" in flags:
+        given = {**read_config_file(flags["config"]), **given}
+    for name, value in given.items():
+        if name not in MOVABLE and value != getattr(saved, name):
+            raise InputError(
+                f"run '{folder.path}' has {name} {getattr(saved, name)}, found {value}: "
+                "a resumed run keeps its configuration; start a new one with --config"
+            )
+    finished = folder.result()
+    if finished is not None:
+        print(f"run '{folder.path}' is finished")
+        job.print_json(finished)
+        return
+    moved = {k: v for k, v in given.items() if k in MOVABLE and k != "resume"}
+    job.train(replace(saved, **moved), folder)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,218 @@
+"""The training loop: it runs any list of phases, and every method is such a list."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from sparse_engine.checkpoint import load_file, save_file
+from sparse_engine.config import Config
+from sparse_engine.data.arrays import DataSet
+from sparse_engine.data.loader import split_validation
+from sparse_engine.evaluation import batches, predict, training_loader
+from sparse_engine.finite import LossGuard
+from sparse_engine.metrics import accuracy, negative_log_likelihood
+from sparse_engine.network import Network, build_network, member_seed
+from sparse_engine.phases import Phase
+from sparse_engine.run_folder import RunFolder
+
+
+@dataclass
+class Progress:
+    """Where a run is: `step` of the whole run, `phase_step` of the phase, `tickets` saved."""
+
+    step: int = 0
+    phase: int = 0
+    phase_step: int = 0
+    member: int = -1
+    tickets: int = 0
+    train_seconds: float = 0.0
+
+
+class Trainer:
+    """Runs the phases of one configuration, epoch by epoch, with a checkpoint after each."""
+
+    def __init__(
+        self,
+        config: Config,
+        phases: Sequence[Phase],
+        data: DataSet,
+        folder: RunFolder,
+        device: torch.device,
+    ) -> None:
+        """Prepare a run from its start.
+
+        Args:
+            config: resolved.
+            phases: of build_phases.
+            data: its test split is never used to choose anything.
+            folder: receives checkpoints, tickets and metrics.csv.
+            device: where to train.
+        """
+        self.config, self.phases, self.data = config, phases, data
+        self.folder, self.device = folder, device
+        train, self.split, self.held_out = data.train, "test", data.test
+        if config.select == "validation":
+            train, self.held_out = split_validation(train, config.validation, config.seed)
+            self.split = "validation"
+        self.train_split = train
+        self.progress = Progress()
+        self.best: dict[str, Any] | None = None
+        self.guard = LossGuard(device)
+        self.network: Network
+
+    def restore(self) -> None:
+        """Continue from the folder's checkpoint, if there is one."""
+        if not self.folder.last.exists():
+            return
+        state = load_file(self.folder.last)
+        self.progress = Progress(**state["progress"])
+        self._start_member(self.progress.member)
+        self.network.model.load_state_dict(state["model"])
+        self.network.optimizer.load_state_dict(state["optimizer"])
+        self.network.topology.load_state_dict(state["topology"])
+        self.best = state["best"]
+        torch.set_rng_state(state["random_state"])
+        if state["device_random_state"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_random_state"], self.device)
+        self.folder.drop_rows_after(self.progress.step)
+
+    def run(self) -> None:
+        """Train to the end of the last phase.
+
+        Raises:
+            RunFailure: the loss is not finite; the last checkpoint is from before.
+        """
+        total = sum(phase.steps for phase in self.phases)
+        with tqdm(total=total, initial=self.progress.step, disable=None, unit="step") as bar:
+            while self.progress.phase < len(self.phases):
+                phase = self.phases[self.progress.phase]
+                bar.set_description(phase.name)
+                if phase.fresh and self.progress.phase_step == 0:
+                    self._start_member(self.progress.member + 1)
+                self._train_epoch(phase, bar)
+                self._close_epoch(phase, bar)
+
+    def _start_member(self, member: int) -> None:
+        seed = member_seed(self.config.seed, member)
+        self.progress.member = member
+        self.network = build_network(self.config, self.data.info, self.device, member)
+        self.loader = training_loader(
+            self.train_split,
+            self.data.info,
+            self.config.batch_size,
+            self.device,
+            seed,
+            self.config.workers,
+        )
+
+    def _train_epoch(self, phase: Phase, bar: tqdm) -> None:
+        """Train to the end of the epoch or of the phase, whichever comes first."""
+        progress, began = self.progress, time.perf_counter()
+        self.network.model.train()
+        left = self.loader.steps_per_epoch - progress.step % self.loader.steps_per_epoch
+        for _ in range(min(left, phase.steps - progress.phase_step)):
+            self._train_step(phase)
+            progress.step += 1
+            progress.phase_step += 1
+            bar.update()
+        self.mean_loss = self.guard.check()
+        progress.train_seconds += time.perf_counter() - began
+
+    def _train_step(self, phase: Phase) -> None:
+        network, number = self.network, self.progress.phase_step + 1
+        schedule = phase.update_schedule()
+        rate = schedule.rate(number) if schedule else 0.0
+        if rate or (phase.escape and number == phase.steps):
+            network.topology.arm()
+        multiple = phase.learning_rate.at(self.progress.phase_step, phase.steps)
+        for group in network.optimizer.param_groups:
+            group["lr"] = self.config.lr * multiple
+        x, y = self.loader.batch(self.progress.step)
+        x = x.contiguous(memory_format=torch.channels_last)
+        loss = self._loss(x, y)
+        self.guard.add(self.progress.step, loss, network.model, x)
+        network.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        network.optimizer.step()
+        if rate:
+            network.topology.update(rate)
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        bf16 = self.config.dtype == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            logits = self.network.model(x)
+        return F.cross_entropy(logits.float(), y, label_smoothing=self.config.label_smoothing)
+
+    def _close_epoch(self, phase: Phase, bar: tqdm) -> None:
+        """Evaluate, log, end the phase if it is over, and write a checkpoint."""
+        progress = self.progress
+        probabilities, labels = self._predict()
+        found = accuracy(probabilities, labels)
+        bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{found:.4f}")
+        if phase.save and self.split == "validation":
+            self._keep_if_best(found)
+        self.folder.add_row(
+            {
+                "epoch": -(-progress.step // self.loader.steps_per_epoch),
+                "step": progress.step,
+                "phase": phase.name,
+                "learning_rate": f"{self.network.optimizer.param_groups[0]['lr']:.6g}",
+                "train_loss": f"{self.mean_loss:.6f}",
+                "split": self.split,
+                "nll": f"{negative_log_likelihood(probabilities, labels):.6f}",
+                "accuracy": f"{found:.6f}",
+                "exploration_rate": f"{self.network.topology.exploration_rate():.6f}",
+                "train_seconds": f"{progress.train_seconds:.3f}",
+            }
+        )
+        if progress.phase_step == phase.steps:
+            self._close_phase(phase, found)
+        self._save_checkpoint()
+
+    def _close_phase(self, phase: Phase, found: float) -> None:
+        progress = self.progress
+        if phase.save:
+            progress.tickets += 1
+            best = self.best or {"accuracy": found, "model": self.network.model.state_dict()}
+            self.folder.save_member(progress.tickets, best["model"])
+            tqdm.write(
+                f"ticket {progress.tickets}: {self.split} accuracy {best['accuracy']:.4f} "
+                f"after {progress.step} steps"
+            )
+            self.best = None
+        if phase.escape:
+            self.network.topology.update(phase.escape)
+        progress.phase, progress.phase_step = progress.phase + 1, 0
+
+    def _predict(self) -> tuple[Tensor, Tensor]:
+        size = 2 * self.config.batch_size
+        held_out = batches(self.held_out, self.data.info, size, self.device, self.config.workers)
+        return predict(self.network.model, held_out, self.config.dtype == "bf16")
+
+    def _keep_if_best(self, found: float) -> None:
+        if self.best is None or found > self.best["accuracy"]:
+            state = {k: v.detach().clone() for k, v in self.network.model.state_dict().items()}
+            self.best = {"accuracy": found, "model": state}
+
+    def _save_checkpoint(self) -> None:
+        on_gpu = self.device.type == "cuda"
+        save_file(
+            {
+                "progress": asdict(self.progress),
+                "model": self.network.model.state_dict(),
+                "optimizer": self.network.optimizer.state_dict(),
+                "topology": self.network.topology.state_dict(),
+                "best": self.best,
+                "random_state": torch.get_rng_state(),
+                "device_random_state": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+            },
+            self.folder.last,
+        )
