@@ -15,7 +15,7 @@ FORMAT = "sparse-engine-1"
 
 
 def save_file(content: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain containers to a new file, synced, then put it in the old one's place."""
+    """Write tensors and plain containers to a new file, sync it, then replace the old one."""
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         torch.save({"format": FORMAT, **content}, file)

@@ -138,8 +138,8 @@ def _whole_blocks(
         most = max(shrinkable, key=lambda n: (active[n] - ideal[n]) / ideal[n])
         active[most] -= 1
         left += size[most]
-    for name in sorted(totals, key=lambda n: active[n] - ideal[n]):
-        if active[name] < totals[name] and size[name] <= left + slack:
-            active[name] += 1
-            left -= size[name]
+    while fitting := [n for n in totals if active[n] < totals[n] and size[n] <= left + slack]:
+        name = min(fitting, key=lambda n: active[n] - ideal[n])
+        active[name] += 1
+        left -= size[name]
     return active

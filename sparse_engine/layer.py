@@ -125,27 +125,35 @@ class SparseLayer(nn.Module):
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
         own = dict(state_dict)
-        weight, ids = own.pop(prefix + "weight", None), own.pop(prefix + "block_ids", None)
-        if weight is not None and prefix + "values" not in own:
-            if tuple(weight.shape) != self._weight_shape():
-                found, expected = list(weight.shape), list(self._weight_shape())
-                error_msgs.append(f"{prefix}weight should be {expected}, found {found}")
-                return
-            dense = weight.detach().to(self.values.device).reshape(self.layout.shape)
-            ids = strongest_blocks(dense, self.layout)
-            own[prefix + "values"] = gather_blocks(dense, ids, self.layout.sizes())
-        elif ids is None and strict:
-            missing_keys.append(prefix + "block_ids")
-        if ids is not None:
-            try:
+        values, ids = own.get(prefix + "values"), own.pop(prefix + "block_ids", None)
+        weight = own.pop(prefix + "weight", None) if values is None else None
+        try:
+            if weight is not None:
+                ids = self._strongest_of(weight)
+                dense = weight.detach().reshape(self.layout.shape)
+                values = own[prefix + "values"] = gather_blocks(dense, ids, self.layout.sizes())
+            if ids is not None:
                 self.layout.validate(ids)
-            except ValueError as error:
-                error_msgs.append(f"{prefix}block_ids: {error}")
-                return
+        except ValueError as error:
+            error_msgs.append(f"{prefix}{'block_ids' if weight is None else 'weight'}: {error}")
+            return
+        if ids is None:
+            missing_keys.append(prefix + "block_ids")
+            # Nobody knows where these values belong: keep the present ones.
+            own[prefix + "values"] = self.values
+        elif values is not None and values.shape == self.values.shape:
             self.layout.update_(ids.to(self.layout.device))
         super()._load_from_state_dict(
             own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        self._move_layout()
+
+    def _strongest_of(self, weight: Tensor) -> Tensor:
+        if tuple(weight.shape) != self._weight_shape():
+            raise ValueError(
+                f"the shape should be {list(self._weight_shape())}, found {list(weight.shape)}"
+            )
+        return strongest_blocks(weight.detach().reshape(self.layout.shape), self.layout)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_probe": None}

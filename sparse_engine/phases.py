@@ -90,14 +90,13 @@ def split_steps(total: int, weights: Sequence[float]) -> list[int]:
     return steps
 
 
-def automatic_interval(share: float, run_steps: int, shortest_phase: float) -> int:
+def automatic_interval(scaled: float, shortest_phase: float) -> int:
     """Return an update interval in steps that scales with the run.
 
     Args:
-        share: interval / length of the run, in the paper's recipe.
-        run_steps: steps of this run.
+        scaled: the paper's interval, in proportion to this run's length.
         shortest_phase: steps in which updates happen, in the shortest phase that has any: it
             gets LEAST_UPDATES of them.
     """
-    scaled = max(SHORTEST_INTERVAL, round(share * run_steps))
-    return max(1, min(scaled, int(shortest_phase) // (LEAST_UPDATES + 1)))
+    wanted = max(SHORTEST_INTERVAL, round(scaled))
+    return max(1, min(wanted, int(shortest_phase) // (LEAST_UPDATES + 1)))

@@ -12,7 +12,7 @@ from sparse_engine.blocks import parse_block
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
-from sparse_engine.methods.edst import proportions
+from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.registry import ENSEMBLES, check_method
 from sparse_engine.models.catalog import check_name as check_model
 
@@ -110,8 +110,9 @@ def _sparsity(config: Config) -> float:
 
 def _epochs(config: Config, recipe: Recipe, members: int) -> int:
     if config.method == "edst":
+        usual = schedule_for(config.dataset)
         explore, refine = recipe.edst_epochs or (
-            share * recipe.epochs // 250 for share in proportions(config.dataset)
+            max(1, share * recipe.epochs // 250) for share in (usual.explore, usual.refine)
         )
         return explore + members * refine
     return recipe.epochs * (members if config.method == "dst-ensemble" else 1)
@@ -120,6 +121,12 @@ def _epochs(config: Config, recipe: Recipe, members: int) -> int:
 def _check_contradictions(config: Config) -> None:
     if config.method == "dense" and config.sparsity:
         raise InputError("method 'dense' has no sparsity; leave --sparsity out, or use 'static'")
+    rule = config.topology or ("rigl" if config.method in ENSEMBLES else config.method)
+    if config.sparsity == 0 and rule in ("set", "rigl"):
+        raise InputError(
+            f"method '{config.method}' has no blocks to update at sparsity 0; "
+            "use --method dense, or --topology static for an ensemble of dense networks"
+        )
     if config.method not in ENSEMBLES:
         if (config.members or 1) != 1:
             raise InputError(

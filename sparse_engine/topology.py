@@ -5,6 +5,7 @@ Sources: SET, Mocanu et al. 2018; RigL, Evci et al. 2020; exploration rate, Liu 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -126,8 +127,12 @@ class Topology:
         score = GROW_SCORES[self.rule]
         if score is None:
             return
-        for number, (name, layer) in enumerate(self.layers.items()):
-            grow_score = score(layer, self._generator(layer, number))
+        # All scores first: an error in one must not leave half of the layers updated.
+        grow_scores = [
+            score(layer, self._generator(layer, number))
+            for number, layer in enumerate(self.layers.values())
+        ]
+        for (name, layer), grow_score in zip(self.layers.items(), grow_scores):
             count = int(rate * layer.layout.active + 0.5)
             if count:
                 drop_score = layer.values.abs().sum((1, 2))
@@ -138,13 +143,13 @@ class Topology:
         self.updates += 1
 
     def exploration_rate(self) -> float:
-        """Return R_s, the share of weights that were ever active (ITOP); synchronises."""
-        size = {
-            n: layer.layout.block[0] * layer.layout.block[1] for n, layer in self.layers.items()
-        }
-        ever = sum(int(self.ever_active[n].sum()) * size[n] for n in self.layers)
-        total = sum(layer.layout.total * size[n] for n, layer in self.layers.items())
-        return ever / total if total else 1.0
+        """Return R_s, the share of the sparse layers' weights that were ever active (ITOP).
+
+        A ragged edge block counts as the layer's average block. Synchronises.
+        """
+        weights = {n: math.prod(layer.layout.shape) for n, layer in self.layers.items()}
+        ever = sum(int(mask.sum()) / len(mask) * weights[n] for n, mask in self.ever_active.items())
+        return ever / sum(weights.values()) if weights else 1.0
 
     def state_dict(self) -> dict:
         """Return the number of updates and the ever-active masks."""

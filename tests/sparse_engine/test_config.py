@@ -243,7 +243,7 @@ def test_blocks():
 def test_the_defaults_are_a_small_edst():
     config = resolve(Config())
     assert (config.method, config.dataset, config.members) == ("edst", "digits", 3)
-    assert (config.topology, config.sparsity, config.epochs) == ("rigl", 0.8, 90)
+    assert (config.topology, config.sparsity, config.epochs) == ("rigl", 0.8, 72)
     assert config.dense_epochs == config.epochs
     assert None not in (config.model, config.block, config.batch_size, config.lr)
 
@@ -269,9 +269,20 @@ def test_epochs_of_recipes(settings, epochs, dense_epochs):
 
 def test_given_settings_win_over_the_recipe():
     given = {"lr": 0.7, "weight_decay": 0.0, "label_smoothing": 0.0, "batch_size": 3}
-    config = resolve(Config(dataset="imagenet", sparsity=0.0, block="1x1", **given))
+    config = resolve(Config(dataset="imagenet", sparsity=0.5, block="1x1", **given))
     assert {name: getattr(config, name) for name in given} == given
-    assert (config.sparsity, config.block) == (0.0, "1x1")
+    assert (config.sparsity, config.block) == (0.5, "1x1")
+
+
+@pytest.mark.parametrize("method", ["edst", "dst-ensemble", "set", "rigl"])
+def test_sparsity_zero_leaves_nothing_to_update(method):
+    with pytest.raises(InputError, match="no blocks to update at sparsity 0"):
+        resolve(Config(method=method, sparsity=0.0))
+
+
+def test_an_ensemble_may_be_of_dense_networks():
+    config = resolve(Config(method="dst-ensemble", topology="static", sparsity=0.0))
+    assert config.sparsity == 0
 
 
 def test_recipes_are_complete():

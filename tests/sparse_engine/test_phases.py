@@ -70,20 +70,25 @@ def test_a_phase_without_steps_is_an_error():
         phases_for(3, method="edst")
 
 
-@given(st.floats(0, 1), st.integers(1, 10**6), st.floats(0, 10**6))
-def test_automatic_interval_limits(share, run_steps, shortest_phase):
-    interval = automatic_interval(share, run_steps, shortest_phase)
+@given(st.floats(0, 10**6), st.floats(0, 10**6))
+def test_automatic_interval_limits(scaled, shortest_phase):
+    interval = automatic_interval(scaled, shortest_phase)
     assert interval >= 1
-    assert interval <= max(SHORTEST_INTERVAL, round(share * run_steps))
+    assert interval <= max(SHORTEST_INTERVAL, round(scaled))
     if shortest_phase >= LEAST_UPDATES + 1:
         assert interval * (LEAST_UPDATES + 1) <= shortest_phase
 
 
 def test_automatic_interval_by_hand():
-    assert automatic_interval(0.01, 100_000, 50_000) == 1000
-    assert automatic_interval(0.01, 1000, 1000) == SHORTEST_INTERVAL
-    assert automatic_interval(0.01, 1000, 60) == 12
-    assert automatic_interval(0.01, 1000, 3) == 1
+    assert automatic_interval(1000, 50_000) == 1000
+    assert automatic_interval(10, 1000) == SHORTEST_INTERVAL
+    assert automatic_interval(10, 60) == 12
+    assert automatic_interval(10, 3) == 1
+
+
+def test_edst_interval_does_not_depend_on_the_number_of_tickets():
+    phases = phases_for(850 * CIFAR_EPOCH, method="edst", members=7)
+    assert {phase.topology.interval for phase in phases} == {1000}
 
 
 def test_edst_is_the_papers():

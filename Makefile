@@ -1,0 +1,56 @@
+# Each target makes the virtual environment it needs. A stamp is written after pip has succeeded,
+# so an interrupted install repairs itself, and a changed setup.py or pyproject.toml is noticed.
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+SETUP := setup.py pyproject.toml
+
+.PHONY: train test test-slow test-oldest lint bench bench-gpu clean
+
+train: $(VENV)/.train
+	$(VENV)/bin/python -m sparse_engine.train $(ARGS)
+
+test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-oldest: $(OLDEST)/.test
+	$(OLDEST)/bin/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+bench: $(VENV)/.test
+	$(VENV)/bin/python -m pytest bench --benchmark-enable $(ARGS)
+
+bench-gpu: $(VENV)/.test
+	@$(VENV)/bin/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" \
+		|| { echo "bench-gpu needs a CUDA GPU; 'make bench' runs on a CPU" >&2; exit 2; }
+	$(VENV)/bin/python -m pytest bench --benchmark-enable -m gpu $(ARGS)
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: $(SETUP) | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: $(SETUP) | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --editable ".[test]"
+	touch $@ $(VENV)/.train
+
+$(VENV)/.lint: $(SETUP) | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet "ruff>=0.9"
+	touch $@
+
+$(OLDEST)/.test: $(SETUP)
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet "torch==2.11.*" "triton==3.6.*" "torchvision==0.26.*"
+	$(OLDEST)/bin/pip install --quiet --editable ".[test]"
+	touch $@
