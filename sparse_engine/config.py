@@ -13,6 +13,8 @@ from sparse_engine.errors import InputError, nearest
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download")
+# A resumed run may move to other hardware and other paths, and nothing else may change.
+MOVABLE = ("data_dir", "device", "backend", "workers", "download", "resume")
 
 
 def setting(group: str, help: str, default: Any = None, **rules: Any) -> Any:

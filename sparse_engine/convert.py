@@ -119,6 +119,8 @@ def _skip_reason(name: str, module: nn.Module, skip: Iterable[str], uses: Counte
         return f"groups={module.groups}"
     if type(module) not in (*_LINEARS, nn.Conv2d):
         return f"{type(module).__name__} is a subclass"
+    if "weight" not in module._parameters:
+        return "weight is no parameter"
     if uses[id(module.weight)] > 1:
         return "weight shared with another module"
     return None
@@ -132,7 +134,7 @@ def _sparse_twin(
     else:
         layout = magnitude_layout(module.weight, plan.block, plan.active)
     kind = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
-    return kind.from_dense(module, layout=layout.to(module.weight.device))
+    return kind.from_dense(module, layout=layout)
 
 
 def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:

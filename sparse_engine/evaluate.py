@@ -9,6 +9,8 @@ from typing import Any
 
 from sparse_engine.command_line import Parser, run_command
 from sparse_engine.errors import InputError
+from sparse_engine.recipes import resolve
+from sparse_engine.run_folder import RunFolder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -37,20 +39,22 @@ def evaluate(runs: Sequence[str], data_dir: str | None, device: str) -> dict[str
     Raises:
         InputError: a run that cannot be read, or runs of different data sets.
     """
+    folders = [RunFolder.existing(run) for run in runs]
+    saved = [folder.config() for folder in folders]
+    for folder, config in zip(folders, saved):
+        if config.dataset != saved[0].dataset:
+            raise InputError(
+                f"run '{folder.path}' is of data set {config.dataset}, and "
+                f"'{folders[0].path}' of {saved[0].dataset}: they cannot be one ensemble"
+            )
+    # All runs are given the same data, and the backend that this machine has.
+    here = {"data_dir": data_dir or saved[0].data_dir, "device": device, "backend": "auto"}
+    configs = [resolve(replace(config, **here)) for config in saved]
     from sparse_engine.data.load import load_dataset
     from sparse_engine.evaluation import ensemble_metrics
     from sparse_engine.job import choose_device, member_probabilities
-    from sparse_engine.run_folder import RunFolder
 
-    folders = [RunFolder.existing(run) for run in runs]
-    configs = [replace(folder.config(), device=device) for folder in folders]
-    for folder, config in zip(folders, configs):
-        if config.dataset != configs[0].dataset:
-            raise InputError(
-                f"run '{folder.path}' is of data set {config.dataset}, and "
-                f"'{folders[0].path}' of {configs[0].dataset}: they cannot be one ensemble"
-            )
-    data = load_dataset(configs[0].dataset, data_dir or configs[0].data_dir)
+    data = load_dataset(configs[0].dataset, configs[0].data_dir)
     members, labels = [], None
     for folder, config in zip(folders, configs):
         found, labels = member_probabilities(config, data, folder, choose_device(config))

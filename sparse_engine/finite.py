@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +40,12 @@ class LossGuard:
         self._sum, self._count = 0.0, 0
         return mean
 
+    def check_predictions(self, step: int, probabilities: Tensor) -> None:
+        """Look at predictions [N, K] made after `step`: its update may have broken the weights."""
+        if not bool(torch.isfinite(probabilities).all()):
+            self._model.eval()
+            self._fail("predictions are", step)
+
     def _look(self) -> None:
         if not self._losses:
             return
@@ -45,14 +53,16 @@ class LossGuard:
         steps, self._steps, self._losses = self._steps, [], []
         finite = torch.isfinite(losses)
         if not bool(finite.all()):
-            step = steps[int((~finite).nonzero()[0])]
-            raise RunFailure(
-                f"the loss is not finite at step {step}; first layer with such an output: "
-                f"{first_bad_layer(self._model, self._x)}; the last checkpoint is from before; "
-                "try a lower --lr"
-            )
+            self._fail("the loss is", steps[int((~finite).nonzero()[0])])
         self._sum += float(losses.sum())
         self._count += len(losses)
+
+    def _fail(self, what: str, step: int) -> NoReturn:
+        raise RunFailure(
+            f"{what} not finite at step {step}; first layer with such an output: "
+            f"{first_bad_layer(self._model, self._x)}; the last checkpoint is from before; "
+            "try a lower --lr"
+        )
 
 
 @torch.no_grad()

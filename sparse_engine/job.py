@@ -57,6 +57,7 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
 
 def dry_run(config: Config) -> None:
     """Print what a run would cost, layer by layer, and the JSON line; nothing is written."""
+    device = choose_device(config)
     info = dataset_info(config.dataset, config.data_dir)
     train_size = info.train_size
     if config.select == "validation":
@@ -74,7 +75,7 @@ def dry_run(config: Config) -> None:
         rows.append((plan.name, block, shape, *counts))
     print(format_table(rows))
     print("\n" + format_table(_phase_rows(config, phases)))
-    print_json(describe(config, choose_device(config), costs, None, None))
+    print_json(describe(config, device, costs, None, None))
 
 
 def plan_phases(config: Config, train_size: int) -> list[Phase]:

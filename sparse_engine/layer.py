@@ -60,7 +60,7 @@ class SparseLayer(nn.Module):
             return
         dense = self.values.new_empty(self.layout.shape)
         nn.init.kaiming_uniform_(dense, a=math.sqrt(5), generator=generator)
-        self.values.copy_(gather_blocks(dense, self.layout.block_ids, self.layout.sizes()))
+        self.values.copy_(gather_blocks(dense, self.layout.tensors(), self.layout.sizes()))
         if self.bias is not None:
             bound = 1 / math.sqrt(math.prod(self.layout.shape[1:]))
             nn.init.uniform_(self.bias, -bound, bound, generator=generator)
@@ -77,7 +77,7 @@ class SparseLayer(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """Return the weight [O, C, R, S] or [O, C], zero outside the blocks; differentiable."""
-        dense = scatter_blocks(self.values, self.layout.block_ids, self.layout.sizes())
+        dense = scatter_blocks(self.values, self.layout.tensors(), self.layout.sizes())
         if self._probe is not None:
             dense = dense + self._probe.leaf
         return dense.reshape(self._weight_shape())
@@ -126,34 +126,33 @@ class SparseLayer(nn.Module):
     ):
         own = dict(state_dict)
         values, ids = own.get(prefix + "values"), own.pop(prefix + "block_ids", None)
-        weight = own.pop(prefix + "weight", None) if values is None else None
-        try:
-            if weight is not None:
-                ids = self._strongest_of(weight)
-                dense = weight.detach().reshape(self.layout.shape)
-                values = own[prefix + "values"] = gather_blocks(dense, ids, self.layout.sizes())
-            if ids is not None:
-                self.layout.validate(ids)
-        except ValueError as error:
-            error_msgs.append(f"{prefix}{'block_ids' if weight is None else 'weight'}: {error}")
-            return
+        if values is None and prefix + "weight" in own:
+            weight = own.pop(prefix + "weight").detach()
+            if tuple(weight.shape) != self._weight_shape():
+                found, expected = list(weight.shape), list(self._weight_shape())
+                error_msgs.append(f"{prefix}weight should be {expected}, found {found}")
+                return
+            dense = weight.reshape(self.layout.shape)
+            ids = strongest_blocks(dense, self.layout)
+            chosen = BlockLayout(self.layout.shape, self.layout.block, ids, self.layout.active)
+            values = gather_blocks(dense, chosen.tensors(), chosen.sizes())
+            own[prefix + "values"] = values
         if ids is None:
             missing_keys.append(prefix + "block_ids")
-            # Nobody knows where these values belong: keep the present ones.
-            own[prefix + "values"] = self.values
-        elif values is not None and values.shape == self.values.shape:
-            self.layout.update_(ids.to(self.layout.device))
+            if values is not None:  # nobody knows where they belong: keep the present ones
+                own[prefix + "values"] = self.values
+        else:
+            try:
+                self.layout.validate(ids)
+            except ValueError as error:
+                error_msgs.append(f"{prefix}block_ids: {error}")
+                return
+            if values is not None and values.shape == self.values.shape:
+                self.layout.update_(ids.to(self.layout.device))
         super()._load_from_state_dict(
             own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         self._move_layout()
-
-    def _strongest_of(self, weight: Tensor) -> Tensor:
-        if tuple(weight.shape) != self._weight_shape():
-            raise ValueError(
-                f"the shape should be {list(self._weight_shape())}, found {list(weight.shape)}"
-            )
-        return strongest_blocks(weight.detach().reshape(self.layout.shape), self.layout)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_probe": None}
@@ -177,7 +176,12 @@ def random_layout(
 
 
 def magnitude_layout(weight: Tensor, block: BlockChoice, active: int) -> BlockLayout:
-    """Return a layout of the `active` blocks of a dense weight with the largest L1 norm."""
+    """Return a layout of the `active` blocks of a dense weight with the largest L1 norm.
+
+    On the meta device, where a weight has no numbers, the blocks are drawn at random.
+    """
+    if weight.is_meta:
+        return random_layout(weight.shape, block, active)
     first = torch.arange(active, device=weight.device)
     layout = BlockLayout(weight.shape, layer_block(block, weight.shape), first)
     layout.update_(strongest_blocks(weight.detach().reshape(layout.shape), layout))

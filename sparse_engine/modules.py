@@ -219,21 +219,31 @@ class SparseLinear(SparseLayer):
 
 
 def _pair(value: Pair) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) not in (1, 2):
+        raise ValueError(f"sizes must be one or two integers, found {value}")
+    return pair[0], pair[-1]
 
 
 def _adopt(sparse: Any, dense: Any) -> Any:
     """Give a layer made on the meta device the weights of a dense one."""
-    layout = sparse.layout
-    weight = dense.weight.detach().reshape(layout.shape)
-    values = gather_blocks(weight, layout.block_ids, layout.sizes())
-    sparse.values = nn.Parameter(values, requires_grad=dense.weight.requires_grad)
-    sparse.bias = dense.bias
+    if not dense.weight.is_meta:
+        layout = sparse.layout = sparse.layout.to(dense.weight.device)
+        weight = dense.weight.detach().reshape(layout.shape)
+        sparse.values = nn.Parameter(gather_blocks(weight, layout.tensors(), layout.sizes()))
+    sparse.values.requires_grad_(dense.weight.requires_grad)
+    sparse.bias = _copied(dense.bias)
     return sparse.train(dense.training)
 
 
 def _release(sparse: Any, dense: Any) -> Any:
     weight = sparse.dense_weight().detach().clone()
     dense.weight = nn.Parameter(weight, requires_grad=sparse.values.requires_grad)
-    dense.bias = sparse.bias
+    dense.bias = _copied(sparse.bias)
     return dense.train(sparse.training)
+
+
+def _copied(bias: nn.Parameter | None) -> nn.Parameter | None:
+    if bias is None:
+        return None
+    return nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)

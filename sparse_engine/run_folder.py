@@ -82,7 +82,7 @@ class RunFolder:
         paths = sorted(self.path.glob("member_*.pt"), key=_number)
         if not paths:
             raise InputError(f"run '{self.path}' has no tickets yet (no member_K.pt)")
-        return [load_file(path)["model"] for path in paths]
+        return [load_file(path, "member", "model")["model"] for path in paths]
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.csv."""
@@ -100,15 +100,19 @@ class RunFolder:
         if not path.exists():
             return
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+            # A row cut short lacks values.
+            whole = [row for row in csv.DictReader(file) if None not in row.values()]
         path.unlink()
-        for row in rows:
-            self.add_row(row)
+        for row in whole:
+            if int(row["step"]) <= step:
+                self.add_row(row)
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write metrics.json."""
         text = json.dumps(result, indent=1)
-        (self.path / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        part = self.path / "metrics.json.part"
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(self.path / "metrics.json")
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, None of one that is not."""

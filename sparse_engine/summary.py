@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from sparse_engine.layer import SparseLayer
+from sparse_engine.modules import SparseConv2d
 from sparse_kernels.reference import scatter_blocks
 
 
@@ -99,11 +102,12 @@ def format_table(rows: list[tuple[str, ...]]) -> str:
 
 def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:
     layout = layer.layout
-    ones = layer.values.detach().new_ones(layer.values.shape)
-    weights = int(scatter_blocks(ones, layout.block_ids, layout.sizes()).sum().item())
+    # Booleans are counted exactly, whatever the dtype and device of the values.
+    ones = torch.ones(layer.values.shape, dtype=torch.bool, device=layout.device)
+    weights = int(scatter_blocks(ones, layout.tensors(), layout.sizes()).sum())
     stored = layer.values.numel() * layer.values.element_size()
-    dense = layer.dense_weight().numel()
-    shape = tuple(layer.dense_weight().shape)
+    dense = math.prod(layout.shape)
+    shape = layout.shape if isinstance(layer, SparseConv2d) else layout.shape[:2]
     kind = type(layer).__name__
     counts = (layout.active, layout.total, weights, dense, stored)
     return LayerRow(name, kind, shape, layer.block, *counts)

@@ -176,7 +176,7 @@ def assert_invariants(layer: SparseLayer, optimizer: Optimizer | None, changed: 
     _check(layout.mask().sum() == layout.active, "the count of active blocks changed")
     _check(~values.index_select(0, changed).any(), "a grown block does not start at zero")
     if any(n % b for n, b in zip(layout.shape[:2], layout.block)) or layout.active < layout.slots:
-        real = gather_blocks(values.new_ones(layout.shape), layout.block_ids, layout.sizes())
+        real = gather_blocks(values.new_ones(layout.shape), layout.tensors(), layout.sizes())
         _check(~values.masked_fill(real > 0, 0).any(), "a value outside the weight is not zero")
     for state in state_tensors(optimizer, layer.values) if optimizer is not None else ():
         _check(~state.index_select(0, changed).any(), "a grown block has momentum")

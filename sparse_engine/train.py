@@ -13,12 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from sparse_engine.command_line import parse_flags, run_command
-from sparse_engine.config import Config, read_config_file
+from sparse_engine.config import MOVABLE, Config, read_config_file
 from sparse_engine.errors import InputError
 from sparse_engine.recipes import resolve
-
-# A resumed run may move to other hardware and other paths, and nothing else may change.
-MOVABLE = ("data_dir", "device", "backend", "workers", "download", "resume")
+from sparse_engine.run_folder import RunFolder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,9 +37,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _resume(flags: dict[str, Any]) -> None:
-    from sparse_engine import job
-    from sparse_engine.run_folder import RunFolder
-
     folder = RunFolder.existing(flags["resume"])
     saved = folder.config()
     given = {k: v for k, v in flags.items() if k != "config"}
@@ -53,13 +48,15 @@ def _resume(flags: dict[str, Any]) -> None:
                 f"run '{folder.path}' has {name} {getattr(saved, name)}, found {value}: "
                 "a resumed run keeps its configuration; start a new one with --config"
             )
+    from sparse_engine import job
+
     finished = folder.result()
     if finished is not None:
         print(f"run '{folder.path}' is finished")
         job.print_json(finished)
         return
     moved = {k: v for k, v in given.items() if k in MOVABLE and k != "resume"}
-    job.train(replace(saved, **moved), folder)
+    job.train(resolve(replace(saved, **moved)), folder)
 
 
 if __name__ == "__main__":

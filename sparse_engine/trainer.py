@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sparse_engine.checkpoint import load_file, save_file
-from sparse_engine.config import Config
+from sparse_engine.config import MOVABLE, Config
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.loader import split_validation
+from sparse_engine.errors import InputError
 from sparse_engine.evaluation import batches, predict, training_loader
 from sparse_engine.finite import LossGuard
 from sparse_engine.metrics import accuracy, negative_log_likelihood
@@ -69,13 +70,24 @@ class Trainer:
         self.network: Network
 
     def restore(self) -> None:
-        """Continue from the folder's checkpoint, if there is one."""
+        """Continue from the folder's checkpoint, if there is one.
+
+        Raises:
+            InputError: it cannot be read, or is of another configuration or other data.
+        """
         if not self.folder.last.exists():
+            self.folder.drop_rows_after(0)
             return
-        state = load_file(self.folder.last)
+        state = load_file(self.folder.last, "progress", "config")
+        self._check_configuration(state["config"])
         self.progress = Progress(**state["progress"])
         self._start_member(self.progress.member)
-        self.network.model.load_state_dict(state["model"])
+        try:
+            self.network.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise InputError(
+                f"checkpoint '{self.folder.last}' does not fit the data: {error}"
+            ) from None
         self.network.optimizer.load_state_dict(state["optimizer"])
         self.network.topology.load_state_dict(state["topology"])
         self.best = state["best"]
@@ -83,6 +95,14 @@ class Trainer:
         if state["device_random_state"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_random_state"], self.device)
         self.folder.drop_rows_after(self.progress.step)
+
+    def _check_configuration(self, saved: dict[str, Any]) -> None:
+        for name, value in self.config.saved().items():
+            if name not in MOVABLE and value != saved.get(name):
+                raise InputError(
+                    f"checkpoint '{self.folder.last}' was trained with {name} {saved.get(name)}, "
+                    f"found {value}: a resumed run keeps its configuration; start a new one"
+                )
 
     def run(self) -> None:
         """Train to the end of the last phase.
@@ -155,6 +175,7 @@ class Trainer:
         """Evaluate, log, end the phase if it is over, and write a checkpoint."""
         progress = self.progress
         probabilities, labels = self._predict()
+        self.guard.check_predictions(progress.step, probabilities)
         found = accuracy(probabilities, labels)
         bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{found:.4f}")
         if phase.save and self.split == "validation":
@@ -206,6 +227,7 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         save_file(
             {
+                "config": self.config.saved(),
                 "progress": asdict(self.progress),
                 "model": self.network.model.state_dict(),
                 "optimizer": self.network.optimizer.state_dict(),

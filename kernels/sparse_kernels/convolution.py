@@ -44,7 +44,7 @@ def _forward(
     bias: Tensor | None = None,
 ) -> Tensor:
     require_backend(x.device)
-    y = reference.conv2d(x, values, bias, index[0], sizes, stride, padding, dilation)
+    y = reference.conv2d(x, values, bias, index, sizes, stride, padding, dilation)
     return y.contiguous(memory_format=reference.memory_format(x))
 
 
@@ -73,7 +73,7 @@ def _input_grad(
     dilation: Ints,
 ) -> Tensor:
     geometry = (stride, padding, dilation)
-    dx = reference.conv2d_input_grad(grad, values, index[0], sizes, image, *geometry)
+    dx = reference.conv2d_input_grad(grad, values, index, sizes, image, *geometry)
     return dx.contiguous(memory_format=reference.memory_format(grad))
 
 
@@ -97,7 +97,7 @@ def _weight_grad(
     padding: Ints,
     dilation: Ints,
 ) -> Tensor:
-    return reference.conv2d_weight_grad(x, grad, index[0], sizes, stride, padding, dilation)
+    return reference.conv2d_weight_grad(x, grad, index, sizes, stride, padding, dilation)
 
 
 def _weight_grad_fake(x, grad, index, sizes, stride, padding, dilation):

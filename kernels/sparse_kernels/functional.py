@@ -146,7 +146,7 @@ def _prepare(
             raise ValueError(f"x is on {x.device} but {name} on {tensor.device}; move one of them")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, found {x.dtype}")
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         cast = [
             t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, values, bias)

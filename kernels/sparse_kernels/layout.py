@@ -37,6 +37,11 @@ class SlotIndex(NamedTuple):
     tap_h: Tensor
     tap_w: Tensor
 
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> SlotIndex:
+        """Return the lists by slot among BlockLayout.tensors()."""
+        return cls(*tensors[11:15])
+
 
 def clamp_block(block: Sequence[int], out_channels: int, in_channels: int) -> tuple[int, int]:
     """Return (BO, BC) no wider than the layer's channels rounded up to a multiple of 16."""
@@ -140,7 +145,7 @@ class BlockLayout:
     @property
     def weight_grad_index(self) -> SlotIndex:
         """Blocks by slot."""
-        return SlotIndex(*self._tensors[11:15])
+        return SlotIndex.of(self._tensors)
 
     def tensors(self) -> list[Tensor]:
         """All index tensors, in the order the custom ops take them (block_ids first)."""
@@ -182,6 +187,8 @@ class BlockLayout:
         if block_ids.shape != self.block_ids.shape or block_ids.is_floating_point():
             found = f"{block_ids.dtype} {list(block_ids.shape)}"
             raise ValueError(f"block ids should be integer [{self.slots}], found {found}")
+        if block_ids.is_meta:
+            raise ValueError("block ids on the meta device have no numbers")
         ids = block_ids.cpu().long()
         used = ids[ids < self.total]
         if bool((ids < 0).any()):

@@ -19,7 +19,7 @@ def _forward(
     x: Tensor, values: Tensor, index: Index, sizes: Ints, bias: Tensor | None = None
 ) -> Tensor:
     require_backend(x.device)
-    return reference.linear(x, values, bias, index[0], sizes)
+    return reference.linear(x, values, bias, index, sizes)
 
 
 def _forward_fake(x, values, index, sizes, bias=None):
@@ -35,7 +35,7 @@ def _forward_backward(needed, grad, x, values, index, sizes):
 
 
 def _input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
-    return reference.linear_input_grad(grad, values, index[0], sizes)
+    return reference.linear_input_grad(grad, values, index, sizes)
 
 
 def _input_grad_fake(grad, values, index, sizes):
@@ -50,7 +50,7 @@ def _input_grad_backward(needed, ddx, grad, values, index, sizes):
 
 
 def _weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
-    return reference.linear_weight_grad(x, grad, index[0], sizes)
+    return reference.linear_weight_grad(x, grad, index, sizes)
 
 
 def _weight_grad_fake(x, grad, index, sizes):

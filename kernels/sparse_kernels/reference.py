@@ -1,7 +1,8 @@
 """The definition of every operator in plain PyTorch: scatter the blocks, then the dense operator.
 
 It is the `masked` path on any device, and what each kernel is compared with.
-Shapes: x [N, C, H, W] or [..., C], values [Z, BC, BO], sizes = (O, C, R, S, BO, BC).
+Shapes: x [N, C, H, W] or [..., C], values [Z, BC, BO]; index = BlockLayout.tensors() and
+sizes = (O, C, R, S, BO, BC) = BlockLayout.sizes().
 """
 
 from collections.abc import Sequence
@@ -10,63 +11,74 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_kernels.layout import block_grid
+from sparse_kernels.layout import SlotIndex, block_grid
 
 
-def scatter_blocks(values: Tensor, block_ids: Tensor, sizes: Sequence[int]) -> Tensor:
+def scatter_blocks(values: Tensor, index: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     """Return the dense weight [O, C, R, S] of values [Z, BC, BO]; differentiable."""
     out_channels, in_channels, taps_h, taps_w, bo, bc = sizes
-    grid = block_grid(sizes[:4], (bo, bc))
-    total = grid[0] * grid[1] * taps_h * taps_w
-    # One row more than there are blocks takes what unused slots write.
-    flat = values.new_zeros(total + 1, bc * bo)
-    flat = flat.index_copy(0, block_ids.long(), values.reshape(-1, bc * bo))
-    blocks = flat[:total].view(*grid, bc, bo).permute(0, 5, 1, 4, 2, 3)
-    return blocks.reshape(grid[0] * bo, grid[1] * bc, taps_h, taps_w)[:out_channels, :in_channels]
-
-
-def dense_blocks(dense: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return all blocks [OB * CB * R * S, BC, BO] of a weight [O, C, R, S], edges zero-padded."""
-    out_channels, in_channels, taps_h, taps_w, bo, bc = sizes
     ob, cb, _, _ = block_grid(sizes[:4], (bo, bc))
-    pad = (0, 0, 0, 0, 0, cb * bc - in_channels, 0, ob * bo - out_channels)
-    padded = F.pad(dense, pad) if any(pad) else dense
-    blocks = padded.reshape(ob, bo, cb, bc, taps_h, taps_w).permute(0, 2, 4, 5, 3, 1)
-    return blocks.reshape(-1, bc, bo)
+    # What unused slots write goes to one element, or one row of blocks, past the end.
+    if bo == bc == 1:
+        flat = values.new_zeros(out_channels * in_channels * taps_h * taps_w + 1)
+        flat = flat.index_copy(0, index[0].long(), values.flatten())
+        return flat[:-1].view(sizes[:4])
+    dense = values.new_zeros((ob + 1) * bo, cb * bc, taps_h, taps_w)
+    out_block, in_block, tap_h, tap_w = SlotIndex.of(index)
+    places = dense.view(ob + 1, bo, cb, bc, taps_h, taps_w)
+    places[out_block, :, in_block, :, tap_h, tap_w] = values.transpose(1, 2)
+    return dense[:out_channels, :in_channels]
 
 
-def gather_blocks(dense: Tensor, block_ids: Tensor, sizes: Sequence[int]) -> Tensor:
+def gather_blocks(dense: Tensor, index: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     """Return values [Z, BC, BO] of a weight [O, C, R, S]; zero in unused slots."""
-    blocks = dense_blocks(dense, sizes)
-    used = block_ids < len(blocks)
-    values = blocks.index_select(0, block_ids.long().clamp(max=len(blocks) - 1))
-    return torch.where(used[:, None, None], values, 0)
+    bo, bc = sizes[4:]
+    ob, cb, taps_h, taps_w = block_grid(sizes[:4], (bo, bc))
+    used = (index[0] < ob * cb * taps_h * taps_w)[:, None, None]
+    if bo == bc == 1:
+        flat = dense.reshape(-1)
+        values = flat.index_select(0, index[0].clamp(max=len(flat) - 1))
+        return torch.where(used, values[:, None, None], 0)
+    out_block, in_block, tap_h, tap_w = SlotIndex.of(index)
+    places = _whole_blocks(dense, sizes).unflatten(0, (ob, bo)).unflatten(2, (cb, bc))
+    values = places[out_block.clamp(max=ob - 1), :, in_block, :, tap_h, tap_w]
+    return torch.where(used, values.transpose(1, 2), 0).contiguous()
 
 
 def block_norms(dense: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return the L1 norm of every block of a weight [O, C, R, S], as [OB * CB * R * S]."""
-    return dense_blocks(dense.abs(), sizes).sum((1, 2))
+    bo, bc = sizes[4:]
+    ob, cb, _, _ = block_grid(sizes[:4], (bo, bc))
+    blocks = _whole_blocks(dense.abs(), sizes).unflatten(0, (ob, bo)).unflatten(2, (cb, bc))
+    return blocks.sum((1, 3)).flatten()
+
+
+def _whole_blocks(dense: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Pad a weight [O, C, R, S] with zeros to a multiple of the block."""
+    out_channels, in_channels, _, _, bo, bc = sizes
+    pad = (0, 0, 0, 0, 0, -in_channels % bc, 0, -out_channels % bo)
+    return F.pad(dense, pad) if any(pad) else dense
 
 
 def conv2d(
     x: Tensor,
     values: Tensor,
     bias: Tensor | None,
-    block_ids: Tensor,
+    index: Sequence[Tensor],
     sizes: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
     """Return y [N, O, P, Q]."""
-    weight = scatter_blocks(values, block_ids, sizes)
+    weight = scatter_blocks(values, index, sizes)
     return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
 
 
 def conv2d_input_grad(
     grad: Tensor,
     values: Tensor,
-    block_ids: Tensor,
+    index: Sequence[Tensor],
     sizes: Sequence[int],
     image: Sequence[int],
     stride: Sequence[int],
@@ -74,7 +86,7 @@ def conv2d_input_grad(
     dilation: Sequence[int],
 ) -> Tensor:
     """Return dx [N, C, H, W] for dy [N, O, P, Q], where image = (H, W)."""
-    weight = scatter_blocks(values, block_ids, sizes)
+    weight = scatter_blocks(values, index, sizes)
     shape = (grad.shape[0], sizes[1], *image)
     x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
     return _conv_backward(grad, x, weight, stride, padding, dilation, 0)
@@ -83,7 +95,7 @@ def conv2d_input_grad(
 def conv2d_weight_grad(
     x: Tensor,
     grad: Tensor,
-    block_ids: Tensor,
+    index: Sequence[Tensor],
     sizes: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -91,7 +103,7 @@ def conv2d_weight_grad(
 ) -> Tensor:
     """Return dvalues [Z, BC, BO]."""
     dense = conv2d_dense_weight_grad(x, grad, sizes, stride, padding, dilation)
-    return gather_blocks(dense, block_ids, sizes)
+    return gather_blocks(dense, index, sizes)
 
 
 def conv2d_dense_weight_grad(
@@ -108,22 +120,24 @@ def conv2d_dense_weight_grad(
 
 
 def linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, block_ids: Tensor, sizes: Sequence[int]
+    x: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], sizes: Sequence[int]
 ) -> Tensor:
     """Return y [..., O]."""
-    return F.linear(x, scatter_blocks(values, block_ids, sizes).flatten(1), bias)
+    return F.linear(x, scatter_blocks(values, index, sizes).flatten(1), bias)
 
 
 def linear_input_grad(
-    grad: Tensor, values: Tensor, block_ids: Tensor, sizes: Sequence[int]
+    grad: Tensor, values: Tensor, index: Sequence[Tensor], sizes: Sequence[int]
 ) -> Tensor:
     """Return dx [..., C] for dy [..., O]."""
-    return grad @ scatter_blocks(values, block_ids, sizes).flatten(1)
+    return grad @ scatter_blocks(values, index, sizes).flatten(1)
 
 
-def linear_weight_grad(x: Tensor, grad: Tensor, block_ids: Tensor, sizes: Sequence[int]) -> Tensor:
+def linear_weight_grad(
+    x: Tensor, grad: Tensor, index: Sequence[Tensor], sizes: Sequence[int]
+) -> Tensor:
     """Return dvalues [Z, BC, BO]."""
-    return gather_blocks(linear_dense_weight_grad(x, grad), block_ids, sizes)
+    return gather_blocks(linear_dense_weight_grad(x, grad), index, sizes)
 
 
 def linear_dense_weight_grad(x: Tensor, grad: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """BlockLayout against a construction of every list by plain Python loops."""
 
 import copy
+import itertools
 import pickle
 import random
 
@@ -52,7 +53,7 @@ def found_pass(index):
     """Return the same lists as a layout holds them."""
     start = index.start.tolist()
     entries = list(zip(*(t.tolist() for t in index[1:])))
-    return [entries[a:b] for a, b in zip(start, start[1:])]
+    return [entries[a:b] for a, b in itertools.pairwise(start)]
 
 
 @given(layouts())

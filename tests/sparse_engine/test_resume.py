@@ -1,0 +1,299 @@
+"""A run that was cut off and resumed equals one that was not; what cannot be resumed is refused."""
+
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_engine.checkpoint import load_file, save_file
+from sparse_engine.errors import InputError
+from sparse_engine.train import main
+from sparse_engine.trainer import Trainer
+
+FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
+# Nine epochs: three of exploration and three tickets of two. Five: phases end within epochs.
+EDST = ["--method", "edst", "--sparsity", "0.5", "--epochs", "9"]
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Run steps this small on one thread: several wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def train(out, *flags):
+    main([*FLAGS, "--out", out, *flags])
+
+
+def train_and_kill(monkeypatch, epoch, *flags, before=False):
+    """Train into `out` until the checkpoint of an epoch (from 1) is, or is about to be, written."""
+    save, calls = Trainer._save_checkpoint, []
+
+    def save_and_die(self):
+        calls.append(self)
+        if before and len(calls) == epoch:
+            raise Killed
+        save(self)
+        if len(calls) == epoch:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", save_and_die)
+        with pytest.raises(Killed):
+            train("out", *flags)
+
+
+def rows_of(out):
+    with Path(out, "metrics.csv").open(newline="") as file:
+        return [{**row, "train_seconds": ""} for row in csv.DictReader(file)]
+
+
+def tickets_of(out):
+    return [load_file(p, "model")["model"] for p in sorted(Path(out).glob("member_*.pt"))]
+
+
+def assert_equal_runs(first, second):
+    assert rows_of(first) == rows_of(second)
+    pairs = list(zip(tickets_of(first), tickets_of(second), strict=True))
+    assert pairs
+    for one, other in pairs:
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def stopped_run(monkeypatch):
+    train_and_kill(monkeypatch, 2, "--method", "rigl", "--epochs", "4")
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize(
+    ("flags", "epochs"),
+    [
+        (EDST, (1, 3, 4, 5, 9)),
+        ([*EDST, "--epochs", "5", "--topology", "set"], (3, 5)),
+        ([*EDST, "--select", "validation", "--dropout", "0.2"], (4,)),
+        (["--method", "dst-ensemble", "--epochs", "6"], (1, 2, 4, 5)),
+        (["--method", "rigl", "--epochs", "6", "--dtype", "bf16"], (1, 4)),
+        (["--method", "rigl", "--epochs", "2", "--model", "wrn10-1"], (1,)),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(flags, epochs, before, monkeypatch):
+    train("whole", *flags)
+    for epoch in epochs:
+        train_and_kill(monkeypatch, epoch, *flags, before=before)
+        assert not Path("out/metrics.json").exists()
+        main(["--resume", "out"])
+        assert_equal_runs("whole", "out")
+        Path("out").rename(f"out-{epoch}")
+
+
+def test_a_run_may_be_resumed_many_times(monkeypatch):
+    train("whole", *EDST)
+    train_and_kill(monkeypatch, 1, *EDST)
+    save = Trainer._save_checkpoint
+
+    def save_and_die(self):
+        save(self)
+        raise Killed
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", save_and_die)
+    for _ in range(8):
+        with pytest.raises(Killed):
+            main(["--resume", "out"])
+    main(["--resume", "out"])
+    assert_equal_runs("whole", "out")
+
+
+def test_a_row_that_was_cut_short_is_written_again(monkeypatch):
+    train("whole", "--method", "rigl", "--epochs", "4")
+    stopped_run(monkeypatch)
+    with Path("out/metrics.csv").open("a") as file:
+        file.write("3,1")
+    main(["--resume", "out"])
+    assert_equal_runs("whole", "out")
+
+
+def test_a_folder_with_only_a_configuration_starts_from_the_beginning():
+    train("whole", *EDST)
+    Path("out").mkdir()
+    Path("out/config.json").write_text(Path("whole/config.json").read_text())
+    main(["--resume", "out"])
+    assert_equal_runs("whole", "out")
+
+
+def test_open_settings_of_a_configuration_are_decided():
+    Path("out").mkdir()
+    settings = {"method": "rigl", "model": "mlp", "epochs": 2}
+    Path("out/config.json").write_text(json.dumps(settings))
+    main(["--resume", "out"])
+    assert json.loads(Path("out/metrics.json").read_text())["block"] == "8x8"
+
+
+def test_a_finished_run_prints_its_result_and_is_left_alone(capsys):
+    train("out", "--method", "static", "--epochs", "1")
+    printed, files = capsys.readouterr().out.splitlines()[-1], contents("out")
+    main(["--resume", "out", "--device", "cpu"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == ["run 'out' is finished", printed]
+    assert contents("out") == files
+
+
+def test_paths_and_hardware_may_change(monkeypatch):
+    train("whole", "--method", "rigl", "--epochs", "4")
+    stopped_run(monkeypatch)
+    main(["--resume", "out", "--device", "auto", "--workers", "0", "--data-dir", "."])
+    assert_equal_runs("whole", "out")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "5"], "run 'out' has epochs 4, found 5: a resumed run keeps"),
+        (["--lr", "0.2"], "run 'out' has lr 0.1, found 0.2"),
+        (["--method", "set"], "run 'out' has method rigl, found set"),
+        (["--seed", "1"], "run 'out' has seed 0, found 1"),
+        (["--out", "other"], "run 'out' has out None, found other"),
+        (["--config", "other.json"], "run 'out' has block 8x8, found 4x4"),
+    ],
+)
+def test_another_configuration_is_refused(flags, message, monkeypatch):
+    stopped_run(monkeypatch)
+    Path("other.json").write_text('{"block": "4x4"}')
+    files = contents("out")
+    with pytest.raises(InputError, match=message):
+        main(["--resume", "out", *flags])
+    assert contents("out") == files
+
+
+def test_the_same_configuration_is_accepted(monkeypatch):
+    stopped_run(monkeypatch)
+    main(["--resume", "out", "--config", "out/config.json", "--epochs", "4"])
+    assert len(rows_of("out")) == 4
+
+
+@pytest.mark.parametrize("epochs", [1, 8])
+def test_an_edited_configuration_is_refused(epochs, monkeypatch):
+    stopped_run(monkeypatch)
+    settings = json.loads(Path("out/config.json").read_text())
+    Path("out/config.json").write_text(json.dumps({**settings, "epochs": epochs}))
+    files = contents("out")
+    with pytest.raises(InputError, match=f"was trained with epochs 4, found {epochs}: a resumed"):
+        main(["--resume", "out"])
+    assert contents("out") == files
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def truncate_to_the_start(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def garbage(path):
+    path.write_bytes(bytes(range(256)) * 20)
+
+
+def text(path):
+    path.write_text("not a checkpoint\n")
+
+
+def pickled_list(path):
+    path.write_bytes(pickle.dumps([1, 2, 3]))
+
+
+def pickled_function(path):
+    path.write_bytes(pickle.dumps(exec))
+
+
+def saved_function(path):
+    torch.save({"format": "sparse-engine-1", "progress": exec}, path)
+
+
+def tensor(path):
+    torch.save(torch.zeros(3), path)
+
+
+def state_dict(path):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+
+
+def ticket(path):
+    save_file({"member": 1, "model": {}}, path)
+
+
+def checkpoint_of_another_run(path):
+    train("other", "--method", "rigl", "--epochs", "4", "--block", "4x4")
+    path.write_bytes(Path("other/last.pt").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "checkpoint 'out/last.pt' is truncated or not a checkpoint"),
+        (truncate_to_the_start, "is truncated or not a checkpoint"),
+        (empty, "is truncated or not a checkpoint"),
+        (garbage, "is truncated or not a checkpoint"),
+        (text, "is truncated or not a checkpoint"),
+        (pickled_list, "is truncated or not a checkpoint"),
+        (pickled_function, "is truncated or not a checkpoint"),
+        (saved_function, "is truncated or not a checkpoint"),
+        (tensor, "was not written by this program"),
+        (state_dict, "was not written by this program"),
+        (ticket, "is of another kind: it has no progress"),
+        (checkpoint_of_another_run, "was trained with block 4x4, found 8x8"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_of_the_run_is_refused(damage, message, monkeypatch):
+    stopped_run(monkeypatch)
+    damage(Path("out/last.pt"))
+    files = contents("out")
+    with pytest.raises(InputError, match=message):
+        main(["--resume", "out"])
+    assert contents("out") == files
+
+
+def test_a_checkpoint_of_other_data_is_refused(monkeypatch):
+    stopped_run(monkeypatch)
+    state = load_file(Path("out/last.pt"))
+    state["model"]["hidden1.bias"] = torch.zeros(3)
+    save_file(state, Path("out/last.pt"))
+    with pytest.raises(InputError, match="does not fit the data"):
+        main(["--resume", "out"])
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    save_file({"number": 1}, path)
+
+    def half_save(content, file):
+        file.write(b"half")
+        raise Killed
+
+    monkeypatch.setattr(torch, "save", half_save)
+    with pytest.raises(Killed):
+        save_file({"number": 2}, path)
+    assert load_file(path, "number")["number"] == 1
