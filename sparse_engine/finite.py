@@ -60,7 +60,7 @@ class LossGuard:
     def _fail(self, what: str, step: int) -> NoReturn:
         raise RunFailure(
             f"{what} not finite at step {step}; first layer with such an output: "
-            f"{first_bad_layer(self._model, self._x)}; the last checkpoint is from before; "
+            f"{first_bad_layer(self._model, self._x)}; any checkpoint is from before; "
             "try a lower --lr"
         )
 

