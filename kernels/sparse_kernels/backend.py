@@ -1,11 +1,25 @@
-"""Which implementation runs: `auto`, or what the environment asks for."""
+"""Which implementation runs: `auto`, or what the environment asks for.
 
+`auto` takes the Triton kernels on a CUDA GPU that has them, for data types and blocks they are
+written for, and the masked path (scatter the blocks, then the dense operator) anywhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
 import os
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 VARIABLE = "SPARSE_ENGINE_BACKEND"
 BACKENDS = ("auto", "triton", "gemm", "masked")
+# A block is clamped to a layer's channels rounded up to 16, so 48 and its like occur.
+KERNEL_BLOCKS = range(16, 129, 16)
+KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+LEAST_CAPABILITY = (8, 0)
 
 
 class BackendError(RuntimeError):
@@ -16,15 +30,53 @@ def check_backend(name: str, device: torch.device) -> None:
     """Raise BackendError, in one line, unless backend `name` can run on `device`."""
     if name not in BACKENDS:
         raise BackendError(f"backend '{name}' is unknown; choose from {', '.join(BACKENDS)}")
-    if name == "triton" and device.type != "cuda":
+    if name == "gemm":
+        raise BackendError("backend 'gemm' is not part of this version; use auto or masked")
+    if name != "triton" or (device.type == "cpu" and _interpreted()):
+        return
+    if device.type != "cuda":
         raise BackendError(
             f"backend 'triton' needs a CUDA GPU, found device '{device.type}'; "
             "use --backend auto or masked"
         )
-    if name in ("triton", "gemm"):
-        raise BackendError(f"backend '{name}' is not part of this version; use auto or masked")
+    if _too_old(device):
+        raise BackendError("backend 'triton' needs a GPU of capability 8.0 or newer; use masked")
 
 
-def require_backend(device: torch.device) -> None:
-    """Check the backend that the environment variable SPARSE_ENGINE_BACKEND names."""
-    check_backend(os.environ.get(VARIABLE, "auto"), device)
+def backend_of(x: Tensor, sizes: Sequence[int]) -> str:
+    """Return "triton" or "masked" for a layer with input x and BlockLayout.sizes().
+
+    Raises:
+        BackendError: the environment asks for what cannot run.
+    """
+    wanted = os.environ.get(VARIABLE, "auto")
+    check_backend(wanted, x.device)
+    if wanted == "masked" or (wanted == "auto" and x.device.type != "cuda"):
+        return "masked"
+    problem = _problem(x.dtype, tuple(sizes[4:]))
+    if wanted == "triton" and problem:
+        raise BackendError(f"backend 'triton' has no kernel for {problem}; use auto or masked")
+    if wanted == "auto" and (problem or _too_old(x.device)):
+        _say_once(f"the Triton kernels do not cover {problem or 'this GPU'}; running masked-dense")
+        return "masked"
+    return "triton"
+
+
+def _problem(dtype: torch.dtype, block: tuple[int, ...]) -> str:
+    if dtype not in KERNEL_TYPES:
+        return str(dtype)
+    return "" if all(size in KERNEL_BLOCKS for size in block) else f"block {block}"
+
+
+@functools.cache
+def _too_old(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) < LEAST_CAPABILITY
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logging.getLogger(__name__).warning(message)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparse_kernels import reference
-from sparse_kernels.backend import require_backend
+from sparse_kernels import launch, reference
+from sparse_kernels.activation import empty_images, in_order, order_of
+from sparse_kernels.backend import backend_of
+from sparse_kernels.layout import PassIndex, SlotIndex
 from sparse_kernels.library import block_flops, positions, register, values_like
 
 Ints = Sequence[int]
@@ -28,9 +30,12 @@ def output_image(
     return p, q
 
 
-def _images_like(x: Tensor, channels: int, image: Ints) -> Tensor:
-    empty = x.new_empty((x.shape[0], channels, *image))
-    return empty.contiguous(memory_format=reference.memory_format(x))
+def result_order(x: Tensor, sizes: Ints) -> str:
+    """Return the order of what an operator makes of x: that of x, where its kernel has it."""
+    order = order_of(x)
+    if order == "contiguous" and backend_of(x, sizes) == "triton":
+        return "channels_last"
+    return order
 
 
 def _forward(
@@ -43,14 +48,17 @@ def _forward(
     dilation: Ints,
     bias: Tensor | None = None,
 ) -> Tensor:
-    require_backend(x.device)
-    y = reference.conv2d(x, values, bias, index, sizes, stride, padding, dilation)
-    return y.contiguous(memory_format=reference.memory_format(x))
+    geometry, order = (stride, padding, dilation), result_order(x, sizes)
+    if backend_of(x, sizes) == "masked":
+        return in_order(reference.conv2d(x, values, bias, index, sizes, *geometry), order)
+    y = _forward_fake(x, values, index, sizes, *geometry)
+    lists = PassIndex.forward(index)
+    return launch.gather(in_order(x, order), values, bias, y, lists, sizes, geometry, False)
 
 
 def _forward_fake(x, values, index, sizes, stride, padding, dilation, bias=None):
     image = output_image(x.shape[2:], sizes[2:4], stride, padding, dilation)
-    return _images_like(x, sizes[0], image)
+    return empty_images(x, (x.shape[0], sizes[0], *image), result_order(x, sizes))
 
 
 def _forward_backward(needed, grad, x, values, index, sizes, *geometry):
@@ -72,13 +80,17 @@ def _input_grad(
     padding: Ints,
     dilation: Ints,
 ) -> Tensor:
-    geometry = (stride, padding, dilation)
-    dx = reference.conv2d_input_grad(grad, values, index, sizes, image, *geometry)
-    return dx.contiguous(memory_format=reference.memory_format(grad))
+    geometry, order = (stride, padding, dilation), result_order(grad, sizes)
+    if backend_of(grad, sizes) == "masked":
+        dx = reference.conv2d_input_grad(grad, values, index, sizes, image, *geometry)
+        return in_order(dx, order)
+    dx = _input_grad_fake(grad, values, index, sizes, image, *geometry)
+    lists = PassIndex.input_grad(index)
+    return launch.gather(in_order(grad, order), values, None, dx, lists, sizes, geometry, True)
 
 
 def _input_grad_fake(grad, values, index, sizes, image, stride, padding, dilation):
-    return _images_like(grad, sizes[1], image)
+    return empty_images(grad, (grad.shape[0], sizes[1], *image), result_order(grad, sizes))
 
 
 def _input_grad_backward(needed, ddx, grad, values, index, sizes, image, *geometry):
@@ -97,7 +109,12 @@ def _weight_grad(
     padding: Ints,
     dilation: Ints,
 ) -> Tensor:
-    return reference.conv2d_weight_grad(x, grad, index, sizes, stride, padding, dilation)
+    geometry = (stride, padding, dilation)
+    if backend_of(x, sizes) == "masked":
+        return reference.conv2d_weight_grad(x, grad, index, sizes, *geometry)
+    order = result_order(x, sizes)
+    x, grad = in_order(x, order), in_order(grad, order)
+    return launch.weight_grad(x, grad, SlotIndex.of(index), sizes, geometry)
 
 
 def _weight_grad_fake(x, grad, index, sizes, stride, padding, dilation):

@@ -28,6 +28,16 @@ class PassIndex(NamedTuple):
     tap_h: Tensor
     tap_w: Tensor
 
+    @classmethod
+    def forward(cls, tensors: Sequence[Tensor]) -> PassIndex:
+        """Return the lists by output block among BlockLayout.tensors()."""
+        return cls(*tensors[1:6])
+
+    @classmethod
+    def input_grad(cls, tensors: Sequence[Tensor]) -> PassIndex:
+        """Return the lists by input block among BlockLayout.tensors()."""
+        return cls(*tensors[6:11])
+
 
 class SlotIndex(NamedTuple):
     """Where each slot's block lies, int32 [Z] each; an unused slot has out_block = OB."""
@@ -135,12 +145,12 @@ class BlockLayout:
     @property
     def forward_index(self) -> PassIndex:
         """Blocks by output block; `reduce` is the input block."""
-        return PassIndex(*self._tensors[1:6])
+        return PassIndex.forward(self._tensors)
 
     @property
     def input_grad_index(self) -> PassIndex:
         """Blocks by input block; `reduce` is the output block."""
-        return PassIndex(*self._tensors[6:11])
+        return PassIndex.input_grad(self._tensors)
 
     @property
     def weight_grad_index(self) -> SlotIndex:

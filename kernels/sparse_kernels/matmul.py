@@ -7,19 +7,31 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparse_kernels import reference
-from sparse_kernels.backend import require_backend
+from sparse_kernels import launch, reference
+from sparse_kernels.backend import backend_of
+from sparse_kernels.layout import PassIndex, SlotIndex
 from sparse_kernels.library import block_flops, positions, register, values_like
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
+# Stride, padding and dilation of a linear layer seen as a convolution of one-pixel images.
+ONE_PIXEL = ((1, 1), (0, 0), (1, 1))
+
+
+def _pixel(x: Tensor) -> Tensor:
+    """View [..., C] as images [N, C, 1, 1]; what is not contiguous is copied."""
+    return x.reshape(-1, x.shape[-1])[:, :, None, None]
 
 
 def _forward(
     x: Tensor, values: Tensor, index: Index, sizes: Ints, bias: Tensor | None = None
 ) -> Tensor:
-    require_backend(x.device)
-    return reference.linear(x, values, bias, index, sizes)
+    if backend_of(x, sizes) == "masked":
+        return reference.linear(x, values, bias, index, sizes)
+    y = _forward_fake(x, values, index, sizes)
+    lists = PassIndex.forward(index)
+    launch.gather(_pixel(x), values, bias, _pixel(y), lists, sizes, ONE_PIXEL, False)
+    return y
 
 
 def _forward_fake(x, values, index, sizes, bias=None):
@@ -35,7 +47,12 @@ def _forward_backward(needed, grad, x, values, index, sizes):
 
 
 def _input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
-    return reference.linear_input_grad(grad, values, index, sizes)
+    if backend_of(grad, sizes) == "masked":
+        return reference.linear_input_grad(grad, values, index, sizes)
+    dx = _input_grad_fake(grad, values, index, sizes)
+    lists = PassIndex.input_grad(index)
+    launch.gather(_pixel(grad), values, None, _pixel(dx), lists, sizes, ONE_PIXEL, True)
+    return dx
 
 
 def _input_grad_fake(grad, values, index, sizes):
@@ -50,7 +67,9 @@ def _input_grad_backward(needed, ddx, grad, values, index, sizes):
 
 
 def _weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
-    return reference.linear_weight_grad(x, grad, index, sizes)
+    if backend_of(x, sizes) == "masked":
+        return reference.linear_weight_grad(x, grad, index, sizes)
+    return launch.weight_grad(_pixel(x), _pixel(grad), SlotIndex.of(index), sizes, ONE_PIXEL)
 
 
 def _weight_grad_fake(x, grad, index, sizes):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_kernels.activation import memory_format
 from sparse_kernels.layout import SlotIndex, block_grid
 
 
@@ -153,14 +154,6 @@ def linear_weight_grad(
 def linear_dense_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient [O, C, 1, 1] that a dense weight would have."""
     return (grad.flatten(0, -2).T @ x.flatten(0, -2))[:, :, None, None]
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Return channels_last for a tensor [N, C, H, W] that is stored so and not also contiguous."""
-    channels_last = torch.channels_last
-    if x.is_contiguous(memory_format=channels_last) and not x.is_contiguous():
-        return channels_last
-    return torch.contiguous_format
 
 
 def _conv_backward(
