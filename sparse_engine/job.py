@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.catalog import dataset_info
 from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import count_steps, split_validation
+from sparse_engine.distribution import LayerPlan
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation import batches, ensemble_metrics, metrics_table, predict
 from sparse_engine.methods.registry import build_phases
@@ -25,7 +27,7 @@ from sparse_engine.recipes import warmup_share
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.summary import format_table
 from sparse_engine.trainer import Trainer
-from sparse_kernels.backend import VARIABLE, BackendError, check_backend
+from sparse_kernels.backend import VARIABLE, BackendError, check_backend, choose_backend
 
 
 def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
@@ -174,8 +176,15 @@ def describe(
         "peak_memory_bytes": None if seconds is None else peak_memory(device),
         "device": torch.cuda.get_device_name(device) if gpu else "cpu",
         "dtype": config.dtype,
-        "backend": "masked",
+        "backend": _backends(config, device, costs["plans"]),
     }
+
+
+def _backends(config: Config, device: torch.device, plans: Sequence[LayerPlan]) -> str:
+    """Return what the sparse layers run on, several joined by "+"; "dense" if there are none."""
+    dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
+    used = {choose_backend(device, dtype, p.block) for p in plans if not p.is_dense}
+    return "+".join(sorted(used)) or "dense"
 
 
 def peak_memory(device: torch.device) -> int:

@@ -5,10 +5,31 @@ import os
 import pytest
 import torch
 
-# Read by Triton when a kernel is defined, so before any test imports one.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+if not torch.cuda.is_available():
+    # Triton reads this where a kernel is defined; everything else sees the user's environment.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import sparse_kernels.weight_grad_kernels  # noqa: F401 (and with it the gather kernels)
+
+    del os.environ["TRITON_INTERPRET"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Run steps this small on one thread: several wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def triton_backend(monkeypatch):
+    """Run the Triton kernels, in the interpreter where there is no GPU."""
+    monkeypatch.setenv("SPARSE_ENGINE_BACKEND", "triton")
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -44,19 +44,24 @@ def check_backend(name: str, device: torch.device) -> None:
 
 
 def backend_of(x: Tensor, sizes: Sequence[int]) -> str:
-    """Return "triton" or "masked" for a layer with input x and BlockLayout.sizes().
+    """Return the backend of a layer with input x and BlockLayout.sizes(); see choose_backend."""
+    return choose_backend(x.device, x.dtype, (sizes[4], sizes[5]))
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> str:
+    """Return "triton" or "masked" for a layer with blocks (BO, BC).
 
     Raises:
         BackendError: the environment asks for what cannot run.
     """
     wanted = os.environ.get(VARIABLE, "auto")
-    check_backend(wanted, x.device)
-    if wanted == "masked" or (wanted == "auto" and x.device.type != "cuda"):
+    check_backend(wanted, device)
+    if wanted == "masked" or (wanted == "auto" and device.type != "cuda"):
         return "masked"
-    problem = _problem(x.dtype, tuple(sizes[4:]))
+    problem = _problem(dtype, block)
     if wanted == "triton" and problem:
         raise BackendError(f"backend 'triton' has no kernel for {problem}; use auto or masked")
-    if wanted == "auto" and (problem or _too_old(x.device)):
+    if wanted == "auto" and (problem or _too_old(device)):
         _say_once(f"the Triton kernels do not cover {problem or 'this GPU'}; running masked-dense")
         return "masked"
     return "triton"

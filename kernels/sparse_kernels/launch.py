@@ -59,50 +59,81 @@ def gather(
         transposed: input gradient.
     """
     _check_size(src, dst)
-    values = values.contiguous()
     bo, bc = sizes[4:]
     block_red, block_dst = (bo, bc) if transposed else (bc, bo)
-    n, channels, hd, wd = dst.shape
-    blocks = -(-channels // block_dst)
-    numbers = [number for pair in geometry for number in pair]
-    flags = {"TRANSPOSED": transposed, "HAS_BIAS": bias is not None, "PRECISION": _precision(src)}
-    lists = (dst if bias is None else bias, dst, *index)
-    tile = gather_tile(_arch(src), src.element_size(), block_red, block_dst, True)
+    constants = {
+        **_geometry(geometry),
+        "TRANSPOSED": transposed,
+        "HAS_BIAS": bias is not None,
+        "PRECISION": _precision(src),
+        "BLOCK_RED": block_red,
+        "BLOCK_DST": block_dst,
+    }
+    values = values.contiguous()
+    bias = dst if bias is None else bias.contiguous()
+    tile = gather_tile(*_kind(src), block_red, block_dst, True)
     whole = power_of_two(block_dst) == block_dst
-    if whole and _rows_fit(tile, src, dst) and _aligned(values):
-        from sparse_kernels.gather_kernels import gather_rows
+    if whole and _aligned(values) and _rows_fit(tile, src, dst):
+        _gather_rows(src, values.view(-1, bo), bias, dst, index, tile, constants)
+    else:
+        tile = gather_tile(*_kind(src), block_red, block_dst, False)
+        _gather_pointers(src, values, bias, dst, index, tile, constants)
+    return dst
 
-        weights = values.view(-1, bo)
-        box = [block_dst, tile.bk] if transposed else [tile.bk, block_dst]
-        gather_rows[(blocks * hd * wd * (n // tile.bm),)](
-            _descriptor(_flat_rows(src), [tile.bm, tile.bk]),
-            _descriptor(weights, box),
-            lists[0],
-            _descriptor(_flat_rows(dst), [tile.bm, block_dst]),
-            *index,
-            n,
-            *src.shape[2:],
-            wd,
-            channels,
-            blocks,
-            *numbers,
-            **flags,
-            BM=tile.bm,
-            BK=tile.bk,
-            BLOCK_RED=block_red,
-            BLOCK_DST=block_dst,
-            **_options(tile),
-        )
-        return dst
+
+def _gather_rows(
+    src: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    dst: Tensor,
+    index: PassIndex,
+    tile: Tile,
+    constants: dict[str, Any],
+) -> None:
+    from sparse_kernels.gather_kernels import gather_rows
+
+    block_dst, (n, channels, hd, wd) = constants["BLOCK_DST"], dst.shape
+    blocks = -(-channels // block_dst)
+    box = [block_dst, tile.bk] if constants["TRANSPOSED"] else [tile.bk, block_dst]
+    gather_rows[(blocks * hd * wd * (n // tile.bm),)](
+        _descriptor(_flat_rows(src), [tile.bm, tile.bk]),
+        _descriptor(values, box),
+        bias,
+        _descriptor(_flat_rows(dst), [tile.bm, block_dst]),
+        *index,
+        n,
+        *src.shape[2:],
+        wd,
+        channels,
+        blocks,
+        **constants,
+        BM=tile.bm,
+        BK=tile.bk,
+        **_options(tile),
+    )
+
+
+def _gather_pointers(
+    src: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    dst: Tensor,
+    index: PassIndex,
+    tile: Tile,
+    constants: dict[str, Any],
+) -> None:
     from sparse_kernels.gather_kernels import gather_pointers
 
-    tile = gather_tile(_arch(src), src.element_size(), block_red, block_dst, False)
-    positions = n * hd * wd
-    gather_pointers[(blocks * -(-positions // tile.bm),)](
+    block_dst, (n, channels, hd, wd) = constants["BLOCK_DST"], dst.shape
+    blocks, padded = -(-channels // block_dst), power_of_two(block_dst)
+    ragged = src.shape[1] % constants["BLOCK_RED"] or channels % block_dst or padded != block_dst
+    gather_pointers[(blocks * -(-n * hd * wd // tile.bm),)](
         src,
         values,
-        *lists,
-        positions,
+        bias,
+        dst,
+        *index,
+        n * hd * wd,
         n,
         *src.shape[2:],
         hd,
@@ -112,18 +143,14 @@ def gather(
         blocks,
         *_strides(src),
         *_strides(dst),
-        *numbers,
+        **constants,
         IMAGES_LAST=_images_last(dst),
-        RAGGED=bool(src.shape[1] % block_red or channels % block_dst or not whole),
-        **flags,
+        RAGGED=bool(ragged),
         BM=tile.bm,
         BK=tile.bk,
-        BLOCK_RED=block_red,
-        BLOCK_DST=block_dst,
-        TILE_DST=power_of_two(block_dst),
+        TILE_DST=padded,
         **_options(tile),
     )
-    return dst
 
 
 @_on_its_device
@@ -139,17 +166,16 @@ def weight_grad(
     bo, bc = sizes[4:]
     slots, (n, _, p, q) = len(index.out_block), dy.shape
     out_blocks = block_grid(sizes[:4], (bo, bc))[0]
-    numbers = [number for pair in geometry for number in pair]
-    arch, itemsize = _arch(x), x.element_size()
-    tile = weight_grad_tile(arch, itemsize, bc, bo, True)
+    tile = weight_grad_tile(*_kind(x), bc, bo, True)
     padded = {"TILE_C": power_of_two(bc), "TILE_O": power_of_two(bo)}
     rows = (*padded.values(),) == (bc, bo) and _rows_fit(tile, x, dy)
     if not rows:
-        tile = weight_grad_tile(arch, itemsize, bc, bo, False)
+        tile = weight_grad_tile(*_kind(x), bc, bo, False)
     tiles = p * q * (n // tile.bm) if rows else -(-n * p * q // tile.bm)
     splits = max(1, min(tiles, PROGRAMS_PER_PROCESSOR * _processors(x) // slots))
     partial = x.new_empty((splits, slots, bc, bo), dtype=torch.float32)
-    common = {"PRECISION": _precision(x), "BM": tile.bm, "BC": bc, "BO": bo, **_options(tile)}
+    constants = {**_geometry(geometry), "PRECISION": _precision(x), "BM": tile.bm}
+    constants |= {"BC": bc, "BO": bo, **_options(tile)}
     if rows:
         from sparse_kernels.weight_grad_kernels import weight_grad_rows
 
@@ -165,8 +191,7 @@ def weight_grad(
             out_blocks,
             slots,
             splits,
-            *numbers,
-            **common,
+            **constants,
         )
     else:
         from sparse_kernels.weight_grad_kernels import weight_grad_pointers
@@ -188,11 +213,10 @@ def weight_grad(
             splits,
             *_strides(x),
             *_strides(dy),
-            *numbers,
             IMAGES_LAST=_images_last(dy),
             RAGGED=bool(x.shape[1] % bc or dy.shape[1] % bo),
             **padded,
-            **common,
+            **constants,
         )
     return partial.sum(0).to(x.dtype) if splits > 1 else partial[0].to(x.dtype)
 
@@ -212,10 +236,25 @@ def _arch(x: Tensor) -> int:
     return generation(torch.cuda.get_device_capability(x.device)) if x.is_cuda else 90
 
 
+def _kind(x: Tensor) -> tuple[int, int, bool]:
+    """Return what tiles depend on: generation, bytes an element, fp32 without TF32."""
+    return _arch(x), x.element_size(), _is_exact(x)
+
+
+def _is_exact(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and not _tf32_allowed(x)
+
+
 def _processors(x: Tensor) -> int:
     if not x.is_cuda:
         return INTERPRETED_PROCESSORS
     return torch.cuda.get_device_properties(x.device).multi_processor_count
+
+
+def _geometry(geometry: Sequence[Sequence[int]]) -> dict[str, int]:
+    names = ("STRIDE", "PAD", "DIL")
+    pairs = zip(names, geometry, strict=True)
+    return {f"{name}_{d}": size for name, pair in pairs for d, size in zip("HW", pair)}
 
 
 def _options(tile: Tile) -> dict[str, int]:
@@ -224,7 +263,7 @@ def _options(tile: Tile) -> dict[str, int]:
 
 def _precision(x: Tensor) -> str:
     """Return TF32 only where PyTorch itself would use it."""
-    return "tf32" if x.dtype == torch.float32 and _tf32_allowed(x) else "ieee"
+    return "tf32" if x.dtype == torch.float32 and not _is_exact(x) else "ieee"
 
 
 def _tf32_allowed(x: Tensor) -> bool:
@@ -239,10 +278,11 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
 
 
 def _rows_fit(tile: Tile, *images: Tensor) -> bool:
-    """Return whether TMA can move tiles of these images: order, batch, alignment, generation."""
+    """Return whether TMA can move tiles of these images: order, batch, type, alignment."""
     return all(
         _images_last(x)
         and x.shape[0] % tile.bm == 0
+        and not _is_exact(x)
         and _arch(x) >= 90
         and _aligned(x)
         and x.shape[1] * x.element_size() % 16 == 0

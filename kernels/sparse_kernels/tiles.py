@@ -11,6 +11,9 @@ from typing import NamedTuple
 # Bytes of shared memory that one program may use.
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 
+# Generations whose tensor cores read operands from shared memory, of which they have most.
+LARGE_SHARED = (90, 100)
+
 
 class Tile(NamedTuple):
     """BM positions; BK channels a step of the sum (the gather passes); warps and stages."""
@@ -32,28 +35,37 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def gather_tile(arch: int, itemsize: int, reduce: int, written: int, rows: bool) -> Tile:
+def gather_tile(
+    arch: int, itemsize: int, exact: bool, reduce: int, written: int, rows: bool
+) -> Tile:
     """Return the tile of forward or input gradient.
 
     Args:
         arch: of generation().
         itemsize: bytes of an element.
+        exact: fp32 without TF32, which no tensor core does: smaller tiles fit the registers.
         reduce, written: the block's size along the summed and the written dimension.
         rows: the variant that TMA feeds.
     """
     bk = min(reduce & -reduce, 128 // itemsize)
-    wide = written >= 128
+    warps = 8 if written >= 128 else 4
     if rows:
-        return Tile(128, bk, 8 if wide else 4, 4 if bk * itemsize >= 128 else 6)
-    if arch in (90, 100):
-        return Tile(128, bk, 8 if wide else 4, 4)
-    return Tile(64, bk, 4, 3)
+        return Tile(128, bk, warps, 4 if bk * itemsize >= 128 else 6)
+    if exact:
+        return Tile(64, min(bk, 16), 8 if written >= 64 else 4, 3)
+    if arch in LARGE_SHARED:
+        return Tile(128, bk, warps, 4)
+    # With so short a sum, four warps spilled on sm_89.
+    return Tile(64, bk, 8 if bk * itemsize <= 32 and written == 64 else 4, 3)
 
 
-def weight_grad_tile(arch: int, itemsize: int, bc: int, bo: int, rows: bool) -> Tile:
-    """Return the tile of the weight gradient; bk is not used."""
-    large = bc * bo >= 128 * 128
-    bm = 64 if itemsize == 2 else 32
-    if rows or arch in (90, 100):
-        return Tile(bm, 0, 8 if large else 4, 3 if large else 4)
-    return Tile(32, 0, 8 if large else 4, 3)
+def weight_grad_tile(arch: int, itemsize: int, exact: bool, bc: int, bo: int, rows: bool) -> Tile:
+    """Return the tile of the weight gradient; its bk is not used."""
+    if arch in LARGE_SHARED:
+        large = bc * bo >= 128 * 128
+    else:
+        large = bc * bo * itemsize >= 128 * 128 * 2 or (max(bc, bo) >= 128 and itemsize == 4)
+    warps = 8 if large else 4
+    if (rows or arch in LARGE_SHARED) and not exact:
+        return Tile(64 if itemsize == 2 else 32, 0, warps, 3 if large else 4)
+    return Tile(32, 0, warps, 3)

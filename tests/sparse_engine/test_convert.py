@@ -20,15 +20,6 @@ from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Spare small operators the wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -17,15 +17,6 @@ from sparse_engine.layer import SparseLayer
 from sparse_engine.update_schedule import UpdateSchedule
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small tensors on threads that wait for busy cores would take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_cosine_rates_by_hand():
     schedule = UpdateSchedule(interval=10, drop=0.3, stop=60)
     assert schedule.rate(10) == pytest.approx(0.15 * (1 + math.cos(math.pi / 6)))

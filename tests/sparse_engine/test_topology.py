@@ -25,15 +25,6 @@ OPTIMIZERS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small tensors on threads that wait for busy cores would take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def network(block=(4, 4), sparsity: float = 0.6, seed: int = 0) -> nn.Module:
     """Return a small sparse network with convolutions, a linear layer and ragged blocks."""
     torch.manual_seed(seed)

@@ -167,15 +167,6 @@ def assert_as_exact_as_dense(case, dtype, x, values, layout, bias):
         assert error(ours, truth) <= limit, name
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Spare small operators the wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def poisoned():
     """Let torch.empty hold NaN."""

@@ -71,9 +71,8 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def _triton(monkeypatch):
+def _triton(triton_backend, monkeypatch):
     """Run the kernels, with small tiles so that small batches reach every variant."""
-    monkeypatch.setenv(VARIABLE, "triton")
     torch.use_deterministic_algorithms(True)  # torch.empty then holds NaN
     if DEVICE == "cpu":
         for name in ("gather_tile", "weight_grad_tile"):

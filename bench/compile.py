@@ -1,0 +1,241 @@
+"""Compile every configuration of the tile table for every GPU generation, without a GPU.
+
+    python -m bench.compile                      all of them, as a table; exit code 1 if one is bad
+    python -m bench.compile --sample 12          every n-th, so that about 12 are left
+    python -m bench.compile --write docs/kernels.md
+
+Read off the compiled code: registers, stack and spills, shared memory, tensor-core and TMA
+instructions. A configuration is bad if it spills or uses a stack, needs more shared memory than
+the chip has, or lacks tensor cores where there are some (wgmma on sm_90 for tiles of 64 rows).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sparse_kernels
+from sparse_kernels.tiles import SHARED_LIMIT, gather_tile, power_of_two, weight_grad_tile
+
+SIZES = (16, 32, 64, 128)
+PASSES = ("forward", "input gradient", "weight gradient")
+TYPES = {"bf16": ("bf16", 2, "ieee"), "tf32": ("fp32", 4, "tf32"), "fp32": ("fp32", 4, "ieee")}
+GEOMETRY = dict.fromkeys(("STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DIL_H", "DIL_W"), 1)
+COUNTED = {
+    "wgmma": r"HGMMA",
+    "tcgen05": r"UTC\w*MMA",
+    "mma": r"\bHMMA",
+    "tma": r"UTMALDG",
+    "spills": r"\bSTL",
+}
+# Channel counts and strides that are multiples of 16, as launches see them.
+STRIDES = r"N|C|C_\w+|\w+_[nhw]"
+SOURCES = ("gather_kernels.py", "weight_grad_kernels.py", "tiles.py")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One kernel as it is compiled: generation, pass, variant, data type and block (BO, BC)."""
+
+    arch: int
+    kernel: str
+    rows: bool
+    dtype: str
+    block: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a configuration."""
+
+    configuration: Configuration
+    tile: Any
+    registers: int
+    stack: int
+    shared: int
+    instructions: dict[str, int]
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with it, in words."""
+        c, found = self.configuration, []
+        if self.stack or self.instructions["spills"]:
+            found.append(f"stack {self.stack}, {self.instructions['spills']} spills")
+        if self.shared > SHARED_LIMIT[c.arch]:
+            found.append(f"shared memory {self.shared} above {SHARED_LIMIT[c.arch]}")
+        tensor_cores = sum(self.instructions[k] for k in ("wgmma", "tcgen05", "mma"))
+        if c.dtype != "fp32" and not tensor_cores:
+            found.append("no tensor-core instruction")
+        wide = (c.block[1] if c.kernel == "weight gradient" else self.tile.bm) >= 64
+        if c.arch == 90 and c.dtype == "bf16" and wide and not self.instructions["wgmma"]:
+            found.append("no wgmma")
+        if c.rows and not self.instructions["tma"]:
+            found.append("no TMA")
+        return found
+
+
+def configurations() -> Iterator[Configuration]:
+    """Yield every configuration that a launcher can choose."""
+    blocks = list(itertools.product(SIZES, SIZES))
+    for arch, kernel, rows, dtype, block in itertools.product(
+        SHARED_LIMIT, PASSES, (False, True), TYPES, blocks
+    ):
+        if not rows or (arch >= 90 and dtype != "fp32"):
+            yield Configuration(arch, kernel, rows, dtype, block)
+
+
+def compile_one(configuration: Configuration) -> Compiled:
+    """Compile a configuration and read the result."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, constants, descriptors, tile = _arguments(configuration)
+    names = kernel.arg_names
+    element = TYPES[configuration.dtype][0]
+    kinds = {n: _kind(n, constants, descriptors, element) for n in names}
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(names)
+        if kinds[n].startswith("*") or (kinds[n] == "i32" and re.fullmatch(STRIDES, n))
+    }
+    source = ASTSource(
+        kernel,
+        signature=kinds,
+        constexprs={(names.index(n),): v for n, v in constants.items()},
+        attrs=attributes,
+    )
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    target = GPUTarget("cuda", configuration.arch, 32)
+    compiled = triton.compile(source, target=target, options=options)
+    usage, code = _disassemble(compiled.asm["cubin"])
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    counts = {name: len(re.findall(pattern, code)) for name, pattern in COUNTED.items()}
+    return Compiled(configuration, tile, registers, stack, compiled.metadata.shared, counts)
+
+
+def source_hash() -> str:
+    """Return a hash of the kernels and the tile table, to see that a written table is current."""
+    folder = Path(sparse_kernels.__file__).parent
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[int]], Any]:
+    from sparse_kernels import gather_kernels, weight_grad_kernels
+
+    (bo, bc), (_, itemsize, precision) = c.block, TYPES[c.dtype]
+    exact = c.dtype == "fp32"
+    common = {**GEOMETRY, "PRECISION": precision}
+    if c.kernel == "weight gradient":
+        tile = weight_grad_tile(c.arch, itemsize, exact, bc, bo, c.rows)
+        constants = {**common, "BM": tile.bm, "BC": bc, "BO": bo}
+        if c.rows:
+            boxes = {"x": [tile.bm, bc], "dy": [tile.bm, bo]}
+            return weight_grad_kernels.weight_grad_rows, constants, boxes, tile
+        constants |= {"IMAGES_LAST": False, "RAGGED": False, "TILE_C": bc, "TILE_O": bo}
+        return weight_grad_kernels.weight_grad_pointers, constants, {}, tile
+    transposed = c.kernel == "input gradient"
+    reduce, written = (bo, bc) if transposed else (bc, bo)
+    tile = gather_tile(c.arch, itemsize, exact, reduce, written, c.rows)
+    constants = {
+        **common,
+        "TRANSPOSED": transposed,
+        "HAS_BIAS": not transposed,
+        "BM": tile.bm,
+        "BK": tile.bk,
+        "BLOCK_RED": reduce,
+        "BLOCK_DST": written,
+    }
+    if c.rows:
+        weights = [written, tile.bk] if transposed else [tile.bk, written]
+        boxes = {"src": [tile.bm, tile.bk], "values": weights, "dst": [tile.bm, written]}
+        return gather_kernels.gather_rows, constants, boxes, tile
+    constants |= {"IMAGES_LAST": False, "RAGGED": False, "TILE_DST": power_of_two(written)}
+    return gather_kernels.gather_pointers, constants, {}, tile
+
+
+def _kind(
+    name: str, constants: dict[str, Any], descriptors: dict[str, list[int]], element: str
+) -> str:
+    if name in constants:
+        return "constexpr"
+    if name in descriptors:
+        return f"tensordesc<{element}[{','.join(map(str, descriptors[name]))}]>"
+    if name in ("src", "values", "bias", "dst", "x", "dy"):
+        return f"*{element}"
+    if name == "partial":
+        return "*fp32"
+    lists = ("start", "slot", "reduce", "tap_h", "tap_w", "out_block", "in_block")
+    return "*i32" if name in lists else "i32"
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return tuple(
+            subprocess.run([tool, flag, file.name], capture_output=True, text=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+
+
+def _row(found: Compiled) -> str:
+    c, tile = found.configuration, found.tile
+    counts = " ".join(f"{k} {v}" for k, v in found.instructions.items() if v)
+    variant = "rows" if c.rows else "pointers"
+    return (
+        f"| sm_{c.arch} | {c.kernel} | {variant} | {c.dtype} | {c.block[0]}x{c.block[1]} | "
+        f"{tile.bm} | {tile.bk or '-'} | {tile.warps} | {tile.stages} | {found.registers} | "
+        f"{found.shared} | {counts} |"
+    )
+
+
+HEADER = (
+    "| GPU | pass | variant | type | block BOxBC | BM | BK | warps | stages | registers "
+    "| shared bytes | instructions |\n" + "|---" * 12 + "|"
+)
+
+
+def main() -> int:
+    """Compile, print, optionally write; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sample", type=int, help="compile about so many, evenly spread")
+    parser.add_argument("--write", type=Path, help="Markdown file whose table is replaced")
+    options = parser.parse_args()
+    wanted = list(configurations())
+    if options.sample:
+        wanted = wanted[:: max(1, len(wanted) // options.sample)]
+    with ProcessPoolExecutor() as pool:
+        found = list(pool.map(compile_one, wanted, chunksize=4))
+    bad = [(c.configuration, c.problems()) for c in found if c.problems()]
+    rows = [_row(c) for c in found]
+    if options.write and not bad:
+        text = options.write.read_text(encoding="utf-8")
+        head = text[: text.index("<!-- table")]
+        table = "\n".join([f"<!-- table {source_hash()} -->", "", HEADER, *rows, ""])
+        options.write.write_text(head + table, encoding="utf-8")
+    elif not options.write:
+        print("\n".join([HEADER, *rows]))
+    for configuration, problems in bad:
+        print(f"{configuration}: {'; '.join(problems)}", file=sys.stderr)
+    print(f"{len(found)} compiled, {len(bad)} bad")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
