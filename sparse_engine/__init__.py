@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sparse_engine.dynamic import DynamicSparsity
     from sparse_engine.ensemble import TicketEnsemble
     from sparse_engine.modules import SparseConv2d, SparseLinear
+    from sparse_engine.rows import orders, to_rows
     from sparse_engine.summary import report
 
 __version__ = "0.1.0"
@@ -22,8 +23,10 @@ _HOMES = {
     "TicketEnsemble": "ensemble",
     "dense_state_dict": "convert",
     "densify": "convert",
+    "orders": "rows",
     "report": "summary",
     "sparsify": "convert",
+    "to_rows": "rows",
 }
 
 __all__ = [
@@ -33,8 +36,10 @@ __all__ = [
     "TicketEnsemble",
     "dense_state_dict",
     "densify",
+    "orders",
     "report",
     "sparsify",
+    "to_rows",
 ]
 
 

@@ -28,15 +28,6 @@ from sparse_kernels.activation import in_order
 NETWORKS = {"wrn16-2": 16, "resnet18": 16, "vgg16": 32}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Spare small operators the wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
