@@ -32,6 +32,15 @@ def triton_backend(monkeypatch):
         monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Fail a run in CI that skipped anything but GPU tests: a green line must mean tested."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    silent = [report.nodeid for report in skipped if "gpu" not in report.keywords]
+    if silent and os.environ.get("CI"):
+        terminalreporter.write_line(f"skipped without the mark gpu: {', '.join(silent)}", red=True)
+        terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

@@ -232,8 +232,15 @@ def _check_size(*images: Tensor) -> None:
             )
 
 
+@functools.cache
+def _gpu(device: torch.device) -> tuple[int, int]:
+    """Return a GPU's generation and its number of processors."""
+    facts = torch.cuda.get_device_properties(device)
+    return generation((facts.major, facts.minor)), facts.multi_processor_count
+
+
 def _arch(x: Tensor) -> int:
-    return generation(torch.cuda.get_device_capability(x.device)) if x.is_cuda else 90
+    return _gpu(x.device)[0] if x.is_cuda else 90
 
 
 def _kind(x: Tensor) -> tuple[int, int, bool]:
@@ -246,9 +253,7 @@ def _is_exact(x: Tensor) -> bool:
 
 
 def _processors(x: Tensor) -> int:
-    if not x.is_cuda:
-        return INTERPRETED_PROCESSORS
-    return torch.cuda.get_device_properties(x.device).multi_processor_count
+    return _gpu(x.device)[1] if x.is_cuda else INTERPRETED_PROCESSORS
 
 
 def _geometry(geometry: Sequence[Sequence[int]]) -> dict[str, int]:

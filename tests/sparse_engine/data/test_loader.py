@@ -177,7 +177,6 @@ def test_generators_of_other_streams_differ():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_never_waits_for_the_device():
     arrays = make_arrays(64)
     feed = ArrayLoader(arrays, dataset_info("cifar10"), 8, "cuda", seed=0)
