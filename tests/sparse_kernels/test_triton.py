@@ -137,7 +137,8 @@ def check(case: Case, dtype: torch.dtype) -> None:
     exact = results(wide[0], wide[1], layout, wide[2], case, wide[3], dense=True)
     plain = results(x, values, layout, bias, case, grad, dense=True)
     ours = results(guarded(x), guarded(values), layout, bias, case, guarded(grad), dense=False)
-    if case.order != "contiguous":
+    # An image of one pixel or one channel fits several orders, and says nothing of the result's.
+    if case.order != "contiguous" and order_of(x) == case.order:
         assert in_order(ours["y"], case.order) is ours["y"]
     for name, found in ours.items():
         assert found.isfinite().all(), name
