@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +58,8 @@ def sparsify(
             f"a bare {type(model).__name__} cannot be replaced in place; "
             f"use Sparse{'Conv2d' if isinstance(model, nn.Conv2d) else 'Linear'}.from_dense"
         )
-    skipped = skip_reasons(model, skip)
-    layers = {n: m for n, m in dense_layers(model) if n not in skipped}
-    shapes = {n: tuple(m.weight.shape) for n, m in layers.items()}
-    plans = plan_layers(shapes, sparsity, distribution, block)
+    skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
+    plans = plan_model(model, sparsity, distribution, block, skipped)
     replaced = {
         layers[plan.name]: _sparse_twin(layers[plan.name], plan, init, generator)
         for plan in plans
@@ -69,6 +67,24 @@ def sparsify(
     }
     _replace(model, replaced)
     return report(model, skipped)
+
+
+def plan_model(
+    model: nn.Module,
+    sparsity: float,
+    distribution: str,
+    block: BlockChoice,
+    skipped: Container[str],
+) -> list[LayerPlan]:
+    """Return what sparsify would do to a dense model, which may be on the meta device.
+
+    Args:
+        model: any nn.Module.
+        sparsity, distribution, block: see plan_layers.
+        skipped: names of layers outside the budget.
+    """
+    shapes = {n: tuple(m.weight.shape) for n, m in dense_layers(model) if n not in skipped}
+    return plan_layers(shapes, sparsity, distribution, block)
 
 
 def densify(model: nn.Module) -> nn.Module:

@@ -44,7 +44,6 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
     data = load_dataset(config.dataset, config.data_dir, config.download)
     phases = plan_phases(config, training_images(config, data))
     costs = run_costs(config, data.info, phases)
-    build_network(config, data.info, device)
     if folder is None:
         folder = RunFolder.create(config)
     print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")

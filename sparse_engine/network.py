@@ -9,9 +9,9 @@ from torch import nn
 
 from sparse_engine.blocks import parse_block
 from sparse_engine.config import Config
-from sparse_engine.convert import dense_layers, skip_reasons, sparsify
+from sparse_engine.convert import plan_model, skip_reasons, sparsify
 from sparse_engine.data.catalog import DatasetInfo
-from sparse_engine.distribution import LayerPlan, plan_layers
+from sparse_engine.distribution import LayerPlan
 from sparse_engine.models.build import build_model
 from sparse_engine.topology import GROW_SCORES, Topology
 
@@ -61,8 +61,7 @@ def build_network(
 
 
 def plan_network(config: Config, model: nn.Module) -> list[LayerPlan]:
-    """Return what sparsify would do to a dense model, which may be on the meta device."""
-    skipped = skip_reasons(model)
-    shapes = {n: tuple(m.weight.shape) for n, m in dense_layers(model) if n not in skipped}
+    """Return how build_network cuts a dense model, which may be on the meta device."""
     block = parse_block(config.block)
-    return plan_layers(shapes, config.sparsity or 0.0, config.distribution, block)
+    skipped = skip_reasons(model)
+    return plan_model(model, config.sparsity or 0.0, config.distribution, block, skipped)

@@ -108,7 +108,7 @@ class Trainer:
         """Train to the end of the last phase.
 
         Raises:
-            RunFailure: the loss is not finite; the last checkpoint is from before.
+            RunFailure: the loss is not finite; any checkpoint is from before.
         """
         total = sum(phase.steps for phase in self.phases)
         with tqdm(total=total, initial=self.progress.step, disable=None, unit="step") as bar:
