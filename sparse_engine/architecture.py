@@ -7,7 +7,8 @@ softmax that is. In training it may offer
 
     training_pair(x, y) -> logits [M, N, K] and labels [M, N], or any leading dimensions,
 
-where x are images [N, C, H, W] and y labels [N]; the phase's loss compares the two.
+where x are images [N, C, H, W] and y labels [N]; the phase's loss compares the two. A network of
+several members offers `member_models()`, each of them as a model with logits of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,19 @@ from torch import Tensor, nn
 
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.models.batch_ensemble import batch_ensemble
+from sparse_engine.models.mc_dropout import mc_dropout
+from sparse_engine.models.mimo import mimo
 from sparse_engine.models.plain import plain_model
+from sparse_engine.models.treenet import treenet
 
 Builder = Callable[[Config, DatasetInfo], nn.Module]
-BUILDERS: dict[str, Builder] = {}
+BUILDERS: dict[str, Builder] = {
+    "mc-dropout": mc_dropout,
+    "batch-ensemble": batch_ensemble,
+    "mimo": mimo,
+    "treenet": treenet,
+}
 
 
 def dense_model(config: Config, info: DatasetInfo) -> nn.Module:
@@ -33,3 +43,9 @@ def training_pair(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
     """Return logits [..., K] of a training batch, and the labels [...] they are compared with."""
     own = getattr(model, "training_pair", None)
     return own(x, y) if own is not None else (model(x), y)
+
+
+def members_of(model: nn.Module) -> list[nn.Module]:
+    """Return the members of a network as models that give logits [N, K]; a plain model is one."""
+    own = getattr(model, "member_models", None)
+    return own() if own is not None else [model]

@@ -124,6 +124,19 @@ class Config:
         choices=("caa", "cima"),
     )
 
+    passes: int | None = setting(
+        "baselines", "mc-dropout: forward passes at test [10]", kind=int, least=1, most=1000
+    )
+    batch_repetition: int | None = setting(
+        "baselines", "mimo: times an image is in a batch [1]", kind=int, least=1, most=100
+    )
+    input_repetition: float | None = setting(
+        "baselines", "mimo: share of inputs equal for all members [0]", kind=float, least=0, most=1
+    )
+    shared_stages: int | None = setting(
+        "baselines", "treenet: stages of the trunk [all but the last]", kind=int, least=1
+    )
+
     rounds: int | None = setting(
         "pruning", "lottery: prunings [a fifth each]; ltr [20]", kind=int, least=1, most=1000
     )

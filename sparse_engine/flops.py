@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,37 @@ def dense_flops(model: nn.Module, image: Sequence[int]) -> dict[str, int]:
         FLOPs by layer name. A layer that forward never calls as a module counts 0.
     """
     twin = copy.deepcopy(model).to("meta").eval()
+    return _count(twin, lambda: twin(_images(twin, 1, image)))
+
+
+def training_flops(model: nn.Module, image: Sequence[int], batch: int) -> dict[str, float]:
+    """Return the forward FLOPs per image of a training step by layer, were all layers dense.
+
+    A network with a training_pair of its own may use its layers in training more or less often
+    than at test: for some members only, or once for several passes.
+    """
+    if not hasattr(model, "training_pair"):
+        return dict(dense_flops(model, image))
+    twin = copy.deepcopy(model).to("meta").train()
+    labels = torch.zeros(batch, dtype=torch.long, device="meta")
+    counts = _count(twin, lambda: twin.training_pair(_images(twin, batch, image), labels))
+    return {name: flops / batch for name, flops in counts.items()}
+
+
+def _images(model: nn.Module, count: int, image: Sequence[int]) -> Tensor:
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    return torch.empty(count, *image, device="meta", dtype=dtype)
+
+
+def _count(twin: nn.Module, run: Callable[[], object]) -> dict[str, int]:
     counts = {n: 0 for n, m in twin.named_modules() if isinstance(m, COUNTED)}
     handles = [
         module.register_forward_hook(_counter(counts, name))
         for name, module in twin.named_modules()
         if name in counts
     ]
-    dtype = next((p.dtype for p in twin.parameters()), torch.float32)
     with torch.no_grad():
-        twin(torch.empty(1, *image, device="meta", dtype=dtype))
+        run()
     for handle in handles:
         handle.remove()
     return counts

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sparse_engine.architecture import dense_model
+from sparse_engine.architecture import dense_model, members_of
 from sparse_engine.config import Config
 from sparse_engine.costs import run_costs
 from sparse_engine.data.arrays import DataSet
@@ -126,7 +126,7 @@ def evaluate_members(
 def member_probabilities(
     config: Config, data: DataSet, folder: RunFolder, device: torch.device
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return each ticket's test probabilities [N, K], and the labels [N]."""
+    """Return test probabilities [N, K] of each member of each ticket, and the labels [N]."""
     model = dense_model(config, data.info)
     model = model.to(device=device, memory_format=torch.channels_last)
     members, labels = [], torch.empty(0)
@@ -137,9 +137,10 @@ def member_probabilities(
             raise InputError(
                 f"a ticket of run '{folder.path}' does not fit its configuration: {error}"
             ) from None
-        test = batches(data.test, data.info, 2 * config.batch_size, device, config.workers)
-        probabilities, labels = predict(model, test, config.dtype == "bf16")
-        members.append(probabilities)
+        for member in members_of(model):
+            test = batches(data.test, data.info, 2 * config.batch_size, device, config.workers)
+            probabilities, labels = predict(member, test, config.dtype == "bf16")
+            members.append(probabilities)
     return members, labels
 
 

@@ -27,19 +27,20 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Mean cross-entropy with the run's label smoothing, over all members if there are several."""
+    """Cross-entropy with the run's label smoothing: the mean over images, the sum over members."""
 
     teacher_passes = 0
 
     def __call__(self, run: Trainer, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean over all leading dimensions."""
+        """Return it for logits [N, K] or [M, N, K]."""
         import torch.nn.functional as F
 
-        return F.cross_entropy(
+        mean = F.cross_entropy(
             logits.float().flatten(0, -2),
             labels.flatten(),
             label_smoothing=run.config.label_smoothing,
         )
+        return mean * logits.shape[:-2].numel()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,9 @@ class Network:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Become the network of a state dict, with no momentum; exploration is carried over."""
         load_state(self.model, state)
-        (group,) = self.optimizer.param_groups
-        group["params"] = list(self.model.parameters())
+        groups = parameter_groups(self.model)
+        for group, now in zip(self.optimizer.param_groups, groups, strict=True):
+            group["params"] = now["params"]
         self.optimizer.state.clear()
         self._renew_topology()
 
@@ -86,13 +88,25 @@ def build_network(
         sparsify(model, sparsity, config.distribution, block, init="random", generator=generator)
     model = model.to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        parameter_groups(model),
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
     rule = config.topology if config.topology in GROW_SCORES else "static"
     return Network(model, optimizer, Topology(model, optimizer, rule, seed))
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return groups for an optimizer: parameters that their module calls `undecayed` are apart."""
+    apart = {id(getattr(m, n)) for m in model.modules() for n in getattr(m, "undecayed", ())}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if id(p) not in apart]}
+    ]
+    if apart:
+        undecayed = [p for p in model.parameters() if id(p) in apart]
+        groups.append({"params": undecayed, "weight_decay": 0.0})
+    return groups
 
 
 def plan_network(

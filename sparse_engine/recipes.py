@@ -12,6 +12,7 @@ from sparse_engine.blocks import parse_block
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
+from sparse_engine.methods.baselines import BASELINES, check_baseline
 from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.options import method_options
 from sparse_engine.methods.registry import DYNAMIC, ENSEMBLES, PRUNING, RUN_COUNTS, check_method
@@ -91,7 +92,9 @@ def resolve(config: Config) -> Config:
         found = getattr(config, name)
         chosen[name] = getattr(recipe, name) if found is None else found
     chosen["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or chosen["epochs"]
-    return replace(config, **{**chosen, **_scaled(config, chosen)})
+    config = replace(config, **{**chosen, **_scaled(config, chosen)})
+    check_baseline(config)
+    return config
 
 
 def warmup_share(config: Config) -> float:
@@ -110,9 +113,10 @@ def _scaled(config: Config, chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sparsity(config: Config) -> float:
-    if config.method == "dense":
-        return 0.0
-    return 0.8 if config.sparsity is None else config.sparsity
+    dense = config.method == "dense" or config.method in BASELINES
+    if config.sparsity is None:
+        return 0.0 if dense else 0.8
+    return config.sparsity
 
 
 def _members(config: Config, recipe: Recipe) -> int:
@@ -121,7 +125,7 @@ def _members(config: Config, recipe: Recipe) -> int:
 
 
 def _rule(config: Config) -> str:
-    if config.method in PRUNING:
+    if config.method in PRUNING or config.method in BASELINES:
         return "static"
     return config.topology or ("rigl" if config.method in DYNAMIC else config.method)
 
@@ -133,7 +137,7 @@ def _epochs(config: Config, recipe: Recipe) -> int:
             max(1, share * recipe.epochs // 250) for share in (usual.explore, usual.refine)
         )
         return explore + (config.members or 1) * refine
-    dense = config.method == "dense" or config.method in PRUNING
+    dense = config.method == "dense" or config.method in (*PRUNING, *BASELINES)
     epochs = recipe.dense_epochs if dense and recipe.dense_epochs else recipe.epochs
     runs = RUN_COUNTS.get(config.method, lambda config: 1)
     return max(1, round(epochs * runs(config)))

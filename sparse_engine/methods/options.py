@@ -33,6 +33,9 @@ DEFAULTS: dict[str, dict[str, Default]] = {
         **_REWINDING,
         "rewind_point": 0.0,
     },
+    "mc-dropout": {"passes": 10},
+    "mimo": {"batch_repetition": 1, "input_repetition": 0.0},
+    "treenet": {"shared_stages": None},
 }
 OWNED = sorted({name for settings in DEFAULTS.values() for name in settings})
 

@@ -7,15 +7,19 @@ from collections.abc import Callable
 from sparse_engine.config import Config
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.methods import (
+    deep_ensemble,
     dst_ensemble,
     edst,
+    fge,
     kd_ticket,
     lottery,
     ltr,
     pf,
     single,
+    snapshot,
     sup_tickets,
 )
+from sparse_engine.methods.baselines import SEVERAL_MEMBERS
 from sparse_engine.phases import Phase
 
 METHODS: dict[str, Callable[[Config, int, float], list[Phase]]] = {
@@ -30,9 +34,16 @@ METHODS: dict[str, Callable[[Config, int, float], list[Phase]]] = {
     "lottery": lottery.phases,
     "ltr": ltr.phases,
     "pf": pf.phases,
+    "deep-ensemble": deep_ensemble.phases,
+    "snapshot": snapshot.phases,
+    "fge": fge.phases,
+    "mc-dropout": single.phases,
+    "batch-ensemble": single.phases,
+    "mimo": single.phases,
+    "treenet": single.phases,
 }
 # Methods that take --members; those that take --topology; those that start dense and prune.
-ENSEMBLES = ("dst-ensemble", "edst", "lottery", "ltr", "pf")
+ENSEMBLES = ("dst-ensemble", "edst", "lottery", "ltr", "pf", *SEVERAL_MEMBERS)
 DYNAMIC = ("dst-ensemble", "edst", "sup-tickets")
 PRUNING = ("kd-ticket", "lottery", "ltr", "pf")
 # Length in single runs, where it is not one; EDST's has a recipe of its own.
@@ -41,6 +52,7 @@ RUN_COUNTS: dict[str, Callable[[Config], float]] = {
     "lottery": lottery.run_count,
     "ltr": ltr.run_count,
     "pf": pf.run_count,
+    "deep-ensemble": deep_ensemble.run_count,
 }
 
 

@@ -1,0 +1,79 @@
+"""MIMO: M subnetworks in one, each with its own input and its own head (Havasi et al. 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.config import Config
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.models.build import build_model
+from sparse_engine.models.catalog import parse_name
+from sparse_engine.models.members import MemberNetwork
+
+
+class MIMO(MemberNetwork):
+    """A network from M images, stacked along channels, to M predictions.
+
+    network: maps [N, M * C, H, W] to [N, M * K].
+    batch_repetition: how many times each image of a batch is an input of each member.
+    input_repetition: share of the inputs that are one image for all members; the others are
+        independent permutations of the batch (section 2 and appendix).
+    """
+
+    def __init__(
+        self, network: nn.Module, members: int, batch_repetition: int, input_repetition: float
+    ) -> None:
+        super().__init__(members)
+        self.network = network
+        self.batch_repetition, self.input_repetition = batch_repetition, input_repetition
+
+    def training_pair(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [M, N * batch_repetition, K] and the labels of each member's inputs."""
+        chosen = self.draw_inputs(len(x), x.device)
+        return self._logits(x[chosen].transpose(0, 1).flatten(1, 2)), y[chosen]
+
+    def member_logits(self, x: Tensor) -> Tensor:
+        """Map images [N, C, H, W], shown to all members, to logits [M, N, K]."""
+        return self._logits(x.repeat(1, self.members, 1, 1))
+
+    def draw_inputs(self, images: int, device: torch.device) -> Tensor:
+        """Return which images of a batch are each member's inputs, [M, N * batch_repetition]."""
+        order = torch.randperm(images, device=device).repeat(self.batch_repetition)
+        equal, shuffled = order.tensor_split([round(self.input_repetition * len(order))])
+        orders = [
+            torch.cat([equal, shuffled[torch.randperm(len(shuffled), device=device)]])
+            for _ in range(self.members)
+        ]
+        return torch.stack(orders)
+
+    def _logits(self, stacked: Tensor) -> Tensor:
+        stacked = stacked.contiguous(memory_format=torch.channels_last)
+        return self.network(stacked).unflatten(1, (self.members, -1)).transpose(0, 1)
+
+
+def mimo(config: Config, info: DatasetInfo) -> nn.Module:
+    """Return the network of a resolved configuration."""
+    members = config.members or 1
+    channels = members * info.channels
+    from_torchvision = parse_name(config.model).family == "torchvision"
+    network = build_model(
+        config.model,
+        classes=members * info.classes,
+        channels=3 if from_torchvision else channels,
+        height=info.height,
+        width=info.width,
+        dropout=config.dropout,
+    )
+    if from_torchvision:
+        _set_input_channels(network, channels)
+    return MIMO(network, members, config.batch_repetition or 1, config.input_repetition or 0.0)
+
+
+def _set_input_channels(network: nn.Module, channels: int) -> None:
+    """Give a network, whose first convolution reads the image, another number of channels."""
+    name, old = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    sizes = (old.kernel_size, old.stride, old.padding, old.dilation)
+    new = nn.Conv2d(channels, old.out_channels, *sizes, bias=old.bias is not None)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    network.set_submodule(name, new)

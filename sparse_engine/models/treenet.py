@@ -1,0 +1,60 @@
+"""TreeNet: members with a common trunk and branches of their own (Lee et al. 2015, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.config import Config
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.errors import InputError
+from sparse_engine.models.members import MemberNetwork
+from sparse_engine.models.plain import plain_model
+from sparse_engine.models.stages import split_stages
+
+
+class TreeNet(MemberNetwork):
+    """A trunk whose features go into M branches.
+
+    The loss is a sum over members, so a branch learns as in a network of its own, and the trunk's
+    gradient is the sum of what the branches send.
+    """
+
+    def __init__(self, trunk: nn.Module, branches: Sequence[nn.Module]) -> None:
+        super().__init__(len(branches))
+        self.trunk, self.branches = trunk, nn.ModuleList(branches)
+
+    def training_pair(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [M, N, K] and labels [M, N]: every member sees every image."""
+        return self.member_logits(x), y.expand(self.members, -1)
+
+    def member_logits(self, x: Tensor) -> Tensor:
+        """Map images [N, C, H, W] to logits [M, N, K]; the trunk runs once."""
+        features = self.trunk(x)
+        return torch.stack([branch(features) for branch in self.branches])
+
+    def member_models(self) -> list[nn.Module]:
+        """Return the members as models of their own, which share the network's parameters."""
+        return [nn.Sequential(self.trunk, branch) for branch in self.branches]
+
+
+def treenet(config: Config, info: DatasetInfo) -> nn.Module:
+    """Return the network of a resolved configuration.
+
+    Raises:
+        InputError: the model has no stages, or fewer than the trunk should have.
+    """
+    networks = [
+        split_stages(plain_model(config, info), config.model) for _ in range(config.members or 1)
+    ]
+    stages = len(networks[0]) - 1
+    shared = config.shared_stages or stages - 1
+    if shared > stages:
+        raise InputError(
+            f"{config.model} has {stages} stages, found shared_stages {shared}; "
+            f"use {stages} for branches of only a classifier"
+        )
+    trunk = nn.Sequential(*networks[0][:shared])
+    return TreeNet(trunk, [nn.Sequential(*network[shared:]) for network in networks])
