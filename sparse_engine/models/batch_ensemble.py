@@ -89,12 +89,11 @@ def batch_ensemble(config: Config, info: DatasetInfo) -> nn.Module:
         InputError: the model has parameters other than convolutions, linear layers, batch norms.
     """
     model = plain_model(config, info)
-    for name, module in model.named_modules():
+    for module in model.modules():
         if not _has_members(module) and next(module.parameters(recurse=False), None) is not None:
             raise InputError(
-                f"batch-ensemble cannot give members to '{name or config.model}' "
-                f"({type(module).__name__}) of {config.model}; choose a convolutional network "
-                "with batch norm, such as resnet18"
+                f"batch-ensemble cannot give members to the {type(module).__name__} in "
+                f"{config.model}; choose a convolutional network with batch norm, such as resnet18"
             )
     return BatchEnsemble(model, config.members or 1)
 
