@@ -75,7 +75,8 @@ def resolve(config: Config) -> Config:
     check_method(config.method)
     check_dataset(config.dataset, config.data_dir)
     recipe = recipe_for(config.dataset)
-    check_model(config.model or recipe.model)
+    config = replace(config, model=config.model or recipe.model)
+    check_model(config.model)
     _check_contradictions(config)
     block = config.block or recipe.block
     parse_block(block)
@@ -83,7 +84,6 @@ def resolve(config: Config) -> Config:
     config = replace(config, sparsity=_sparsity(config), members=_members(config, recipe))
     config = replace(config, **method_options(config))
     chosen: dict[str, Any] = {
-        "model": config.model or recipe.model,
         "block": block,
         "topology": None if rule == "dense" else rule,
         "epochs": config.epochs or _epochs(config, recipe),

@@ -5,6 +5,7 @@ They are dense, or with --sparsity of random blocks that stay. Imports no torch.
 
 from sparse_engine.config import Config
 from sparse_engine.errors import InputError
+from sparse_engine.models.catalog import stage_count
 
 SEVERAL_MEMBERS = ("deep-ensemble", "snapshot", "fge", "batch-ensemble", "mimo", "treenet")
 BASELINES = (*SEVERAL_MEMBERS, "mc-dropout")
@@ -25,6 +26,12 @@ def check_baseline(config: Config) -> None:
         )
     if method == "mc-dropout" and not config.dropout:
         raise InputError("method 'mc-dropout' needs dropout; use --dropout 0.1, or another rate")
+    if method == "treenet" and (config.shared_stages or 1) > stage_count(config.model):
+        stages = stage_count(config.model)
+        raise InputError(
+            f"model '{config.model}' has {stages} stages, found shared_stages "
+            f"{config.shared_stages}; {stages} leaves each branch only a classifier"
+        )
     if method == "batch-ensemble" and (config.batch_size or 0) < 2 * members:
         raise InputError(
             f"method 'batch-ensemble' shares a batch of {config.batch_size} out to {members} "

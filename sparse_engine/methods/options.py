@@ -9,6 +9,7 @@ from sparse_engine.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.methods.lottery import usual_rounds
 from sparse_engine.methods.sup_tickets import cycles_for
+from sparse_engine.models.catalog import stage_count
 
 Default = Any | Callable[[Config], Any]
 
@@ -35,7 +36,7 @@ DEFAULTS: dict[str, dict[str, Default]] = {
     },
     "mc-dropout": {"passes": 10},
     "mimo": {"batch_repetition": 1, "input_repetition": 0.0},
-    "treenet": {"shared_stages": None},
+    "treenet": {"shared_stages": lambda config: stage_count(config.model) - 1},
 }
 OWNED = sorted({name for settings in DEFAULTS.values() for name in settings})
 

@@ -68,6 +68,17 @@ def parse_name(name: str) -> Architecture:
     raise InputError(f"unknown model {name!r}{hint}")
 
 
+def stage_count(name: str) -> int:
+    """Return how many stages the model has whose name this is, the head not counted.
+
+    Of torchvision only the ResNets have stages (see stages.py).
+    """
+    family, arguments = parse_name(name)
+    if family == "resnet":
+        return 4 if arguments[0] in IMAGENET_RESNET_DEPTHS else 3
+    return {"wrn": 3, "vgg16": 5, "mlp": 2, "torchvision": 4}[family]
+
+
 def _is_wide_resnet_depth(depth: int) -> bool:
     return depth >= 10 and depth % 6 == 4
 

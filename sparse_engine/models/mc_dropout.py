@@ -15,8 +15,8 @@ from sparse_engine.models.plain import plain_model
 class MonteCarloDropout(nn.Module):
     """In eval mode the mean probability of several passes; batch norm is as ever at test.
 
-    The passes draw from `seed`, so one input always has one prediction, and the state of torch's
-    own generators is untouched.
+    The passes draw from `seed`, so a batch of images always has the same prediction, and the state
+    of torch's own generators is untouched.
     """
 
     def __init__(self, model: nn.Module, passes: int, seed: int) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
-from sparse_engine.errors import InputError
 from sparse_engine.models.members import MemberNetwork
 from sparse_engine.models.plain import plain_model
 from sparse_engine.models.stages import split_stages
@@ -44,17 +43,11 @@ def treenet(config: Config, info: DatasetInfo) -> nn.Module:
     """Return the network of a resolved configuration.
 
     Raises:
-        InputError: the model has no stages, or fewer than the trunk should have.
+        InputError: the model has no stages.
     """
     networks = [
         split_stages(plain_model(config, info), config.model) for _ in range(config.members or 1)
     ]
-    stages = len(networks[0]) - 1
-    shared = config.shared_stages or stages - 1
-    if shared > stages:
-        raise InputError(
-            f"{config.model} has {stages} stages, found shared_stages {shared}; "
-            f"use {stages} for branches of only a classifier"
-        )
+    shared = config.shared_stages
     trunk = nn.Sequential(*networks[0][:shared])
     return TreeNet(trunk, [nn.Sequential(*network[shared:]) for network in networks])

@@ -107,6 +107,18 @@ def make_run(name, **settings):
         (["--epochs", "ten"], "takes a whole number, found 'ten'"),
         (["--batch-size", "-5"], "batch_size must be at least 1, found -5"),
         (["--members", "0"], "members must be at least 1, found 0"),
+        (["--method", "mimo", "--members", "1"], "'mimo' is of several members, found members 1"),
+        (["--method", "fge", "--members", "1"], "use at least 2, or --method dense"),
+        (["--method", "mc-dropout"], "method 'mc-dropout' needs dropout; use --dropout 0.1"),
+        (["--method", "mc-dropout", "--members", "3"], "'mc-dropout' trains one network, found"),
+        (
+            ["--method", "deep-ensemble", "--sparsity", "0.5"],
+            "use --method dst-ensemble --topology",
+        ),
+        (["--method", "treenet", "--topology", "rigl"], "'treenet' and --topology rigl contradict"),
+        (["--method", "batch-ensemble", "--batch-size", "5"], "use --batch-size 6 or more"),
+        (["--method", "mimo", "--input-repetition", "1.5"], "input_repetition must be at most 1"),
+        (["--method", "mimo", "--passes", "3"], "'mimo' has no --passes, which belongs to mc-drop"),
         (["--lr", "nan"], "lr must be a finite number, found nan"),
         (["--lr", "inf"], "lr must be a finite number, found inf"),
         (["--lr", "0"], "lr must be above 0, found 0"),
@@ -211,6 +223,11 @@ def test_told_by_a_process_that_needs_torch(arguments, message):
         (["--update-interval", "9999"], "too short for a topology update every 9999"),
         (["--validation", "1e-9", "--select", "validation"], "a validation fraction of 1e-09"),
         (["--dry-run", "--backend", "triton"], "backend 'triton' needs a CUDA GPU"),
+        (
+            ["--method", "treenet", "--shared-stages", "3"],
+            "mlp has 2 stages, found shared_stages 3",
+        ),
+        (["--method", "snapshot", "--epochs", "1", "--members", "6"], "too few for 6 phases"),
     ],
 )
 def test_told_before_anything_is_written(arguments, message, monkeypatch, capfd):

@@ -13,7 +13,8 @@ from sparse_engine.recipes import RECIPES, recipe_for, resolve, warmup_share
 
 NUMBERS = {n: f.metadata["kind"] for n, f in FIELDS.items() if f.metadata["kind"] in (int, float)}
 MAY_BE_ZERO = {
-    *("seed", "workers", "dropout", "sparsity", "momentum", "weight_decay", "label_smoothing")
+    *("seed", "workers", "dropout", "sparsity", "momentum", "weight_decay", "label_smoothing"),
+    "input_repetition",
 }
 CHOICES = {n: f.metadata["choices"] for n, f in FIELDS.items() if "choices" in f.metadata}
 
@@ -47,6 +48,7 @@ def test_flags_become_typed_settings():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_configuration_starts_the_run_again(method, tmp_path):
     flags = ["--method", method, "--seed", "7", "--lr", "0.05", "--block", "4x4", "--epochs", "9"]
+    flags += ["--dropout", "0.1"]
     config = resolve(from_flags(*flags, "--out", str(tmp_path / "out"), "--device", "cpu"))
     again = Config(**read_config_file(saved_to(tmp_path / "config.json", config)))
     assert again.saved() == config.saved()

@@ -85,6 +85,13 @@ def stopped_run(monkeypatch):
         (["--method", "dst-ensemble", "--epochs", "6"], (1, 2, 4, 5)),
         (["--method", "rigl", "--epochs", "6", "--dtype", "bf16"], (1, 4)),
         (["--method", "rigl", "--epochs", "2", "--model", "wrn10-1"], (1,)),
+        (["--method", "deep-ensemble", "--epochs", "4"], (1, 2)),
+        (["--method", "snapshot", "--epochs", "4"], (2, 3)),
+        (["--method", "fge", "--epochs", "6"], (5, 6)),
+        (["--method", "mc-dropout", "--dropout", "0.2", "--epochs", "3"], (2,)),
+        (["--method", "batch-ensemble", "--epochs", "3", "--model", "wrn10-1"], (2,)),
+        (["--method", "mimo", "--input-repetition", "0.5", "--epochs", "3"], (2,)),
+        (["--method", "treenet", "--epochs", "3"], (2,)),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(flags, epochs, before, monkeypatch):

@@ -49,7 +49,6 @@ def test_only_dropout_is_in_training_mode_at_test():
         assert module.training == isinstance(module, nn.Dropout)
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [norm.running_mean.clone() for norm in norms]
-    # In eval mode an image's prediction does not depend on what else is in the batch.
     assert norms
     network(images())
     assert all(torch.equal(norm.running_mean, old) for norm, old in zip(norms, before))
@@ -57,7 +56,7 @@ def test_only_dropout_is_in_training_mode_at_test():
     assert all(module.training for module in network.modules())
 
 
-def test_predictions_are_a_function_of_image_and_seed():
+def test_predictions_are_a_function_of_images_and_seed():
     network, x = network_for().eval(), images()
     torch.manual_seed(5)
     state = torch.get_rng_state()

@@ -6,7 +6,6 @@ import torch
 from sparse_engine.architecture import dense_model, members_of
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import TABLE
-from sparse_engine.errors import InputError
 from sparse_engine.losses import CROSS_ENTROPY
 from sparse_engine.recipes import resolve
 
@@ -82,8 +81,3 @@ def test_the_number_of_shared_stages(shared):
     assert sum(p.numel() for p in network.trunk.parameters()) == count
     whole = sum(p.numel() for p in plain.parameters())
     assert sum(p.numel() for p in network.parameters()) == count + 3 * (whole - count)
-
-
-def test_more_stages_than_there_are():
-    with pytest.raises(InputError, match="wrn10-1 has 3 stages, found shared_stages 4; use 3"):
-        treenet(shared_stages=4)
