@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.architecture import dense_model
 from sparse_engine.blocks import parse_block
@@ -19,42 +19,44 @@ from sparse_engine.flops import model_densities
 from sparse_engine.recut import carry_state, load_state, replace_modules
 from sparse_engine.topology import GROW_SCORES, Topology
 
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
 
 @dataclass
 class Network:
-    """What one phase hands to the next."""
+    """What one phase hands to the next; `norm_decay` as the optimizer was built."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     topology: Topology
+    norm_decay: bool = True
 
     def replace_layers(self, replaced: Mapping[str, nn.Module]) -> None:
         """Put other layers in place of some; optimizer state and exploration are carried over."""
         for name, layer in replaced.items():
             carry_state(self.optimizer, self.model.get_submodule(name), layer)
         replace_modules(self.model, replaced)
-        self._renew_topology()
+        old = self.topology
+        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed)
+        # A layer that was full until now has had all of its weights active.
+        full = {n: torch.ones_like(mask) for n, mask in self.topology.ever_active.items()}
+        state = old.state_dict()
+        self.topology.load_state_dict({**state, "ever_active": {**full, **state["ever_active"]}})
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Become the network of a state dict, with no momentum; exploration is carried over."""
+        """Become the network of a state dict, without momentum and with nothing else explored."""
         load_state(self.model, state)
-        groups = parameter_groups(self.model)
-        for group, now in zip(self.optimizer.param_groups, groups, strict=True):
-            group["params"] = now["params"]
+        groups = decay_groups(self.model, self.norm_decay)
+        for group, parameters in zip(self.optimizer.param_groups, groups, strict=True):
+            group["params"] = parameters
         self.optimizer.state.clear()
-        self._renew_topology()
+        old = self.topology
+        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed)
+        self.topology.updates = old.updates
 
     def densities(self) -> dict[str, float]:
         """Return the density of every sparse layer by name."""
         return model_densities(self.model)
-
-    def _renew_topology(self) -> None:
-        old = self.topology
-        state = old.state_dict()
-        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed)
-        # A layer that was full until now has had all of its weights active.
-        full = {n: torch.ones_like(mask) for n, mask in self.topology.ever_active.items()}
-        self.topology.load_state_dict({**state, "ever_active": {**full, **state["ever_active"]}})
 
 
 def member_seed(seed: int, member: int) -> int:
@@ -87,26 +89,30 @@ def build_network(
         block = parse_block(config.block)
         sparsify(model, sparsity, config.distribution, block, init="random", generator=generator)
     model = model.to(device=device, memory_format=torch.channels_last)
+    norm_decay = config.norm_decay != "off"
+    decayed, *others = decay_groups(model, norm_decay)
     optimizer = torch.optim.SGD(
-        parameter_groups(model),
+        [{"params": decayed}, *({"params": group, "weight_decay": 0.0} for group in others)],
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
     rule = config.topology if config.topology in GROW_SCORES else "static"
-    return Network(model, optimizer, Topology(model, optimizer, rule, seed))
+    return Network(model, optimizer, Topology(model, optimizer, rule, seed), norm_decay)
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return groups for an optimizer: parameters that their module calls `undecayed` are apart."""
-    apart = {id(getattr(m, n)) for m in model.modules() for n in getattr(m, "undecayed", ())}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if id(p) not in apart]}
-    ]
-    if apart:
-        undecayed = [p for p in model.parameters() if id(p) in apart]
-        groups.append({"params": undecayed, "weight_decay": 0.0})
-    return groups
+def decay_groups(model: nn.Module, norm_decay: bool) -> list[list[nn.Parameter]]:
+    """Return the parameters with weight decay and, if there are any, those without.
+
+    Those without are what a module calls `undecayed` and, unless norm_decay, those of norms.
+    """
+    apart = {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "undecayed", ())}
+    owners = [m for m in model.modules() if isinstance(m, NORMS) and not norm_decay]
+    apart |= {id(p) for module in owners for p in module.parameters()}
+    groups = [[], []]
+    for parameter in model.parameters():
+        groups[id(parameter) in apart].append(parameter)
+    return [group for group in groups if group]
 
 
 def plan_network(
