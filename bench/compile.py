@@ -30,7 +30,7 @@ from sparse_kernels.tiles import SHARED_LIMIT, gather_tile, power_of_two, weight
 SIZES = (16, 32, 64, 128)
 PASSES = ("forward", "input gradient", "weight gradient")
 TYPES = {"bf16": ("bf16", 2, "ieee"), "tf32": ("fp32", 4, "tf32"), "fp32": ("fp32", 4, "ieee")}
-GEOMETRY = dict.fromkeys(("STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DIL_H", "DIL_W"), 1)
+PLAIN = {"GEOMETRY": (1,) * 6, "INPUT": "plain"}
 COUNTED = {
     "wgmma": r"HGMMA",
     "tcgen05": r"UTC\w*MMA",
@@ -40,7 +40,7 @@ COUNTED = {
 }
 # Channel counts and strides that are multiples of 16, as launches see them.
 STRIDES = r"N|C|C_\w+|\w+_[nhw]"
-SOURCES = ("gather_kernels.py", "weight_grad_kernels.py", "tiles.py")
+SOURCES = ("fusion_kernels.py", "gather_kernels.py", "weight_grad_kernels.py", "tiles.py")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
 
     (bo, bc), (_, itemsize, precision) = c.block, TYPES[c.dtype]
     exact = c.dtype == "fp32"
-    common = {**GEOMETRY, "PRECISION": precision}
+    common = {**PLAIN, "PRECISION": precision}
     if c.kernel == "weight gradient":
         tile = weight_grad_tile(c.arch, itemsize, exact, bc, bo, c.rows)
         constants = {**common, "BM": tile.bm, "BC": bc, "BO": bo}

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparse_kernels import launch, reference
+from sparse_kernels import reference
 from sparse_kernels.activation import empty_images, in_order, order_of
 from sparse_kernels.backend import backend_of
+from sparse_kernels.gather import gather
 from sparse_kernels.layout import PassIndex, SlotIndex
 from sparse_kernels.library import block_flops, positions, register, values_like
+from sparse_kernels.weight_grad import weight_grad
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -53,7 +55,8 @@ def _forward(
         return in_order(reference.conv2d(x, values, bias, index, sizes, *geometry), order)
     y = _forward_fake(x, values, index, sizes, *geometry)
     lists = PassIndex.forward(index)
-    return launch.gather(in_order(x, order), values, bias, y, lists, sizes, geometry, False)
+    gather(in_order(x, order), values, bias, y, lists, sizes, geometry, False)
+    return y
 
 
 def _forward_fake(x, values, index, sizes, stride, padding, dilation, bias=None):
@@ -86,7 +89,8 @@ def _input_grad(
         return in_order(dx, order)
     dx = _input_grad_fake(grad, values, index, sizes, image, *geometry)
     lists = PassIndex.input_grad(index)
-    return launch.gather(in_order(grad, order), values, None, dx, lists, sizes, geometry, True)
+    gather(in_order(grad, order), values, None, dx, lists, sizes, geometry, True)
+    return dx
 
 
 def _input_grad_fake(grad, values, index, sizes, image, stride, padding, dilation):
@@ -114,7 +118,7 @@ def _weight_grad(
         return reference.conv2d_weight_grad(x, grad, index, sizes, *geometry)
     order = result_order(x, sizes)
     x, grad = in_order(x, order), in_order(grad, order)
-    return launch.weight_grad(x, grad, SlotIndex.of(index), sizes, geometry)
+    return weight_grad(x, grad, SlotIndex.of(index), sizes, geometry)
 
 
 def _weight_grad_fake(x, grad, index, sizes, stride, padding, dilation):

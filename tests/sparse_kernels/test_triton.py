@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparse_kernels import BlockLayout, block_conv2d, block_linear, launch, tiles
+from sparse_kernels import BlockLayout, block_conv2d, block_linear, tiles
 from sparse_kernels.activation import ORDERS, in_order, order_of
 from sparse_kernels.backend import VARIABLE, BackendError
 from sparse_kernels.layout import block_grid
@@ -75,9 +75,10 @@ def _triton(triton_backend, monkeypatch):
     """Run the kernels, with small tiles so that small batches reach every variant."""
     torch.use_deterministic_algorithms(True)  # torch.empty then holds NaN
     if DEVICE == "cpu":
-        for name in ("gather_tile", "weight_grad_tile"):
-            tile = getattr(tiles, name)
-            monkeypatch.setattr(launch, name, lambda *a, tile=tile: tile(*a)._replace(bm=16))
+        for name in ("gather", "weight_grad"):
+            tile = getattr(tiles, f"{name}_tile")
+            small = lambda *a, tile=tile: tile(*a)._replace(bm=16)  # noqa: E731
+            monkeypatch.setattr(f"sparse_kernels.{name}.{name}_tile", small)
     yield
     torch.use_deterministic_algorithms(False)
 
