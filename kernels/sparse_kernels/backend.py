@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from sparse_kernels.layout import block_grid
 
 VARIABLE = "SPARSE_ENGINE_BACKEND"
 BACKENDS = ("auto", "triton", "gemm", "masked")
@@ -43,13 +46,35 @@ def check_backend(name: str, device: torch.device) -> None:
         raise BackendError("backend 'triton' needs a GPU of capability 8.0 or newer; use masked")
 
 
-def backend_of(x: Tensor, sizes: Sequence[int]) -> str:
-    """Return the backend of a layer with input x and BlockLayout.sizes(); see choose_backend."""
-    return choose_backend(x.device, x.dtype, (sizes[4], sizes[5]))
+def backend_of(
+    x: Tensor, index: Sequence[Tensor], sizes: Sequence[int], positions: int | None = None
+) -> str:
+    """Return the backend of a layer with input x and BlockLayout.tensors() and .sizes().
+
+    Density counts the slots, for the number of active blocks is not known without waiting for the
+    device. See choose_backend.
+    """
+    # Plain numbers, also while a graph is traced: a weight's sizes do not change.
+    sizes = tuple(map(int, sizes))
+    density = int(index[0].shape[0]) / math.prod(block_grid(sizes[:4], sizes[4:]))
+    return choose_backend(x.device, x.dtype, sizes, density, positions)
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> str:
-    """Return "triton" or "masked" for a layer with blocks (BO, BC).
+def choose_backend(
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[int, ...],
+    density: float,
+    positions: int | None = None,
+) -> str:
+    """Return "triton" or "masked" for a layer.
+
+    Args:
+        device, dtype: of its input.
+        sizes: (O, C, R, S, BO, BC), as BlockLayout.sizes().
+        density: active blocks / all blocks.
+        positions: N * P * Q of the output, or the rows of a linear layer's input. None where only
+            the order of a result is asked for, which does not depend on it.
 
     Raises:
         BackendError: the environment asks for what cannot run.
@@ -58,7 +83,7 @@ def choose_backend(device: torch.device, dtype: torch.dtype, block: tuple[int, i
     check_backend(wanted, device)
     if wanted == "masked" or (wanted == "auto" and device.type != "cuda"):
         return "masked"
-    problem = _problem(dtype, block)
+    problem = _problem(dtype, sizes[4:])
     if wanted == "triton" and problem:
         raise BackendError(f"backend 'triton' has no kernel for {problem}; use auto or masked")
     if wanted == "auto" and (problem or _too_old(device)):

@@ -4,6 +4,7 @@ The three are bilinear maps, and the gradient of each is given by the other two,
 differentiated again. `index` is BlockLayout.tensors(), `sizes` BlockLayout.sizes().
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -32,10 +33,10 @@ def output_image(
     return p, q
 
 
-def result_order(x: Tensor, sizes: Ints) -> str:
+def result_order(x: Tensor, index: Index, sizes: Ints) -> str:
     """Return the order of what an operator makes of x: that of x, where its kernel has it."""
     order = order_of(x)
-    if order == "contiguous" and backend_of(x, sizes) == "triton":
+    if order == "contiguous" and backend_of(x, index, sizes) == "triton":
         return "channels_last"
     return order
 
@@ -50,8 +51,9 @@ def _forward(
     dilation: Ints,
     bias: Tensor | None = None,
 ) -> Tensor:
-    geometry, order = (stride, padding, dilation), result_order(x, sizes)
-    if backend_of(x, sizes) == "masked":
+    geometry, order = (stride, padding, dilation), result_order(x, index, sizes)
+    image = output_image(x.shape[2:], sizes[2:4], *geometry)
+    if backend_of(x, index, sizes, x.shape[0] * math.prod(image)) == "masked":
         return in_order(reference.conv2d(x, values, bias, index, sizes, *geometry), order)
     y = _forward_fake(x, values, index, sizes, *geometry)
     lists = PassIndex.forward(index)
@@ -61,7 +63,7 @@ def _forward(
 
 def _forward_fake(x, values, index, sizes, stride, padding, dilation, bias=None):
     image = output_image(x.shape[2:], sizes[2:4], stride, padding, dilation)
-    return empty_images(x, (x.shape[0], sizes[0], *image), result_order(x, sizes))
+    return empty_images(x, (x.shape[0], sizes[0], *image), result_order(x, index, sizes))
 
 
 def _forward_backward(needed, grad, x, values, index, sizes, *geometry):
@@ -83,8 +85,8 @@ def _input_grad(
     padding: Ints,
     dilation: Ints,
 ) -> Tensor:
-    geometry, order = (stride, padding, dilation), result_order(grad, sizes)
-    if backend_of(grad, sizes) == "masked":
+    geometry, order = (stride, padding, dilation), result_order(grad, index, sizes)
+    if backend_of(grad, index, sizes, positions(grad.shape, 1)) == "masked":
         dx = reference.conv2d_input_grad(grad, values, index, sizes, image, *geometry)
         return in_order(dx, order)
     dx = _input_grad_fake(grad, values, index, sizes, image, *geometry)
@@ -94,7 +96,7 @@ def _input_grad(
 
 
 def _input_grad_fake(grad, values, index, sizes, image, stride, padding, dilation):
-    return empty_images(grad, (grad.shape[0], sizes[1], *image), result_order(grad, sizes))
+    return empty_images(grad, (grad.shape[0], sizes[1], *image), result_order(grad, index, sizes))
 
 
 def _input_grad_backward(needed, ddx, grad, values, index, sizes, image, *geometry):
@@ -114,9 +116,9 @@ def _weight_grad(
     dilation: Ints,
 ) -> Tensor:
     geometry = (stride, padding, dilation)
-    if backend_of(x, sizes) == "masked":
+    if backend_of(x, index, sizes, positions(grad.shape, 1)) == "masked":
         return reference.conv2d_weight_grad(x, grad, index, sizes, *geometry)
-    order = result_order(x, sizes)
+    order = result_order(x, index, sizes)
     x, grad = in_order(x, order), in_order(grad, order)
     return weight_grad(x, grad, SlotIndex.of(index), sizes, geometry)
 

@@ -28,7 +28,7 @@ def _pixel(x: Tensor) -> Tensor:
 def _forward(
     x: Tensor, values: Tensor, index: Index, sizes: Ints, bias: Tensor | None = None
 ) -> Tensor:
-    if backend_of(x, sizes) == "masked":
+    if backend_of(x, index, sizes, positions(x.shape, -1)) == "masked":
         return reference.linear(x, values, bias, index, sizes)
     y = _forward_fake(x, values, index, sizes)
     lists = PassIndex.forward(index)
@@ -49,7 +49,7 @@ def _forward_backward(needed, grad, x, values, index, sizes):
 
 
 def _input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
-    if backend_of(grad, sizes) == "masked":
+    if backend_of(grad, index, sizes, positions(grad.shape, -1)) == "masked":
         return reference.linear_input_grad(grad, values, index, sizes)
     dx = _input_grad_fake(grad, values, index, sizes)
     lists = PassIndex.input_grad(index)
@@ -69,7 +69,7 @@ def _input_grad_backward(needed, ddx, grad, values, index, sizes):
 
 
 def _weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
-    if backend_of(x, sizes) == "masked":
+    if backend_of(x, index, sizes, positions(x.shape, -1)) == "masked":
         return reference.linear_weight_grad(x, grad, index, sizes)
     return weight_grad(_pixel(x), _pixel(grad), SlotIndex.of(index), sizes, ONE_PIXEL)
 
