@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -45,3 +46,32 @@ class Fusion:
 
 
 PLAIN = Fusion()
+
+
+class TileSums(NamedTuple):
+    """What a gather pass wrote by tile: float32 [tiles, 2, C], of `size` positions each.
+
+    Only the last tile may have fewer, so that there are `positions` in all.
+    """
+
+    sums: Tensor
+    size: int
+    positions: int
+
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """Return both sums over all tiles, [C] each."""
+        first, second = self.sums.sum(0)
+        return first, second
+
+    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
+        """Return mean and biased variance [C] from the tiles' means and squared deviations.
+
+        Source: Chan, Golub and LeVeque 1979, "Updating formulae", which lose nothing to
+        cancellation where the mean is large.
+        """
+        means, deviations = self.sums.unbind(1)
+        counts = torch.full_like(means[:, :1], self.size)
+        counts[-1:].fill_(self.positions - (len(means) - 1) * self.size)
+        mean = (means * counts).sum(0) / self.positions
+        between = ((means - mean).square() * counts).sum(0)
+        return mean, (deviations.sum(0) + between) / self.positions

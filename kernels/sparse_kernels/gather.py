@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_kernels.fusion import PLAIN, Fusion
+from sparse_kernels.fusion import PLAIN, Fusion, TileSums
 from sparse_kernels.launch import (
     check_size,
     descriptor,
@@ -39,7 +39,7 @@ def gather(
     transposed: bool,
     fusion: Fusion = PLAIN,
     x: Tensor | None = None,
-) -> Tensor | None:
+) -> TileSums | None:
     """Fill dst with the forward pass of src, or with its input gradient when transposed.
 
     Args:
@@ -55,8 +55,7 @@ def gather(
         x: the layer's input, in the order of dst: when transposed with a transform of the input.
 
     Returns:
-        float32 [tiles, 2, channels of dst] where fusion.writes_sums(), else None. All tiles have
-        equally many positions but the last one, which may have fewer.
+        The tiles' sums where fusion.writes_sums(), else None.
     """
     check_size(src, dst)
     bo, bc = sizes[4:]
@@ -86,7 +85,7 @@ def gather(
     # Where there is nothing to point to, any tensor will do.
     vectors = [dst if t is None else t for t in (bias, fusion.scale, fusion.shift, sums)]
     run(src, values, dst, x, vectors, index, tile, constants)
-    return sums
+    return None if sums is None else TileSums(sums, tile.bm, positions(dst))
 
 
 def positions(images: Tensor) -> int:
