@@ -48,7 +48,7 @@ def block_conv2d(
     if x.ndim == 3:
         y = block_conv2d(x[None], values, layout, bias, stride, padding, dilation, probe)
         return y[0]
-    x, geometry = _geometry(x, layout, stride, padding, dilation)
+    x, geometry = convolution_geometry(x, layout, stride, padding, dilation)
     x, values, bias = _prepare(x, values, layout, bias, x.shape[1])
     y = conv2d(x, values, layout.tensors(), layout.sizes(), *geometry, bias)
     return y if probe is None else probe.observe(y, x, *geometry)
@@ -86,7 +86,7 @@ def block_conv2d_fused(
         fusion.relu_input and fusion.scale is None
     ):
         raise ValueError("a transform of the input needs both scale and shift")
-    padded, geometry = _geometry(x, layout, stride, padding, dilation)
+    padded, geometry = convolution_geometry(x, layout, stride, padding, dilation)
     if padded is not x and fusion.scale is not None:
         raise ValueError(
             "padding 'same' of an even kernel is not symmetric: it cannot be fused with a "
@@ -109,7 +109,7 @@ def block_conv2d_fused(
     return run(x, values, index, sizes, geometry, bias, fusion)
 
 
-def _geometry(
+def convolution_geometry(
     x: Tensor, layout: BlockLayout, stride: Pair, padding: Pair | str, dilation: Pair
 ) -> tuple[Tensor, tuple[list[int], list[int], list[int]]]:
     """Return x, padded where padding is not symmetric, and stride, padding and dilation."""

@@ -36,6 +36,13 @@ class Fusion:
         """Whether a gather pass returns two sums by tile and channel."""
         return self.scale is not None if transposed else self.statistics
 
+    def name(self, transposed: bool) -> str:
+        """Return what the compiled kernel depends on, as a word."""
+        if transposed:
+            return self.input_kind
+        switches = (("relu", self.relu), ("statistics", self.statistics))
+        return "+".join([self.input_kind, *(name for name, on in switches if on)])
+
     def constants(self, transposed: bool) -> dict[str, Any]:
         """Return the constants of a gather kernel."""
         return {

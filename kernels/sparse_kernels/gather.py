@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +22,9 @@ from sparse_kernels.launch import (
     options,
     pixel_strides,
     precision,
-    rows_fit,
 )
 from sparse_kernels.layout import PassIndex
+from sparse_kernels.tile_choice import choose, launch_key
 from sparse_kernels.tiles import Tile, gather_tile, power_of_two
 
 
@@ -71,16 +72,19 @@ def gather(
     }
     x = dst if x is None else x
     values = values.contiguous()
-    tile = gather_tile(*kind(src), block_red, block_dst, True)
-    whole = power_of_two(block_dst) == block_dst
-    rows = whole and is_aligned(values) and rows_fit(tile, src, dst, x)
-    if not rows:
-        tile = gather_tile(*kind(src), block_red, block_dst, False)
+    whole = power_of_two(block_dst) == block_dst and is_aligned(values)
+    name, fused = "input gradient" if transposed else "forward", fusion.name(transposed)
+    tile = choose(
+        lambda: launch_key(name, src, dst, sizes, len(index.slot), constants["GEOMETRY"], fused),
+        functools.partial(gather_tile, *kind(src), block_red, block_dst),
+        whole,
+        (src, dst, x),
+    )
     sums = None
     if fusion.writes_sums(transposed):
         tiles = -(-positions(dst) // tile.bm)
         sums = dst.new_empty((tiles, 2, dst.shape[1]), dtype=torch.float32)
-    run = _gather_rows if rows else _gather_pointers
+    run = _gather_rows if tile.rows else _gather_pointers
     bias = None if bias is None else bias.contiguous()
     # Where there is nothing to point to, any tensor will do.
     vectors = [dst if t is None else t for t in (bias, fusion.scale, fusion.shift, sums)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -20,9 +21,9 @@ from sparse_kernels.launch import (
     pixel_strides,
     precision,
     processors,
-    rows_fit,
 )
 from sparse_kernels.layout import SlotIndex, block_grid
+from sparse_kernels.tile_choice import choose, launch_key
 from sparse_kernels.tiles import power_of_two, weight_grad_tile
 
 PROGRAMS_PER_PROCESSOR = 2
@@ -45,18 +46,21 @@ def weight_grad(
     bo, bc = sizes[4:]
     slots, (n, _, p, q) = len(index.out_block), dy.shape
     out_blocks = block_grid(sizes[:4], (bo, bc))[0]
-    tile = weight_grad_tile(*kind(x), bc, bo, True)
     padded = {"TILE_C": power_of_two(bc), "TILE_O": power_of_two(bo)}
-    rows = (*padded.values(),) == (bc, bo) and rows_fit(tile, x, dy)
-    if not rows:
-        tile = weight_grad_tile(*kind(x), bc, bo, False)
-    tiles = p * q * (n // tile.bm) if rows else -(-n * p * q // tile.bm)
+    shifts, fused = flat_geometry(geometry), fusion.name(True)
+    tile = choose(
+        lambda: launch_key("weight gradient", x, dy, sizes, slots, shifts, fused),
+        functools.partial(weight_grad_tile, *kind(x), bc, bo),
+        (*padded.values(),) == (bc, bo),
+        (x, dy),
+    )
+    tiles = p * q * (n // tile.bm) if tile.rows else -(-n * p * q // tile.bm)
     splits = max(1, min(tiles, PROGRAMS_PER_PROCESSOR * processors(x) // slots))
     partial = x.new_empty((splits, slots, bc, bo), dtype=torch.float32)
     # Where there is nothing to point to, any tensor will do.
     scale, shift = (partial if t is None else t for t in (fusion.scale, fusion.shift))
     constants = {
-        "GEOMETRY": flat_geometry(geometry),
+        "GEOMETRY": shifts,
         "INPUT": fusion.input_kind,
         "PRECISION": precision(x),
         "BM": tile.bm,
@@ -64,7 +68,7 @@ def weight_grad(
         "BO": bo,
         **options(tile),
     }
-    if rows:
+    if tile.rows:
         from sparse_kernels.weight_grad_kernels import weight_grad_rows
 
         weight_grad_rows[(slots * splits,)](
