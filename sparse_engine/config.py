@@ -77,6 +77,13 @@ class Config:
         "sparsity", "share of weights that is absent, in [0, 1)", kind=float, least=0, most=0.999999
     )
     block: str | None = setting("sparsity", "BOxBC, 1x1 for unstructured, or auto", kind=str)
+    taps: str = setting(
+        "sparsity",
+        "a block's taps are stored or absent each by itself, or all together",
+        "each",
+        kind=str,
+        choices=("each", "all"),
+    )
     distribution: str = setting(
         "sparsity", "layer densities", "erk", kind=str, choices=("erk", "er", "uniform")
     )

@@ -15,6 +15,7 @@ from sparse_engine.errors import InputError, nearest
 from sparse_engine.layer import SparseLayer, magnitude_layout, random_layout
 from sparse_engine.modules import SparseConv2d, SparseLinear
 from sparse_engine.summary import Report, report
+from sparse_kernels.layout import TAPS
 
 INITS = ("magnitude", "random")
 # The output projection of nn.MultiheadAttention is a Linear under another name.
@@ -29,6 +30,7 @@ def sparsify(
     skip: Sequence[str] = (),
     init: str = "magnitude",
     generator: torch.Generator | None = None,
+    taps: str = "each",
 ) -> Report:
     """Replace the convolutions and linear layers of a model by sparse ones, in place.
 
@@ -41,6 +43,7 @@ def sparsify(
         init: which blocks stay: "magnitude" (largest L1 norm) or "random". Both keep the weights
             of the model in these blocks.
         generator: for init="random".
+        taps: "each" tap of a pair of channel blocks stays or goes by itself, "all" together.
 
     Returns:
         A report with a row per layer. Layers with groups, shared weights or a subclass's own
@@ -53,13 +56,15 @@ def sparsify(
     """
     if init not in INITS:
         raise InputError(f"unknown init '{init}'{nearest(init, INITS)}; use magnitude or random")
+    if taps not in TAPS:
+        raise InputError(f"unknown taps '{taps}'{nearest(taps, TAPS)}; use each or all")
     if isinstance(model, (*_LINEARS, nn.Conv2d)):
         raise InputError(
             f"a bare {type(model).__name__} cannot be replaced in place; "
             f"use Sparse{'Conv2d' if isinstance(model, nn.Conv2d) else 'Linear'}.from_dense"
         )
     skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
-    plans = plan_model(model, sparsity, distribution, block, skipped)
+    plans = plan_model(model, sparsity, distribution, block, skipped, taps)
     replaced = {
         layers[plan.name]: _sparse_twin(layers[plan.name], plan, init, generator)
         for plan in plans
@@ -75,16 +80,17 @@ def plan_model(
     distribution: str,
     block: BlockChoice,
     skipped: Container[str],
+    taps: str = "each",
 ) -> list[LayerPlan]:
     """Return what sparsify would do to a dense model, which may be on the meta device.
 
     Args:
         model: any nn.Module.
-        sparsity, distribution, block: see plan_layers.
+        sparsity, distribution, block, taps: see plan_layers.
         skipped: names of layers outside the budget.
     """
     shapes = {n: tuple(m.weight.shape) for n, m in dense_layers(model) if n not in skipped}
-    return plan_layers(shapes, sparsity, distribution, block)
+    return plan_layers(shapes, sparsity, distribution, block, taps)
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -146,9 +152,9 @@ def _sparse_twin(
     module: nn.Module, plan: LayerPlan, init: str, generator: torch.Generator | None
 ) -> SparseLayer:
     if init == "random":
-        layout = random_layout(plan.shape, plan.block, plan.active, generator)
+        layout = random_layout(plan.shape, plan.block, plan.active, generator, plan.taps)
     else:
-        layout = magnitude_layout(module.weight, plan.block, plan.active)
+        layout = magnitude_layout(module.weight, plan.block, plan.active, plan.taps)
     kind = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
     return kind.from_dense(module, layout=layout)
 

@@ -47,7 +47,13 @@ def build_network(
         generator = torch.Generator().manual_seed(seed)
         block = parse_block(config.block)
         sparsify(
-            model, config.sparsity, config.distribution, block, init="random", generator=generator
+            model,
+            config.sparsity,
+            config.distribution,
+            block,
+            init="random",
+            generator=generator,
+            taps=config.taps,
         )
     model = model.to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
@@ -64,4 +70,5 @@ def plan_network(config: Config, model: nn.Module) -> list[LayerPlan]:
     """Return how build_network cuts a dense model, which may be on the meta device."""
     block = parse_block(config.block)
     skipped = skip_reasons(model)
-    return plan_model(model, config.sparsity or 0.0, config.distribution, block, skipped)
+    sparsity = config.sparsity or 0.0
+    return plan_model(model, sparsity, config.distribution, block, skipped, config.taps)

@@ -26,26 +26,27 @@ def select_swap(
 ) -> tuple[Tensor, Tensor]:
     """Choose which slots change and which blocks they get.
 
-    The `count` active blocks with the lowest drop score go; of all blocks that are then inactive,
-    just-dropped ones included, the `count` with the highest grow score come.
+    The `count` active groups with the lowest drop score go; of all groups that are then inactive,
+    just-dropped ones included, the `count` with the highest grow score come. A group is one block,
+    or with taps="all" the blocks of all taps, whose scores are summed.
 
     Args:
         layout: before the update.
         drop_score: [Z].
         grow_score: [OB * CB * R * S].
-        count: at most layout.active.
+        count: in groups, at most layout.active / layout.group.
 
     Returns:
-        slots [count] and the new block ids [count] that go into them.
+        slots and the new block ids that go into them, both [count * layout.group].
     """
-    ids = layout.block_ids.long()
-    unused = ids >= layout.total
-    order = drop_score.masked_fill(unused, torch.inf).topk(count, largest=False)
+    ids, total = layout.group_ids.long(), layout.total // layout.group
+    drop_score, grow_score = (s.view(-1, layout.group).sum(1) for s in (drop_score, grow_score))
+    order = drop_score.masked_fill(ids >= total, torch.inf).topk(count, largest=False)
     slots = order.indices
-    kept = torch.zeros(layout.total + 1, dtype=torch.bool, device=layout.device)
-    kept[ids.index_fill(0, slots, layout.total)] = True
+    kept = torch.zeros(total + 1, dtype=torch.bool, device=layout.device)
+    kept[ids.index_fill(0, slots, total)] = True
     grown = grow_score.masked_fill(kept[:-1], -torch.inf).topk(count).indices
-    return slots, grown
+    return layout.expand_groups(slots), layout.expand_groups(grown)
 
 
 @torch.no_grad()
@@ -133,7 +134,7 @@ class Topology:
             for number, layer in enumerate(self.layers.values())
         ]
         for (name, layer), grow_score in zip(self.layers.items(), grow_scores):
-            count = int(rate * layer.layout.active + 0.5)
+            count = int(rate * (layer.layout.active // layer.layout.group) + 0.5)
             if count:
                 drop_score = layer.values.abs().sum((1, 2))
                 slots, grown = select_swap(layer.layout, drop_score, grow_score, count)
@@ -174,6 +175,8 @@ def assert_invariants(layer: SparseLayer, optimizer: Optimizer | None, changed: 
     """
     layout, values = layer.layout, layer.values.detach()
     _check(layout.mask().sum() == layout.active, "the count of active blocks changed")
+    whole = layout.expand_groups(layout.group_ids).clamp(max=layout.total)
+    _check((layout.block_ids == whole).all(), "a group has lost a tap")
     _check(~values.index_select(0, changed).any(), "a grown block does not start at zero")
     if any(n % b for n, b in zip(layout.shape[:2], layout.block)) or layout.active < layout.slots:
         real = gather_blocks(values.new_ones(layout.shape), layout.tensors(), layout.sizes())
