@@ -90,6 +90,13 @@ class Config:
     topology: str | None = setting(
         "sparsity", "update rule of ensembles", kind=str, choices=("static", "set", "rigl")
     )
+    prune_scope: str = setting(
+        "sparsity",
+        "rank blocks of all layers together, or of each layer by --distribution",
+        "global",
+        kind=str,
+        choices=("global", "layer"),
+    )
     update_interval: int | None = setting(
         "sparsity", "steps between topology updates [scales with the run]", kind=int, least=1
     )
