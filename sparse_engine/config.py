@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.update_schedule import UPDATE_RULES
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download")
@@ -88,7 +89,14 @@ class Config:
         "sparsity", "layer densities", "erk", kind=str, choices=("erk", "er", "uniform")
     )
     topology: str | None = setting(
-        "sparsity", "update rule of ensembles", kind=str, choices=("static", "set", "rigl")
+        "sparsity", "update rule of ensembles", kind=str, choices=UPDATE_RULES
+    )
+    start_sparsity: float | None = setting(
+        "sparsity",
+        "granet begins with this sparsity and prunes to --sparsity [0.5]",
+        kind=float,
+        least=0,
+        most=0.999999,
     )
     prune_scope: str = setting(
         "sparsity",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Container, Iterable, Iterator, Sequence
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from sparse_engine.blocks import BlockChoice
 from sparse_engine.distribution import LayerPlan, plan_layers
 from sparse_engine.errors import InputError, nearest
-from sparse_engine.layer import SparseLayer, magnitude_layout, random_layout
+from sparse_engine.layer import SparseLayer, magnitude_layout, random_layout, with_spare_slots
 from sparse_engine.modules import SparseConv2d, SparseLinear
 from sparse_engine.summary import Report, report
 from sparse_kernels.layout import TAPS
@@ -31,6 +32,8 @@ def sparsify(
     init: str = "magnitude",
     generator: torch.Generator | None = None,
     taps: str = "each",
+    start_sparsity: float | None = None,
+    headroom: float = 0.0,
 ) -> Report:
     """Replace the convolutions and linear layers of a model by sparse ones, in place.
 
@@ -44,6 +47,9 @@ def sparsify(
             of the model in these blocks.
         generator: for init="random".
         taps: "each" tap of a pair of channel blocks stays or goes by itself, "all" together.
+        start_sparsity: begin as dense as this, for rules that prune to `sparsity` (GraNet).
+        headroom: spare slots of a layer / its active blocks, for rules that move budgets between
+            layers (SNFS).
 
     Returns:
         A report with a row per layer. Layers with groups, shared weights or a subclass's own
@@ -63,13 +69,24 @@ def sparsify(
             f"a bare {type(model).__name__} cannot be replaced in place; "
             f"use Sparse{'Conv2d' if isinstance(model, nn.Conv2d) else 'Linear'}.from_dense"
         )
+    if start_sparsity is not None and not 0 <= start_sparsity < sparsity:
+        raise InputError(
+            f"start_sparsity must be at least 0 and below sparsity {sparsity}, "
+            f"found {start_sparsity}"
+        )
+    if not 0 <= headroom < math.inf:
+        raise InputError(f"headroom must be at least 0 and finite, found {headroom}")
     skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
     plans = plan_model(model, sparsity, distribution, block, skipped, taps)
-    replaced = {
-        layers[plan.name]: _sparse_twin(layers[plan.name], plan, init, generator)
-        for plan in plans
-        if not plan.is_dense
-    }
+    starts = plans
+    if start_sparsity is not None:
+        starts = plan_model(model, start_sparsity, distribution, block, skipped, taps)
+    replaced = {}
+    for plan, start in zip(plans, starts):
+        if not plan.is_dense:
+            twin = _sparse_twin(layers[plan.name], start, init, generator, headroom)
+            twin.final_active = None if start is plan else plan.active
+            replaced[layers[plan.name]] = twin
     _replace(model, replaced)
     return report(model, skipped)
 
@@ -149,14 +166,19 @@ def _skip_reason(name: str, module: nn.Module, skip: Iterable[str], uses: Counte
 
 
 def _sparse_twin(
-    module: nn.Module, plan: LayerPlan, init: str, generator: torch.Generator | None
+    module: nn.Module,
+    plan: LayerPlan,
+    init: str,
+    generator: torch.Generator | None,
+    headroom: float,
 ) -> SparseLayer:
     if init == "random":
         layout = random_layout(plan.shape, plan.block, plan.active, generator, plan.taps)
     else:
         layout = magnitude_layout(module.weight, plan.block, plan.active, plan.taps)
+    spare = math.ceil(headroom * plan.active / plan.group) * plan.group
     kind = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
-    return kind.from_dense(module, layout=layout)
+    return kind.from_dense(module, layout=with_spare_slots(layout, spare))
 
 
 def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:

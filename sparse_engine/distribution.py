@@ -110,7 +110,7 @@ def layer_densities(
     if distribution == "uniform" or sparsity == 0:
         return dict.fromkeys(shapes, 1 - sparsity)
     raw = {n: _raw_density(s, kernel=distribution == "erk") for n, s in shapes.items()}
-    return _scale_to_budget(raw, {n: math.prod(s) for n, s in shapes.items()}, 1 - sparsity)
+    return scale_to_budget(raw, {n: math.prod(s) for n, s in shapes.items()}, 1 - sparsity)
 
 
 def _raw_density(shape: Shape, kernel: bool) -> float:
@@ -118,10 +118,10 @@ def _raw_density(shape: Shape, kernel: bool) -> float:
     return sum(sizes) / math.prod(sizes)
 
 
-def _scale_to_budget(
+def scale_to_budget(
     raw: Mapping[str, float], weights: Mapping[str, int], density: float
 ) -> dict[str, float]:
-    """Solve sum(min(1, scale * raw) * weights) = density * sum(weights) for the scale."""
+    """Return min(1, scale * raw), with the scale that makes its mean over all weights `density`."""
     full: set[str] = set()
     while True:
         open_layers = [n for n in raw if n not in full]

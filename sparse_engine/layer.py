@@ -25,6 +25,8 @@ class SparseLayer(nn.Module):
     strongest blocks by L1 norm, as many as the layer has.
     """
 
+    final_active: int | None = None  # blocks after gradual pruning, where a rule prunes
+
     values: nn.Parameter
     bias: nn.Parameter | None
     layout: BlockLayout
@@ -101,14 +103,26 @@ class SparseLayer(nn.Module):
             )
         super().__setattr__(name, value)
 
-    def arm(self) -> None:
-        """From now on collect, in every backward, the L1 norm of the dense gradient by block."""
-        self._probe = GradientProbe(self.layout, self.values)
+    def arm(self, memory: float = 1.0, scores: Tensor | None = None) -> None:
+        """From now on collect, in every backward, the L1 norm of the dense gradient by block.
+
+        Args:
+            memory: factor of earlier backward passes; below 1 an armed layer goes on.
+            scores: [OB * CB * R * S], of backward passes before.
+        """
+        if self._probe is None or memory == 1.0:
+            self._probe = GradientProbe(self.layout, self.values, memory)
+            self._probe.scores = scores
+
+    @property
+    def collected(self) -> Tensor | None:
+        """The scores since arm(), None if no backward came by."""
+        return None if self._probe is None else self._probe.scores
 
     def disarm(self) -> Tensor | None:
         """Stop collecting; return the scores [OB * CB * R * S], None if no backward came by."""
-        probe, self._probe = self._probe, None
-        return None if probe is None else probe.scores
+        scores, self._probe = self.collected, None
+        return scores
 
     def _weight_shape(self) -> tuple[int, ...]:
         return self.layout.shape
@@ -201,6 +215,13 @@ def magnitude_layout(
     layout = BlockLayout(weight.shape, layer_block(block, weight.shape), first, taps=taps)
     layout.update_(strongest_blocks(weight.detach().reshape(layout.shape), layout))
     return layout
+
+
+def with_spare_slots(layout: BlockLayout, spare: int) -> BlockLayout:
+    """Return a layout with up to `spare` unused slots more, no more than blocks to put there."""
+    slots = min(layout.total, layout.slots + spare)
+    ids = F.pad(layout.block_ids, (0, slots - layout.slots), value=layout.total)
+    return BlockLayout(layout.shape, layout.block, ids, layout.active, layout.taps)
 
 
 def strongest_blocks(dense: Tensor, layout: BlockLayout) -> Tensor:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from sparse_engine.architecture import dense_model
 from sparse_engine.blocks import parse_block
+from sparse_engine.budgets import HEADROOM
 from sparse_engine.config import Config
 from sparse_engine.convert import plan_model, skip_reasons, sparsify
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distribution import LayerPlan
 from sparse_engine.flops import model_densities
 from sparse_engine.recut import carry_state, load_state, replace_modules
-from sparse_engine.topology import GROW_SCORES, Topology
+from sparse_engine.topology import RULES, Topology
 
 
 @dataclass
@@ -91,6 +92,8 @@ def build_network(
             init="random",
             generator=generator,
             taps=config.taps,
+            start_sparsity=config.start_sparsity,
+            headroom=HEADROOM if config.topology == "snfs" else 0.0,
         )
     model = model.to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
@@ -99,7 +102,7 @@ def build_network(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
-    rule = config.topology if config.topology in GROW_SCORES else "static"
+    rule = config.topology if config.topology in RULES else "static"
     return Network(model, optimizer, Topology(model, optimizer, rule, seed))
 
 

@@ -86,6 +86,7 @@ def resolve(config: Config) -> Config:
         "members": members,
         "topology": None if rule == "dense" else rule,
         "sparsity": _sparsity(config),
+        "start_sparsity": _start_sparsity(config, rule),
         "epochs": config.epochs or _epochs(config, recipe, members),
     }
     for name in ("batch_size", "lr", "weight_decay", "label_smoothing"):
@@ -108,6 +109,22 @@ def _sparsity(config: Config) -> float:
     return 0.8 if config.sparsity is None else config.sparsity
 
 
+def _start_sparsity(config: Config, rule: str) -> float | None:
+    """Return the sparsity that gradual pruning begins with: one half, as GraNet."""
+    start, sparsity = config.start_sparsity, _sparsity(config)
+    if rule != "granet":
+        if start is not None:
+            raise InputError(f"--start-sparsity is of topology 'granet', found '{rule}'")
+        return None
+    start = 0.5 if start is None else start
+    if start >= sparsity:
+        raise InputError(
+            f"granet prunes from --start-sparsity {start:g} to --sparsity {sparsity:g}: "
+            "the first must be the smaller"
+        )
+    return start
+
+
 def _epochs(config: Config, recipe: Recipe, members: int) -> int:
     if config.method == "edst":
         usual = schedule_for(config.dataset)
@@ -124,7 +141,7 @@ def _check_contradictions(config: Config) -> None:
     if config.method == "dense" and config.sparsity:
         raise InputError("method 'dense' has no sparsity; leave --sparsity out, or use 'static'")
     rule = config.topology or ("rigl" if config.method in ENSEMBLES else config.method)
-    if config.sparsity == 0 and rule in ("set", "rigl"):
+    if config.sparsity == 0 and rule not in ("static", "dense"):
         raise InputError(
             f"method '{config.method}' has no blocks to update at sparsity 0; "
             "use --method dense, or --topology static for an ensemble of dense networks"

@@ -143,7 +143,7 @@ def _layout_for(layer: nn.Module, values: Tensor, ids: Tensor) -> BlockLayout:
 
 
 def _same_sizes(first: BlockLayout, second: BlockLayout) -> bool:
-    return (first.block, first.slots, first.active) == (second.block, second.slots, second.active)
+    return (first.block, first.slots) == (second.block, second.slots)
 
 
 def _moved(state: Tensor, old: nn.Module, new: nn.Module) -> Tensor:

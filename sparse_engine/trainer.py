@@ -183,7 +183,9 @@ class Trainer:
         network, number = self.network, self.progress.phase_step + 1
         schedule = phase.update_schedule()
         rate = schedule.rate(number) if schedule else 0.0
-        if rate or (phase.ends_with_gradient and number == phase.steps):
+        if schedule:
+            network.topology.arm_before(schedule, number)
+        if phase.ends_with_gradient and number == phase.steps:
             network.topology.arm()
         multiple = phase.learning_rate.at(self.progress.phase_step, phase.steps)
         for group in network.optimizer.param_groups:
@@ -196,7 +198,7 @@ class Trainer:
         loss.backward()
         network.optimizer.step()
         if rate:
-            network.topology.update(rate)
+            network.topology.update(rate, schedule.pruned_share(number))
 
     def _loss(self, phase: Phase, x: Tensor, y: Tensor) -> Tensor:
         bf16 = self.config.dtype == "bf16"

@@ -11,7 +11,8 @@ from sparse_engine import SparseConv2d, SparseLinear, dense_state_dict, densify,
 from sparse_engine.distribution import plan_layers
 from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
-from sparse_engine.topology import Topology, assert_invariants
+from sparse_engine.swap import assert_invariants
+from sparse_engine.topology import Topology
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from sparse_engine import SparseLinear, densify, sparsify
 from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
 from sparse_engine.optimizer_state import state_tensors
-from sparse_engine.topology import Topology, assert_invariants, select_swap
+from sparse_engine.swap import assert_invariants, select_swap, swap_blocks
+from sparse_engine.topology import Topology
 from sparse_kernels import BlockLayout
 
 BLOCKS = [(4, 4), (5, 3), (1, 1)]
@@ -104,6 +105,31 @@ def test_select_swap_equals_a_naive_loop(case):
     best = sorted(inactive, key=lambda block: -grow[block])[:count]
     assert slots.tolist() == dropped
     assert grown.tolist() == best
+
+
+@settings(max_examples=80, deadline=None)
+@given(swaps(), st.data())
+def test_a_count_may_change(case, data):
+    shape, ids, active, drop, grow, dropped = case
+    total = shape[0] * shape[1]
+    layout = BlockLayout(shape, (1, 1), torch.tensor(ids), active)
+    kept = active - dropped
+    grown = data.draw(st.integers(0, min(total, len(ids)) - kept))
+    layer = SparseLinear(shape[1], shape[0], layout=layout)
+    slots, new = select_swap(
+        layout, torch.tensor(drop).float(), torch.tensor(grow).float(), dropped, grown
+    )
+    swap_blocks(layer, None, slots, new, kept + grown)
+    assert layout.active == kept + grown
+    if layout.active:
+        assert layout.validate(layout.block_ids) == layout.active
+    strongest = sorted((z for z, b in enumerate(ids) if b < total), key=lambda z: -drop[z])[:kept]
+    old = {ids[z] for z in strongest}
+    best = sorted((b for b in range(total) if b not in old), key=lambda b: -grow[b])[:grown]
+    found = layout.block_ids.tolist()
+    assert {b for b in found if b < total} == old | set(best)
+    assert all(found[z] == ids[z] for z in strongest)
+    assert not layer.values[[z for z in range(len(ids)) if z not in strongest]].any()
 
 
 @pytest.mark.parametrize("block", BLOCKS)
