@@ -153,6 +153,25 @@ class Prune(Action):
 
 
 @dataclass(frozen=True)
+class CutAsTeacher(Action):
+    """Keep the blocks of the network that are the strongest in its teacher; values stay."""
+
+    sparsity: float
+
+    def __call__(self, run: Trainer) -> None:
+        """Replace the layers."""
+        from sparse_engine.pruning import strongest_layouts
+        from sparse_engine.recut import recut
+
+        layouts = strongest_layouts(run.teacher.models[0], self.sparsity, run.config)
+        run.network.replace_layers(recut(run.network.model, layouts))
+
+    def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
+        """Return the target."""
+        return self.sparsity
+
+
+@dataclass(frozen=True)
 class EstimateBatchNorm(Action):
     """Compute the batch-norm statistics of the network again, over the training data."""
 

@@ -27,6 +27,7 @@ from sparse_engine.recipes import warmup_share
 from sparse_engine.recut import load_state
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.summary import format_table
+from sparse_engine.teacher import load_teacher
 from sparse_engine.trainer import Trainer
 from sparse_kernels.backend import VARIABLE, BackendError, check_backend, choose_backend
 
@@ -45,10 +46,11 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
     data = load_dataset(config.dataset, config.data_dir, config.download)
     phases = plan_phases(config, training_images(config, data))
     run_costs(config, data.info, phases)
+    teacher = load_teacher(config, data.info, device)
     if folder is None:
         folder = RunFolder.create(config)
     print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
-    trainer = Trainer(config, phases, data, folder, device)
+    trainer = Trainer(config, phases, data, folder, device, teacher)
     trainer.restore()
     trainer.run()
     found = evaluate_members(config, data, folder, device)
@@ -70,6 +72,7 @@ def dry_run(config: Config) -> None:
         train_size -= round(config.validation * train_size)
     phases = plan_phases(config, train_size)
     costs = run_costs(config, info, phases)
+    load_teacher(config, info, device)
     rows = [("layer", "block", "shape", "density", "weights", "stored bytes", "MFLOPs")]
     for plan in costs["plans"]:
         block = "dense" if plan.is_dense else "x".join(map(str, plan.block))

@@ -42,4 +42,27 @@ class CrossEntropy:
         )
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """Cross-entropy mixed with a teacher's soft labels (Hinton et al. 2015, section 2).
+
+    temperature: of both softmaxes; the term is scaled by its square.
+    weight: share of the soft labels, the rest is the labels'.
+    """
+
+    temperature: float
+    weight: float
+    teacher_passes = 1
+
+    def __call__(self, run: Trainer, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mixture for logits [N, K]."""
+        import torch.nn.functional as F
+
+        soft = run.teacher.probabilities(x, self.temperature)
+        student = (logits.float() / self.temperature).log_softmax(-1)
+        divergence = F.kl_div(student, soft, reduction="batchmean") * self.temperature**2
+        hard = CROSS_ENTROPY(run, x, logits, labels)
+        return self.weight * divergence + (1 - self.weight) * hard
+
+
 CROSS_ENTROPY = CrossEntropy()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_engine.convert import dense_layers, skip_reasons
+from sparse_engine.flops import model_densities
 from sparse_engine.layer import SparseLayer
 from sparse_engine.modules import SparseConv2d, SparseLinear
 from sparse_kernels import BlockLayout
@@ -120,6 +121,13 @@ def saved_densities(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, 
             total = math.prod(block_grid(weight_shape(layer), values.shape[:0:-1]))
             found[name] = int((ids < total).sum()) / total
     return found
+
+
+def model_density(model: nn.Module) -> float:
+    """Return the share of a model's weights that lie in active blocks, layers taken together."""
+    weights = {n: math.prod(weight_shape(layer)) for n, layer in budget_layers(model)}
+    densities = model_densities(model)
+    return sum(densities.get(n, 1.0) * w for n, w in weights.items()) / sum(weights.values())
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from sparse_engine.network import Network, build_network, member_seed
 from sparse_engine.phases import Phase
 from sparse_engine.recut import saved_densities
 from sparse_engine.run_folder import RunFolder
+from sparse_engine.teacher import Teacher
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Trainer:
         data: DataSet,
         folder: RunFolder,
         device: torch.device,
+        teacher: Teacher | None = None,
     ) -> None:
         """Prepare a run from its start.
 
@@ -58,9 +60,10 @@ class Trainer:
             data: its test split is never used to choose anything.
             folder: receives checkpoints, tickets and metrics.csv.
             device: where to train.
+            teacher: of methods that learn from one.
         """
         self.config, self.phases, self.data = config, phases, data
-        self.folder, self.device = folder, device
+        self.folder, self.device, self.teacher = folder, device, teacher
         train, self.split, self.held_out = data.train, "test", data.test
         if config.select == "validation":
             train, self.held_out = split_validation(train, config.validation, config.seed)
