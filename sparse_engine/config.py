@@ -88,6 +88,13 @@ class Config:
     distribution: str = setting(
         "sparsity", "layer densities", "erk", kind=str, choices=("erk", "er", "uniform")
     )
+    start: str = setting(
+        "sparsity",
+        "first blocks; snip and grasp choose them, and the layer densities, from a few batches",
+        "random",
+        kind=str,
+        choices=("random", "snip", "grasp"),
+    )
     topology: str | None = setting(
         "sparsity", "update rule of ensembles", kind=str, choices=UPDATE_RULES
     )

@@ -217,8 +217,9 @@ def magnitude_layout(
     return layout
 
 
-def with_spare_slots(layout: BlockLayout, spare: int) -> BlockLayout:
-    """Return a layout with up to `spare` unused slots more, no more than blocks to put there."""
+def with_spare_slots(layout: BlockLayout, headroom: float) -> BlockLayout:
+    """Return a layout with unused slots more: `headroom` times its active blocks, rounded up."""
+    spare = math.ceil(headroom * layout.active / layout.group) * layout.group
     slots = min(layout.total, layout.slots + spare)
     ids = F.pad(layout.block_ids, (0, slots - layout.slots), value=layout.total)
     return BlockLayout(layout.shape, layout.block, ids, layout.active, layout.taps)

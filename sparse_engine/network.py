@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distribution import LayerPlan
 from sparse_engine.flops import model_densities
 from sparse_engine.recut import carry_state, load_state, replace_modules
+from sparse_engine.starts import SCORES, Batch
 from sparse_engine.topology import RULES, Topology
 
 
@@ -67,8 +68,9 @@ def build_network(
     device: torch.device,
     member: int = 0,
     sparsity: float | None = None,
+    batches: Sequence[Batch] = (),
 ) -> Network:
-    """Return a fresh network with seeds of its own; the blocks of a sparse one are random.
+    """Return a fresh network with seeds of its own.
 
     Args:
         config: resolved.
@@ -76,6 +78,7 @@ def build_network(
         device: where it will be.
         member: decides the seeds.
         sparsity: the configuration's unless said.
+        batches: of starts.start_batches; without any, the blocks of a sparse network are random.
     """
     seed = member_seed(config.seed, member)
     torch.manual_seed(seed)
@@ -89,7 +92,7 @@ def build_network(
             sparsity,
             config.distribution,
             block,
-            init="random",
+            init=SCORES[config.start](model, batches) if batches else "random",
             generator=generator,
             taps=config.taps,
             start_sparsity=config.start_sparsity,

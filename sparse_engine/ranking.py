@@ -2,12 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from sparse_engine.blocks import BlockChoice
+from sparse_engine.distribution import full_plan
 from sparse_engine.errors import InputError
+from sparse_kernels import BlockLayout
+from sparse_kernels.reference import block_sums
+
+
+def scored_layouts(
+    shapes: Mapping[str, Sequence[int]],
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    block: BlockChoice,
+    taps: str = "each",
+) -> dict[str, BlockLayout | None]:
+    """Return the blocks with the highest scores of a network; None for a layer that is full.
+
+    Args:
+        shapes: weight shape (O, C[, R, S]) of each layer by name.
+        scores: of single weights, a tensor of the weight's shape for each layer; a block's score
+            is the sum over its weights over the weights of its layer's average block.
+        sparsity: share of all weights that is absent; exact in whole blocks.
+        block, taps: see plan_layers.
+
+    Raises:
+        InputError: a layer without scores, scores of another shape or not finite, or a budget too
+            small to leave every layer one block.
+    """
+    plans = [full_plan(name, shape, block, taps) for name, shape in shapes.items()]
+    grouped = {}
+    for plan in plans:
+        found = scores.get(plan.name)
+        if found is None or tuple(found.shape) != plan.shape or not found.isfinite().all():
+            what = "no scores" if found is None else f"scores {list(found.shape)}"
+            raise InputError(
+                f"layer '{plan.name}' has {what}: they should be finite and of shape "
+                f"{list(plan.shape)}"
+            )
+        sizes = (*plan.shape, 1, 1)[:4] + plan.block
+        sums = block_sums(found.float().reshape(sizes[:4]), sizes).view(-1, plan.group).sum(1)
+        grouped[plan.name] = sums * len(sums) / plan.weights
+    masks = select_globally(grouped, {p.name: p.weights for p in plans}, 1 - sparsity)
+    layouts: dict[str, BlockLayout | None] = dict.fromkeys(masks)
+    for plan in plans:
+        mask = masks[plan.name]
+        if not mask.all():
+            ids = mask.repeat_interleave(plan.group).nonzero().flatten()
+            layouts[plan.name] = BlockLayout(plan.shape, plan.block, ids, taps=taps)
+    return layouts
 
 
 def select_globally(

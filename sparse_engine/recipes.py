@@ -165,6 +165,10 @@ def _check_contradictions(config: Config) -> None:
             f"method '{config.method}' has no blocks to update at sparsity 0; "
             "use --method dense, or --topology static for an ensemble of dense networks"
         )
+    starts_dense = config.method in ("dense", *PRUNING) or rule == "granet"
+    if config.start != "random" and (starts_dense or config.sparsity == 0):
+        what = "topology 'granet'" if rule == "granet" else f"method '{config.method}'"
+        raise InputError(f"--start {config.start} chooses sparse first blocks, {what} has none")
     if config.sparsity == 0 and config.method in PRUNING:
         raise InputError(
             f"method '{config.method}' has nothing to prune at sparsity 0; use --method dense"

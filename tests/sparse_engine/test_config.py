@@ -206,6 +206,12 @@ def test_null_means_as_the_recipe_says():
         ({"method": "rigl", "members": 3}, "'rigl' trains one network, found members 3"),
         ({"method": "set", "topology": "rigl"}, "'set' and --topology rigl contradict"),
         ({"method": "dense", "topology": "static"}, "'dense' and --topology static contradict"),
+        (
+            {"method": "dense", "start": "snip"},
+            "--start snip chooses sparse first blocks, method 'd",
+        ),
+        ({"method": "granet", "start": "snip"}, "sparse first blocks, topology 'granet' has none"),
+        ({"method": "lottery", "start": "grasp"}, "sparse first blocks, method 'lottery' has none"),
         ({"method": "rigl", "start_sparsity": 0.5}, "--start-sparsity is of topology 'granet'"),
         ({"method": "granet", "sparsity": 0.5}, "from --start-sparsity 0.5 to --sparsity 0.5"),
     ],
