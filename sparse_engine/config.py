@@ -95,6 +95,13 @@ class Config:
         kind=str,
         choices=("random", "snip", "grasp"),
     )
+    weight_init: str = setting(
+        "sparsity",
+        "weights of sparse layers as drawn for dense ones, or by active fan-in of each channel",
+        "dense",
+        kind=str,
+        choices=("dense", "fan-in"),
+    )
     topology: str | None = setting(
         "sparsity", "update rule of ensembles", kind=str, choices=UPDATE_RULES
     )

@@ -16,6 +16,7 @@ from sparse_engine.convert import plan_model, skip_reasons, sparsify
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distribution import LayerPlan
 from sparse_engine.flops import model_densities
+from sparse_engine.initialisation import draw_by_fan_in
 from sparse_engine.recut import carry_state, load_state, replace_modules
 from sparse_engine.starts import SCORES, Batch
 from sparse_engine.topology import RULES, Topology
@@ -98,6 +99,8 @@ def build_network(
             start_sparsity=config.start_sparsity,
             headroom=HEADROOM if config.topology == "snfs" else 0.0,
         )
+        if config.weight_init == "fan-in":
+            draw_by_fan_in(model, generator)
     model = model.to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(),

@@ -165,6 +165,11 @@ def _check_contradictions(config: Config) -> None:
             f"method '{config.method}' has no blocks to update at sparsity 0; "
             "use --method dense, or --topology static for an ensemble of dense networks"
         )
+    if config.weight_init != "dense" and config.method in ("dense", *PRUNING):
+        raise InputError(
+            f"--weight-init {config.weight_init} is for networks that start sparse, and method "
+            f"'{config.method}' starts dense"
+        )
     starts_dense = config.method in ("dense", *PRUNING) or rule == "granet"
     if config.start != "random" and (starts_dense or config.sparsity == 0):
         what = "topology 'granet'" if rule == "granet" else f"method '{config.method}'"

@@ -212,6 +212,7 @@ def test_null_means_as_the_recipe_says():
         ),
         ({"method": "granet", "start": "snip"}, "sparse first blocks, topology 'granet' has none"),
         ({"method": "lottery", "start": "grasp"}, "sparse first blocks, method 'lottery' has none"),
+        ({"method": "pf", "weight_init": "fan-in"}, "--weight-init fan-in .* 'pf' starts dense"),
         ({"method": "rigl", "start_sparsity": 0.5}, "--start-sparsity is of topology 'granet'"),
         ({"method": "granet", "sparsity": 0.5}, "from --start-sparsity 0.5 to --sparsity 0.5"),
     ],
