@@ -12,7 +12,9 @@ from sparse_engine.data.arrays import ImageArrays, ImageFiles
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.folder import FolderLoader, folder_evaluation_batches
 from sparse_engine.data.loader import ArrayLoader, evaluation_batches
+from sparse_engine.evaluation_report import named_members
 from sparse_engine.metrics import (
+    calibration_bins,
     classification_metrics,
     disagreement,
     kl_divergence,
@@ -98,13 +100,7 @@ def metrics_table(found: dict[str, Any]) -> str:
     return format_table(rows)
 
 
-def named_members(found: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the metrics of each member, and of their mean and ensemble if there are several."""
-    members = found["members"]
-    named = {f"member {number}": metrics for number, metrics in enumerate(members, 1)}
-    if len(members) > 1:
-        named["mean of members"] = {
-            name: sum(m[name] for m in members) / len(members) for name in members[0]
-        }
-        named["ensemble"] = found
-    return named
+def calibration(members: Sequence[Tensor], labels: Tensor) -> dict[str, list[float]]:
+    """Return counts, accuracy and confidence of the bins of the ensemble's reliability diagram."""
+    bins = calibration_bins(mean_probabilities(torch.stack(list(members))), labels)
+    return {name: values.tolist() for name, values in bins._asdict().items()}
