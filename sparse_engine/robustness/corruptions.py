@@ -8,12 +8,15 @@ photographs, and glass takes each pixel from a random neighbour, where they swap
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from sparse_engine.data.loader import seeded_generator
@@ -180,14 +183,22 @@ def pixelate(images: Tensor, _: torch.Generator, share: float) -> Tensor:
 
 
 def jpeg_compression(images: Tensor, _: torch.Generator, quality: float) -> Tensor:
-    """Compress and decompress."""
-    from torchvision.transforms.v2.functional import jpeg  # a second that --help need not wait for
-
+    """Compress and decompress; channels that are no colours are compressed one by one."""
     stored = images.mul(255).round().to(torch.uint8)
-    if stored.shape[1] in (1, 3):
-        return jpeg(stored, int(quality)).float() / 255
-    planes = stored.flatten(0, 1)[:, None]
-    return jpeg(planes, int(quality)).view_as(stored).float() / 255
+    if stored.shape[1] != 3:
+        stored = stored.flatten(0, 1)[:, None]
+    pictures = stored.permute(0, 2, 3, 1).squeeze(3).numpy()
+    found = torch.from_numpy(np.stack([_through_jpeg(p, int(quality)) for p in pictures]))
+    if found.ndim == 4:
+        found = found.permute(0, 3, 1, 2)
+    return found.reshape(images.shape).float() / 255
+
+
+def _through_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """Return pixels uint8 [H, W] or [H, W, 3] as they come back from a file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
 
 
 def _reach(images: Tensor) -> float:
