@@ -79,8 +79,7 @@ def test_fgsm_moves_every_pixel_by_epsilon_up_the_loss(batch):
 def test_accuracy_falls_and_pgd_is_at_least_as_strong(members, batch):
     clean = [(member(batch[0]).argmax(1) == batch[1]).float().mean().item() for member in members]
     found = {
-        name: robust_accuracy(members, [batch], name, EPSILON, steps=10)
-        for name in ("fgsm", "pgd")
+        name: robust_accuracy(members, [batch], name, EPSILON, steps=10) for name in ("fgsm", "pgd")
     }
     for target in range(2):
         by_itself = {name: result["matrix"][target][target] for name, result in found.items()}
