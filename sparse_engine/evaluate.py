@@ -10,16 +10,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparse_engine.command_line import Parser, run_command
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import npz_path
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.evaluation_report import report_tables, total_costs
 from sparse_engine.recipes import resolve
 from sparse_engine.robustness.options import Options, add_flags, read_options
 from sparse_engine.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparse_engine.data.arrays import DataSet
+    from sparse_engine.data.catalog import DatasetInfo
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,9 +45,9 @@ def main(arguments: Sequence[str]) -> None:
     from sparse_engine.job import print_json  # late, like everything that needs torch
 
     print(report_tables(result))
-    if options.out:
-        _write_new(options.out, result)
     print_json(result)
+    # Last, since what is printed cannot be lost to a full disk.
+    _write_files(result, options)
 
 
 def evaluate(
@@ -51,8 +57,8 @@ def evaluate(
 
     Returns:
         evaluation.ensemble_metrics; `calibration`, the bins of the ensemble's reliability diagram;
-        `costs` of all runs together; and robustness.assess as the options ask for it. Figures are
-        drawn if the options name a folder for them.
+        `costs` of all runs together; robustness.assess as the options ask for it; and `densities`
+        of each ticket's layers if figures are wanted.
 
     Raises:
         InputError: a run that cannot be read, or runs that cannot be one ensemble.
@@ -67,23 +73,16 @@ def evaluate(
     from sparse_engine.data.load import load_dataset
     from sparse_engine.evaluation import calibration, ensemble_metrics
     from sparse_engine.job import choose_device, member_probabilities
-    from sparse_engine.robustness.assess import assess
-    from sparse_engine.robustness.members import load_models
 
     data = load_dataset(dataset, configs[0].data_dir)
     _check_training_data(folders, saved, data.info, configs[0].data_dir)
     place = choose_device(configs[0])
-    models = []
-    if options.severities or options.foreign or options.attacks or options.plots:
-        for folder, config in zip(folders, configs):
-            models += load_models(config, data.info, folder, place)
-    size, workers = 2 * configs[0].batch_size, configs[0].workers
-    found = assess(models, data, configs[0].data_dir, options, size, workers)
+    found = _beyond_the_test_split(folders, configs, data, place, options)
     members, labels = [], None
     for folder, config in zip(folders, configs):
         probabilities, labels = member_probabilities(config, data, folder, place)
         members += probabilities
-    result = {
+    return {
         "dataset": dataset,
         "runs": list(runs),
         **ensemble_metrics(members, labels),
@@ -91,11 +90,29 @@ def evaluate(
         "costs": total_costs([folder.result() for folder in folders]),
         **found,
     }
-    if options.plots:
-        from sparse_engine.plots import draw_all
 
-        draw_all(result, models, folders, options.plots)
-    return result
+
+def _beyond_the_test_split(
+    folders: Sequence[RunFolder],
+    configs: Sequence[Config],
+    data: DataSet,
+    place: torch.device,
+    options: Options,
+) -> dict[str, Any]:
+    """Return what needs the tickets as models: assess, and densities for figures."""
+    if not (options.severities or options.foreign or options.attacks or options.plots):
+        return {}
+    from sparse_engine.robustness.assess import assess
+    from sparse_engine.robustness.members import layer_densities, load_models
+
+    models = []
+    for folder, config in zip(folders, configs):
+        models += load_models(config, data.info, folder, place)
+    first = configs[0]
+    found = assess(models, data, first.data_dir, options, 2 * first.batch_size, first.workers)
+    if options.plots:
+        found["densities"] = [layer_densities(model) for model in models]
+    return found
 
 
 def _common_dataset(folders: Sequence[RunFolder], saved: Sequence[Config], options: Options) -> str:
@@ -113,7 +130,7 @@ def _common_dataset(folders: Sequence[RunFolder], saved: Sequence[Config], optio
 
 
 def _check_training_data(
-    folders: Sequence[RunFolder], saved: Sequence[Config], info: Any, data_dir: str | None
+    folders: Sequence[RunFolder], saved: Sequence[Config], info: DatasetInfo, data_dir: str | None
 ) -> None:
     """Raise InputError if a run was trained on arrays of the same name and another kind.
 
@@ -143,10 +160,18 @@ def _check_training_data(
                 )
 
 
-def _write_new(path: Path, result: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+def _write_files(result: dict[str, Any], options: Options) -> None:
+    try:
+        if options.out:
+            part = options.out.with_name(options.out.name + ".part")
+            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            part.replace(options.out)
+        if options.plots:
+            from sparse_engine.plots import draw_all
+
+            draw_all(result, options.plots)
+    except OSError as error:
+        raise RunFailure(f"{error}; the JSON line holds everything") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures of an evaluation, as PNG files. Needs matplotlib, which is imported when one is drawn."""
+"""Figures of an evaluation, as PNG files, with matplotlib; imports no torch."""
 
 from __future__ import annotations
 
@@ -7,34 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 
-from sparse_engine.run_folder import RunFolder
-from sparse_engine.summary import report
-
-
-def draw_all(
-    result: Mapping[str, Any],
-    members: Sequence[nn.Module],
-    folders: Sequence[RunFolder],
-    target: Path,
-) -> None:
+def draw_all(result: Mapping[str, Any], target: Path) -> None:
     """Draw every figure that there is data for into `target`, which is made.
 
-    Args:
-        result: of evaluate.evaluate.
-        members: the tickets, for the densities of their layers.
-        folders: of the runs, for their metrics.csv.
-        target: a folder.
+    `result` is that of evaluate.evaluate, with `densities`; the curves are read from its runs.
     """
     figures: dict[str, Callable[[Any], None]] = {
         "reliability": lambda axes: draw_reliability(axes[0], result),
-        "density": lambda axes: draw_densities(axes[0], [layer_densities(m) for m in members]),
+        "density": lambda axes: draw_densities(axes[0], result["densities"]),
     }
     if "growing" in result:
         figures["members"] = lambda axes: draw_growth(axes, result["growing"])
         figures["disagreement"] = lambda axes: draw_disagreement(axes[0], result)
-    if curves := training_curves(folders):
+    if curves := training_curves(result["runs"]):
         figures["training"] = lambda axes: draw_training(axes, curves)
     target.mkdir(parents=True, exist_ok=True)
     for name, draw in figures.items():
@@ -89,21 +75,15 @@ def draw_training(axes: Sequence[Any], curves: Mapping[str, Sequence[Mapping[str
         axis.legend()
 
 
-def layer_densities(model: nn.Module) -> dict[str, float]:
-    """Return the density of every convolution and linear layer by name; dense ones have 1."""
-    return {row.name: row.density for row in report(model).rows}
-
-
-def training_curves(folders: Sequence[RunFolder]) -> dict[str, list[dict[str, float]]]:
+def training_curves(runs: Sequence[str]) -> dict[str, list[dict[str, float]]]:
     """Return step, train_loss and accuracy of every epoch, for each run that has metrics.csv."""
     columns = ("step", "train_loss", "accuracy")
     curves = {}
-    for folder in folders:
-        path = folder.path / "metrics.csv"
+    for run in runs:
+        path = Path(run) / "metrics.csv"
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
-                rows = [{c: float(row[c]) for c in columns} for row in csv.DictReader(file)]
-            curves[str(folder.path)] = rows
+                curves[run] = [{c: float(row[c]) for c in columns} for row in csv.DictReader(file)]
     return curves
 
 

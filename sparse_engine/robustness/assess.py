@@ -31,11 +31,12 @@ def assess(
     Raises:
         InputError: before anything is computed, for files that are missing or of wrong shape.
     """
-    source, sets = corrupted_sets(data, data_dir, options.severities, workers)
+    severities, sets, source = list(options.severities), [], ""
+    if severities:
+        source, sets = corrupted_sets(data, data_dir, severities, workers)
     foreign = [foreign_set(name, data, data_dir, batch_size, workers) for name in options.foreign]
     found: dict[str, Any] = {}
     if sets:
-        severities = list(options.severities)
         found["corruptions"] = {
             "source": source,
             "severities": severities,

@@ -14,6 +14,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.evaluation import Split, batches
 from sparse_engine.network import build_network
 from sparse_engine.run_folder import RunFolder
+from sparse_engine.summary import report
 
 
 class PixelModel(nn.Module):
@@ -61,6 +62,11 @@ def load_models(
             ) from None
         models.append(PixelModel(model, info, config.dtype == "bf16").to(device))
     return models
+
+
+def layer_densities(member: PixelModel) -> dict[str, float]:
+    """Return the density of every convolution and linear layer by name; dense ones have 1."""
+    return {row.name: row.density for row in report(member.model).rows}
 
 
 def pixel_batches(

@@ -141,7 +141,7 @@ def test_told_before_torch_is_imported(arguments, message):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: RUN"),
-        (["run", "--run", "a"], "unknown flag '--run'; see --help"),
+        (["run", "--zzzzz", "a"], "unknown flag '--zzzzz'; see --help"),
         (["run", "--data-dri", "."], "unknown flag '--data-dri'; did you mean '--data-dir'?"),
         (["run", "none"], "'none' is not a run folder: it has no config.json"),
         (["run", "run/config.json"], "'run/config.json' is not a run folder"),

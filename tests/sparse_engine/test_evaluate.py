@@ -11,7 +11,7 @@ from sparse_engine import evaluate, train
 from sparse_engine.checkpoint import load_file
 from sparse_engine.config import Config, read_config_file
 from sparse_engine.data.load import load_dataset
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.job import member_probabilities
 from sparse_engine.metrics import classification_metrics, disagreement, kl_divergence
 from sparse_engine.network import build_network
@@ -20,7 +20,7 @@ from sparse_engine.run_folder import RunFolder
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
 SCORES = ("accuracy", "nll", "ece", "brier")
-GOOD = ["--batch-size", "32", "--epochs", "12", "--topology", "static"]
+GOOD = ["--batch-size", "32", "--epochs", "8", "--topology", "static"]
 RUNS = {
     "edst": ["--method", "edst", "--epochs", "9", "--sparsity", "0.5"],
     "rigl": ["--method", "rigl", "--epochs", "4", "--block", "1x1", "--seed", "1"],
@@ -236,6 +236,13 @@ def test_out_is_the_json_object(evaluated, tmp_path):
     _, found = evaluated("rigl", "--out", str(path))
     assert json.loads(path.read_text()) == found
     assert [p.name for p in tmp_path.iterdir()] == ["found.json"]
+
+
+def test_a_file_that_cannot_be_written_loses_nothing(evaluated, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(RunFailure, match="disk full; the JSON line holds everything"):
+        evaluated("rigl", "--out", str(tmp_path / "found.json"))
+    assert "accuracy" in json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def test_nothing_is_written(runs, evaluated):

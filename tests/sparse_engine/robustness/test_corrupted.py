@@ -9,8 +9,10 @@ import torch
 from sparse_engine.data.arrays import DataSet, ImageArrays
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.errors import InputError
+from sparse_engine.robustness.assess import assess
 from sparse_engine.robustness.corrupted import BATCH_SIZE, corrupted_sets
 from sparse_engine.robustness.corruptions import FAMILIES, corrupt
+from sparse_engine.robustness.options import Options
 
 SIZE = 4
 
@@ -78,6 +80,11 @@ def test_a_second_pass_and_the_next_batch():
 def test_files_of_another_data_set_are_left_alone(released):
     source, _ = corrupted_sets(cifar("svhn"), str(released.parent), (1,), workers=0)
     assert source == "made from the test split"
+
+
+def test_files_are_not_looked_at_unless_asked_for(released):
+    (released / "labels.npy").unlink()
+    assert assess([], cifar(), str(released.parent), Options(), 4, 0) == {}
 
 
 def save(name, array):
