@@ -12,9 +12,9 @@ from typing import Any
 from sparse_engine.errors import InputError, nearest
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
-TRANSIENT = ("out", "resume", "config", "dry_run", "download")
+TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale")
 # A resumed run may move to other hardware and other paths, and nothing else may change.
-MOVABLE = ("data_dir", "device", "backend", "workers", "download", "resume")
+MOVABLE = ("data_dir", "teacher", "device", "backend", "workers", "download", "resume")
 
 
 def setting(group: str, help: str, default: Any = None, **rules: Any) -> Any:
@@ -83,6 +83,12 @@ class Config:
     topology: str | None = setting(
         "sparsity", "update rule of ensembles", kind=str, choices=("static", "set", "rigl")
     )
+    prune_scope: str | None = setting(
+        "sparsity",
+        "pruning ranks the blocks of all layers together, or of each by --distribution [global]",
+        kind=str,
+        choices=("global", "layer"),
+    )
     update_interval: int | None = setting(
         "sparsity", "steps between topology updates [scales with the run]", kind=int, least=1
     )
@@ -101,10 +107,60 @@ class Config:
     )
 
     members: int | None = setting("ensemble", "tickets", kind=int, least=1, most=1000)
-    escape: float = setting(
-        "ensemble", "share replaced between two tickets of EDST", 0.8, kind=float, above=0, most=1
+    escape: float | None = setting(
+        "ensemble",
+        "share replaced between two tickets [edst 0.8, sup-tickets 0.5]",
+        kind=float,
+        above=0,
+        most=1,
+    )
+    cycles: int | None = setting(
+        "ensemble", "sup-tickets: tickets that are averaged", kind=int, least=1, most=1000
+    )
+    averaging: str | None = setting(
+        "ensemble",
+        "sup-tickets: mean of all, or exponential [caa]",
+        kind=str,
+        choices=("caa", "cima"),
     )
 
+    rounds: int | None = setting(
+        "pruning", "lottery: prunings [a fifth each]; ltr [20]", kind=int, least=1, most=1000
+    )
+    rewind: str | None = setting(
+        "pruning",
+        "lottery: weights and learning rate go back, or the latter alone [weights]",
+        kind=str,
+        choices=("weights", "learning-rate"),
+    )
+    rewind_point: float | None = setting(
+        "pruning",
+        "share of a dense run to go back to [lottery, ltr 0.05; kd-ticket 0]",
+        kind=float,
+        least=0,
+        most=0.5,
+    )
+    teacher: str | None = setting(
+        "pruning", "kd-ticket: run folder of the trained dense network", kind=str
+    )
+    temperature: float | None = setting(
+        "pruning", "kd-ticket: of the soft labels [4]", kind=float, above=0, most=1000
+    )
+    distillation: float | None = setting(
+        "pruning",
+        "kd-ticket: share of the soft labels in the loss [0.9]",
+        kind=float,
+        above=0,
+        most=1,
+    )
+
+    scale: float | None = setting(
+        "optimisation",
+        "multiplies epochs, the dense ones too, and a given --update-interval",
+        kind=float,
+        above=0,
+        most=1000,
+    )
     epochs: int | None = setting("optimisation", "in all, over all phases", kind=int, least=1)
     dense_epochs: int | None = setting(
         "optimisation", "epochs of the dense run that FLOPs are compared with", kind=int, least=1
@@ -145,7 +201,7 @@ def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Return the settings in a JSON file, checked."""
+    """Return the settings in a JSON file, checked; its key "paper" is ignored."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -157,6 +213,8 @@ def read_config_file(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         found = type(values).__name__
         raise InputError(f"config file '{path}' must hold one JSON object, found {found}")
+    # What a paper reports stands beside its settings, for people.
+    values.pop("paper", None)
     return check_values(values, f"config file '{path}'")
 
 

@@ -3,61 +3,114 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from sparse_engine.actions import SaveTicket
+from sparse_engine.architecture import dense_model
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distribution import LayerPlan
 from sparse_engine.flops import dense_flops, forward_flops, step_flops
-from sparse_engine.network import dense_model, plan_network
+from sparse_engine.models.plain import plain_model
+from sparse_engine.network import plan_network
 from sparse_engine.phases import Phase
 
 
-def run_costs(config: Config, info: DatasetInfo, phases: Sequence[Phase]) -> dict[str, Any]:
-    """Return a run's costs, from its plan alone.
+@dataclass
+class Densities:
+    """Density by layer name, of sparse layers, in each phase and in each ticket saved so far."""
+
+    phases: list[dict[str, float]] = field(default_factory=list)
+    tickets: list[dict[str, float]] = field(default_factory=list)
+
+
+def run_costs(
+    config: Config,
+    info: DatasetInfo,
+    phases: Sequence[Phase],
+    densities: Densities | None = None,
+) -> dict[str, Any]:
+    """Return a run's costs.
 
     Args:
         config: resolved.
         info: of the data set.
         phases: of build_phases.
+        densities: what a run had. Without it they are planned: pruning then is taken to leave
+            the layers the run's distribution, where in truth training decides.
 
     Returns:
         train_flops; train_flops_ratio to a dense run of config.dense_epochs; test_flops_ratio,
         of all tickets to one dense network; parameters and bytes (fp32, or as stored) of all
-        tickets together; `plans`, the layers; `layer_flops`, dense forward FLOPs by layer.
+        tickets together; `plans`, the layers of the last ticket; `layer_flops`, dense forward
+        FLOPs by layer.
     """
     with torch.device("meta"):
-        model = dense_model(config, info)
-    plans = plan_network(config, model)
-    by_layer = dense_flops(model, (info.channels, info.height, info.width))
-    dense = float(sum(by_layer.values()))
-    sparse = forward_flops(by_layer, {plan.name: plan.density for plan in plans})
-    images = sum(_phase_flops(phase, sparse, dense) for phase in phases) * config.batch_size
+        model, plain = dense_model(config, info), plain_model(config, info)
+    image = (info.channels, info.height, info.width)
+    by_layer = dense_flops(model, image)
+    full = plan_network(config, model, sparsity=0.0)
+    found = planned_densities(config, model, phases) if densities is None else densities
+    images = config.batch_size * sum(
+        _phase_flops(phase, forward_flops(by_layer, layers), float(sum(by_layer.values())))
+        for phase, layers in zip(phases, found.phases, strict=True)
+    )
     steps = sum(phase.steps for phase in phases)
-    dense_steps = config.dense_epochs / config.epochs * steps
-    tickets = sum(phase.save for phase in phases)
-    parameters = tickets * (sum(p.numel() for p in model.parameters()) - _saved(plans))
+    dense_images = config.dense_epochs / config.epochs * steps * config.batch_size
+    one_dense = float(sum(dense_flops(plain, image).values()))
+    tickets = [_cut(full, layers) for layers in found.tickets]
+    parameters = sum(p.numel() for p in model.parameters())
+    stored = sum(parameters - _saved(plans) for plans in tickets)
     return {
         "train_flops": images,
-        "train_flops_ratio": images / (3 * dense * dense_steps * config.batch_size),
-        "test_flops_ratio": tickets * sparse / dense,
-        "parameters": parameters,
-        "bytes": 4 * parameters,
-        "plans": plans,
+        "train_flops_ratio": images / (3 * one_dense * dense_images),
+        "test_flops_ratio": sum(forward_flops(by_layer, t) for t in found.tickets) / one_dense,
+        "parameters": stored,
+        "bytes": 4 * stored,
+        "plans": tickets[-1],
         "layer_flops": by_layer,
     }
 
 
+def planned_densities(config: Config, model: torch.nn.Module, phases: Sequence[Phase]) -> Densities:
+    """Return the densities that phases would have, were pruned layers as the distribution says."""
+    by_sparsity: dict[float, dict[str, float]] = {}
+
+    def layers(sparsity: float) -> dict[str, float]:
+        if sparsity not in by_sparsity:
+            plans = plan_network(config, model, sparsity)
+            by_sparsity[sparsity] = {p.name: p.density for p in plans if not p.is_dense}
+        return by_sparsity[sparsity]
+
+    found, sparsity, kept = Densities(), 0.0, {}
+    for phase in phases:
+        for action in phase.begin:
+            sparsity = action.sparsity_after(sparsity, kept)
+        found.phases.append(layers(sparsity))
+        for action in phase.end:
+            sparsity = action.sparsity_after(sparsity, kept)
+            if isinstance(action, SaveTicket):
+                found.tickets.append(layers(kept[action.kept] if action.kept else sparsity))
+    return found
+
+
+def _cut(full: Sequence[LayerPlan], densities: dict[str, float]) -> list[LayerPlan]:
+    """Return the plans of layers of some densities."""
+    return [replace(p, active=round(densities.get(p.name, 1.0) * p.total)) for p in full]
+
+
 def _phase_flops(phase: Phase, sparse: float, dense: float) -> float:
     """Return the training FLOPs of a phase for one image a step (Evci et al. 2020, app. H)."""
+    teacher = phase.steps * phase.loss.teacher_passes * dense
     schedule = phase.update_schedule()
     if schedule is None or phase.topology is None or phase.topology.rule != "rigl":
-        return phase.steps * step_flops(sparse, dense, None)
+        return teacher + phase.steps * step_flops(sparse, dense, None)
     dynamic = min(phase.steps, schedule.stop or phase.steps)
     each = step_flops(sparse, dense, schedule.interval)
-    return dynamic * each + (phase.steps - dynamic) * step_flops(sparse, dense, None)
+    return teacher + dynamic * each + (phase.steps - dynamic) * step_flops(sparse, dense, None)
 
 
 def _saved(plans: Sequence[LayerPlan]) -> int:

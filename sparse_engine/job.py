@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sparse_engine.architecture import dense_model
 from sparse_engine.config import Config
 from sparse_engine.costs import run_costs
 from sparse_engine.data.arrays import DataSet
@@ -21,11 +22,12 @@ from sparse_engine.distribution import LayerPlan
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation import batches, ensemble_metrics, metrics_table, predict
 from sparse_engine.methods.registry import build_phases
-from sparse_engine.network import build_network
 from sparse_engine.phases import Phase
 from sparse_engine.recipes import warmup_share
+from sparse_engine.recut import load_state
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.summary import format_table
+from sparse_engine.teacher import load_teacher
 from sparse_engine.trainer import Trainer
 from sparse_kernels.backend import VARIABLE, BackendError, check_backend, choose_backend
 
@@ -43,14 +45,16 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
     device = choose_device(config)
     data = load_dataset(config.dataset, config.data_dir, config.download)
     phases = plan_phases(config, training_images(config, data))
-    costs = run_costs(config, data.info, phases)
+    run_costs(config, data.info, phases)
+    teacher = load_teacher(config, data.info, device)
     if folder is None:
         folder = RunFolder.create(config)
     print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
-    trainer = Trainer(config, phases, data, folder, device)
+    trainer = Trainer(config, phases, data, folder, device, teacher)
     trainer.restore()
     trainer.run()
     found = evaluate_members(config, data, folder, device)
+    costs = run_costs(config, data.info, phases, trainer.densities)
     result = describe(config, device, costs, found, trainer.progress.train_seconds)
     folder.save_result(result)
     print_result(result, found)
@@ -68,6 +72,7 @@ def dry_run(config: Config) -> None:
         train_size -= round(config.validation * train_size)
     phases = plan_phases(config, train_size)
     costs = run_costs(config, info, phases)
+    load_teacher(config, info, device)
     rows = [("layer", "block", "shape", "density", "weights", "stored bytes", "MFLOPs")]
     for plan in costs["plans"]:
         block = "dense" if plan.is_dense else "x".join(map(str, plan.block))
@@ -122,12 +127,13 @@ def member_probabilities(
     config: Config, data: DataSet, folder: RunFolder, device: torch.device
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return each ticket's test probabilities [N, K], and the labels [N]."""
-    model = build_network(config, data.info, device).model
+    model = dense_model(config, data.info)
+    model = model.to(device=device, memory_format=torch.channels_last)
     members, labels = [], torch.empty(0)
     for state in folder.load_members():
         try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
+            load_state(model, state)
+        except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"a ticket of run '{folder.path}' does not fit its configuration: {error}"
             ) from None
@@ -216,6 +222,6 @@ def _phase_rows(config: Config, phases: list[Phase]) -> list[tuple[str, ...]]:
         schedule = phase.update_schedule()
         updates = schedule.updates_in(phase.steps) if schedule else 0
         epochs = f"{phase.steps / total * config.epochs:.1f}"
-        ticket = "yes" if phase.save else "-"
+        ticket = "yes" if phase.tickets else "-"
         rows.append((phase.name, "", f"{phase.steps}", epochs, f"{updates}", ticket))
     return rows

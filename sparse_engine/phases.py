@@ -7,32 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from sparse_engine.actions import Action
 from sparse_engine.errors import InputError
+from sparse_engine.learning_rate import Shape
+from sparse_engine.losses import CROSS_ENTROPY, Loss
 from sparse_engine.update_schedule import UpdateSchedule
 
 # Fewer steps than this and a grown block is judged before it has had time to grow (the
 # reliability condition of ITOP, Liu et al. 2021), so automatic intervals are not shorter.
 SHORTEST_INTERVAL = 25
 LEAST_UPDATES = 4
-
-
-@dataclass(frozen=True)
-class LearningRate:
-    """A piecewise constant multiple of the highest learning rate, after a linear warm-up.
-
-    milestones: (share of the phase, multiple), the first at share 0.
-    warmup: share of the phase over which the rate rises from 0.
-    """
-
-    milestones: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
-    warmup: float = 0.0
-
-    def at(self, step: int, steps: int) -> float:
-        """Return the multiple at a step (counted from 0) of a phase."""
-        if step < self.warmup * steps:
-            return (step + 1) / (self.warmup * steps + 1)
-        share = step / steps
-        return next(m for start, m in reversed(self.milestones) if share >= start - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -51,18 +35,32 @@ class Phase:
     """One stretch of training.
 
     name: shown in the log; steps: optimizer steps; topology: None keeps the blocks.
-    fresh: start from a new network, with a seed of its own.
-    save: keep the network as a ticket at the end.
-    escape: share of blocks replaced at the end, on the way to the next ticket.
+    begin: what happens before the first step; the first phase of a run begins with Fresh.
+    end: what happens after the last step, in order.
     """
 
     name: str
     steps: int
-    learning_rate: LearningRate
+    learning_rate: Shape
     topology: TopologyRule | None = None
-    fresh: bool = False
-    save: bool = False
-    escape: float | None = None
+    begin: tuple[Action, ...] = ()
+    end: tuple[Action, ...] = ()
+    loss: Loss = CROSS_ENTROPY
+
+    @property
+    def tickets(self) -> int:
+        """How many tickets are saved at the end."""
+        return sum(action.saves for action in self.end)
+
+    @property
+    def selects(self) -> bool:
+        """Whether a ticket may be taken from any epoch of this phase (--select validation)."""
+        return any(action.selects for action in self.end)
+
+    @property
+    def ends_with_gradient(self) -> bool:
+        """Whether the last step must collect dense gradients, for what happens at the end."""
+        return any(action.needs_gradient for action in self.end)
 
     def update_schedule(self) -> UpdateSchedule | None:
         """Return when this phase updates its topology: never at its very end."""

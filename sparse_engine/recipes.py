@@ -13,7 +13,8 @@ from sparse_engine.config import Config
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
 from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.methods.registry import ENSEMBLES, check_method
+from sparse_engine.methods.options import method_options
+from sparse_engine.methods.registry import DYNAMIC, ENSEMBLES, PRUNING, RUN_COUNTS, check_method
 from sparse_engine.models.catalog import check_name as check_model
 
 
@@ -75,31 +76,37 @@ def resolve(config: Config) -> Config:
     recipe = recipe_for(config.dataset)
     check_model(config.model or recipe.model)
     _check_contradictions(config)
-    ensemble = config.method in ENSEMBLES
-    members = config.members or (recipe.members if ensemble else 1)
-    rule = config.topology or ("rigl" if ensemble else config.method)
     block = config.block or recipe.block
     parse_block(block)
+    rule = _rule(config)
+    config = replace(config, sparsity=_sparsity(config), members=_members(config, recipe))
+    config = replace(config, **method_options(config))
     chosen: dict[str, Any] = {
         "model": config.model or recipe.model,
         "block": block,
-        "members": members,
         "topology": None if rule == "dense" else rule,
-        "sparsity": _sparsity(config),
-        "epochs": config.epochs or _epochs(config, recipe, members),
+        "epochs": config.epochs or _epochs(config, recipe),
     }
     for name in ("batch_size", "lr", "weight_decay", "label_smoothing"):
         found = getattr(config, name)
         chosen[name] = getattr(recipe, name) if found is None else found
     chosen["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or chosen["epochs"]
-    return replace(config, **chosen)
+    return replace(config, **{**chosen, **_scaled(config, chosen)})
 
 
 def warmup_share(config: Config) -> float:
     """Return the share of a resolved run over which the learning rate rises."""
     recipe = recipe_for(config.dataset)
-    usual = _epochs(config, recipe, config.members or 1)
-    return recipe.warmup_epochs / usual
+    return recipe.warmup_epochs / _epochs(config, recipe)
+
+
+def _scaled(config: Config, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the lengths of a run that is `scale` times as long, and no scale any more."""
+    lengths = {name: chosen[name] for name in ("epochs", "dense_epochs")}
+    if config.update_interval:
+        lengths["update_interval"] = config.update_interval
+    scale = config.scale or 1.0
+    return {**{name: max(1, round(scale * n)) for name, n in lengths.items()}, "scale": None}
 
 
 def _sparsity(config: Config) -> float:
@@ -108,34 +115,51 @@ def _sparsity(config: Config) -> float:
     return 0.8 if config.sparsity is None else config.sparsity
 
 
-def _epochs(config: Config, recipe: Recipe, members: int) -> int:
+def _members(config: Config, recipe: Recipe) -> int:
+    usual = recipe.members if config.method in ENSEMBLES and config.method != "lottery" else 1
+    return config.members or usual
+
+
+def _rule(config: Config) -> str:
+    if config.method in PRUNING:
+        return "static"
+    return config.topology or ("rigl" if config.method in DYNAMIC else config.method)
+
+
+def _epochs(config: Config, recipe: Recipe) -> int:
     if config.method == "edst":
         usual = schedule_for(config.dataset)
         explore, refine = recipe.edst_epochs or (
             max(1, share * recipe.epochs // 250) for share in (usual.explore, usual.refine)
         )
-        return explore + members * refine
-    if config.method == "dense":
-        return recipe.dense_epochs or recipe.epochs
-    return recipe.epochs * (members if config.method == "dst-ensemble" else 1)
+        return explore + (config.members or 1) * refine
+    dense = config.method == "dense" or config.method in PRUNING
+    epochs = recipe.dense_epochs if dense and recipe.dense_epochs else recipe.epochs
+    runs = RUN_COUNTS.get(config.method, lambda config: 1)
+    return max(1, round(epochs * runs(config)))
 
 
 def _check_contradictions(config: Config) -> None:
     if config.method == "dense" and config.sparsity:
         raise InputError("method 'dense' has no sparsity; leave --sparsity out, or use 'static'")
-    rule = config.topology or ("rigl" if config.method in ENSEMBLES else config.method)
+    rule = _rule(config)
     if config.sparsity == 0 and rule in ("set", "rigl"):
         raise InputError(
             f"method '{config.method}' has no blocks to update at sparsity 0; "
             "use --method dense, or --topology static for an ensemble of dense networks"
         )
-    if config.method not in ENSEMBLES:
-        if (config.members or 1) != 1:
-            raise InputError(
-                f"method '{config.method}' trains one network, found members {config.members}; "
-                "use dst-ensemble or edst"
-            )
-        if config.topology not in (None, config.method):
-            raise InputError(
-                f"method '{config.method}' and --topology {config.topology} contradict each other"
-            )
+    if config.sparsity == 0 and config.method in PRUNING:
+        raise InputError(
+            f"method '{config.method}' has nothing to prune at sparsity 0; use --method dense"
+        )
+    if config.method not in ENSEMBLES and (config.members or 1) != 1:
+        raise InputError(
+            f"method '{config.method}' trains one network, found members {config.members}; "
+            "use dst-ensemble or edst"
+        )
+    if config.method not in DYNAMIC and config.topology not in (None, rule):
+        raise InputError(
+            f"method '{config.method}' and --topology {config.topology} contradict each other"
+        )
+    if config.method == "kd-ticket" and not (config.teacher or config.dry_run):
+        raise InputError("method 'kd-ticket' needs --teacher RUN, the folder of a dense run")

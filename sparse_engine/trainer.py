@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from sparse_engine.architecture import training_pair
 from sparse_engine.checkpoint import load_file, save_file
 from sparse_engine.config import MOVABLE, Config
+from sparse_engine.costs import Densities
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.loader import split_validation
 from sparse_engine.errors import InputError
@@ -22,7 +23,9 @@ from sparse_engine.finite import LossGuard
 from sparse_engine.metrics import accuracy, negative_log_likelihood
 from sparse_engine.network import Network, build_network, member_seed
 from sparse_engine.phases import Phase
+from sparse_engine.recut import saved_densities
 from sparse_engine.run_folder import RunFolder
+from sparse_engine.teacher import Teacher
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Trainer:
         data: DataSet,
         folder: RunFolder,
         device: torch.device,
+        teacher: Teacher | None = None,
     ) -> None:
         """Prepare a run from its start.
 
@@ -56,9 +60,10 @@ class Trainer:
             data: its test split is never used to choose anything.
             folder: receives checkpoints, tickets and metrics.csv.
             device: where to train.
+            teacher: of methods that learn from one.
         """
         self.config, self.phases, self.data = config, phases, data
-        self.folder, self.device = folder, device
+        self.folder, self.device, self.teacher = folder, device, teacher
         train, self.split, self.held_out = data.train, "test", data.test
         if config.select == "validation":
             train, self.held_out = split_validation(train, config.validation, config.seed)
@@ -66,6 +71,9 @@ class Trainer:
         self.train_split = train
         self.progress = Progress()
         self.best: dict[str, Any] | None = None
+        self.kept: dict[str, dict[str, Any]] = {}
+        self.densities = Densities()
+        self.accuracy = 0.0
         self.guard = LossGuard(device)
         self.network: Network
 
@@ -78,19 +86,21 @@ class Trainer:
         if not self.folder.last.exists():
             self.folder.drop_rows_after(0)
             return
-        state = load_file(self.folder.last, "progress", "config")
+        state = load_file(self.folder.last, "progress", "config", "kept")
         self._check_configuration(state["config"])
         self.progress = Progress(**state["progress"])
-        self._start_member(self.progress.member)
+        self.start_member(self.progress.member)
         try:
-            self.network.model.load_state_dict(state["model"])
+            self.network.load(state["model"])
         except RuntimeError as error:
             raise InputError(
                 f"checkpoint '{self.folder.last}' does not fit the data: {error}"
             ) from None
         self.network.optimizer.load_state_dict(state["optimizer"])
         self.network.topology.load_state_dict(state["topology"])
-        self.best = state["best"]
+        self.best, self.kept = state["best"], state["kept"]
+        self.accuracy = state["accuracy"]
+        self.densities = Densities(**state["densities"])
         torch.set_rng_state(state["random_state"])
         if state["device_random_state"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_random_state"], self.device)
@@ -115,23 +125,49 @@ class Trainer:
             while self.progress.phase < len(self.phases):
                 phase = self.phases[self.progress.phase]
                 bar.set_description(phase.name)
-                if phase.fresh and self.progress.phase_step == 0:
-                    self._start_member(self.progress.member + 1)
+                if self.progress.phase_step == 0:
+                    for action in phase.begin:
+                        action(self)
+                    self.densities.phases.append(self.network.densities())
                 self._train_epoch(phase, bar)
                 self._close_epoch(phase, bar)
 
-    def _start_member(self, member: int) -> None:
-        seed = member_seed(self.config.seed, member)
+    def start_member(self, member: int, sparsity: float | None = None) -> None:
+        """Go on with a fresh network, whose seed and data order are those of a member."""
         self.progress.member = member
-        self.network = build_network(self.config, self.data.info, self.device, member)
+        self.network = build_network(self.config, self.data.info, self.device, member, sparsity)
         self.loader = training_loader(
             self.train_split,
             self.data.info,
             self.config.batch_size,
             self.device,
-            seed,
+            member_seed(self.config.seed, member),
             self.config.workers,
         )
+
+    def present_state(self) -> dict[str, Any]:
+        """Return a copy of the network's state dict, with its accuracy on the held-out split."""
+        return {"accuracy": self.accuracy, "model": copy_of(self.network.model.state_dict())}
+
+    def state_of(self, model: nn.Module) -> dict[str, Any]:
+        """Return the same of another model."""
+        return {"accuracy": accuracy(*self._predict(model)), "model": copy_of(model.state_dict())}
+
+    def save_ticket(self, state: dict[str, Any]) -> None:
+        """Write the next member_K.pt."""
+        self.progress.tickets += 1
+        self.folder.save_member(self.progress.tickets, state["model"])
+        self.densities.tickets.append(saved_densities(self.network.model, state["model"]))
+        tqdm.write(
+            f"ticket {self.progress.tickets}: {self.split} accuracy {state['accuracy']:.4f} "
+            f"after {self.progress.step} steps"
+        )
+
+    def training_images(self) -> Iterator[Tensor]:
+        """Yield an epoch of training batches [N, C, H, W]: a function of seed and step alone."""
+        first = self.progress.step
+        for step in range(first, first + self.loader.steps_per_epoch):
+            yield self.loader.batch(step)[0].contiguous(memory_format=torch.channels_last)
 
     def _train_epoch(self, phase: Phase, bar: tqdm) -> None:
         """Train to the end of the epoch or of the phase, whichever comes first."""
@@ -150,14 +186,14 @@ class Trainer:
         network, number = self.network, self.progress.phase_step + 1
         schedule = phase.update_schedule()
         rate = schedule.rate(number) if schedule else 0.0
-        if rate or (phase.escape and number == phase.steps):
+        if rate or (phase.ends_with_gradient and number == phase.steps):
             network.topology.arm()
         multiple = phase.learning_rate.at(self.progress.phase_step, phase.steps)
         for group in network.optimizer.param_groups:
             group["lr"] = self.config.lr * multiple
         x, y = self.loader.batch(self.progress.step)
         x = x.contiguous(memory_format=torch.channels_last)
-        loss = self._loss(x, y)
+        loss = self._loss(phase, x, y)
         self.guard.add(self.progress.step, loss, network.model, x)
         network.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -165,21 +201,22 @@ class Trainer:
         if rate:
             network.topology.update(rate)
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, phase: Phase, x: Tensor, y: Tensor) -> Tensor:
         bf16 = self.config.dtype == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            logits = self.network.model(x)
-        return F.cross_entropy(logits.float(), y, label_smoothing=self.config.label_smoothing)
+            logits, labels = training_pair(self.network.model, x, y)
+            return phase.loss(self, x, logits, labels)
 
     def _close_epoch(self, phase: Phase, bar: tqdm) -> None:
         """Evaluate, log, end the phase if it is over, and write a checkpoint."""
         progress = self.progress
-        probabilities, labels = self._predict()
+        probabilities, labels = self._predict(self.network.model)
         self.guard.check_predictions(progress.step, probabilities)
-        found = accuracy(probabilities, labels)
+        found = self.accuracy = accuracy(probabilities, labels)
         bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{found:.4f}")
-        if phase.save and self.split == "validation":
-            self._keep_if_best(found)
+        is_best = self.best is None or found > self.best["accuracy"]
+        if phase.selects and self.split == "validation" and is_best:
+            self.best = self.present_state()
         self.folder.add_row(
             {
                 "epoch": -(-progress.step // self.loader.steps_per_epoch),
@@ -195,33 +232,16 @@ class Trainer:
             }
         )
         if progress.phase_step == phase.steps:
-            self._close_phase(phase, found)
+            for action in phase.end:
+                action(self)
+            self.best = None
+            progress.phase, progress.phase_step = progress.phase + 1, 0
         self._save_checkpoint()
 
-    def _close_phase(self, phase: Phase, found: float) -> None:
-        progress = self.progress
-        if phase.save:
-            progress.tickets += 1
-            best = self.best or {"accuracy": found, "model": self.network.model.state_dict()}
-            self.folder.save_member(progress.tickets, best["model"])
-            tqdm.write(
-                f"ticket {progress.tickets}: {self.split} accuracy {best['accuracy']:.4f} "
-                f"after {progress.step} steps"
-            )
-            self.best = None
-        if phase.escape:
-            self.network.topology.update(phase.escape)
-        progress.phase, progress.phase_step = progress.phase + 1, 0
-
-    def _predict(self) -> tuple[Tensor, Tensor]:
+    def _predict(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         size = 2 * self.config.batch_size
         held_out = batches(self.held_out, self.data.info, size, self.device, self.config.workers)
-        return predict(self.network.model, held_out, self.config.dtype == "bf16")
-
-    def _keep_if_best(self, found: float) -> None:
-        if self.best is None or found > self.best["accuracy"]:
-            state = {k: v.detach().clone() for k, v in self.network.model.state_dict().items()}
-            self.best = {"accuracy": found, "model": state}
+        return predict(model, held_out, self.config.dtype == "bf16")
 
     def _save_checkpoint(self) -> None:
         on_gpu = self.device.type == "cuda"
@@ -233,8 +253,16 @@ class Trainer:
                 "optimizer": self.network.optimizer.state_dict(),
                 "topology": self.network.topology.state_dict(),
                 "best": self.best,
+                "kept": self.kept,
+                "accuracy": self.accuracy,
+                "densities": asdict(self.densities),
                 "random_state": torch.get_rng_state(),
                 "device_random_state": torch.cuda.get_rng_state(self.device) if on_gpu else None,
             },
             self.folder.last,
         )
+
+
+def copy_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict whose tensors are no longer the model's."""
+    return {name: value.detach().clone() for name, value in state.items()}

@@ -3,9 +3,11 @@
 Every member has its own seed, so its own start, data order and topology.
 """
 
+from sparse_engine.actions import Fresh, SaveTicket
 from sparse_engine.config import Config
+from sparse_engine.learning_rate import LearningRate
 from sparse_engine.methods.freetickets import schedule_for, ticket_stop, topology_rule
-from sparse_engine.phases import LearningRate, Phase, split_steps
+from sparse_engine.phases import Phase, split_steps
 
 
 def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
@@ -16,7 +18,8 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     shortest = (ticket_stop(config) or 1.0) * min(lengths)
     topology = topology_rule(config, schedule.member_interval * lengths[0], shortest)
     rate = LearningRate(schedule.member, warmup * members)
+    begin = Fresh(config.sparsity or 0.0)
     return [
-        Phase(f"member {number}", length, rate, topology, fresh=True, save=True)
+        Phase(f"member {number}", length, rate, topology, (begin,), end=(SaveTicket(),))
         for number, length in enumerate(lengths, 1)
     ]

@@ -7,9 +7,11 @@ replaces the share q of all blocks.
 
 from dataclasses import replace
 
+from sparse_engine.actions import Escape, Fresh, SaveTicket
 from sparse_engine.config import Config
+from sparse_engine.learning_rate import LearningRate
 from sparse_engine.methods.freetickets import schedule_for, ticket_stop, topology_rule
-from sparse_engine.phases import LearningRate, Phase, split_steps
+from sparse_engine.phases import Phase, split_steps
 
 
 def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
@@ -24,7 +26,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
         lengths[0],
         LearningRate(warmup=warmup * steps / lengths[0]),
         topology and replace(topology, stop=None),
-        fresh=True,
+        begin=(Fresh(config.sparsity or 0.0),),
     )
     refinements = [
         Phase(
@@ -32,8 +34,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
             length,
             LearningRate(schedule.refinement),
             topology,
-            save=True,
-            escape=config.escape if number < members else None,
+            end=(SaveTicket(), Escape(config.escape)) if number < members else (SaveTicket(),),
         )
         for number, length in enumerate(lengths[1:], 1)
     ]

@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 from sparse_engine.config import Config
 from sparse_engine.errors import InputError, nearest
-from sparse_engine.methods import dst_ensemble, edst, single
+from sparse_engine.methods import (
+    dst_ensemble,
+    edst,
+    kd_ticket,
+    lottery,
+    ltr,
+    pf,
+    single,
+    sup_tickets,
+)
 from sparse_engine.phases import Phase
 
 METHODS: dict[str, Callable[[Config, int, float], list[Phase]]] = {
@@ -16,8 +25,23 @@ METHODS: dict[str, Callable[[Config, int, float], list[Phase]]] = {
     "rigl": single.phases,
     "dst-ensemble": dst_ensemble.phases,
     "edst": edst.phases,
+    "sup-tickets": sup_tickets.phases,
+    "kd-ticket": kd_ticket.phases,
+    "lottery": lottery.phases,
+    "ltr": ltr.phases,
+    "pf": pf.phases,
 }
-ENSEMBLES = ("dst-ensemble", "edst")
+# Methods that take --members; those that take --topology; those that start dense and prune.
+ENSEMBLES = ("dst-ensemble", "edst", "lottery", "ltr", "pf")
+DYNAMIC = ("dst-ensemble", "edst", "sup-tickets")
+PRUNING = ("kd-ticket", "lottery", "ltr", "pf")
+# Length in single runs, where it is not one; EDST's has a recipe of its own.
+RUN_COUNTS: dict[str, Callable[[Config], float]] = {
+    "dst-ensemble": lambda config: config.members or 1,
+    "lottery": lottery.run_count,
+    "ltr": ltr.run_count,
+    "pf": pf.run_count,
+}
 
 
 def check_method(name: str) -> None:

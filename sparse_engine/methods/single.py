@@ -4,9 +4,11 @@ The learning rate is that of one network of a DST ensemble. RigL's updates (sect
 rate .3 with a cosine, every 100 of 97,656 steps, none in the last quarter.
 """
 
+from sparse_engine.actions import Fresh, SaveTicket
 from sparse_engine.config import Config
+from sparse_engine.learning_rate import LearningRate
 from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.phases import LearningRate, Phase, TopologyRule, automatic_interval
+from sparse_engine.phases import Phase, TopologyRule, automatic_interval
 
 INTERVAL_SHARE = 100 / 97_656
 STOP = 0.75
@@ -26,4 +28,5 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
             schedule=config.drop_schedule or "cosine",
             stop=stop,
         )
-    return [Phase(config.method, steps, rate, topology, fresh=True, save=True)]
+    begin = (Fresh(config.sparsity or 0.0),)
+    return [Phase(config.method, steps, rate, topology, begin, end=(SaveTicket(),))]

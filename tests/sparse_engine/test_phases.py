@@ -6,13 +6,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from sparse_engine.actions import Escape, Fresh, SaveTicket
 from sparse_engine.config import Config
 from sparse_engine.errors import InputError
+from sparse_engine.learning_rate import LearningRate
 from sparse_engine.methods.registry import METHODS, build_phases
 from sparse_engine.phases import (
     LEAST_UPDATES,
     SHORTEST_INTERVAL,
-    LearningRate,
     Phase,
     TopologyRule,
     automatic_interval,
@@ -95,9 +96,9 @@ def test_edst_is_the_papers():
     phases = phases_for(450 * CIFAR_EPOCH, method="edst", members=3)
     assert [phase.steps / CIFAR_EPOCH for phase in phases] == [150, 100, 100, 100]
     assert [phase.name for phase in phases] == ["explore", "refine 1", "refine 2", "refine 3"]
-    assert [phase.fresh for phase in phases] == [True, False, False, False]
-    assert [phase.save for phase in phases] == [False, True, True, True]
-    assert [phase.escape for phase in phases] == [None, 0.8, 0.8, None]
+    assert [phase.begin for phase in phases] == [(Fresh(0.8),), (), (), ()]
+    ticket, escape = (SaveTicket(),), (SaveTicket(), Escape(0.8))
+    assert [phase.end for phase in phases] == [(), escape, escape, ticket]
     explore, *refinements = phases
     assert explore.topology == TopologyRule("rigl", 1000, 0.5, "constant", None)
     assert {phase.topology for phase in refinements} == {replace(explore.topology, stop=0.75)}
@@ -134,7 +135,7 @@ def test_edst_on_imagenet():
     [({}, 0.75), ({"select": "validation"}, None), ({"select": "validation", "stop": 0.4}, 0.4)],
 )
 def test_a_ticket_is_not_taken_right_after_an_update(method, settings, stop):
-    tickets = [p for p in phases_for(30_000, method=method, **settings) if p.save]
+    tickets = [p for p in phases_for(30_000, method=method, **settings) if p.tickets]
     assert len(tickets) == 3
     assert {phase.topology.stop for phase in tickets} == {stop}
 
@@ -152,7 +153,7 @@ def test_dst_ensemble_phases_are_fresh_runs():
     phases = phases_for(epochs * CIFAR_EPOCH, method="dst-ensemble")
     assert epochs == 750
     assert [phase.steps for phase in phases] == [250 * CIFAR_EPOCH] * 3
-    assert all(phase.fresh and phase.save and phase.escape is None for phase in phases)
+    assert {(phase.begin, phase.end) for phase in phases} == {((Fresh(0.8),), (SaveTicket(),))}
     assert {phase.topology for phase in phases} == {
         TopologyRule("rigl", 1000, 0.5, "constant", 0.75)
     }
@@ -172,8 +173,7 @@ def test_the_warm_up_of_every_member_is_as_long():
 def test_rigl_is_the_papers():
     (phase,) = phases_for(97_656, method="rigl")
     assert phase.topology == TopologyRule("rigl", 100, 0.3, "cosine", 0.75)
-    assert phase.fresh
-    assert phase.save
+    assert (phase.begin, phase.end) == ((Fresh(0.8),), (SaveTicket(),))
     schedule = phase.update_schedule()
     assert schedule.stop == 73_242
     assert schedule.rate(100) == pytest.approx(0.3, abs=1e-5)
@@ -193,8 +193,8 @@ def test_fixed_methods_have_no_updates(method):
             name=method,
             steps=100,
             learning_rate=LearningRate(((0.0, 1.0), (0.5, 0.1), (0.75, 0.01))),
-            fresh=True,
-            save=True,
+            begin=(Fresh(0.0 if method == "dense" else 0.8),),
+            end=(SaveTicket(),),
         )
     ]
 
@@ -220,7 +220,8 @@ def test_flags_reach_every_rule(method):
 
 def test_escape_and_members_of_edst():
     phases = phases_for(9000, method="edst", members=2, escape=0.5)
-    assert [phase.escape for phase in phases] == [None, 0.5, None]
+    assert [phase.ends_with_gradient for phase in phases] == [False, True, False]
+    assert phases[1].end == (SaveTicket(), Escape(0.5))
 
 
 @pytest.mark.parametrize("method", ["set", "rigl", "dst-ensemble", "edst"])

@@ -182,14 +182,14 @@ def test_edst_without_updates_keeps_its_blocks(run):
 
 
 def test_dst_members_differ_from_the_first_step(run, monkeypatch):
-    starts, start = [], Trainer._start_member
+    starts, start = [], Trainer.start_member
 
-    def watch(self, member):
-        start(self, member)
+    def watch(self, member, sparsity=None):
+        start(self, member, sparsity)
         state = {k: v.clone() for k, v in self.network.model.state_dict().items()}
         starts.append((state, self.loader.batch(0)[1]))
 
-    monkeypatch.setattr(Trainer, "_start_member", watch)
+    monkeypatch.setattr(Trainer, "start_member", watch)
     run("out", "--method", "dst-ensemble", "--epochs", "3")
     assert len(starts) == 3
     for one, other in [(0, 1), (1, 2), (0, 2)]:
@@ -247,15 +247,15 @@ def test_topology_changes_in_the_epochs_that_have_updates(method, run):
     updates = 0
     for phase in job.plan_phases(config_of("out"), 1437):
         schedule = phase.update_schedule()
-        updates = (0 if phase.fresh else updates) + schedule.updates_in(phase.steps)
+        updates = (0 if phase.begin else updates) + schedule.updates_in(phase.steps)
         for start in range(0, phase.steps, 5):
             due = any(schedule.rate(step) for step in range(start + 1, start + 6))
-            escaped = start == 0 and phase_before is not None and phase_before.escape is not None
+            escaped = start == 0 and phase_before is not None and phase_before.ends_with_gradient
             explored = float(rows[epoch]["exploration_rate"])
-            if start or not phase.fresh:
+            if start or not phase.begin:
                 assert (explored > before) == (due or escaped), rows[epoch]
             epoch, before = epoch + 1, explored
-        updates += phase.escape is not None
+        updates += phase.ends_with_gradient
         phase_before = phase
     state = torch.load("out/last.pt", weights_only=True)
     assert state["topology"]["updates"] == updates > 0

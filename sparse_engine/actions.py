@@ -1,0 +1,214 @@
+"""What happens between phases: small objects that a method lists. Imports torch when they run.
+
+An action is called with the run (a Trainer) before a phase's first step or after its last; the
+checkpoint that follows holds what it did. What later phases need goes into `run.kept`, states by
+name, which the checkpoint holds too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from sparse_engine.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Action:
+    """Base of all actions: what the loop and the cost model ask of one."""
+
+    needs_gradient: ClassVar[bool] = False
+    saves: ClassVar[int] = 0
+
+    @property
+    def selects(self) -> bool:
+        """Whether it takes the best epoch of its phase where validation data choose."""
+        return False
+
+    def __call__(self, run: Trainer) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+    def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
+        """Return the network's sparsity afterwards, and note that of states kept by name."""
+        return sparsity
+
+
+@dataclass(frozen=True)
+class Fresh(Action):
+    """Begin with a new network of some sparsity, with a seed and data order of its own."""
+
+    sparsity: float
+
+    def __call__(self, run: Trainer) -> None:
+        """Build it."""
+        run.start_member(run.progress.member + 1, self.sparsity)
+
+    def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
+        """Return that of the new network."""
+        return self.sparsity
+
+
+@dataclass(frozen=True)
+class SaveTicket(Action):
+    """Save the network as a ticket, or a state that was kept under a name."""
+
+    kept: str | None = None
+    saves: ClassVar[int] = 1
+
+    @property
+    def selects(self) -> bool:
+        """Whether the ticket is the network itself."""
+        return self.kept is None
+
+    def __call__(self, run: Trainer) -> None:
+        """Write member_K.pt."""
+        if self.kept is None:
+            run.save_ticket(run.best or run.present_state())
+        else:
+            run.save_ticket(run.kept[self.kept])
+
+
+@dataclass(frozen=True)
+class Escape(Action):
+    """Replace a share of all active blocks once, by the run's topology rule (FreeTickets: q)."""
+
+    rate: float
+    needs_gradient: ClassVar[bool] = True
+
+    def __call__(self, run: Trainer) -> None:
+        """Drop and grow."""
+        run.network.topology.update(self.rate)
+
+
+@dataclass(frozen=True)
+class Keep(Action):
+    """Remember the network as it is, under a name: a state to rewind to."""
+
+    name: str
+
+    def __call__(self, run: Trainer) -> None:
+        """Copy it."""
+        run.kept[self.name] = run.present_state()
+
+    def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
+        """Note the sparsity of the kept state."""
+        kept[self.name] = sparsity
+        return sparsity
+
+
+@dataclass(frozen=True)
+class Restore(Action):
+    """Begin with a kept state, blocks and all, as a new member: new data order, no momentum."""
+
+    name: str
+
+    def __call__(self, run: Trainer) -> None:
+        """Load it."""
+        run.start_member(run.progress.member + 1, None)
+        run.network.load(run.kept[self.name]["model"])
+
+    def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
+        """Return that of the kept state."""
+        return kept[self.name]
+
+
+@dataclass(frozen=True)
+class Rewind(Action):
+    """Give the active blocks, and all else, the values they had in a kept state; no momentum.
+
+    Source: Frankle et al. 2020, weight rewinding.
+    """
+
+    name: str
+
+    def __call__(self, run: Trainer) -> None:
+        """Load the state, then cut it to the present blocks."""
+        from sparse_engine.recut import recut, used_layouts
+
+        layouts = used_layouts(run.network.model)
+        run.network.load(run.kept[self.name]["model"])
+        run.network.replace_layers(recut(run.network.model, layouts))
+
+
+@dataclass(frozen=True)
+class Prune(Action):
+    """Keep the strongest blocks of the network, exactly to a sparsity (see pruning.py)."""
+
+    sparsity: float
+
+    def __call__(self, run: Trainer) -> None:
+        """Replace the layers; optimizer state of the blocks that stay is carried over."""
+        from sparse_engine.pruning import strongest_layouts
+        from sparse_engine.recut import recut
+
+        model = run.network.model
+        layouts = strongest_layouts(model, self.sparsity, run.config)
+        run.network.replace_layers(recut(model, layouts))
+
+    def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
+        """Return the target."""
+        return self.sparsity
+
+
+@dataclass(frozen=True)
+class CutAsTeacher(Action):
+    """Keep the blocks of the network that are the strongest in its teacher; values stay."""
+
+    sparsity: float
+
+    def __call__(self, run: Trainer) -> None:
+        """Replace the layers."""
+        from sparse_engine.pruning import strongest_layouts
+        from sparse_engine.recut import recut
+
+        layouts = strongest_layouts(run.teacher.models[0], self.sparsity, run.config)
+        run.network.replace_layers(recut(run.network.model, layouts))
+
+    def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
+        """Return the target."""
+        return self.sparsity
+
+
+@dataclass(frozen=True)
+class EstimateBatchNorm(Action):
+    """Compute the batch-norm statistics of the network again, over the training data."""
+
+    def __call__(self, run: Trainer) -> None:
+        """Run one epoch forward."""
+        from sparse_engine.batch_norm import estimate_batch_norm
+
+        estimate_batch_norm(run.network.model, run.training_images())
+
+
+@dataclass(frozen=True)
+class Average(Action):
+    """Take the network into the running average kept under a name (see averaging.py).
+
+    The first call keeps the network as it is. Each later one averages the weights, prunes the
+    result to `sparsity` and computes its batch-norm statistics again; the network is untouched.
+    rule: "caa", the mean of all so far, or "cima", an exponential mean with factor one half.
+    """
+
+    name: str
+    rule: str
+    sparsity: float
+
+    def __call__(self, run: Trainer) -> None:
+        """Update run.kept."""
+        from sparse_engine.averaging import average_states
+
+        kept, present = run.kept.get(self.name), run.present_state()
+        if kept is None:
+            run.kept[self.name] = {**present, "count": 1}
+            return
+        count = kept["count"] + 1
+        share = 1 / count if self.rule == "caa" else 0.5
+        model = average_states(run, kept["model"], share, self.sparsity)
+        run.kept[self.name] = {**run.state_of(model), "count": count}
+
+    def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
+        """Note the sparsity of the average."""
+        kept[self.name] = self.sparsity
+        return sparsity

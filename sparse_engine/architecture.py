@@ -1,0 +1,35 @@
+"""The network of a method before any weight is dropped, and what it is trained on.
+
+Most methods train a plain model, which maps images [N, C, H, W] to logits [N, K]. A method whose
+network is another has a function in BUILDERS. Its network maps images to [N, K] as well when it
+is in eval mode: several predictions are given as the logarithm of their mean probability, whose
+softmax that is. In training it may offer
+
+    training_pair(x, y) -> logits [M, N, K] and labels [M, N], or any leading dimensions,
+
+where x are images [N, C, H, W] and y labels [N]; the phase's loss compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from sparse_engine.config import Config
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.models.plain import plain_model
+
+Builder = Callable[[Config, DatasetInfo], nn.Module]
+BUILDERS: dict[str, Builder] = {}
+
+
+def dense_model(config: Config, info: DatasetInfo) -> nn.Module:
+    """Return the network of a resolved configuration's method, all weights present."""
+    return BUILDERS.get(config.method, plain_model)(config, info)
+
+
+def training_pair(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits [..., K] of a training batch, and the labels [...] they are compared with."""
+    own = getattr(model, "training_pair", None)
+    return own(x, y) if own is not None else (model(x), y)

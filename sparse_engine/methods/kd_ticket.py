@@ -1,0 +1,29 @@
+"""KD tickets (Ma et al. 2021, arXiv 2101.03255): a lottery ticket that learns from its teacher.
+
+The teacher is a trained dense network. Its strongest blocks say which weights the ticket keeps;
+their values are those of the initialisation, or of an early step (KD rewinding), so the ticket
+has the teacher's seed; and it is trained with the teacher's soft labels.
+"""
+
+from sparse_engine.actions import CutAsTeacher, Fresh, SaveTicket
+from sparse_engine.config import Config
+from sparse_engine.learning_rate import LearningRate, Part
+from sparse_engine.losses import Distillation
+from sparse_engine.methods.freetickets import schedule_for
+from sparse_engine.phases import Phase, split_steps
+
+
+def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
+    """Return the training of the ticket, after the dense start that KD rewinding repeats."""
+    point = config.rewind_point or 0.0
+    rate = LearningRate(schedule_for(config.dataset).member, warmup)
+    cut = CutAsTeacher(config.sparsity or 0.0)
+    loss = Distillation(config.temperature or 1.0, config.distillation or 1.0)
+    if not point:
+        begin = (Fresh(0.0), cut)
+        return [Phase("ticket", steps, rate, begin=begin, end=(SaveTicket(),), loss=loss)]
+    start, rest = split_steps(steps, [point, 1 - point])
+    return [
+        Phase("start", start, Part(rate, 0, steps), begin=(Fresh(0.0),), end=(cut,)),
+        Phase("ticket", rest, Part(rate, start, steps), end=(SaveTicket(),), loss=loss),
+    ]

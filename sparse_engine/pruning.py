@@ -1,0 +1,138 @@
+"""Which blocks of a trained network are the strongest: pruning, exactly to a budget.
+
+A block's score is its L1 norm over the size of its layer's average block, so that layers with
+narrower blocks compete as equals; with 1x1 blocks it is the magnitude of the papers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.blocks import layer_block
+from sparse_engine.config import Config
+from sparse_engine.distribution import plan_layers
+from sparse_engine.errors import InputError
+from sparse_engine.layer import SparseLayer
+from sparse_engine.recut import budget_layers, weight_shape
+from sparse_kernels import BlockLayout
+from sparse_kernels.layout import block_grid, clamp_block
+from sparse_kernels.reference import block_norms
+
+
+@torch.no_grad()
+def strongest_layouts(
+    model: nn.Module, sparsity: float, config: Config
+) -> dict[str, BlockLayout | None]:
+    """Return the layout that each layer would have after pruning; None for a full one.
+
+    Args:
+        model: dense or sparse; only blocks that are active now can stay.
+        sparsity: of all weights, exactly in whole blocks, every layer keeping one at least.
+        config: `block` for layers that are full now, `prune_scope` ("global" ranks all blocks
+            of the network, "layer" those of each layer within the run's distribution).
+
+    Raises:
+        InputError: the budget leaves a layer without a block.
+    """
+    layers = dict(budget_layers(model))
+    blocks = {name: _block_of(layer, config) for name, layer in layers.items()}
+    shapes = {name: weight_shape(layer) for name, layer in layers.items()}
+    scores = {name: _scores(layer, blocks[name]) for name, layer in layers.items()}
+    if config.prune_scope == "layer":
+        plans = plan_layers(shapes, sparsity, config.distribution, config.block or "1x1")
+        masks = {plan.name: _top(scores[plan.name], plan.active) for plan in plans}
+    else:
+        weights = {name: math.prod(shape) for name, shape in shapes.items()}
+        masks = select_globally(scores, weights, 1 - sparsity)
+    return {
+        name: None
+        if bool(mask.all())
+        else BlockLayout(shapes[name], blocks[name], mask.nonzero().flatten())
+        for name, mask in masks.items()
+    }
+
+
+def select_globally(
+    scores: Mapping[str, Tensor], weights: Mapping[str, int], density: float
+) -> dict[str, Tensor]:
+    """Choose the blocks with the highest scores over all layers, within a budget of weights.
+
+    Args:
+        scores: [blocks] of each layer, -inf for a block that must not be chosen.
+        weights: of each layer; a block counts as its layer's average block.
+        density: of all weights that may stay; the choice misses it by less than the smallest
+            block that is left.
+
+    Returns:
+        Which blocks stay, bool [blocks] by layer; the best one of each layer always does.
+
+    Raises:
+        InputError: the best block of each layer is already too much.
+    """
+    sizes = [
+        torch.full((len(s),), weights[name] / len(s), dtype=torch.float64)
+        for name, s in scores.items()
+    ]
+    ranked = torch.cat([_best_first(s.float()) for s in scores.values()]).cpu()
+    order = ranked.argsort(descending=True, stable=True)
+    order = order[: int((ranked > -torch.inf).sum())]
+    size = torch.cat(sizes)[order]
+    budget = density * sum(weights.values())
+    slack = 1e-6 * float(size.min())
+    spent = size.cumsum(0)
+    count = int((spent <= budget + slack).sum())
+    if count < len(scores):
+        raise InputError(
+            f"the budget leaves a layer without a block: one block in each of {len(scores)} "
+            f"layers is already more than the share {density:.4g} of all weights; "
+            "lower the sparsity or use smaller blocks"
+        )
+    chosen = torch.zeros(len(ranked), dtype=torch.bool)
+    chosen[order[:count]] = True
+    left = budget - float(spent[count - 1])
+    # Where blocks differ in size, smaller ones fill what the next in order is too large for.
+    for place in range(count, len(order)):
+        if left + slack < float(size.min()):
+            break
+        if float(size[place]) <= left + slack:
+            chosen[order[place]] = True
+            left -= float(size[place])
+    parts = chosen.split([len(s) for s in scores.values()])
+    return {name: part.to(scores[name].device) for name, part in zip(scores, parts)}
+
+
+def _best_first(scores: Tensor) -> Tensor:
+    return scores.index_fill(0, scores.argmax(), torch.inf)
+
+
+def _top(scores: Tensor, count: int) -> Tensor:
+    """Return the mask of at most `count` blocks with the highest scores above -inf."""
+    best = torch.zeros_like(scores, dtype=torch.bool)
+    best[scores.topk(count).indices] = True
+    return best & (scores > -torch.inf)
+
+
+def _scores(layer: nn.Module, block: tuple[int, int]) -> Tensor:
+    """Return mean magnitudes of blocks [OB * CB * R * S], -inf for those that are not active."""
+    shape = weight_shape(layer)
+    total = math.prod(block_grid(shape, block))
+    size = math.prod(shape) / total
+    if not isinstance(layer, SparseLayer):
+        first = BlockLayout(shape, block, torch.zeros(1, dtype=torch.int32))
+        dense = layer.weight.detach().float().reshape(first.shape)
+        return block_norms(dense, first.sizes()) / size
+    scores = layer.values.new_full((total + 1,), -torch.inf, dtype=torch.float32)
+    norms = layer.values.detach().float().abs().sum((1, 2)) / size
+    scores[layer.layout.block_ids.long()] = norms
+    return scores[:-1]
+
+
+def _block_of(layer: nn.Module, config: Config) -> tuple[int, int]:
+    if isinstance(layer, SparseLayer):
+        return layer.layout.block
+    shape = tuple(layer.weight.shape)
+    return clamp_block(layer_block(config.block or "1x1", shape), *shape[:2])

@@ -1,0 +1,164 @@
+"""Layers that are given other blocks between phases: pruned, rewound, or read from a file.
+
+Within a phase shapes never change; here they do, so a layer is replaced by a new one, and the
+optimizer state of the blocks that stay is carried over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparse_engine.convert import dense_layers, skip_reasons
+from sparse_engine.flops import model_densities
+from sparse_engine.layer import SparseLayer
+from sparse_engine.modules import SparseConv2d, SparseLinear
+from sparse_kernels import BlockLayout
+from sparse_kernels.layout import block_grid
+from sparse_kernels.reference import gather_blocks, scatter_blocks
+
+Layouts = Mapping[str, BlockLayout | None]
+
+
+def budget_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield name and module of all layers that count in the budget, sparse or full."""
+    skipped = skip_reasons(model)
+    dense = {name for name, _ in dense_layers(model)} - set(skipped)
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLayer) or name in dense:
+            yield name, module
+
+
+def used_layouts(model: nn.Module) -> dict[str, BlockLayout | None]:
+    """Return a copy of every layer's layout by name, without unused slots; None for a full one."""
+    return {name: _compact(layer) for name, layer in budget_layers(model)}
+
+
+def with_layout(layer: nn.Module, layout: BlockLayout | None) -> nn.Module:
+    """Return a layer with the same weight in other blocks; None makes an ordinary module.
+
+    The bias is the same parameter. One dense weight exists meanwhile.
+    """
+    twin = layer.to_dense() if isinstance(layer, SparseConv2d | SparseLinear) else layer
+    if layout is not None:
+        kind = SparseConv2d if isinstance(twin, nn.Conv2d) else SparseLinear
+        twin = kind.from_dense(twin, layout=layout)
+    twin.bias = layer.bias
+    return twin
+
+
+def recut(model: nn.Module, layouts: Layouts) -> dict[str, nn.Module]:
+    """Return new layers with the given layouts; those that are full and stay so are left out."""
+    layers = dict(budget_layers(model))
+    return {
+        name: with_layout(layers[name], layout)
+        for name, layout in layouts.items()
+        if layout is not None or isinstance(layers[name], SparseLayer)
+    }
+
+
+def replace_modules(model: nn.Module, replaced: Mapping[str, nn.Module]) -> None:
+    """Put modules in the places of those that have their names, in place."""
+    for name, module in replaced.items():
+        parent, _, child = name.rpartition(".")
+        # Convolution weights lie as the rest of the model's.
+        setattr(model.get_submodule(parent), child, module.to(memory_format=torch.channels_last))
+
+
+@torch.no_grad()
+def carry_state(optimizer: Optimizer, old: nn.Module, new: nn.Module) -> None:
+    """Give the weight of a new layer the old one's place in the optimizer, and its state.
+
+    State of blocks that both have is kept, that of others is zero.
+    """
+    before, after = weight_parameter(old), weight_parameter(new)
+    for group in optimizer.param_groups:
+        group["params"] = [after if p is before else p for p in group["params"]]
+    state = optimizer.state.pop(before, None)
+    if state:
+        optimizer.state[after] = {
+            key: _moved(value, old, new)
+            if isinstance(value, Tensor) and value.shape == before.shape
+            else value
+            for key, value in state.items()
+        }
+
+
+def weight_parameter(layer: nn.Module) -> nn.Parameter:
+    """Return the parameter that holds a layer's weight."""
+    return layer.values if isinstance(layer, SparseLayer) else layer.weight
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict into a model, whose layers become as sparse or full as the state's.
+
+    Raises:
+        RuntimeError: as load_state_dict does, for a state of another model.
+    """
+    replaced = {}
+    for name, layer in budget_layers(model):
+        values, ids = state.get(f"{name}.values"), state.get(f"{name}.block_ids")
+        if values is not None and ids is not None and values.ndim == 3 and ids.numel():
+            layout = _layout_for(layer, values, ids)
+            if not isinstance(layer, SparseLayer) or not _same_sizes(layer.layout, layout):
+                replaced[name] = with_layout(layer, layout)
+        elif isinstance(layer, SparseLayer) and f"{name}.weight" in state:
+            replaced[name] = with_layout(layer, None)
+    replace_modules(model, replaced)
+    model.load_state_dict(state)
+
+
+def saved_densities(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the density of every sparse layer of a model's state dict by name."""
+    found = {}
+    for name, layer in budget_layers(model):
+        if f"{name}.block_ids" in state:
+            values, ids = state[f"{name}.values"], state[f"{name}.block_ids"]
+            total = math.prod(block_grid(weight_shape(layer), values.shape[:0:-1]))
+            found[name] = int((ids < total).sum()) / total
+    return found
+
+
+def model_density(model: nn.Module) -> float:
+    """Return the share of a model's weights that lie in active blocks, layers taken together."""
+    weights = {n: math.prod(weight_shape(layer)) for n, layer in budget_layers(model)}
+    densities = model_densities(model)
+    return sum(densities.get(n, 1.0) * w for n, w in weights.items()) / sum(weights.values())
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+    """Return the shape of a layer's dense weight, (O, C[, R, S])."""
+    return layer.layout.shape if isinstance(layer, SparseLayer) else tuple(layer.weight.shape)
+
+
+def _compact(layer: nn.Module) -> BlockLayout | None:
+    if not isinstance(layer, SparseLayer):
+        return None
+    layout = layer.layout
+    ids = layout.block_ids.sort().values[: layout.active]
+    return BlockLayout(layout.shape, layout.block, ids.clone(), layout.active)
+
+
+def _layout_for(layer: nn.Module, values: Tensor, ids: Tensor) -> BlockLayout:
+    """Return a layout of the sizes of a saved one; its ids are checked when they are loaded."""
+    empty = BlockLayout(weight_shape(layer), values.shape[:0:-1], torch.arange(len(ids)))
+    empty.active = int((ids < empty.total).sum())
+    return empty.to(weight_parameter(layer).device)
+
+
+def _same_sizes(first: BlockLayout, second: BlockLayout) -> bool:
+    return (first.block, first.slots, first.active) == (second.block, second.slots, second.active)
+
+
+def _moved(state: Tensor, old: nn.Module, new: nn.Module) -> Tensor:
+    dense = state
+    if isinstance(old, SparseLayer):
+        dense = scatter_blocks(state, old.layout.tensors(), old.layout.sizes())
+    if isinstance(new, SparseLayer):
+        dense = dense.reshape(new.layout.shape)
+        return gather_blocks(dense, new.layout.tensors(), new.layout.sizes())
+    return dense.reshape(new.weight.shape)
