@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.architecture import dense_model
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation import Split, batches
-from sparse_engine.network import build_network
+from sparse_engine.recut import load_state
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.summary import report
 
@@ -53,14 +54,15 @@ def load_models(
     """
     models = []
     for state in folder.load_members():
-        model = build_network(config, info, device).model
+        model = dense_model(config, info)
         try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
+            load_state(model, state)
+        except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"a ticket of run '{folder.path}' does not fit its configuration: {error}"
             ) from None
-        models.append(PixelModel(model, info, config.dtype == "bf16").to(device))
+        model = PixelModel(model, info, config.dtype == "bf16")
+        models.append(model.to(device=device, memory_format=torch.channels_last))
     return models
 
 

@@ -71,7 +71,8 @@ def scores(logits: Tensor) -> dict[str, Tensor]:
 
     confidence is minus the highest mean probability (Hendrycks & Gimpel 2017), entropy that of the
     mean probabilities, energy minus the log-sum-exp of the logits, averaged over members, since an
-    ensemble of probabilities has no logits of its own (Liu et al. 2020, equation 4, T = 1).
+    ensemble of probabilities has no logits of its own (Liu et al. 2020, equation 4, T = 1). Of a
+    network that gives logarithms of probabilities the energy is always 0, and tells nothing.
     """
     logits = logits.double()
     mean = logits.softmax(2).mean(0)

@@ -1,8 +1,11 @@
 """Foreign images fitted to a model, and the scores that tell them apart."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sparse_engine.data.load import load_dataset
 from sparse_engine.errors import InputError
@@ -48,6 +51,17 @@ def test_other_shapes_are_fitted_and_it_is_said(digits, tmp_path):
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     gray = (torch.from_numpy(images).float() / 255 * weights).sum(1)
     assert pixels.mean().item() == pytest.approx(gray.mean().item(), abs=0.01)
+
+
+def test_a_folder_of_pictures_is_cut_and_made_gray(digits, tmp_path):
+    for split, kind in itertools.product(("train", "val"), ("cat", "dog")):
+        folder = tmp_path / split / kind
+        folder.mkdir(parents=True)
+        Image.new("RGB", (30, 20), (255, 0, 0)).save(folder / "red.png")
+    found = foreign_set(f"imagefolder:{tmp_path}", digits, None, 4, 0)
+    assert (found.matched, found.count) == ("pictures cut to 8x8, 3 channels made 1", 2)
+    ((pixels, _),) = found.stream
+    torch.testing.assert_close(pixels, torch.full((2, 1, 8, 8), 0.299))
 
 
 def test_noise_is_repeatable_and_has_the_moments_it_says(digits):
