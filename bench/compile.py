@@ -47,7 +47,7 @@ SOURCES = ("fusion_kernels.py", "gather_kernels.py", "weight_grad_kernels.py", "
 
 @dataclass(frozen=True)
 class Configuration:
-    """One kernel as it is compiled: generation, pass, variant, data type, block (BO, BC), fusions."""
+    """One kernel as it is compiled: for which GPU, pass, variant, type, block (BO, BC), fusions."""
 
     arch: int
     kernel: str

@@ -119,6 +119,20 @@ def make_run(name, **settings):
         (["--config", "nan.json"], "lr must be a finite number, found nan"),
         (["--method", "dense", "--sparsity", "0.5"], "method 'dense' has no sparsity"),
         (["--method", "rigl", "--members", "2"], "method 'rigl' trains one network"),
+        (["--method", "lottery", "--sparsity", "0"], "method 'lottery' has nothing to prune"),
+        (["--method", "ltr", "--topology", "rigl"], "'ltr' and --topology rigl contradict"),
+        (["--method", "sup-tickets", "--members", "2"], "'sup-tickets' trains one network"),
+        (["--method", "sup-tickets", "--cycles", "0"], "cycles must be at least 1, found 0"),
+        (
+            ["--method", "sup-tickets", "--averaging", "mean"],
+            "averaging should be one of caa, cima",
+        ),
+        (["--method", "kd-ticket"], "method 'kd-ticket' needs --teacher RUN"),
+        (["--teacher", "run"], "method 'edst' has no --teacher, which belongs to kd-ticket"),
+        (["--rounds", "2"], "method 'edst' has no --rounds, which belongs to lottery, ltr"),
+        (["--method", "rigl", "--escape", "0.5"], "'rigl' has no --escape, which belongs to edst"),
+        (["--method", "lottery", "--rewind-point", "0.6"], "rewind_point must be at most 0.5"),
+        (["--scale", "0"], "scale must be above 0, found 0"),
         (["--resume", "none"], "'none' is not a run folder: it has no config.json"),
         (["--resume", "."], "'.' is not a run folder: it has no config.json"),
         (["--resume", "run", "--epochs", "3"], "run 'run' has epochs 2, found 3: a resumed run"),
@@ -141,12 +155,18 @@ def test_told_before_torch_is_imported(arguments, message):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: RUN"),
-        (["run", "--run", "a"], "unknown flag '--run'; see --help"),
+        (["run", "--zzzzz", "a"], "unknown flag '--zzzzz'; see --help"),
         (["run", "--data-dri", "."], "unknown flag '--data-dri'; did you mean '--data-dir'?"),
         (["run", "none"], "'none' is not a run folder: it has no config.json"),
         (["run", "run/config.json"], "'run/config.json' is not a run folder"),
         (["run", "other"], "run 'other' is of data set cifar10, and 'run' of digits"),
         (["run", "--device", "gpu"], "argument --device: invalid choice: 'gpu'"),
+        (["run", "--atack", "pgd"], "unknown flag '--atack'; did you mean '--attack'?"),
+        (["run", "--attack", "gpd"], "unknown attack 'gpd'; did you mean 'pgd'?"),
+        (["run", "--attack", "pgd", "--epsilon", "0"], "--epsilon must be above 0"),
+        (["run", "--corruptions", "--severities", "1,6"], "--severities lie between 1 and 5"),
+        (["run", "--ood", "digits"], "--ood digits is the data set of the runs; name another"),
+        (["run", "--out", "run/config.json"], "output file 'run/config.json' exists"),
     ],
 )
 def test_evaluate_tells_before_torch_is_imported(arguments, message):
@@ -211,6 +231,11 @@ def test_told_by_a_process_that_needs_torch(arguments, message):
         (["--update-interval", "9999"], "too short for a topology update every 9999"),
         (["--validation", "1e-9", "--select", "validation"], "a validation fraction of 1e-09"),
         (["--dry-run", "--backend", "triton"], "backend 'triton' needs a CUDA GPU"),
+        (["--method", "lottery", "--rounds", "2", "--members", "3"], "of 2 rounds has 2 tickets"),
+        (["--method", "lottery", "--rounds", "99", "--epochs", "9"], "45 steps are too few"),
+        (["--method", "sup-tickets", "--epochs", "1"], "5 steps are too few for 4 phases"),
+        (["--method", "kd-ticket", "--teacher", "none"], "'none' is not a run folder"),
+        (["--method", "kd-ticket", "--teacher", "full"], "'full' is not a run folder"),
     ],
 )
 def test_told_before_anything_is_written(arguments, message, monkeypatch, capfd):
@@ -261,6 +286,25 @@ def test_evaluate_refuses_runs_without_good_tickets(damage, message, monkeypatch
     write_finished_run(capfd)
     damage()
     assert_refused_here(message, monkeypatch, capfd, evaluate.main, "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ood", "svnh"], "unknown data set 'svnh'; did you mean 'svhn'?"),
+        (["--ood", "svhn"], "svhn lies in files; pass --data-dir"),
+        (["--ood", "empty", "--data-dir", "full"], "test_images is empty (shape (0, 1, 8, 8))"),
+        (["--ood", "cut", "--data-dir", "full"], "cut.npz"),
+    ],
+)
+def test_evaluate_refuses_foreign_images_it_cannot_show(arguments, message, monkeypatch, capfd):
+    write_finished_run(capfd)
+    write_full_folder()
+    arrays = {f"{s}_images": np.zeros((n, 8, 8), np.uint8) for s, n in (("train", 2), ("test", 0))}
+    labels = {f"{s}_labels": np.zeros(n, int) for s, n in (("train", 2), ("test", 0))}
+    np.savez("full/empty.npz", **arrays, **labels)
+    flags = ["run", *arguments, "--out", "found.json"]
+    assert_refused_here(message, monkeypatch, capfd, evaluate.main, *flags)
 
 
 def test_a_truncated_checkpoint():
