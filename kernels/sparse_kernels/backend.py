@@ -33,8 +33,11 @@ def check_backend(name: str, device: torch.device) -> None:
     """Raise BackendError, in one line, unless backend `name` can run on `device`."""
     if name not in BACKENDS:
         raise BackendError(f"backend '{name}' is unknown; choose from {', '.join(BACKENDS)}")
-    if name == "gemm":
-        raise BackendError("backend 'gemm' is not part of this version; use auto or masked")
+    if name == "gemm" and device.type != "cpu":
+        raise BackendError(
+            f"backend 'gemm' runs on a CPU, found device '{device.type}'; "
+            "use --backend auto or triton"
+        )
     if name != "triton" or (device.type == "cpu" and _interpreted()):
         return
     if device.type != "cuda":
@@ -81,6 +84,8 @@ def choose_backend(
     """
     wanted = os.environ.get(VARIABLE, "auto")
     check_backend(wanted, device)
+    if wanted == "gemm":
+        return "gemm"
     if wanted == "masked" or (wanted == "auto" and device.type != "cuda"):
         return "masked"
     problem = _problem(dtype, sizes[4:])
