@@ -10,6 +10,7 @@ that costs little, and it leaves nothing that an update of the topology could ma
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Te
 def blocks(lists: PassIndex) -> Iterator[tuple[int, int, int, int, int]]:
     """Yield (written block, summed block, tap_h, tap_w, slot) of every active block, in order."""
     start, slot, *place = (t.tolist() for t in lists)
-    for written, (first, last) in enumerate(zip(start, start[1:])):
+    for written, (first, last) in enumerate(pairwise(start)):
         for entry in range(first, last):
             yield written, *(p[entry] for p in place), slot[entry]
 
