@@ -1,7 +1,8 @@
 """Which implementation runs: `auto`, or what the environment asks for.
 
 `auto` takes the Triton kernels on a CUDA GPU that has them, for data types and blocks they are
-written for, and the masked path (scatter the blocks, then the dense operator) anywhere else.
+written for; on a CPU the gemm path where it should save time (gemm_cost.py); and the masked path
+(scatter the blocks, then the dense operator) anywhere else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparse_kernels.gemm_cost import gemm_is_faster
 from sparse_kernels.layout import block_grid
 
 VARIABLE = "SPARSE_ENGINE_BACKEND"
@@ -70,7 +72,7 @@ def choose_backend(
     density: float,
     positions: int | None = None,
 ) -> str:
-    """Return "triton" or "masked" for a layer.
+    """Return "triton", "gemm" or "masked" for a layer.
 
     Args:
         device, dtype: of its input.
@@ -84,10 +86,14 @@ def choose_backend(
     """
     wanted = os.environ.get(VARIABLE, "auto")
     check_backend(wanted, device)
-    if wanted == "gemm":
-        return "gemm"
-    if wanted == "masked" or (wanted == "auto" and device.type != "cuda"):
-        return "masked"
+    if wanted in ("masked", "gemm"):
+        return wanted
+    if wanted == "auto" and device.type != "cuda":
+        on_cpu = device.type == "cpu" and positions is not None
+        faster = on_cpu and gemm_is_faster(
+            dtype, sizes, density, positions, torch.get_num_threads()
+        )
+        return "gemm" if faster else "masked"
     problem = _problem(dtype, sizes[4:])
     if wanted == "triton" and problem:
         raise BackendError(f"backend 'triton' has no kernel for {problem}; use auto or masked")
