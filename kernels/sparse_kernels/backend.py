@@ -1,7 +1,9 @@
 """Which implementation runs: `auto`, or what the environment asks for.
 
 `auto` takes the Triton kernels on a CUDA GPU that has them, for data types and blocks they are
-written for, and the masked path (scatter the blocks, then the dense operator) anywhere else.
+written for and densities below break-even (break_even.py); on a CPU the gemm path where it should
+save time (gemm_cost.py); and the masked path (scatter the blocks, then the dense operator)
+anywhere else.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparse_kernels.break_even import break_even_density
+from sparse_kernels.gemm_cost import gemm_is_faster
 from sparse_kernels.layout import block_grid
+from sparse_kernels.tiles import generation
 
 VARIABLE = "SPARSE_ENGINE_BACKEND"
 BACKENDS = ("auto", "triton", "gemm", "masked")
@@ -33,8 +38,11 @@ def check_backend(name: str, device: torch.device) -> None:
     """Raise BackendError, in one line, unless backend `name` can run on `device`."""
     if name not in BACKENDS:
         raise BackendError(f"backend '{name}' is unknown; choose from {', '.join(BACKENDS)}")
-    if name == "gemm":
-        raise BackendError("backend 'gemm' is not part of this version; use auto or masked")
+    if name == "gemm" and device.type != "cpu":
+        raise BackendError(
+            f"backend 'gemm' runs on a CPU, found device '{device.type}'; "
+            "use --backend auto or triton"
+        )
     if name != "triton" or (device.type == "cpu" and _interpreted()):
         return
     if device.type != "cuda":
@@ -67,7 +75,7 @@ def choose_backend(
     density: float,
     positions: int | None = None,
 ) -> str:
-    """Return "triton" or "masked" for a layer.
+    """Return "triton", "gemm" or "masked" for a layer.
 
     Args:
         device, dtype: of its input.
@@ -81,13 +89,21 @@ def choose_backend(
     """
     wanted = os.environ.get(VARIABLE, "auto")
     check_backend(wanted, device)
-    if wanted == "masked" or (wanted == "auto" and device.type != "cuda"):
-        return "masked"
+    if wanted in ("masked", "gemm"):
+        return wanted
+    if wanted == "auto" and device.type != "cuda":
+        on_cpu = device.type == "cpu" and positions is not None
+        faster = on_cpu and gemm_is_faster(
+            dtype, sizes, density, positions, torch.get_num_threads()
+        )
+        return "gemm" if faster else "masked"
     problem = _problem(dtype, sizes[4:])
     if wanted == "triton" and problem:
         raise BackendError(f"backend 'triton' has no kernel for {problem}; use auto or masked")
     if wanted == "auto" and (problem or _too_old(device)):
         _say_once(f"the Triton kernels do not cover {problem or 'this GPU'}; running masked-dense")
+        return "masked"
+    if wanted == "auto" and density > break_even_density(_generation(device), sizes[4:]):
         return "masked"
     return "triton"
 
@@ -96,6 +112,11 @@ def _problem(dtype: torch.dtype, block: tuple[int, ...]) -> str:
     if dtype not in KERNEL_TYPES:
         return str(dtype)
     return "" if all(size in KERNEL_BLOCKS for size in block) else f"block {block}"
+
+
+@functools.cache
+def _generation(device: torch.device) -> int:
+    return generation(torch.cuda.get_device_capability(device))
 
 
 @functools.cache

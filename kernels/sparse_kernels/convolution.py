@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparse_kernels import reference
+from sparse_kernels import gemm_convolution, reference
 from sparse_kernels.activation import empty_images, in_order, order_of
 from sparse_kernels.backend import backend_of
 from sparse_kernels.gather import gather
@@ -53,9 +53,12 @@ def _forward(
 ) -> Tensor:
     geometry, order = (stride, padding, dilation), result_order(x, index, sizes)
     image = output_image(x.shape[2:], sizes[2:4], *geometry)
-    if backend_of(x, index, sizes, x.shape[0] * math.prod(image)) == "masked":
+    backend = backend_of(x, index, sizes, x.shape[0] * math.prod(image))
+    if backend == "masked":
         return in_order(reference.conv2d(x, values, bias, index, sizes, *geometry), order)
     y = _forward_fake(x, values, index, sizes, *geometry)
+    if backend == "gemm":
+        return gemm_convolution.conv2d(x, values, bias, y, index, sizes, geometry)
     lists = PassIndex.forward(index)
     gather(in_order(x, order), values, bias, y, lists, sizes, geometry, False)
     return y
@@ -86,10 +89,13 @@ def _input_grad(
     dilation: Ints,
 ) -> Tensor:
     geometry, order = (stride, padding, dilation), result_order(grad, index, sizes)
-    if backend_of(grad, index, sizes, positions(grad.shape, 1)) == "masked":
+    backend = backend_of(grad, index, sizes, positions(grad.shape, 1))
+    if backend == "masked":
         dx = reference.conv2d_input_grad(grad, values, index, sizes, image, *geometry)
         return in_order(dx, order)
     dx = _input_grad_fake(grad, values, index, sizes, image, *geometry)
+    if backend == "gemm":
+        return gemm_convolution.conv2d_input_grad(grad, values, dx, index, sizes, geometry)
     lists = PassIndex.input_grad(index)
     gather(in_order(grad, order), values, None, dx, lists, sizes, geometry, True)
     return dx
@@ -116,8 +122,11 @@ def _weight_grad(
     dilation: Ints,
 ) -> Tensor:
     geometry = (stride, padding, dilation)
-    if backend_of(x, index, sizes, positions(grad.shape, 1)) == "masked":
+    backend = backend_of(x, index, sizes, positions(grad.shape, 1))
+    if backend == "masked":
         return reference.conv2d_weight_grad(x, grad, index, sizes, *geometry)
+    if backend == "gemm":
+        return gemm_convolution.conv2d_weight_grad(x, grad, index, sizes, geometry)
     order = result_order(x, index, sizes)
     x, grad = in_order(x, order), in_order(grad, order)
     return weight_grad(x, grad, SlotIndex.of(index), sizes, geometry)
