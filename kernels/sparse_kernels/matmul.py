@@ -79,7 +79,7 @@ def _weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
         return reference.linear_weight_grad(x, grad, index, sizes)
     if backend == "gemm":
         return gemm.linear_weight_grad(x, grad, index, sizes)
-    return launch.weight_grad(_pixel(x), _pixel(grad), SlotIndex.of(index), sizes, ONE_PIXEL)
+    return weight_grad(_pixel(x), _pixel(grad), SlotIndex.of(index), sizes, ONE_PIXEL)
 
 
 def _weight_grad_fake(x, grad, index, sizes):
