@@ -182,7 +182,7 @@ def measure(problem: Problem, device: str) -> Iterator[dict[str, Any]]:
         right["weight gradient"].reshape(layout.shape), layout.tensors(), layout.sizes()
     )
     baseline = {name: milliseconds(run, device) for name, run in dense.items()}
-    backend = backend_of(problem.x, layout.sizes())
+    backend = backend_of(problem.x, layout.tensors(), layout.sizes(), problem.positions)
     providers = [("dense", "channels_last", dense)]
     orders = ORDERS if problem.layer.image else ("rows",)
     providers += [(backend, order, sparse_passes(problem, order)) for order in orders]

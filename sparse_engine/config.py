@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.update_schedule import UPDATE_RULES
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale")
@@ -77,15 +78,43 @@ class Config:
         "sparsity", "share of weights that is absent, in [0, 1)", kind=float, least=0, most=0.999999
     )
     block: str | None = setting("sparsity", "BOxBC, 1x1 for unstructured, or auto", kind=str)
+    taps: str = setting(
+        "sparsity",
+        "a block's taps are stored or absent each by itself, or all together",
+        "each",
+        kind=str,
+        choices=("each", "all"),
+    )
     distribution: str = setting(
         "sparsity", "layer densities", "erk", kind=str, choices=("erk", "er", "uniform")
     )
+    start: str = setting(
+        "sparsity",
+        "first blocks; snip and grasp choose them, and the layer densities, from a few batches",
+        "random",
+        kind=str,
+        choices=("random", "snip", "grasp"),
+    )
+    weight_init: str = setting(
+        "sparsity",
+        "weights of sparse layers as drawn for dense ones, or by active fan-in of each channel",
+        "dense",
+        kind=str,
+        choices=("dense", "fan-in"),
+    )
     topology: str | None = setting(
-        "sparsity", "update rule of ensembles", kind=str, choices=("static", "set", "rigl")
+        "sparsity", "update rule of ensembles", kind=str, choices=UPDATE_RULES
+    )
+    start_sparsity: float | None = setting(
+        "sparsity",
+        "granet begins with this sparsity and prunes to --sparsity [0.5]",
+        kind=float,
+        least=0,
+        most=0.999999,
     )
     prune_scope: str | None = setting(
         "sparsity",
-        "pruning ranks the blocks of all layers together, or of each by --distribution [global]",
+        "pruning ranks all blocks together, or those of each layer [1x1 global, else layer]",
         kind=str,
         choices=("global", "layer"),
     )

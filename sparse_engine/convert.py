@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections import Counter, OrderedDict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 from sparse_engine.blocks import BlockChoice
 from sparse_engine.distribution import LayerPlan, plan_layers
 from sparse_engine.errors import InputError, nearest
-from sparse_engine.layer import SparseLayer, magnitude_layout, random_layout
+from sparse_engine.layer import SparseLayer, magnitude_layout, random_layout, with_spare_slots
 from sparse_engine.modules import SparseConv2d, SparseLinear
+from sparse_engine.ranking import scored_layouts
 from sparse_engine.summary import Report, report
+from sparse_kernels import BlockLayout
+from sparse_kernels.layout import TAPS
 
 INITS = ("magnitude", "random")
 # The output projection of nn.MultiheadAttention is a Linear under another name.
@@ -27,8 +31,11 @@ def sparsify(
     distribution: str = "erk",
     block: BlockChoice = (32, 32),
     skip: Sequence[str] = (),
-    init: str = "magnitude",
+    init: str | Mapping[str, Tensor] = "magnitude",
     generator: torch.Generator | None = None,
+    taps: str = "each",
+    start_sparsity: float | None = None,
+    headroom: float = 0.0,
 ) -> Report:
     """Replace the convolutions and linear layers of a model by sparse ones, in place.
 
@@ -38,9 +45,14 @@ def sparsify(
         distribution: "erk", "er" or "uniform" (see plan_layers).
         block: (BO, BC), "BOxBC" or "auto"; (1, 1) is unstructured.
         skip: names of layers to leave dense and outside the budget; `*` matches anything.
-        init: which blocks stay: "magnitude" (largest L1 norm) or "random". Both keep the weights
-            of the model in these blocks.
+        init: which blocks stay: "magnitude" (largest L1 norm), "random", or scores of single
+            weights by layer name (see starts.py), which choose the layers' densities as well, in
+            place of the distribution. The weights of the model in these blocks are kept.
         generator: for init="random".
+        taps: "each" tap of a pair of channel blocks stays or goes by itself, "all" together.
+        start_sparsity: begin as dense as this, for rules that prune to `sparsity` (GraNet).
+        headroom: spare slots of a layer / its active blocks, for rules that move budgets between
+            layers (SNFS).
 
     Returns:
         A report with a row per layer. Layers with groups, shared weights or a subclass's own
@@ -51,20 +63,47 @@ def sparsify(
         InputError: arguments out of range, a skip pattern that matches no layer, or a budget that
             leaves a layer no block.
     """
-    if init not in INITS:
+    if isinstance(init, str) and init not in INITS:
         raise InputError(f"unknown init '{init}'{nearest(init, INITS)}; use magnitude or random")
+    if taps not in TAPS:
+        raise InputError(f"unknown taps '{taps}'{nearest(taps, TAPS)}; use each or all")
     if isinstance(model, (*_LINEARS, nn.Conv2d)):
         raise InputError(
             f"a bare {type(model).__name__} cannot be replaced in place; "
             f"use Sparse{'Conv2d' if isinstance(model, nn.Conv2d) else 'Linear'}.from_dense"
         )
+    if start_sparsity is not None and not 0 <= start_sparsity < sparsity:
+        raise InputError(
+            f"start_sparsity must be at least 0 and below sparsity {sparsity}, "
+            f"found {start_sparsity}"
+        )
+    if start_sparsity is not None and not isinstance(init, str):
+        raise InputError("scores choose blocks of one sparsity: leave start_sparsity out")
+    if not 0 <= headroom < math.inf:
+        raise InputError(f"headroom must be at least 0 and finite, found {headroom}")
     skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
-    plans = plan_model(model, sparsity, distribution, block, skipped)
+    plans = plan_model(model, sparsity, distribution, block, skipped, taps)
+    if isinstance(init, str):
+        starts = plans
+        if start_sparsity is not None:
+            starts = plan_model(model, start_sparsity, distribution, block, skipped, taps)
+        layouts = {
+            start.name: _choose_blocks(layers[plan.name].weight, start, init, generator)
+            for plan, start in zip(plans, starts)
+            if not plan.is_dense
+        }
+    else:
+        shapes = {plan.name: plan.shape for plan in plans}
+        layouts = scored_layouts(shapes, init, sparsity, block, taps)
     replaced = {
-        layers[plan.name]: _sparse_twin(layers[plan.name], plan, init, generator)
-        for plan in plans
-        if not plan.is_dense
+        layers[name]: _sparse_twin(layers[name], with_spare_slots(layout, headroom))
+        for name, layout in layouts.items()
+        if layout is not None
     }
+    if start_sparsity is not None:
+        for plan in plans:
+            if not plan.is_dense:
+                replaced[layers[plan.name]].final_active = plan.active
     _replace(model, replaced)
     return report(model, skipped)
 
@@ -75,16 +114,17 @@ def plan_model(
     distribution: str,
     block: BlockChoice,
     skipped: Container[str],
+    taps: str = "each",
 ) -> list[LayerPlan]:
     """Return what sparsify would do to a dense model, which may be on the meta device.
 
     Args:
         model: any nn.Module.
-        sparsity, distribution, block: see plan_layers.
+        sparsity, distribution, block, taps: see plan_layers.
         skipped: names of layers outside the budget.
     """
     shapes = {n: tuple(m.weight.shape) for n, m in dense_layers(model) if n not in skipped}
-    return plan_layers(shapes, sparsity, distribution, block)
+    return plan_layers(shapes, sparsity, distribution, block, taps)
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -142,13 +182,15 @@ def _skip_reason(name: str, module: nn.Module, skip: Iterable[str], uses: Counte
     return None
 
 
-def _sparse_twin(
-    module: nn.Module, plan: LayerPlan, init: str, generator: torch.Generator | None
-) -> SparseLayer:
+def _choose_blocks(
+    weight: Tensor, plan: LayerPlan, init: str, generator: torch.Generator | None
+) -> BlockLayout:
     if init == "random":
-        layout = random_layout(plan.shape, plan.block, plan.active, generator)
-    else:
-        layout = magnitude_layout(module.weight, plan.block, plan.active)
+        return random_layout(plan.shape, plan.block, plan.active, generator, plan.taps)
+    return magnitude_layout(weight, plan.block, plan.active, plan.taps)
+
+
+def _sparse_twin(module: nn.Module, layout: BlockLayout) -> SparseLayer:
     kind = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
     return kind.from_dense(module, layout=layout)
 

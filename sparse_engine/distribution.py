@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparse_engine.blocks import BlockChoice, layer_block
 from sparse_engine.errors import InputError, nearest
-from sparse_kernels.layout import block_grid, clamp_block
+from sparse_kernels.layout import block_grid, clamp_block, group_size
 
 DISTRIBUTIONS = ("erk", "er", "uniform")
 Shape = Sequence[int]
@@ -26,6 +26,12 @@ class LayerPlan:
     block: tuple[int, int]
     total: int
     active: int
+    taps: str = "each"
+
+    @property
+    def group(self) -> int:
+        """Blocks that are active or absent together."""
+        return group_size(self.shape, self.taps)
 
     @property
     def density(self) -> float:
@@ -49,7 +55,11 @@ class LayerPlan:
 
 
 def plan_layers(
-    shapes: Mapping[str, Shape], sparsity: float, distribution: str, block: BlockChoice
+    shapes: Mapping[str, Shape],
+    sparsity: float,
+    distribution: str,
+    block: BlockChoice,
+    taps: str = "each",
 ) -> list[LayerPlan]:
     """Spread (1 - sparsity) of all weights over layers, in whole blocks.
 
@@ -58,21 +68,30 @@ def plan_layers(
         sparsity: share of all weights that is absent, in [0, 1).
         distribution: "erk", "er" or "uniform".
         block: (BO, BC) or "auto".
+        taps: "each" or "all"; with "all" a layer has a whole number of groups of R * S blocks.
 
     Returns:
         A plan per layer, in order. The weights (in average blocks) never exceed the budget and
-        miss it by less than the smallest block that still fits somewhere.
+        miss it by less than the smallest block (or group) that still fits somewhere.
 
     Raises:
         InputError: unknown distribution, sparsity out of range, or a budget too small to leave
             every layer one block.
     """
     densities = layer_densities(shapes, sparsity, distribution)
-    blocks = {n: clamp_block(layer_block(block, s), s[0], s[1]) for n, s in shapes.items()}
-    totals = {n: math.prod(block_grid(s, blocks[n])) for n, s in shapes.items()}
-    weights = {n: math.prod(s) for n, s in shapes.items()}
-    active = _whole_blocks(densities, totals, weights, 1 - sparsity)
-    return [LayerPlan(n, tuple(shapes[n]), blocks[n], totals[n], active[n]) for n in shapes]
+    full = [full_plan(n, s, block, taps) for n, s in shapes.items()]
+    totals = {p.name: p.total // p.group for p in full}
+    size = {p.name: p.weights / totals[p.name] for p in full}
+    ideal = {n: densities[n] * totals[n] for n in shapes}
+    groups = whole_blocks(ideal, totals, size, (1 - sparsity) * sum(p.weights for p in full))
+    return [replace(p, active=groups[p.name] * p.group) for p in full]
+
+
+def full_plan(name: str, shape: Shape, block: BlockChoice, taps: str = "each") -> LayerPlan:
+    """Return the plan of a layer with every block active."""
+    sizes = clamp_block(layer_block(block, shape), shape[0], shape[1])
+    total = math.prod(block_grid(shape, sizes))
+    return LayerPlan(name, tuple(shape), sizes, total, total, taps)
 
 
 def layer_densities(
@@ -91,7 +110,7 @@ def layer_densities(
     if distribution == "uniform" or sparsity == 0:
         return dict.fromkeys(shapes, 1 - sparsity)
     raw = {n: _raw_density(s, kernel=distribution == "erk") for n, s in shapes.items()}
-    return _scale_to_budget(raw, {n: math.prod(s) for n, s in shapes.items()}, 1 - sparsity)
+    return scale_to_budget(raw, {n: math.prod(s) for n, s in shapes.items()}, 1 - sparsity)
 
 
 def _raw_density(shape: Shape, kernel: bool) -> float:
@@ -99,10 +118,10 @@ def _raw_density(shape: Shape, kernel: bool) -> float:
     return sum(sizes) / math.prod(sizes)
 
 
-def _scale_to_budget(
+def scale_to_budget(
     raw: Mapping[str, float], weights: Mapping[str, int], density: float
 ) -> dict[str, float]:
-    """Solve sum(min(1, scale * raw) * weights) = density * sum(weights) for the scale."""
+    """Return min(1, scale * raw), with the scale that makes its mean over all weights `density`."""
     full: set[str] = set()
     while True:
         open_layers = [n for n in raw if n not in full]
@@ -114,31 +133,40 @@ def _scale_to_budget(
         full |= over
 
 
-def _whole_blocks(
-    densities: Mapping[str, float],
-    totals: Mapping[str, int],
-    weights: Mapping[str, int],
-    density: float,
+def whole_blocks(
+    ideal: Mapping[str, float],
+    most: Mapping[str, int],
+    size: Mapping[str, float],
+    budget: float,
 ) -> dict[str, int]:
-    """Round to whole blocks by largest remainder, within the budget, at least one a layer."""
-    size = {n: weights[n] / totals[n] for n in totals}
-    ideal = {n: densities[n] * totals[n] for n in totals}
-    active = {n: max(1, math.floor(ideal[n] + 1e-9)) for n in totals}
-    left = density * sum(weights.values()) - sum(active[n] * size[n] for n in totals)
+    """Round to whole blocks by largest remainder, within the budget, at least one a layer.
+
+    Args:
+        ideal: blocks of each layer before rounding.
+        most: blocks that a layer can have.
+        size: weights of one block.
+        budget: weights of all blocks together.
+
+    Raises:
+        InputError: one block in each layer is more than the budget.
+    """
+    active = {n: max(1, math.floor(ideal[n] + 1e-9)) for n in most}
+    left = budget - sum(active[n] * size[n] for n in most)
     slack = 1e-6 * min(size.values())
     while left < -slack:
         shrinkable = [n for n in active if active[n] > 1]
         if not shrinkable:
-            smallest = sum(size.values()) / sum(weights.values())
+            weights = sum(size[n] * most[n] for n in most)
             raise InputError(
-                f"the budget leaves a layer without a block: one block in each of {len(totals)} "
-                f"layers is already {smallest:.4g} of the weights, and {density:.4g} may stay; "
-                "lower the sparsity, use smaller blocks, or skip layers"
+                f"the budget leaves a layer without a block: one block in each of {len(most)} "
+                f"layers is already {sum(size.values()) / weights:.4g} of the weights, and "
+                f"{budget / weights:.4g} may stay; lower the sparsity, use smaller blocks, or skip "
+                "layers"
             )
-        most = max(shrinkable, key=lambda n: (active[n] - ideal[n]) / ideal[n])
-        active[most] -= 1
-        left += size[most]
-    while fitting := [n for n in totals if active[n] < totals[n] and size[n] <= left + slack]:
+        largest = max(shrinkable, key=lambda n: (active[n] - ideal[n]) / ideal[n])
+        active[largest] -= 1
+        left += size[largest]
+    while fitting := [n for n in most if active[n] < most[n] and size[n] <= left + slack]:
         name = min(fitting, key=lambda n: active[n] - ideal[n])
         active[name] += 1
         left -= size[name]

@@ -42,7 +42,8 @@ class DynamicSparsity:
         Args:
             model: after sparsify.
             optimizer: built after sparsify.
-            rule: "static", "set" or "rigl".
+            rule: "static", "set", "rigl", "snfs" (after sparsify with a `headroom`) or "granet"
+                (after sparsify with a `start_sparsity`).
             interval: steps from one update to the next.
             drop: share of each layer's active blocks that an update replaces.
             stop: share of total_steps after which topology is fixed; above 1 a step number.
@@ -70,6 +71,8 @@ class DynamicSparsity:
                 f"{interval} steps; make it longer, the interval shorter, or stop later"
             )
         self.topology = Topology(model, optimizer, rule, seed)
+        if rule == "granet":
+            self._check_pruning()
         self.steps = 0
         self._arm_if_next()
 
@@ -78,7 +81,7 @@ class DynamicSparsity:
         self.steps += 1
         rate = self.schedule.rate(self.steps)
         if rate:
-            self.topology.update(rate)
+            self.topology.update(rate, self.schedule.pruned_share(self.steps))
         self._arm_if_next()
         return rate > 0
 
@@ -93,13 +96,20 @@ class DynamicSparsity:
     def load_state_dict(self, state: dict) -> None:
         """Continue from state_dict(); the model's own state holds the blocks."""
         self.steps = state["steps"]
-        self.topology.load_state_dict(state["topology"])
         self.topology.disarm()
+        self.topology.load_state_dict(state["topology"])
         self._arm_if_next()
 
     def _arm_if_next(self) -> None:
-        if self.schedule.rate(self.steps + 1):
-            self.topology.arm()
+        self.topology.arm_before(self.schedule, self.steps + 1)
+
+    def _check_pruning(self) -> None:
+        if self.schedule.stop is None:
+            raise InputError("rule 'granet' prunes over the run: say total_steps")
+        if all(layer.final_active is None for layer in self.topology.layers.values()):
+            raise InputError(
+                "rule 'granet' prunes from a denser start: give sparsify a start_sparsity"
+            )
 
 
 def _sparse_parameters(model: nn.Module, optimizer: Optimizer):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparse_engine.blocks import BlockChoice, layer_block
 from sparse_kernels import BlockLayout
-from sparse_kernels.layout import block_grid
+from sparse_kernels.layout import block_grid, group_size
 from sparse_kernels.probe import GradientProbe
 from sparse_kernels.reference import block_norms, gather_blocks, scatter_blocks
 
@@ -24,6 +24,8 @@ class SparseLayer(nn.Module):
     holds `values`, `block_ids` and `bias`; one with a dense `weight` loads as well and keeps the
     strongest blocks by L1 norm, as many as the layer has.
     """
+
+    final_active: int | None = None  # blocks after gradual pruning, where a rule prunes
 
     values: nn.Parameter
     bias: nn.Parameter | None
@@ -39,11 +41,12 @@ class SparseLayer(nn.Module):
         block: BlockChoice,
         generator: torch.Generator | None,
         layout: BlockLayout | None,
+        taps: str = "each",
     ) -> None:
         self._probe: GradientProbe | None = None
         device = torch.get_default_device() if device is None else torch.device(device)
         self.layout = layout or random_layout(
-            shape, block, count_blocks(shape, block, density), generator
+            shape, block, count_blocks(shape, block, density, taps), generator, taps
         )
         bo, bc = self.layout.block
         values = torch.empty(self.layout.slots, bc, bo, device=device, dtype=dtype)
@@ -75,6 +78,11 @@ class SparseLayer(nn.Module):
         """(BO, BC), after clamping to the layer's channels."""
         return self.layout.block
 
+    @property
+    def taps(self) -> str:
+        """Whether "each" tap has blocks of its own, or "all" taps of a pair share one fate."""
+        return self.layout.taps
+
     def dense_weight(self) -> Tensor:
         """Return the weight [O, C, R, S] or [O, C], zero outside the blocks; differentiable."""
         dense = scatter_blocks(self.values, self.layout.tensors(), self.layout.sizes())
@@ -95,14 +103,26 @@ class SparseLayer(nn.Module):
             )
         super().__setattr__(name, value)
 
-    def arm(self) -> None:
-        """From now on collect, in every backward, the L1 norm of the dense gradient by block."""
-        self._probe = GradientProbe(self.layout, self.values)
+    def arm(self, memory: float = 1.0, scores: Tensor | None = None) -> None:
+        """From now on collect, in every backward, the L1 norm of the dense gradient by block.
+
+        Args:
+            memory: factor of earlier backward passes; below 1 an armed layer goes on.
+            scores: [OB * CB * R * S], of backward passes before.
+        """
+        if self._probe is None or memory == 1.0:
+            self._probe = GradientProbe(self.layout, self.values, memory)
+            self._probe.scores = scores
+
+    @property
+    def collected(self) -> Tensor | None:
+        """The scores since arm(), None if no backward came by."""
+        return None if self._probe is None else self._probe.scores
 
     def disarm(self) -> Tensor | None:
         """Stop collecting; return the scores [OB * CB * R * S], None if no backward came by."""
-        probe, self._probe = self._probe, None
-        return None if probe is None else probe.scores
+        scores, self._probe = self.collected, None
+        return scores
 
     def _weight_shape(self) -> tuple[int, ...]:
         return self.layout.shape
@@ -132,9 +152,11 @@ class SparseLayer(nn.Module):
                 found, expected = list(weight.shape), list(self._weight_shape())
                 error_msgs.append(f"{prefix}weight should be {expected}, found {found}")
                 return
-            dense = weight.reshape(self.layout.shape)
-            ids = strongest_blocks(dense, self.layout)
-            chosen = BlockLayout(self.layout.shape, self.layout.block, ids, self.layout.active)
+            dense, own_layout = weight.reshape(self.layout.shape), self.layout
+            ids = strongest_blocks(dense, own_layout)
+            chosen = BlockLayout(
+                own_layout.shape, own_layout.block, ids, own_layout.active, own_layout.taps
+            )
             values = gather_blocks(dense, chosen.tensors(), chosen.sizes())
             own[prefix + "values"] = values
         if ids is None:
@@ -143,12 +165,12 @@ class SparseLayer(nn.Module):
                 own[prefix + "values"] = self.values
         else:
             try:
-                self.layout.validate(ids)
+                active = self.layout.validate(ids)
             except ValueError as error:
                 error_msgs.append(f"{prefix}block_ids: {error}")
                 return
             if values is not None and values.shape == self.values.shape:
-                self.layout.update_(ids.to(self.layout.device))
+                self.layout.update_(ids.to(self.layout.device), active)
         super()._load_from_state_dict(
             own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -158,7 +180,8 @@ class SparseLayer(nn.Module):
         return {**self.__dict__, "_probe": None}
 
     def _describe_blocks(self) -> str:
-        return f"density={self.density:.4g}, block={self.block}"
+        taps = ", taps='all'" if self.layout.group > 1 else ""
+        return f"density={self.density:.4g}, block={self.block}{taps}"
 
 
 def random_layout(
@@ -166,37 +189,56 @@ def random_layout(
     block: BlockChoice,
     active: int,
     generator: torch.Generator | None = None,
+    taps: str = "each",
 ) -> BlockLayout:
     """Return a layout of `active` uniformly drawn blocks, on the CPU."""
     sizes = layer_block(block, shape)
     device = generator.device if generator is not None else torch.device("cpu")
     total = math.prod(block_grid(shape, sizes))
-    order = torch.randperm(total, generator=generator, device=device)
-    return BlockLayout(shape, sizes, order[:active].cpu().sort().values)
+    group = group_size(shape, taps)
+    order = torch.randperm(total // group, generator=generator, device=device)
+    chosen = order[: active // group].cpu().sort().values
+    ids = chosen[:, None] * group + torch.arange(group, device="cpu")
+    return BlockLayout(shape, sizes, ids.flatten(), taps=taps)
 
 
-def magnitude_layout(weight: Tensor, block: BlockChoice, active: int) -> BlockLayout:
+def magnitude_layout(
+    weight: Tensor, block: BlockChoice, active: int, taps: str = "each"
+) -> BlockLayout:
     """Return a layout of the `active` blocks of a dense weight with the largest L1 norm.
 
     On the meta device, where a weight has no numbers, the blocks are drawn at random.
     """
     if weight.is_meta:
-        return random_layout(weight.shape, block, active)
+        return random_layout(weight.shape, block, active, taps=taps)
     first = torch.arange(active, device=weight.device)
-    layout = BlockLayout(weight.shape, layer_block(block, weight.shape), first)
+    layout = BlockLayout(weight.shape, layer_block(block, weight.shape), first, taps=taps)
     layout.update_(strongest_blocks(weight.detach().reshape(layout.shape), layout))
     return layout
 
 
+def with_spare_slots(layout: BlockLayout, headroom: float) -> BlockLayout:
+    """Return a layout with unused slots more: `headroom` times its active blocks, rounded up."""
+    spare = math.ceil(headroom * layout.active / layout.group) * layout.group
+    slots = min(layout.total, layout.slots + spare)
+    ids = F.pad(layout.block_ids, (0, slots - layout.slots), value=layout.total)
+    return BlockLayout(layout.shape, layout.block, ids, layout.active, layout.taps)
+
+
 def strongest_blocks(dense: Tensor, layout: BlockLayout) -> Tensor:
     """Return ids [Z] of the layout.active blocks of [O, C, R, S] with the largest L1 norm."""
-    norms = block_norms(dense.float(), layout.sizes())
-    best = norms.topk(layout.active).indices.sort().values
+    norms = block_norms(dense.float(), layout.sizes()).view(-1, layout.group).sum(1)
+    best = norms.topk(layout.active // layout.group).indices.sort().values
+    best = layout.expand_groups(best)
     return F.pad(best, (0, layout.slots - layout.active), value=layout.total)
 
 
-def count_blocks(shape: Sequence[int], block: BlockChoice, density: float) -> int:
-    """Return the whole number of blocks nearest to a density of a weight, at least one."""
+def count_blocks(
+    shape: Sequence[int], block: BlockChoice, density: float, taps: str = "each"
+) -> int:
+    """Return the number of blocks, in whole groups, nearest to a density; at least one group."""
     if not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1, found {density}")
-    return max(1, round(density * math.prod(block_grid(shape, layer_block(block, shape)))))
+    group = group_size(shape, taps)
+    groups = math.prod(block_grid(shape, layer_block(block, shape))) // group
+    return max(1, round(density * groups)) * group

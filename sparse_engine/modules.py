@@ -18,7 +18,7 @@ Pair = int | tuple[int, int]
 
 
 class SparseConv2d(SparseLayer):
-    """nn.Conv2d with a block-sparse weight; a tap of a channel block is stored or absent."""
+    """nn.Conv2d with a block-sparse weight; blocks are stored or absent."""
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class SparseConv2d(SparseLayer):
         block: BlockChoice = (32, 32),
         generator: torch.Generator | None = None,
         layout: BlockLayout | None = None,
+        taps: str = "each",
     ) -> None:
         """Arguments are those of nn.Conv2d, and:
 
@@ -45,6 +46,7 @@ class SparseConv2d(SparseLayer):
         block: (BO, BC), or "auto" for the widest of 32, 64 and 128 that divides the channels.
         generator: for the choice of blocks and the initial values.
         layout: the blocks to use in place of a random choice.
+        taps: "each" tap of a pair of channel blocks is stored or absent by itself, "all" together.
 
         Raises:
             ValueError: groups other than 1, or arguments that nn.Conv2d refuses.
@@ -66,7 +68,7 @@ class SparseConv2d(SparseLayer):
         if padding == "same" and self.stride != (1, 1):
             raise ValueError(f"padding 'same' needs stride 1, found {self.stride}")
         shape = (out_channels, in_channels, *self.kernel_size)
-        self._make(shape, bias, device, dtype, density, block, generator, layout)
+        self._make(shape, bias, device, dtype, density, block, generator, layout, taps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [N, O, P, Q] for x [N, C, H, W] (or the same without N)."""
@@ -102,6 +104,7 @@ class SparseConv2d(SparseLayer):
         density: float = 0.1,
         block: BlockChoice = (32, 32),
         layout: BlockLayout | None = None,
+        taps: str = "each",
     ) -> SparseConv2d:
         """Return a sparse layer with the blocks of `conv` that have the largest L1 norm.
 
@@ -109,7 +112,8 @@ class SparseConv2d(SparseLayer):
         """
         shape = tuple(conv.weight.shape)
         if layout is None:
-            layout = magnitude_layout(conv.weight, block, count_blocks(shape, block, density))
+            active = count_blocks(shape, block, density, taps)
+            layout = magnitude_layout(conv.weight, block, active, taps)
         sparse = cls(
             conv.in_channels,
             conv.out_channels,
@@ -168,7 +172,7 @@ class SparseLinear(SparseLayer):
         generator: torch.Generator | None = None,
         layout: BlockLayout | None = None,
     ) -> None:
-        """Arguments are those of nn.Linear, and the last four of SparseConv2d."""
+        """Arguments are those of nn.Linear, and the keywords of SparseConv2d but `taps`."""
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         shape = (out_features, in_features)

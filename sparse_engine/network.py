@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +11,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.architecture import dense_model
 from sparse_engine.blocks import parse_block
+from sparse_engine.budgets import HEADROOM
 from sparse_engine.config import Config
 from sparse_engine.convert import plan_model, skip_reasons, sparsify
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distribution import LayerPlan
 from sparse_engine.flops import model_densities
+from sparse_engine.initialisation import draw_by_fan_in
 from sparse_engine.recut import carry_state, load_state, replace_modules
-from sparse_engine.topology import GROW_SCORES, Topology
+from sparse_engine.starts import SCORES, Batch
+from sparse_engine.topology import RULES, Topology
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -70,8 +73,9 @@ def build_network(
     device: torch.device,
     member: int = 0,
     sparsity: float | None = None,
+    batches: Sequence[Batch] = (),
 ) -> Network:
-    """Return a fresh network with seeds of its own; the blocks of a sparse one are random.
+    """Return a fresh network with seeds of its own.
 
     Args:
         config: resolved.
@@ -79,6 +83,7 @@ def build_network(
         device: where it will be.
         member: decides the seeds.
         sparsity: the configuration's unless said.
+        batches: of starts.start_batches; without any, the blocks of a sparse network are random.
     """
     seed = member_seed(config.seed, member)
     torch.manual_seed(seed)
@@ -87,7 +92,19 @@ def build_network(
     if sparsity:
         generator = torch.Generator().manual_seed(seed)
         block = parse_block(config.block)
-        sparsify(model, sparsity, config.distribution, block, init="random", generator=generator)
+        sparsify(
+            model,
+            sparsity,
+            config.distribution,
+            block,
+            init=SCORES[config.start](model, batches) if batches else "random",
+            generator=generator,
+            taps=config.taps,
+            start_sparsity=config.start_sparsity,
+            headroom=HEADROOM if config.topology == "snfs" else 0.0,
+        )
+        if config.weight_init == "fan-in":
+            draw_by_fan_in(model, generator)
     model = model.to(device=device, memory_format=torch.channels_last)
     norm_decay = config.norm_decay != "off"
     decayed, *others = decay_groups(model, norm_decay)
@@ -97,7 +114,7 @@ def build_network(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
-    rule = config.topology if config.topology in GROW_SCORES else "static"
+    rule = config.topology if config.topology in RULES else "static"
     return Network(model, optimizer, Topology(model, optimizer, rule, seed), norm_decay)
 
 
@@ -122,4 +139,4 @@ def plan_network(
     block = parse_block(config.block)
     skipped = skip_reasons(model)
     sparsity = config.sparsity if sparsity is None else sparsity
-    return plan_model(model, sparsity or 0.0, config.distribution, block, skipped)
+    return plan_model(model, sparsity or 0.0, config.distribution, block, skipped, config.taps)

@@ -7,7 +7,6 @@ narrower blocks compete as equals; with 1x1 blocks it is the magnitude of the pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,11 @@ from torch import Tensor, nn
 from sparse_engine.blocks import layer_block
 from sparse_engine.config import Config
 from sparse_engine.distribution import plan_layers
-from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
+from sparse_engine.ranking import select_globally
 from sparse_engine.recut import budget_layers, weight_shape
 from sparse_kernels import BlockLayout
-from sparse_kernels.layout import block_grid, clamp_block
+from sparse_kernels.layout import block_grid, clamp_block, group_size
 from sparse_kernels.reference import block_norms
 
 
@@ -41,76 +40,33 @@ def strongest_layouts(
     layers = dict(budget_layers(model))
     blocks = {name: _block_of(layer, config) for name, layer in layers.items()}
     shapes = {name: weight_shape(layer) for name, layer in layers.items()}
-    scores = {name: _scores(layer, blocks[name]) for name, layer in layers.items()}
+    groups = {name: group_size(shape, config.taps) for name, shape in shapes.items()}
+    scores = {
+        name: _scores(layer, blocks[name]).view(-1, groups[name]).mean(1)
+        for name, layer in layers.items()
+    }
     if config.prune_scope == "layer":
-        plans = plan_layers(shapes, sparsity, config.distribution, config.block or "1x1")
-        masks = {plan.name: _top(scores[plan.name], plan.active) for plan in plans}
+        block = config.block or "1x1"
+        plans = plan_layers(shapes, sparsity, config.distribution, block, config.taps)
+        masks = {plan.name: _top(scores[plan.name], plan.active // plan.group) for plan in plans}
     else:
         weights = {name: math.prod(shape) for name, shape in shapes.items()}
         masks = select_globally(scores, weights, 1 - sparsity)
     return {
         name: None
         if bool(mask.all())
-        else BlockLayout(shapes[name], blocks[name], mask.nonzero().flatten())
+        else BlockLayout(
+            shapes[name],
+            blocks[name],
+            mask.repeat_interleave(groups[name]).nonzero().flatten(),
+            taps=config.taps,
+        )
         for name, mask in masks.items()
     }
 
 
-def select_globally(
-    scores: Mapping[str, Tensor], weights: Mapping[str, int], density: float
-) -> dict[str, Tensor]:
-    """Choose the blocks with the highest scores over all layers, within a budget of weights.
-
-    Args:
-        scores: [blocks] of each layer, -inf for a block that must not be chosen.
-        weights: of each layer; a block counts as its layer's average block.
-        density: of all weights that may stay; the choice misses it by less than the smallest
-            block that is left.
-
-    Returns:
-        Which blocks stay, bool [blocks] by layer; the best one of each layer always does.
-
-    Raises:
-        InputError: the best block of each layer is already too much.
-    """
-    sizes = [
-        torch.full((len(s),), weights[name] / len(s), dtype=torch.float64)
-        for name, s in scores.items()
-    ]
-    ranked = torch.cat([_best_first(s.float()) for s in scores.values()]).cpu()
-    order = ranked.argsort(descending=True, stable=True)
-    order = order[: int((ranked > -torch.inf).sum())]
-    size = torch.cat(sizes)[order]
-    budget = density * sum(weights.values())
-    slack = 1e-6 * float(size.min())
-    spent = size.cumsum(0)
-    count = int((spent <= budget + slack).sum())
-    if count < len(scores):
-        raise InputError(
-            f"the budget leaves a layer without a block: one block in each of {len(scores)} "
-            f"layers is already more than the share {density:.4g} of all weights; "
-            "lower the sparsity or use smaller blocks"
-        )
-    chosen = torch.zeros(len(ranked), dtype=torch.bool)
-    chosen[order[:count]] = True
-    left = budget - float(spent[count - 1])
-    # Where blocks differ in size, smaller ones fill what the next in order is too large for.
-    for place in range(count, len(order)):
-        if left + slack < float(size.min()):
-            break
-        if float(size[place]) <= left + slack:
-            chosen[order[place]] = True
-            left -= float(size[place])
-    parts = chosen.split([len(s) for s in scores.values()])
-    return {name: part.to(scores[name].device) for name, part in zip(scores, parts)}
-
-
-def _best_first(scores: Tensor) -> Tensor:
-    return scores.index_fill(0, scores.argmax(), torch.inf)
-
-
 def _top(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of at most `count` blocks with the highest scores above -inf."""
+    """Return the mask of at most `count` groups with the highest scores above -inf."""
     best = torch.zeros_like(scores, dtype=torch.bool)
     best[scores.topk(count).indices] = True
     return best & (scores > -torch.inf)

@@ -83,11 +83,12 @@ def resolve(config: Config) -> Config:
     block = config.block or recipe.block
     parse_block(block)
     rule = _rule(config)
-    config = replace(config, sparsity=_sparsity(config), members=_members(config, recipe))
+    settled = {"sparsity": _sparsity(config), "members": _members(config, recipe), "block": block}
+    config = replace(config, **settled)
     config = replace(config, **method_options(config))
     chosen: dict[str, Any] = {
-        "block": block,
         "topology": None if rule == "dense" else rule,
+        "start_sparsity": _start_sparsity(config, rule),
         "epochs": config.epochs or _epochs(config, recipe),
     }
     for name in ("batch_size", "lr", "weight_decay", "label_smoothing", "norm_decay"):
@@ -121,6 +122,22 @@ def _sparsity(config: Config) -> float:
     return config.sparsity
 
 
+def _start_sparsity(config: Config, rule: str) -> float | None:
+    """Return the sparsity that gradual pruning begins with: one half, as GraNet."""
+    start, sparsity = config.start_sparsity, _sparsity(config)
+    if rule != "granet":
+        if start is not None:
+            raise InputError(f"--start-sparsity is of topology 'granet', found '{rule}'")
+        return None
+    start = 0.5 if start is None else start
+    if start >= sparsity:
+        raise InputError(
+            f"granet prunes from --start-sparsity {start:g} to --sparsity {sparsity:g}: "
+            "the first must be the smaller"
+        )
+    return start
+
+
 def _members(config: Config, recipe: Recipe) -> int:
     usual = recipe.members if config.method in ENSEMBLES and config.method != "lottery" else 1
     return config.members or usual
@@ -149,11 +166,20 @@ def _check_contradictions(config: Config) -> None:
     if config.method == "dense" and config.sparsity:
         raise InputError("method 'dense' has no sparsity; leave --sparsity out, or use 'static'")
     rule = _rule(config)
-    if config.sparsity == 0 and rule in ("set", "rigl"):
+    if config.sparsity == 0 and rule not in ("static", "dense"):
         raise InputError(
             f"method '{config.method}' has no blocks to update at sparsity 0; "
             "use --method dense, or --topology static for an ensemble of dense networks"
         )
+    if config.weight_init != "dense" and config.method in ("dense", *PRUNING):
+        raise InputError(
+            f"--weight-init {config.weight_init} is for networks that start sparse, and method "
+            f"'{config.method}' starts dense"
+        )
+    starts_dense = config.method in ("dense", *PRUNING) or rule == "granet"
+    if config.start != "random" and (starts_dense or config.sparsity == 0):
+        what = "topology 'granet'" if rule == "granet" else f"method '{config.method}'"
+        raise InputError(f"--start {config.start} chooses sparse first blocks, {what} has none")
     if config.sparsity == 0 and config.method in PRUNING:
         raise InputError(
             f"method '{config.method}' has nothing to prune at sparsity 0; use --method dense"

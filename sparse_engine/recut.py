@@ -100,10 +100,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         RuntimeError: as load_state_dict does, for a state of another model.
     """
     replaced = {}
+    taps = next((m.taps for m in model.modules() if isinstance(m, SparseLayer)), "each")
     for name, layer in budget_layers(model):
         values, ids = state.get(f"{name}.values"), state.get(f"{name}.block_ids")
         if values is not None and ids is not None and values.ndim == 3 and ids.numel():
-            layout = _layout_for(layer, values, ids)
+            layout = _layout_for(layer, values, ids, taps)
             if not isinstance(layer, SparseLayer) or not _same_sizes(layer.layout, layout):
                 replaced[name] = with_layout(layer, layout)
         elif isinstance(layer, SparseLayer) and f"{name}.weight" in state:
@@ -140,18 +141,18 @@ def _compact(layer: nn.Module) -> BlockLayout | None:
         return None
     layout = layer.layout
     ids = layout.block_ids.sort().values[: layout.active]
-    return BlockLayout(layout.shape, layout.block, ids.clone(), layout.active)
+    return BlockLayout(layout.shape, layout.block, ids.clone(), layout.active, layout.taps)
 
 
-def _layout_for(layer: nn.Module, values: Tensor, ids: Tensor) -> BlockLayout:
+def _layout_for(layer: nn.Module, values: Tensor, ids: Tensor, taps: str) -> BlockLayout:
     """Return a layout of the sizes of a saved one; its ids are checked when they are loaded."""
-    empty = BlockLayout(weight_shape(layer), values.shape[:0:-1], torch.arange(len(ids)))
+    empty = BlockLayout(weight_shape(layer), values.shape[:0:-1], torch.arange(len(ids)), taps=taps)
     empty.active = int((ids < empty.total).sum())
     return empty.to(weight_parameter(layer).device)
 
 
 def _same_sizes(first: BlockLayout, second: BlockLayout) -> bool:
-    return (first.block, first.slots, first.active) == (second.block, second.slots, second.active)
+    return (first.block, first.slots) == (second.block, second.slots)
 
 
 def _moved(state: Tensor, old: nn.Module, new: nn.Module) -> Tensor:

@@ -28,6 +28,7 @@ class LayerRow:
     dense_weights: int
     stored_bytes: int
     note: str = ""
+    all_taps: bool = False
 
     @property
     def density(self) -> float:
@@ -56,6 +57,7 @@ class Report:
         table = [("layer", "kind", "shape", "block", "blocks", "density", "weights", "bytes")]
         for row in self.rows:
             block = "x".join(map(str, row.block)) if row.block else "-"
+            block += " all taps" if row.all_taps else ""
             table.append(
                 (
                     row.name,
@@ -110,7 +112,7 @@ def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:
     shape = layout.shape if isinstance(layer, SparseConv2d) else layout.shape[:2]
     kind = type(layer).__name__
     counts = (layout.active, layout.total, weights, dense, stored)
-    return LayerRow(name, kind, shape, layer.block, *counts)
+    return LayerRow(name, kind, shape, layer.block, *counts, all_taps=layout.group > 1)
 
 
 def _dense_row(name: str, module: nn.Module, note: str) -> LayerRow:

@@ -1,63 +1,30 @@
-"""Topology updates: score, top-k, swap. One function does every update of every rule.
+"""Topology updates: score, count, swap. One function does every update of every rule.
 
-Sources: SET, Mocanu et al. 2018; RigL, Evci et al. 2020; exploration rate, Liu et al. 2021 (ITOP).
+Sources: SET, Mocanu et al. 2018; SNFS, Dettmers & Zettlemoyer 2019; RigL, Evci et al. 2020; GraNet,
+Liu et al. 2021 (Boosting Pruning Plasticity); exploration rate, Liu et al. 2021 (ITOP).
+
+SNFS in its paper keeps a momentum of the dense gradient, updated in every step. Here a block's
+score is a momentum of the gradient's L1 norm: one number a block, over the last steps before an
+update. So gradients that point to and fro do not cancel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_engine.budgets import Budget, Swap, gradual, redistributed, steady
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layer import SparseLayer
-from sparse_engine.optimizer_state import state_tensors, zero_slots
-from sparse_kernels import BlockLayout
-from sparse_kernels.reference import gather_blocks
+from sparse_engine.swap import assert_invariants, select_swap, swap_blocks
+from sparse_engine.update_schedule import UpdateSchedule
 
 GrowScore = Callable[[SparseLayer, torch.Generator], Tensor]
-
-
-def select_swap(
-    layout: BlockLayout, drop_score: Tensor, grow_score: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """Choose which slots change and which blocks they get.
-
-    The `count` active blocks with the lowest drop score go; of all blocks that are then inactive,
-    just-dropped ones included, the `count` with the highest grow score come.
-
-    Args:
-        layout: before the update.
-        drop_score: [Z].
-        grow_score: [OB * CB * R * S].
-        count: at most layout.active.
-
-    Returns:
-        slots [count] and the new block ids [count] that go into them.
-    """
-    ids = layout.block_ids.long()
-    unused = ids >= layout.total
-    order = drop_score.masked_fill(unused, torch.inf).topk(count, largest=False)
-    slots = order.indices
-    kept = torch.zeros(layout.total + 1, dtype=torch.bool, device=layout.device)
-    kept[ids.index_fill(0, slots, layout.total)] = True
-    grown = grow_score.masked_fill(kept[:-1], -torch.inf).topk(count).indices
-    return slots, grown
-
-
-@torch.no_grad()
-def swap_blocks(
-    layer: SparseLayer, optimizer: Optimizer | None, slots: Tensor, block_ids: Tensor
-) -> None:
-    """Put other blocks into some slots, in place: their values and momenta start at zero."""
-    ids = layer.layout.block_ids.index_copy(0, slots, block_ids.to(torch.int32))
-    layer.layout.update_(ids)
-    layer.values.index_fill_(0, slots, 0)
-    if optimizer is not None:
-        zero_slots(optimizer, layer.values, slots)
 
 
 def random_score(layer: SparseLayer, generator: torch.Generator) -> Tensor:
@@ -66,7 +33,7 @@ def random_score(layer: SparseLayer, generator: torch.Generator) -> Tensor:
 
 
 def gradient_score(layer: SparseLayer, generator: torch.Generator) -> Tensor:
-    """Score blocks by the L1 norm of the dense weight's gradient (RigL)."""
+    """Score blocks by the L1 norms of the dense weight's gradients (RigL; SNFS over some steps)."""
     scores = layer.disarm()
     if scores is None:
         raise RuntimeError(
@@ -76,10 +43,26 @@ def gradient_score(layer: SparseLayer, generator: torch.Generator) -> Tensor:
     return scores
 
 
-GROW_SCORES: dict[str, GrowScore | None] = {
-    "static": None,
-    "set": random_score,
-    "rigl": gradient_score,
+@dataclass(frozen=True)
+class Rule:
+    """What distinguishes the rules: how blocks to grow are scored, None to change nothing.
+
+    gradient_steps: how many steps up to an update collect dense gradients.
+    memory: factor of the gradients of each step before.
+    """
+
+    grow_score: GrowScore | None
+    gradient_steps: int = 0
+    memory: float = 1.0
+
+
+# SNFS: what is more than 44 steps old would have less than 1 % of the weight of the last step.
+RULES = {
+    "static": Rule(None),
+    "set": Rule(random_score),
+    "rigl": Rule(gradient_score, 1),
+    "snfs": Rule(gradient_score, 44, 0.9),
+    "granet": Rule(gradient_score, 1),
 }
 
 
@@ -94,12 +77,12 @@ class Topology:
         Args:
             model: after sparsify.
             optimizer: its state is kept in step with the blocks; None when there is none.
-            rule: "static", "set" or "rigl".
+            rule: "static", "set", "rigl", "snfs" or "granet".
             seed: the draws of an update depend on it and on the number of updates before.
         """
-        if rule not in GROW_SCORES:
-            choices = ", ".join(GROW_SCORES)
-            hint = nearest(rule, GROW_SCORES)
+        if rule not in RULES:
+            choices = ", ".join(RULES)
+            hint = nearest(rule, RULES)
             raise InputError(f"unknown topology rule '{rule}'{hint}; choose from {choices}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
         self.optimizer, self.rule, self.seed = optimizer, rule, seed
@@ -109,12 +92,18 @@ class Topology:
     @property
     def needs_gradient(self) -> bool:
         """Whether an update must be armed before the forward pass it takes its gradient from."""
-        return self.rule == "rigl"
+        return RULES[self.rule].gradient_steps > 0
 
     def arm(self) -> None:
         """Collect dense gradients by block from the next backward, if the rule needs them."""
         for layer in self.layers.values() if self.needs_gradient else ():
-            layer.arm()
+            layer.arm(RULES[self.rule].memory)
+
+    def arm_before(self, schedule: UpdateSchedule, step: int) -> None:
+        """Collect in step `step` (counted from 1) if an update that looks at it is to come."""
+        last = step + RULES[self.rule].gradient_steps - 1
+        if schedule.updates_in(last) > schedule.updates_in(step - 1):
+            self.arm()
 
     def disarm(self) -> None:
         """Stop collecting dense gradients and forget those collected."""
@@ -122,25 +111,43 @@ class Topology:
             layer.disarm()
 
     @torch.no_grad()
-    def update(self, rate: float) -> None:
-        """Replace the share `rate` of every layer's active blocks."""
-        score = GROW_SCORES[self.rule]
+    def update(self, rate: float, pruned: float | None = None) -> None:
+        """Replace the share `rate` of every layer's active blocks.
+
+        Args:
+            rate: from 0 to 1.
+            pruned: share of gradual pruning done after this update (UpdateSchedule.pruned_share);
+                None leaves the counts as they are. Rules other than granet do not look at it.
+        """
+        score = RULES[self.rule].grow_score
         if score is None:
             return
         # All scores first: an error in one must not leave half of the layers updated.
-        grow_scores = [
-            score(layer, self._generator(layer, number))
-            for number, layer in enumerate(self.layers.values())
-        ]
-        for (name, layer), grow_score in zip(self.layers.items(), grow_scores):
-            count = int(rate * layer.layout.active + 0.5)
-            if count:
+        grow_scores = {
+            name: score(layer, self._generator(layer, number))
+            for number, (name, layer) in enumerate(self.layers.items())
+        }
+        swaps = self._swaps(rate, pruned, grow_scores)
+        for name, layer in self.layers.items():
+            swap, group = swaps[name], layer.layout.group
+            drop, grow = layer.layout.active // group - swap.kept, swap.active - swap.kept
+            if drop or grow:
                 drop_score = layer.values.abs().sum((1, 2))
-                slots, grown = select_swap(layer.layout, drop_score, grow_score, count)
-                swap_blocks(layer, self.optimizer, slots, grown)
+                slots, ids = select_swap(layer.layout, drop_score, grow_scores[name], drop, grow)
+                swap_blocks(layer, self.optimizer, slots, ids, swap.active * group)
                 assert_invariants(layer, self.optimizer, slots)
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
+
+    def _swaps(
+        self, rate: float, pruned: float | None, grow_scores: dict[str, Tensor]
+    ) -> dict[str, Swap]:
+        budgets = {name: _budget(layer) for name, layer in self.layers.items()}
+        if self.rule == "granet" and pruned is not None:
+            return gradual(budgets, rate, pruned)
+        if self.rule == "snfs" and budgets:
+            return redistributed(budgets, rate, contributions(self.layers, grow_scores))
+        return steady(budgets, rate)
 
     def exploration_rate(self) -> float:
         """Return R_s, the share of the sparse layers' weights that were ever active (ITOP).
@@ -152,38 +159,45 @@ class Topology:
         return ever / sum(weights.values()) if weights else 1.0
 
     def state_dict(self) -> dict:
-        """Return the number of updates and the ever-active masks."""
-        return {"updates": self.updates, "ever_active": dict(self.ever_active)}
+        """Return the number of updates, the ever-active masks, and gradients collected so far."""
+        collected = {n: m.collected for n, m in self.layers.items() if m.collected is not None}
+        return {
+            "updates": self.updates,
+            "ever_active": dict(self.ever_active),
+            "collected": collected,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from state_dict()."""
         self.updates = state["updates"]
         for name, mask in self.ever_active.items():
             mask.copy_(state["ever_active"][name])
+        for name, scores in state["collected"].items():
+            layer = self.layers[name]
+            layer.disarm()
+            layer.arm(RULES[self.rule].memory, scores.to(layer.layout.device))
 
     def _generator(self, layer: SparseLayer, number: int) -> torch.Generator:
         seed = hash((self.seed, self.updates, number)) % 2**63
         return torch.Generator(layer.layout.device).manual_seed(seed)
 
 
-def assert_invariants(layer: SparseLayer, optimizer: Optimizer | None, changed: Tensor) -> None:
-    """Check a layer after an update: block count, zeros where nothing is stored, no old momentum.
+def contributions(
+    layers: Mapping[str, SparseLayer], scores: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Return the mean score of each layer's active weights (SNFS).
 
-    Raises:
-        AssertionError: at once on a CPU; on a GPU the check runs on the device, without a sync.
+    The only thing in an update that waits for the device: one copy of a number a layer, because
+    the sizes of what the update does depend on it.
     """
-    layout, values = layer.layout, layer.values.detach()
-    _check(layout.mask().sum() == layout.active, "the count of active blocks changed")
-    _check(~values.index_select(0, changed).any(), "a grown block does not start at zero")
-    if any(n % b for n, b in zip(layout.shape[:2], layout.block)) or layout.active < layout.slots:
-        real = gather_blocks(values.new_ones(layout.shape), layout.tensors(), layout.sizes())
-        _check(~values.masked_fill(real > 0, 0).any(), "a value outside the weight is not zero")
-    for state in state_tensors(optimizer, layer.values) if optimizer is not None else ():
-        _check(~state.index_select(0, changed).any(), "a grown block has momentum")
+    sums = [(scores[n] * m.layout.mask().flatten()).sum() for n, m in layers.items()]
+    sizes = [m.density * math.prod(m.layout.shape) for m in layers.values()]
+    found = torch.stack(sums).tolist()
+    return {n: total / size for n, total, size in zip(layers, found, sizes)}
 
 
-def _check(condition: Tensor, message: str) -> None:
-    if condition.is_cuda:
-        torch._assert_async(condition, message)
-    elif not condition:
-        raise AssertionError(f"topology update: {message}")
+def _budget(layer: SparseLayer) -> Budget:
+    layout, group = layer.layout, layer.layout.group
+    final = layout.active if layer.final_active is None else layer.final_active
+    size = math.prod(layout.shape) / layout.total * group
+    return Budget(layout.active // group, layout.slots // group, final // group, size)

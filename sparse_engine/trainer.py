@@ -25,6 +25,7 @@ from sparse_engine.network import Network, build_network, member_seed
 from sparse_engine.phases import Phase
 from sparse_engine.recut import saved_densities
 from sparse_engine.run_folder import RunFolder
+from sparse_engine.starts import start_batches
 from sparse_engine.teacher import Teacher
 
 
@@ -135,7 +136,6 @@ class Trainer:
     def start_member(self, member: int, sparsity: float | None = None) -> None:
         """Go on with a fresh network, whose seed and data order are those of a member."""
         self.progress.member = member
-        self.network = build_network(self.config, self.data.info, self.device, member, sparsity)
         self.loader = training_loader(
             self.train_split,
             self.data.info,
@@ -143,6 +143,10 @@ class Trainer:
             self.device,
             member_seed(self.config.seed, member),
             self.config.workers,
+        )
+        start = start_batches(self.config.start, self.loader, self.data.info.classes)
+        self.network = build_network(
+            self.config, self.data.info, self.device, member, sparsity, start
         )
 
     def present_state(self) -> dict[str, Any]:
@@ -186,7 +190,9 @@ class Trainer:
         network, number = self.network, self.progress.phase_step + 1
         schedule = phase.update_schedule()
         rate = schedule.rate(number) if schedule else 0.0
-        if rate or (phase.ends_with_gradient and number == phase.steps):
+        if schedule:
+            network.topology.arm_before(schedule, number)
+        if phase.ends_with_gradient and number == phase.steps:
             network.topology.arm()
         multiple = phase.learning_rate.at(self.progress.phase_step, phase.steps)
         for group in network.optimizer.param_groups:
@@ -199,7 +205,7 @@ class Trainer:
         loss.backward()
         network.optimizer.step()
         if rate:
-            network.topology.update(rate)
+            network.topology.update(rate, schedule.pruned_share(number))
 
     def _loss(self, phase: Phase, x: Tensor, y: Tensor) -> Tensor:
         bf16 = self.config.dtype == "bf16"

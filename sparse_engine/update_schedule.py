@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 from sparse_engine.errors import InputError
 
+UPDATE_RULES = ("static", "set", "rigl", "snfs", "granet")
 DROP_SCHEDULES = ("constant", "cosine")
+# Sup-tickets' GraNet prunes until epoch 110 of 250 (Yin et al. 2022), which is this share of the
+# updates where these stop at three quarters of a run.
+PRUNING_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,22 @@ class UpdateSchedule:
         """Return how many updates fall into the first `steps` steps."""
         last = steps if self.stop is None else min(steps, self.stop - 1)
         return max(0, last) // self.interval
+
+    def pruned_share(self, step: int) -> float:
+        """Return how much of gradual pruning is done after step `step`, from 0 to 1.
+
+        1 - (1 - k / K)^3 after the k-th update, where K is PRUNING_SHARE of all updates
+        (Zhu & Gupta 2017, as GraNet uses it); 1 without a `stop`.
+        """
+        if self.stop is None:
+            return 1.0
+        last = max(1, round(PRUNING_SHARE * self.updates_in(self.stop)))
+        return 1 - (1 - min(1.0, self.updates_in(step) / last)) ** 3
+
+    def mean_pruned_share(self, steps: int) -> float:
+        """Return the mean over the first `steps` steps of the pruned share they run with.
+
+        A layer of `start` blocks that ends with `final` has start + (final - start) * this of
+        them on average, so FLOPs, which are linear in density, follow from it.
+        """
+        return sum(self.pruned_share(step) for step in range(steps)) / steps

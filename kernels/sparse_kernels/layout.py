@@ -2,17 +2,22 @@
 
 Legend: O output channels, C input channels, R x S taps, BO x BC the block, OB = ceil(O / BO) and
 CB = ceil(C / BC) the grid, Z slots. A block's id is its place in the row-major grid [OB, CB, R, S];
-a slot without a block holds the id OB * CB * R * S and is on no list.
+a slot without a block holds the id OB * CB * R * S and is on no list. With taps="all" a
+pair's blocks are active or absent together in all taps: slots come in groups of T = R * S, and slot
+g * T + t holds tap t of the pair of group g.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+TAPS = ("each", "all")
 
 
 class PassIndex(NamedTuple):
@@ -76,6 +81,7 @@ class BlockLayout:
         block: Sequence[int],
         block_ids: Tensor,
         active: int | None = None,
+        taps: str = "each",
     ) -> None:
         """Make a layout from ids.
 
@@ -84,24 +90,29 @@ class BlockLayout:
             block: (BO, BC), clamped to the channels rounded up to 16.
             block_ids: integer [Z], distinct ids in [0, OB * CB * R * S); larger means unused.
             active: number of used slots, Z unless said (kept on the host, to spare a sync).
+            taps: "each" or "all"; with "all", ids are whole groups (validate() checks that).
         """
         self.shape = _four(shape)
+        self.taps, self.group = taps, group_size(shape, taps)
         self.block = clamp_block(block, self.shape[0], self.shape[1])
         if block_ids.ndim != 1 or block_ids.numel() == 0:
             raise ValueError(
                 f"block_ids must be [Z] with Z at least 1, found shape {list(block_ids.shape)}"
             )
-        self.active = len(block_ids) if active is None else active
+        self.active = self._whole(len(block_ids) if active is None else active)
+        self._whole(len(block_ids))
         self._tensors = self._build(block_ids)
 
     @classmethod
-    def from_mask(cls, mask: Tensor, shape: Sequence[int], block: Sequence[int]) -> BlockLayout:
+    def from_mask(
+        cls, mask: Tensor, shape: Sequence[int], block: Sequence[int], taps: str = "each"
+    ) -> BlockLayout:
         """Make a layout whose slots hold the true blocks of `mask` in order.
 
         Args:
             mask: bool [OB, CB, R, S], or [OB, CB] for a linear layer, with a true block at least.
             shape: (O, C, R, S) or (O, C).
-            block: (BO, BC).
+            block, taps: as above; with taps="all" a pair's taps are all true or all false.
         """
         grid = block_grid(shape, block)
         wanted = grid if len(shape) == 4 else grid[:2]
@@ -110,7 +121,12 @@ class BlockLayout:
                 f"mask must be bool {list(wanted)} for a weight {list(shape)}, "
                 f"found {mask.dtype} {list(mask.shape)}"
             )
-        return cls(shape, block, mask.flatten().nonzero().flatten())
+        groups = mask.reshape(-1, group_size(shape, taps))
+        if not groups.all(1).equal(groups.any(1)):
+            raise ValueError(
+                "mask has a pair with some of its taps; with taps='all' it is all or none"
+            )
+        return cls(shape, block, mask.flatten().nonzero().flatten(), taps=taps)
 
     @property
     def grid(self) -> tuple[int, int, int, int]:
@@ -126,6 +142,11 @@ class BlockLayout:
     def slots(self) -> int:
         """Z, the number of slots."""
         return len(self._tensors[0])
+
+    @property
+    def group_ids(self) -> Tensor:
+        """Id of each group's pair, int32 [Z / T]; `total` / T where a group is unused."""
+        return self.block_ids[:: self.group] // self.group
 
     @property
     def density(self) -> float:
@@ -171,12 +192,13 @@ class BlockLayout:
         flat[self.block_ids.long()] = True
         return flat[:-1].view(self.grid)
 
-    def update_(self, block_ids: Tensor) -> None:
-        """Give the slots other blocks: ids [Z] on the same device, as many used as before."""
+    def update_(self, block_ids: Tensor, active: int | None = None) -> None:
+        """Give the slots other blocks: ids [Z] on the same device, `active` (as before) used."""
         if block_ids.shape != self.block_ids.shape:
             raise ValueError(
                 f"an update must keep the {self.slots} slots, found ids {list(block_ids.shape)}"
             )
+        self.active = self.active if active is None else self._whole(active)
         for kept, new in zip(self._tensors, self._build(block_ids), strict=True):
             kept.copy_(new)
 
@@ -184,13 +206,12 @@ class BlockLayout:
         """Return this layout on another device, or itself when it is there."""
         if self.device == torch.device(device):
             return self
-        moved = object.__new__(BlockLayout)
-        moved.shape, moved.block, moved.active = self.shape, self.block, self.active
+        moved = copy.copy(self)
         moved._tensors = tuple(t.to(device) for t in self._tensors)
         return moved
 
-    def validate(self, block_ids: Tensor) -> None:
-        """Raise ValueError unless ids [Z] fit this layout: in range, distinct, `active` used.
+    def validate(self, block_ids: Tensor) -> int:
+        """Return how many blocks ids [Z] make active; ValueError for ids that do not fit.
 
         For ids read from files: it synchronises, so updates do not call it.
         """
@@ -201,12 +222,27 @@ class BlockLayout:
             raise ValueError("block ids on the meta device have no numbers")
         ids = block_ids.cpu().long()
         used = ids[ids < self.total]
-        if bool((ids < 0).any()):
-            raise ValueError(f"block ids should be at least 0, found {int(ids.min())}")
-        if len(used) != self.active:
-            raise ValueError(f"{self.active} blocks should be active, found {len(used)}")
+        if not 0 <= ids.min() <= ids.max() <= self.total:
+            found = f"{int(ids.min())} to {int(ids.max())}"
+            raise ValueError(f"block ids should be from 0 to {self.total}, found {found}")
+        if not len(used):
+            raise ValueError("a block at least should be active, found none")
         if len(used.unique()) != len(used):
             raise ValueError("block ids should be distinct, found a block in two slots")
+        groups = self.expand_groups(ids[:: self.group] // self.group)
+        if not ids.equal(groups.clamp(max=self.total)):
+            raise ValueError(f"block ids should be whole groups of {self.group} taps in order")
+        return len(used)
+
+    def expand_groups(self, numbers: Tensor) -> Tensor:
+        """Return [G * T], the slots of groups of slots [G], or the block ids of pairs [G]."""
+        taps = torch.arange(self.group, dtype=numbers.dtype, device=numbers.device)
+        return (numbers[:, None] * self.group + taps).flatten()
+
+    def _whole(self, count: int) -> int:
+        if count % self.group:
+            raise ValueError(f"taps='all' needs groups of {self.group} slots, found {count}")
+        return count
 
     def _build(self, block_ids: Tensor) -> tuple[Tensor, ...]:
         out_blocks, in_blocks, taps_h, taps_w = self.grid
@@ -221,8 +257,9 @@ class BlockLayout:
         return (ids, *forward, *backward, *by_slot)
 
     def __repr__(self) -> str:
+        taps = ", taps='all'" if self.group > 1 else ""
         return (
-            f"BlockLayout(shape={self.shape}, block={self.block}, active={self.active} "
+            f"BlockLayout(shape={self.shape}, block={self.block}{taps}, active={self.active} "
             f"of {self.total}, slots={self.slots}, device={self.device})"
         )
 
@@ -232,6 +269,13 @@ def block_grid(shape: Sequence[int], block: Sequence[int]) -> tuple[int, int, in
     out_channels, in_channels, taps_h, taps_w = _four(shape)
     bo, bc = clamp_block(block, out_channels, in_channels)
     return -(-out_channels // bo), -(-in_channels // bc), taps_h, taps_w
+
+
+def group_size(shape: Sequence[int], taps: str) -> int:
+    """Return T, the blocks that are active or absent together: R * S with taps="all", else 1."""
+    if taps not in TAPS:
+        raise ValueError(f"taps must be 'each' or 'all', found {taps!r}")
+    return math.prod(_four(shape)[2:]) if taps == "all" else 1
 
 
 def _four(shape: Sequence[int]) -> tuple[int, int, int, int]:

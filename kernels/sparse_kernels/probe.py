@@ -20,9 +20,12 @@ from sparse_kernels.layout import BlockLayout
 class GradientProbe:
     """Collects the L1 norm of the dense gradient of every block of one layer."""
 
-    def __init__(self, layout: BlockLayout, like: Tensor) -> None:
-        """Watch a layer with `layout` whose values have the dtype and device of `like`."""
-        self.layout = layout
+    def __init__(self, layout: BlockLayout, like: Tensor, memory: float = 1.0) -> None:
+        """Watch a layer with `layout` whose values have the dtype and device of `like`.
+
+        Every backward multiplies the scores of those before by `memory`, and adds its own.
+        """
+        self.layout, self.memory = layout, memory
         self.scores: Tensor | None = None
         self.leaf = like.new_zeros(()).expand(layout.shape).detach().requires_grad_()
         self.leaf.register_post_accumulate_grad_hook(self._reduce)
@@ -33,7 +36,7 @@ class GradientProbe:
 
     def _reduce(self, leaf: Tensor) -> None:
         scores = reference.block_norms(leaf.grad.float(), self.layout.sizes())
-        self.scores = scores if self.scores is None else self.scores + scores
+        self.scores = scores if self.scores is None else self.memory * self.scores + scores
         leaf.grad = None
 
 

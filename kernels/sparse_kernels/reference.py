@@ -58,9 +58,14 @@ def gather_blocks(dense: Tensor, index: Sequence[Tensor], sizes: Sequence[int]) 
 
 def block_norms(dense: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return the L1 norm of every block of a weight [O, C, R, S], as [OB * CB * R * S]."""
+    return block_sums(dense.abs(), sizes)
+
+
+def block_sums(dense: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the sum over every block of a weight [O, C, R, S], as [OB * CB * R * S]."""
     bo, bc = sizes[4:]
     ob, cb, _, _ = block_grid(sizes[:4], (bo, bc))
-    blocks = _whole_blocks(dense.abs(), sizes).unflatten(0, (ob, bo)).unflatten(2, (cb, bc))
+    blocks = _whole_blocks(dense, sizes).unflatten(0, (ob, bo)).unflatten(2, (cb, bc))
     return blocks.sum((1, 3)).flatten()
 
 

@@ -27,6 +27,8 @@ METHODS: dict[str, Callable[[Config, int, float], list[Phase]]] = {
     "static": single.phases,
     "set": single.phases,
     "rigl": single.phases,
+    "snfs": single.phases,
+    "granet": single.phases,
     "dst-ensemble": dst_ensemble.phases,
     "edst": edst.phases,
     "sup-tickets": sup_tickets.phases,

@@ -17,6 +17,7 @@ MAY_BE_ZERO = {
     *("seed", "workers", "dropout", "sparsity", "momentum", "weight_decay", "label_smoothing"),
     "input_repetition",
     "rewind_point",
+    "start_sparsity",
 }
 CHOICES = {n: f.metadata["choices"] for n, f in FIELDS.items() if "choices" in f.metadata}
 
@@ -210,6 +211,15 @@ def test_null_means_as_the_recipe_says():
         ({"method": "rigl", "members": 3}, "'rigl' trains one network, found members 3"),
         ({"method": "set", "topology": "rigl"}, "'set' and --topology rigl contradict"),
         ({"method": "dense", "topology": "static"}, "'dense' and --topology static contradict"),
+        (
+            {"method": "dense", "start": "snip"},
+            "--start snip chooses sparse first blocks, method 'd",
+        ),
+        ({"method": "granet", "start": "snip"}, "sparse first blocks, topology 'granet' has none"),
+        ({"method": "lottery", "start": "grasp"}, "sparse first blocks, method 'lottery' has none"),
+        ({"method": "pf", "weight_init": "fan-in"}, "--weight-init fan-in .* 'pf' starts dense"),
+        ({"method": "rigl", "start_sparsity": 0.5}, "--start-sparsity is of topology 'granet'"),
+        ({"method": "granet", "sparsity": 0.5}, "from --start-sparsity 0.5 to --sparsity 0.5"),
     ],
 )
 def test_names_and_contradictions(settings, message):
@@ -279,7 +289,7 @@ def test_given_settings_win_over_the_recipe():
     assert (config.sparsity, config.block) == (0.5, "1x1")
 
 
-@pytest.mark.parametrize("method", ["edst", "dst-ensemble", "set", "rigl"])
+@pytest.mark.parametrize("method", ["edst", "set", "rigl", "snfs", "granet"])
 def test_sparsity_zero_leaves_nothing_to_update(method):
     with pytest.raises(InputError, match="no blocks to update at sparsity 0"):
         resolve(Config(method=method, sparsity=0.0))
@@ -343,3 +353,9 @@ def test_settings_of_some_methods_are_decided_there_and_refused_elsewhere(method
     for name in DEFAULTS[method]:
         with pytest.raises(InputError, match=f"'static' has no {flag(name)}, which belongs to"):
             resolve(Config(method="static", **{name: getattr(config, name)}))
+
+
+@pytest.mark.parametrize(("block", "scope"), [("1x1", "global"), ("8x8", "layer"), (None, "layer")])
+def test_single_weights_are_ranked_over_all_layers_and_blocks_within_each(block, scope):
+    assert resolve(Config(method="pf", block=block)).prune_scope == scope
+    assert resolve(Config(method="pf", block=block, prune_scope="global")).prune_scope == "global"

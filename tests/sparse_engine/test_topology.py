@@ -13,7 +13,8 @@ from sparse_engine import SparseLinear, densify, sparsify
 from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
 from sparse_engine.optimizer_state import state_tensors
-from sparse_engine.topology import Topology, assert_invariants, select_swap
+from sparse_engine.swap import assert_invariants, select_swap, swap_blocks
+from sparse_engine.topology import Topology
 from sparse_kernels import BlockLayout
 
 BLOCKS = [(4, 4), (5, 3), (1, 1)]
@@ -25,7 +26,7 @@ OPTIMIZERS = {
 }
 
 
-def network(block=(4, 4), sparsity: float = 0.6, seed: int = 0) -> nn.Module:
+def network(block=(4, 4), sparsity: float = 0.6, seed: int = 0, taps: str = "each") -> nn.Module:
     """Return a small sparse network with convolutions, a linear layer and ragged blocks."""
     torch.manual_seed(seed)
     model = nn.Sequential(
@@ -37,7 +38,7 @@ def network(block=(4, 4), sparsity: float = 0.6, seed: int = 0) -> nn.Module:
         nn.Flatten(),
         nn.Linear(52, 10),
     ).double()
-    sparsify(model, sparsity, "uniform", block, init="random")
+    sparsify(model, sparsity, "uniform", block, init="random", taps=taps)
     return model
 
 
@@ -104,6 +105,31 @@ def test_select_swap_equals_a_naive_loop(case):
     best = sorted(inactive, key=lambda block: -grow[block])[:count]
     assert slots.tolist() == dropped
     assert grown.tolist() == best
+
+
+@settings(max_examples=80, deadline=None)
+@given(swaps(), st.data())
+def test_a_count_may_change(case, data):
+    shape, ids, active, drop, grow, dropped = case
+    total = shape[0] * shape[1]
+    layout = BlockLayout(shape, (1, 1), torch.tensor(ids), active)
+    kept = active - dropped
+    grown = data.draw(st.integers(0, min(total, len(ids)) - kept))
+    layer = SparseLinear(shape[1], shape[0], layout=layout)
+    slots, new = select_swap(
+        layout, torch.tensor(drop).float(), torch.tensor(grow).float(), dropped, grown
+    )
+    swap_blocks(layer, None, slots, new, kept + grown)
+    assert layout.active == kept + grown
+    if layout.active:
+        assert layout.validate(layout.block_ids) == layout.active
+    strongest = sorted((z for z, b in enumerate(ids) if b < total), key=lambda z: -drop[z])[:kept]
+    old = {ids[z] for z in strongest}
+    best = sorted((b for b in range(total) if b not in old), key=lambda b: -grow[b])[:grown]
+    found = layout.block_ids.tolist()
+    assert {b for b in found if b < total} == old | set(best)
+    assert all(found[z] == ids[z] for z in strongest)
+    assert not layer.values[[z for z in range(len(ids)) if z not in strongest]].any()
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -330,16 +356,17 @@ def test_invariants_see_old_momentum():
         assert_invariants(layer, optimizer, torch.tensor([0]))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(BLOCKS),
     st.sampled_from(["set", "rigl"]),
     st.lists(st.floats(0, 1), min_size=1, max_size=3),
     st.sampled_from(sorted(OPTIMIZERS)),
-    st.floats(0.1, 0.9),
+    st.floats(0.1, 0.6),
+    st.sampled_from(["each", "all"]),
 )
-def test_any_series_of_updates_keeps_the_invariants(block, rule, rates, name, sparsity):
-    model = network(block, sparsity)
+def test_any_series_of_updates_keeps_the_invariants(block, rule, rates, name, sparsity, taps):
+    model = network(block, sparsity, taps=taps)
     optimizer = OPTIMIZERS[name](model.parameters())
     topology = Topology(model, optimizer, rule)
     counts = {n: layer.layout.active for n, layer in sparse_layers(model).items()}

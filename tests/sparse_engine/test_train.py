@@ -104,7 +104,7 @@ def predictions_by_hand(out):
         return TicketEnsemble(models).member_probabilities(x), data.test.labels
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "snfs", "granet"])
 def test_every_method_runs(method, run):
     epochs = 9 if method == "edst" else 6
     found = run("out", "--method", method, "--epochs", str(epochs))
@@ -148,7 +148,7 @@ def test_the_table_is_above_the_json_line(capsys):
     assert "run folder runs/edst-digits-2" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", [*METHODS[1:], "granet"])
 @pytest.mark.parametrize("block", ["8x8", "1x1", "auto"])
 def test_tickets_hold_the_planned_count_of_blocks(method, block, run):
     run("out", "--method", method, "--epochs", "9", "--block", block, "--sparsity", "0.6")

@@ -121,8 +121,8 @@ def test_ids_of_any_integer_type(dtype):
 
 def test_lists_are_built_without_asking_the_device_for_a_number():
     with FakeTensorMode():
-        layout = BlockLayout((64, 64, 3, 3), (16, 16), torch.arange(20))
-        layout.update_(torch.arange(20) + 5)
+        layout = BlockLayout((64, 64, 3, 3), (16, 16), torch.arange(18), taps="all")
+        layout.update_(layout.expand_groups(layout.group_ids + 1), 9)
         assert layout.mask().shape == (4, 4, 3, 3)
 
 
@@ -201,17 +201,86 @@ def test_an_update_must_keep_the_slots():
     [
         (torch.tensor([0, 1]), r"integer \[3\], found torch.int64 \[2\]"),
         (torch.tensor([0.0, 1.0, 4.0]), r"integer \[3\], found torch.float32 \[3\]"),
-        (torch.tensor([-1, 1, 4]), "at least 0, found -1"),
-        (torch.tensor([0, 1, 2]), "2 blocks should be active, found 3"),
-        (torch.tensor([0, 4, 4]), "2 blocks should be active, found 1"),
+        (torch.tensor([-1, 1, 4]), "from 0 to 4, found -1"),
+        (torch.tensor([0, 1, 5]), "from 0 to 4, found 0 to 5"),
+        (torch.tensor([4, 4, 4]), "a block at least should be active"),
         (torch.tensor([2, 2, 4]), "distinct"),
     ],
 )
 def test_ids_that_do_not_fit(ids, message):
     layout = BlockLayout((32, 32), (16, 16), torch.tensor([0, 3, 4]), active=2)
-    layout.validate(torch.tensor([9, 1, 2]))
+    assert layout.validate(torch.tensor([4, 1, 2])) == 2
+    assert layout.validate(torch.tensor([0, 1, 2])) == 3
     with pytest.raises(ValueError, match=message):
         layout.validate(ids)
+
+
+@st.composite
+def grouped_layouts(draw):
+    """Draw a layout with taps="all" and the pairs of its groups, unused groups anywhere."""
+    shape = [draw(st.integers(1, 40)) for _ in range(2)] + [draw(st.integers(1, 3)) for _ in "RS"]
+    block = (draw(WIDTHS), draw(WIDTHS))
+    group = shape[2] * shape[3]
+    total = torch.Size(block_grid(shape, block)).numel()
+    pairs = list(range(total // group))
+    generator = random.Random(draw(st.integers(0, 2**32)))
+    pairs = generator.sample(pairs, draw(st.integers(1, min(len(pairs), 12))))
+    active = len(pairs)
+    pairs += [total // group] * draw(st.integers(0, 2))
+    generator.shuffle(pairs)
+    ids = [min(pair * group + tap, total) for pair in pairs for tap in range(group)]
+    return BlockLayout(shape, block, torch.tensor(ids), active * group, "all"), pairs
+
+
+@given(grouped_layouts(), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=60)
+def test_all_taps_of_a_pair_live_in_one_group_of_slots(drawn, generator):
+    layout, pairs = drawn
+    assert layout.group_ids.tolist() == pairs
+    assert layout.validate(layout.block_ids) == layout.active
+    mask = layout.mask().flatten(2)
+    assert mask.all(2).equal(mask.any(2))
+    again = BlockLayout.from_mask(layout.mask(), layout.shape, layout.block, "all")
+    assert again.mask().equal(layout.mask())
+    generator.shuffle(pairs)
+    fresh = BlockLayout(layout.shape, layout.block, layout.block_ids.clone(), taps="each")
+    ids = layout.expand_groups(torch.tensor(pairs))
+    layout.update_(ids)
+    fresh.update_(ids)
+    assert layout.group_ids.tolist() == pairs
+    for mine, theirs in zip(layout.tensors(), fresh.tensors(), strict=True):
+        assert mine.equal(theirs)
+
+
+def test_an_update_may_change_the_count_of_active_blocks():
+    layout = BlockLayout((32, 32, 2, 1), (16, 16), torch.arange(6), taps="all")
+    layout.update_(torch.tensor([8, 8, 2, 3, 8, 8]), 2)
+    assert (layout.active, layout.density, layout.slots) == (2, 0.25, 6)
+    assert layout.forward_index.start[-1] == layout.active == layout.validate(layout.block_ids)
+    with pytest.raises(ValueError, match="groups of 2 slots, found 3"):
+        layout.update_(torch.arange(6), 3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([0, 2], "whole groups of 2"), ([1, 0], "whole groups of 2"), ([0, 8], "whole groups of 2")],
+)
+def test_ids_that_are_no_whole_groups(ids, message):
+    layout = BlockLayout((32, 32, 1, 2), (16, 16), torch.tensor([4, 5]), taps="all")
+    with pytest.raises(ValueError, match=message):
+        layout.validate(torch.tensor(ids))
+    assert "taps='all'" in repr(layout)
+
+
+def test_what_all_taps_refuse():
+    with pytest.raises(ValueError, match="taps must be 'each' or 'all', found 'both'"):
+        BlockLayout((8, 8), (8, 8), torch.arange(1), taps="both")
+    with pytest.raises(ValueError, match="groups of 9 slots, found 10"):
+        BlockLayout((8, 8, 3, 3), (8, 8), torch.arange(10), 9, "all")
+    mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    mask[0, 0, 1, 1] = False
+    with pytest.raises(ValueError, match="a pair with some of its taps"):
+        BlockLayout.from_mask(mask, (8, 8, 3, 3), (8, 8), "all")
 
 
 def test_moving_keeps_the_sizes():

@@ -1,0 +1,110 @@
+"""One ranking of all layers' blocks: the budget of a network goes where the scores are highest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_engine.blocks import BlockChoice
+from sparse_engine.distribution import full_plan
+from sparse_engine.errors import InputError
+from sparse_kernels import BlockLayout
+from sparse_kernels.reference import block_sums
+
+
+def scored_layouts(
+    shapes: Mapping[str, Sequence[int]],
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    block: BlockChoice,
+    taps: str = "each",
+) -> dict[str, BlockLayout | None]:
+    """Return the blocks with the highest scores of a network; None for a layer that is full.
+
+    Args:
+        shapes: weight shape (O, C[, R, S]) of each layer by name.
+        scores: of single weights, a tensor of the weight's shape for each layer; a block's score
+            is the sum over its weights over the weights of its layer's average block.
+        sparsity: share of all weights that is absent; exact in whole blocks.
+        block, taps: see plan_layers.
+
+    Raises:
+        InputError: a layer without scores, scores of another shape or not finite, or a budget too
+            small to leave every layer one block.
+    """
+    plans = [full_plan(name, shape, block, taps) for name, shape in shapes.items()]
+    grouped = {}
+    for plan in plans:
+        found = scores.get(plan.name)
+        if found is None or tuple(found.shape) != plan.shape or not found.isfinite().all():
+            what = "no scores" if found is None else f"scores {list(found.shape)}"
+            raise InputError(
+                f"layer '{plan.name}' has {what}: they should be finite and of shape "
+                f"{list(plan.shape)}"
+            )
+        sizes = (*plan.shape, 1, 1)[:4] + plan.block
+        sums = block_sums(found.float().reshape(sizes[:4]), sizes).view(-1, plan.group).sum(1)
+        grouped[plan.name] = sums * len(sums) / plan.weights
+    masks = select_globally(grouped, {p.name: p.weights for p in plans}, 1 - sparsity)
+    layouts: dict[str, BlockLayout | None] = dict.fromkeys(masks)
+    for plan in plans:
+        mask = masks[plan.name]
+        if not mask.all():
+            ids = mask.repeat_interleave(plan.group).nonzero().flatten()
+            layouts[plan.name] = BlockLayout(plan.shape, plan.block, ids, taps=taps)
+    return layouts
+
+
+def select_globally(
+    scores: Mapping[str, Tensor], weights: Mapping[str, int], density: float
+) -> dict[str, Tensor]:
+    """Choose the blocks with the highest scores over all layers, within a budget of weights.
+
+    Args:
+        scores: [blocks] of each layer, -inf for a block that must not be chosen.
+        weights: of each layer; a block counts as its layer's average block.
+        density: of all weights that may stay; the choice misses it by less than the smallest
+            block that is left.
+
+    Returns:
+        Which blocks stay, bool [blocks] by layer; the best one of each layer always does.
+
+    Raises:
+        InputError: the best block of each layer is already too much.
+    """
+    sizes = [
+        torch.full((len(s),), weights[name] / len(s), dtype=torch.float64)
+        for name, s in scores.items()
+    ]
+    ranked = torch.cat([_best_first(s.float()) for s in scores.values()]).cpu()
+    order = ranked.argsort(descending=True, stable=True)
+    order = order[: int((ranked > -torch.inf).sum())]
+    size = torch.cat(sizes)[order]
+    budget = density * sum(weights.values())
+    slack = 1e-6 * float(size.min())
+    spent = size.cumsum(0)
+    count = int((spent <= budget + slack).sum())
+    if count < len(scores):
+        raise InputError(
+            f"the budget leaves a layer without a block: one block in each of {len(scores)} "
+            f"layers is already more than the share {density:.4g} of all weights; "
+            "lower the sparsity or use smaller blocks"
+        )
+    chosen = torch.zeros(len(ranked), dtype=torch.bool)
+    chosen[order[:count]] = True
+    left = budget - float(spent[count - 1])
+    # Where blocks differ in size, smaller ones fill what the next in order is too large for.
+    for place in range(count, len(order)):
+        if left + slack < float(size.min()):
+            break
+        if float(size[place]) <= left + slack:
+            chosen[order[place]] = True
+            left -= float(size[place])
+    parts = chosen.split([len(s) for s in scores.values()])
+    return {name: part.to(scores[name].device) for name, part in zip(scores, parts)}
+
+
+def _best_first(scores: Tensor) -> Tensor:
+    return scores.index_fill(0, scores.argmax(), torch.inf)
