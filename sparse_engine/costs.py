@@ -13,6 +13,7 @@ from sparse_engine.architecture import dense_model
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distribution import LayerPlan
+from sparse_engine.downsampling import training_flops
 from sparse_engine.flops import dense_flops, forward_flops, step_flops
 from sparse_engine.models.plain import plain_model
 from sparse_engine.network import plan_network
@@ -52,10 +53,11 @@ def run_costs(
         model, plain = dense_model(config, info), plain_model(config, info)
     image = (info.channels, info.height, info.width)
     by_layer = dense_flops(model, image)
+    training = training_flops(model, image, config.downsample_rate)
     full = plan_network(config, model, sparsity=0.0)
     found = planned_densities(config, model, phases) if densities is None else densities
     images = config.batch_size * sum(
-        _phase_flops(phase, forward_flops(by_layer, layers), float(sum(by_layer.values())))
+        _phase_flops(phase, forward_flops(training, layers), sum(training.values()))
         for phase, layers in zip(phases, found.phases, strict=True)
     )
     steps = sum(phase.steps for phase in phases)
