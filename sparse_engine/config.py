@@ -204,7 +204,13 @@ class Config:
     )
     lr: float | None = setting("optimisation", "highest learning rate", kind=float, above=0)
     momentum: float = setting("optimisation", "of SGD", 0.9, kind=float, least=0, most=0.9999)
-    weight_decay: float | None = setting("optimisation", "on all weights", kind=float, least=0)
+    weight_decay: float | None = setting("optimisation", "of SGD", kind=float, least=0)
+    norm_decay: str | None = setting(
+        "optimisation",
+        "weight decay on batch-norm too [on, imagenet off]",
+        kind=str,
+        choices=("on", "off"),
+    )
     label_smoothing: float | None = setting(
         "optimisation", "of the training loss", kind=float, least=0, most=0.99
     )

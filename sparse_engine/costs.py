@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sparse_engine.actions import Fresh, SaveTicket
-from sparse_engine.architecture import dense_model
+from sparse_engine.architecture import BUILDERS, dense_model
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distribution import LayerPlan
@@ -51,10 +51,12 @@ def run_costs(
         FLOPs by layer.
     """
     with torch.device("meta"):
-        model, plain = dense_model(config, info), plain_model(config, info)
+        model = dense_model(config, info)
+        plain = plain_model(config, info) if config.method in BUILDERS else None
     image = (info.channels, info.height, info.width)
     by_layer = dense_flops(model, image)
     training = training_flops(model, image, config.downsample_rate)
+    one_dense = float(sum((dense_flops(plain, image) if plain else by_layer).values()))
     full = plan_network(config, model, sparsity=0.0)
     found = planned_densities(config, model, phases) if densities is None else densities
     images = config.batch_size * sum(
@@ -63,7 +65,6 @@ def run_costs(
     )
     steps = sum(phase.steps for phase in phases)
     dense_images = config.dense_epochs / config.epochs * steps * config.batch_size
-    one_dense = float(sum(dense_flops(plain, image).values()))
     tickets = [_cut(full, layers) for layers in found.tickets]
     parameters = sum(p.numel() for p in model.parameters())
     stored = sum(parameters - _saved(plans) for plans in tickets)

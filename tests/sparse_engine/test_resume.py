@@ -15,6 +15,7 @@ from sparse_engine.trainer import Trainer
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
 # Nine epochs: three of exploration and three tickets of two. Five: phases end within epochs.
+PRUNING = ["--rounds", "2", "--rewind-point", "0.2", "--sparsity", "0.6", "--dropout", "0.1"]
 EDST = ["--method", "edst", "--sparsity", "0.5", "--epochs", "9"]
 
 
@@ -92,6 +93,10 @@ def stopped_run(monkeypatch):
         (["--method", "rigl", "--epochs", "6", "--start", "snip", "--weight-init", "fan-in"], (3,)),
         (["--method", "dst-ensemble", "--epochs", "12", "--start", "grasp"], (2, 5)),
         (["--method", "granet", "--epochs", "8", "--taps", "all"], (2, 4)),
+        (["--method", "sup-tickets", "--cycles", "2", "--epochs", "16"], (15, 17)),
+        (["--method", "lottery", *PRUNING, "--epochs", "6"], (1, 3, 5)),
+        (["--method", "ltr", *PRUNING, "--members", "2", "--epochs", "6"], (2, 4, 7)),
+        (["--method", "pf", *PRUNING[4:], "--members", "2", "--epochs", "6"], (2, 3, 5)),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(flags, epochs, before, monkeypatch):
@@ -102,6 +107,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(flags, epochs, before, monkey
         main(["--resume", "out"])
         assert_equal_runs("whole", "out")
         Path("out").rename(f"out-{epoch}")
+
+
+def test_a_resumed_student_has_its_teacher(monkeypatch):
+    train("teacher", "--method", "dense", "--epochs", "3")
+    flags = ["--method", "kd-ticket", "--epochs", "4", "--rewind-point", "0.3", "--sparsity", "0.5"]
+    train("whole", *flags, "--teacher", "teacher")
+    train_and_kill(monkeypatch, 3, *flags, "--teacher", "teacher")
+    Path("teacher").rename("moved")
+    with pytest.raises(InputError, match="'teacher' is not a run folder"):
+        main(["--resume", "out"])
+    main(["--resume", "out", "--teacher", "moved"])
+    assert_equal_runs("whole", "out")
+
+
+def test_batch_norm_and_averages_of_a_resumed_run(monkeypatch):
+    flags = ["--method", "sup-tickets", "--model", "wrn10-1", "--cycles", "2", "--epochs", "3"]
+    flags += ["--averaging", "cima", "--prune-scope", "layer", "--batch-size", "128"]
+    train("whole", *flags)
+    train_and_kill(monkeypatch, 4, *flags)
+    main(["--resume", "out"])
+    assert_equal_runs("whole", "out")
 
 
 def test_a_run_may_be_resumed_many_times(monkeypatch):
