@@ -59,6 +59,14 @@ class Config:
     data_dir: str | None = setting("data", "folder with the data", kind=str)
     download: bool = setting("data", "fetch the data through torchvision", False, kind=bool)
     batch_size: int | None = setting("data", "images a step", kind=int, least=1)
+    downsample_rate: float = setting(
+        "data",
+        "share of mini-batches with images of half the size",
+        0.0,
+        kind=float,
+        least=0,
+        most=0.99,
+    )
     workers: int = setting("data", "loader processes (image folders)", 2, kind=int, least=0)
     select: str = setting(
         "data",
@@ -196,7 +204,13 @@ class Config:
     )
     lr: float | None = setting("optimisation", "highest learning rate", kind=float, above=0)
     momentum: float = setting("optimisation", "of SGD", 0.9, kind=float, least=0, most=0.9999)
-    weight_decay: float | None = setting("optimisation", "on all weights", kind=float, least=0)
+    weight_decay: float | None = setting("optimisation", "of SGD", kind=float, least=0)
+    norm_decay: str | None = setting(
+        "optimisation",
+        "weight decay on batch-norm too [on, imagenet off]",
+        kind=str,
+        choices=("on", "off"),
+    )
     label_smoothing: float | None = setting(
         "optimisation", "of the training loss", kind=float, least=0, most=0.99
     )

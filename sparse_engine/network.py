@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.architecture import dense_model
 from sparse_engine.blocks import parse_block
@@ -20,6 +21,8 @@ from sparse_engine.initialisation import draw_by_fan_in
 from sparse_engine.recut import carry_state, load_state, replace_modules
 from sparse_engine.starts import SCORES, Batch
 from sparse_engine.topology import RULES, Topology
+
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass
@@ -35,27 +38,27 @@ class Network:
         for name, layer in replaced.items():
             carry_state(self.optimizer, self.model.get_submodule(name), layer)
         replace_modules(self.model, replaced)
-        self._renew_topology()
+        old = self.topology
+        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed)
+        # A layer that was full until now has had all of its weights active.
+        full = {n: torch.ones_like(mask) for n, mask in self.topology.ever_active.items()}
+        state = old.state_dict()
+        self.topology.load_state_dict({**state, "ever_active": {**full, **state["ever_active"]}})
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Become the network of a state dict, with no momentum; exploration is carried over."""
+        """Become the network of a state dict, without momentum and with nothing else explored."""
         load_state(self.model, state)
-        (group,) = self.optimizer.param_groups
-        group["params"] = list(self.model.parameters())
+        groups = self.optimizer.param_groups
+        for group, parameters in zip(groups, decay_groups(self.model, len(groups) == 1)):
+            group["params"] = parameters
         self.optimizer.state.clear()
-        self._renew_topology()
+        old = self.topology
+        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed)
+        self.topology.updates = old.updates
 
     def densities(self) -> dict[str, float]:
         """Return the density of every sparse layer by name."""
         return model_densities(self.model)
-
-    def _renew_topology(self) -> None:
-        old = self.topology
-        state = old.state_dict()
-        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed)
-        # A layer that was full until now has had all of its weights active.
-        full = {n: torch.ones_like(mask) for n, mask in self.topology.ever_active.items()}
-        self.topology.load_state_dict({**state, "ever_active": {**full, **state["ever_active"]}})
 
 
 def member_seed(seed: int, member: int) -> int:
@@ -86,30 +89,49 @@ def build_network(
     model = dense_model(config, info)
     sparsity = config.sparsity if sparsity is None else sparsity
     if sparsity:
-        generator = torch.Generator().manual_seed(seed)
-        block = parse_block(config.block)
-        sparsify(
-            model,
-            sparsity,
-            config.distribution,
-            block,
-            init=SCORES[config.start](model, batches) if batches else "random",
-            generator=generator,
-            taps=config.taps,
-            start_sparsity=config.start_sparsity,
-            headroom=HEADROOM if config.topology == "snfs" else 0.0,
-        )
-        if config.weight_init == "fan-in":
-            draw_by_fan_in(model, generator)
+        _make_sparse(model, config, sparsity, torch.Generator().manual_seed(seed), batches)
     model = model.to(device=device, memory_format=torch.channels_last)
+    parameters, *norms = decay_groups(model, config.norm_decay != "off")
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        [{"params": parameters}, *({"params": group, "weight_decay": 0.0} for group in norms)],
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
     rule = config.topology if config.topology in RULES else "static"
     return Network(model, optimizer, Topology(model, optimizer, rule, seed))
+
+
+def _make_sparse(
+    model: nn.Module,
+    config: Config,
+    sparsity: float,
+    generator: torch.Generator,
+    batches: Sequence[Batch],
+) -> None:
+    sparsify(
+        model,
+        sparsity,
+        config.distribution,
+        parse_block(config.block),
+        init=SCORES[config.start](model, batches) if batches else "random",
+        generator=generator,
+        taps=config.taps,
+        start_sparsity=config.start_sparsity,
+        headroom=HEADROOM if config.topology == "snfs" else 0.0,
+    )
+    if config.weight_init == "fan-in":
+        draw_by_fan_in(model, generator)
+
+
+def decay_groups(model: nn.Module, norm_decay: bool) -> list[list[nn.Parameter]]:
+    """Return all parameters and, unless weight decay holds for them too, those of norms apart."""
+    owners = [m for m in model.modules() if isinstance(m, NORMS) and not norm_decay]
+    norms = {id(p) for module in owners for p in module.parameters()}
+    groups = [[], []]
+    for parameter in model.parameters():
+        groups[id(parameter) in norms].append(parameter)
+    return [group for group in groups if group]
 
 
 def plan_network(

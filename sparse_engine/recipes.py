@@ -33,6 +33,7 @@ class Recipe:
     label_smoothing: float = 0.0
     warmup_epochs: float = 0.0
     members: int = 3
+    norm_decay: str = "on"
 
 
 _CIFAR = Recipe("wrn28-10", 250, 128, 5e-4, edst_epochs=(150, 100), dense_epochs=250)
@@ -54,6 +55,7 @@ RECIPES = {
         label_smoothing=0.1,
         warmup_epochs=5,
         members=2,
+        norm_decay="off",
     ),
 }
 
@@ -88,7 +90,7 @@ def resolve(config: Config) -> Config:
         "start_sparsity": _start_sparsity(config, rule),
         "epochs": config.epochs or _epochs(config, recipe),
     }
-    for name in ("batch_size", "lr", "weight_decay", "label_smoothing"):
+    for name in ("batch_size", "lr", "weight_decay", "label_smoothing", "norm_decay"):
         found = getattr(config, name)
         chosen[name] = getattr(recipe, name) if found is None else found
     chosen["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or chosen["epochs"]
@@ -138,9 +140,9 @@ def _members(config: Config, recipe: Recipe) -> int:
 
 
 def _rule(config: Config) -> str:
-    if config.method in PRUNING:
-        return "static"
-    return config.topology or ("rigl" if config.method in DYNAMIC else config.method)
+    if config.method in DYNAMIC:
+        return config.topology or "rigl"
+    return "static" if config.method in PRUNING else config.method
 
 
 def _epochs(config: Config, recipe: Recipe) -> int:

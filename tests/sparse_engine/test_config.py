@@ -8,13 +8,15 @@ from sparse_engine.blocks import layer_block, parse_block
 from sparse_engine.command_line import parse_flags, run_command
 from sparse_engine.config import FIELDS, TRANSIENT, Config, check_values, read_config_file
 from sparse_engine.errors import InputError, RunFailure, nearest
+from sparse_engine.methods.options import DEFAULTS, OWNED
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.recipes import RECIPES, recipe_for, resolve, warmup_share
 
 NUMBERS = {n: f.metadata["kind"] for n, f in FIELDS.items() if f.metadata["kind"] in (int, float)}
 MAY_BE_ZERO = {
     *("seed", "workers", "dropout", "sparsity", "momentum", "weight_decay", "label_smoothing"),
-    "start_sparsity",
+    *("start_sparsity", "downsample_rate"),
+    "rewind_point",
 }
 CHOICES = {n: f.metadata["choices"] for n, f in FIELDS.items() if "choices" in f.metadata}
 
@@ -48,6 +50,7 @@ def test_flags_become_typed_settings():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_configuration_starts_the_run_again(method, tmp_path):
     flags = ["--method", method, "--seed", "7", "--lr", "0.05", "--block", "4x4", "--epochs", "9"]
+    flags += ["--teacher", "run"] if method == "kd-ticket" else []
     config = resolve(from_flags(*flags, "--out", str(tmp_path / "out"), "--device", "cpu"))
     again = Config(**read_config_file(saved_to(tmp_path / "config.json", config)))
     assert again.saved() == config.saved()
@@ -331,3 +334,20 @@ def test_a_command_that_ends_well():
 def test_nearest():
     assert nearest("epoch", ["epochs", "lr"]) == "; did you mean 'epochs'?"
     assert nearest("zzz", ["epochs", "lr"]) == ""
+
+
+def test_a_paper_beside_the_settings_is_for_people(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"paper": {"accuracy": 0.963}, "method": "edst"}))
+    assert read_config_file(str(path)) == {"method": "edst"}
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_settings_of_some_methods_are_decided_there_and_refused_elsewhere(method):
+    given = {"teacher": "run"} if method == "kd-ticket" else {}
+    config = resolve(Config(method=method, **given))
+    assert all(getattr(config, name) is not None for name in DEFAULTS[method])
+    assert all(getattr(config, n) is None for n in OWNED if n not in DEFAULTS[method])
+    for name in DEFAULTS[method]:
+        with pytest.raises(InputError, match=f"'static' has no {flag(name)}, which belongs to"):
+            resolve(Config(method="static", **{name: getattr(config, name)}))

@@ -1,15 +1,16 @@
 """Learning rates, the split of a run into phases, and every method's list of phases."""
 
+import math
 from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sparse_engine.actions import Escape, Fresh, SaveTicket
+from sparse_engine.actions import Average, Escape, Fresh, SaveTicket
 from sparse_engine.config import Config
 from sparse_engine.errors import InputError
-from sparse_engine.learning_rate import LearningRate
+from sparse_engine.learning_rate import Cosine, LearningRate, Linear, Part
 from sparse_engine.methods.registry import METHODS, build_phases
 from sparse_engine.phases import (
     LEAST_UPDATES,
@@ -25,6 +26,8 @@ CIFAR_EPOCH = 352
 
 
 def config_for(**settings) -> Config:
+    if settings.get("method") == "kd-ticket":
+        settings = {"teacher": "run", **settings}
     return resolve(Config(**{"dataset": "cifar10", **settings}))
 
 
@@ -52,6 +55,29 @@ def test_warm_up_rises_to_the_full_rate():
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[4:10] == [1.0] * 6
     assert rates[10:] == [0.1] * 10
+
+
+def test_a_triangle_rises_and_falls_in_straight_lines():
+    rate = Linear(((0.0, 0.1), (0.5, 0.5), (1.0, 0.1)))
+    assert [rate.at(step, 5) for step in range(5)] == pytest.approx([0.1, 0.3, 0.5, 0.3, 0.1])
+    assert rate.at(0, 1) == 0.1
+
+
+def test_a_cosine_falls_from_high_to_low():
+    rate = Cosine(1.0, 0.2)
+    assert [rate.at(step, 4) for step in (0, 2, 4)] == pytest.approx([1.0, 0.6, 0.2])
+    assert rate.at(1, 4) == pytest.approx(0.2 + 0.4 * (1 + math.sqrt(0.5)))
+
+
+@pytest.mark.parametrize("shape", [LearningRate(((0.0, 1.0), (0.4, 0.1)), 0.2), Cosine()])
+@pytest.mark.parametrize("cut", [1, 3, 7])
+def test_parts_are_the_schedule_of_the_whole(shape, cut):
+    whole = [shape.at(step, 10) for step in range(10)]
+    first, second = Part(shape, 0, 10), Part(shape, cut, 10)
+    found = [first.at(n, cut) for n in range(cut)] + [
+        second.at(n, 10 - cut) for n in range(10 - cut)
+    ]
+    assert found == whole
 
 
 @given(st.integers(1, 10**7), st.lists(st.integers(1, 300), min_size=1, max_size=9))
@@ -236,3 +262,62 @@ def test_the_shortest_dynamic_run():
     assert phases_for(3, method="rigl")[0].update_schedule().updates_in(3) == 2
     with pytest.raises(InputError, match="phase 'rigl' of 1 steps is too short"):
         phases_for(1, method="rigl")
+
+
+def test_sup_tickets_are_the_papers():
+    """24 of 250 epochs in three cycles, a triangle each; one prune-and-grow before each cycle."""
+    sparse, *cycles = phases_for(250 * CIFAR_EPOCH, method="sup-tickets", topology="set")
+    assert [phase.steps / CIFAR_EPOCH for phase in (sparse, *cycles)] == [226, 8, 8, 8]
+    assert sparse.topology.drop == 0.5
+    assert sparse.topology.schedule == "constant"
+    assert all(phase.topology is None for phase in cycles)
+    average, escape = Average("average", "caa", 0.8), Escape(0.5)
+    ends = [(average, escape)] * 3 + [(average, SaveTicket("average"))]
+    assert [phase.end for phase in (sparse, *cycles)] == ends
+    steps, lr = cycles[0].steps, config_for(method="sup-tickets").lr
+    found = [lr * cycles[0].learning_rate.at(n, steps) for n in (0, steps // 2, steps - 1)]
+    assert found == pytest.approx([0.001, 0.005, 0.001], rel=1e-3)
+    assert sparse.learning_rate.at(113 * CIFAR_EPOCH, sparse.steps) == 0.1
+
+
+def test_sup_tickets_on_imagenet():
+    settings = {"method": "sup-tickets", "dataset": "imagenet", "epochs": 100}
+    phases = build_phases(config_for(**settings), 100 * 1000)
+    assert [phase.steps // 1000 for phase in phases] == [92, 2, 2, 2, 2]
+    rates = [phases[0].learning_rate.at(n * 1000, 92_000) for n in (29, 30, 60, 85)]
+    assert rates == [1, 0.1, 0.01, 0.001]
+
+
+def test_lottery_rounds_take_a_fifth_each():
+    assert config_for(method="lottery").rounds == 8
+    assert config_for(method="lottery", sparsity=0.2).rounds == 1
+    assert config_for(method="lottery", sparsity=1 - 0.8**3).rounds == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "epochs"),
+    [
+        ("lottery", {"rounds": 2, "rewind_point": 0.0}, 750),
+        ("lottery", {"rounds": 2, "rewind_point": 0.1}, 700),
+        ("ltr", {"members": 4}, 250 + 4 * 237.5),
+        ("pf", {"members": 3}, 1500),
+        ("kd-ticket", {}, 250),
+        ("sup-tickets", {}, 250),
+    ],
+)
+def test_lengths_in_dense_runs(method, settings, epochs):
+    assert config_for(method=method, **settings).epochs == epochs
+
+
+def test_a_scale_is_used_once():
+    config = config_for(method="edst", scale=0.1, update_interval=500)
+    assert (config.epochs, config.dense_epochs, config.update_interval) == (45, 25, 50)
+    assert resolve(config) == config
+    assert "scale" not in config.saved()
+
+
+def test_intervals_scale_with_the_run():
+    whole = phases_for(450 * CIFAR_EPOCH, method="edst")
+    tenth = phases_for(45 * CIFAR_EPOCH, method="edst")
+    assert [p.steps for p in tenth] == [p.steps // 10 for p in whole]
+    assert {p.topology.interval for p in tenth} == {100}

@@ -1,0 +1,88 @@
+"""A run's network: its parameters' weight decay, and methods whose network is no plain model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sparse_engine import architecture
+from sparse_engine.config import Config
+from sparse_engine.data.catalog import TABLE
+from sparse_engine.methods import registry, single
+from sparse_engine.models.plain import plain_model
+from sparse_engine.network import build_network
+from sparse_engine.recipes import resolve
+from sparse_engine.recut import recut
+from sparse_engine.train import main
+
+CPU = torch.device("cpu")
+
+
+def network_for(**settings):
+    config = resolve(Config(**{"method": "rigl", "model": "wrn10-1", **settings}))
+    return build_network(config, TABLE[config.dataset], CPU)
+
+
+def decays(network):
+    """Return the weight decay of every parameter by name."""
+    groups = network.optimizer.param_groups
+    by_id = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    return {name: by_id[id(p)] for name, p in network.model.named_parameters()}
+
+
+def test_weight_decay_may_spare_norms():
+    network = network_for(norm_decay="off")
+    norms = {n for n, m in network.model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    expected = {n: 0.0 if n.rpartition(".")[0] in norms else 5e-4 for n in decays(network)}
+    assert set(expected.values()) == {0.0, 5e-4}
+    assert decays(network) == expected
+    network.load(network.model.state_dict())
+    assert decays(network) == expected
+    names = dict.fromkeys(n for n, _ in network.model.named_modules() if n.endswith("conv1"))
+    network.replace_layers(recut(network.model, names))
+    changed = {n.removesuffix("weight").removesuffix("values"): d for n, d in expected.items()}
+    found = {n.removesuffix("weight").removesuffix("values"): d for n, d in decays(network).items()}
+    assert found == changed
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"norm_decay": "on"}, {"model": "mlp", "norm_decay": "off"}]
+)
+def test_weight_decay_holds_for_everything_else(settings):
+    assert set(decays(network_for(**settings)).values()) == {5e-4}
+
+
+def test_imagenet_decays_no_norms():
+    assert resolve(Config(dataset="imagenet")).norm_decay == "off"
+    assert resolve(Config(dataset="cifar10")).norm_decay == "on"
+
+
+class TwoHeads(nn.Module):
+    """Two plain models that are trained side by side: the smallest network that is none."""
+
+    def __init__(self, config, info):
+        super().__init__()
+        self.heads = nn.ModuleList(plain_model(config, info) for _ in range(2))
+
+    def training_pair(self, x, y):
+        return torch.stack([head(x) for head in self.heads]), y.expand(2, -1)
+
+    def forward(self, x):
+        return torch.stack([head(x).softmax(-1) for head in self.heads]).mean(0).log()
+
+
+def test_a_method_may_have_a_network_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(architecture.BUILDERS, "two", TwoHeads)
+    monkeypatch.setitem(registry.METHODS, "two", single.phases)
+    flags = ["--method", "two", "--model", "mlp", "--block", "8x8", "--batch-size", "64"]
+    main([*flags, "--epochs", "3", "--sparsity", "0.5", "--lr", "0.3", "--out", "out"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["accuracy"] > 0.3
+    # Both heads count, against one plain network.
+    assert 0.95 < found["test_flops_ratio"] <= 1
+    assert 0.95 < found["train_flops_ratio"] <= 1
+    state = torch.load(Path("out/member_1.pt"), weights_only=True)["model"]
+    assert {name.split(".")[1] for name in state} == {"0", "1"}
