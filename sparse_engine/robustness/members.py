@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.architecture import dense_model
+from sparse_engine.architecture import dense_model, members_of
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
@@ -47,7 +47,7 @@ class PixelModel(nn.Module):
 def load_models(
     config: Config, info: DatasetInfo, folder: RunFolder, device: torch.device
 ) -> list[PixelModel]:
-    """Return every ticket of a run, on `device`.
+    """Return every member of every ticket of a run, on `device`.
 
     Raises:
         InputError: there are no tickets, or one does not fit the configuration.
@@ -61,8 +61,9 @@ def load_models(
             raise InputError(
                 f"a ticket of run '{folder.path}' does not fit its configuration: {error}"
             ) from None
-        model = PixelModel(model, info, config.dtype == "bf16")
-        models.append(model.to(device=device, memory_format=torch.channels_last))
+        for member in members_of(model):
+            pixels = PixelModel(member, info, config.dtype == "bf16")
+            models.append(pixels.to(device=device, memory_format=torch.channels_last))
     return models
 
 

@@ -165,9 +165,13 @@ def test_a_network_is_one_ticket_and_each_member_is_measured(method, model, run,
     whole, labels = predict(network, batches(data.test, data.info, 512, CPU, 0))
     assert found["accuracy"] == accuracy(whole, labels)
     torch.testing.assert_close(whole, torch.stack([p for p, _ in parts]).mean(0))
-    evaluate.main(["out"])
+    robust = ["--corruptions", "--severities", "1", "--attack", "fgsm", "--attack-images", "50"]
+    evaluate.main(["out", *(robust if model == "resnet8" and method != "mc-dropout" else [])])
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again["member_accuracy"] == found["member_accuracy"]
+    for beyond in (again[name] for name in ("corruptions", "attacks") if name in again):
+        members = beyond["members"] if "members" in beyond else beyond["fgsm"]["targets"][:-1]
+        assert len(members) == 2
 
 
 @pytest.mark.parametrize("method", ["batch-ensemble", "mimo", "treenet"])
