@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.architecture import dense_model
+from sparse_engine.architecture import BUILDERS, dense_model
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo, dataset_info
 from sparse_engine.errors import InputError
@@ -44,6 +44,11 @@ def load_teacher(config: Config, info: DatasetInfo, device: torch.device) -> Tea
         raise InputError(
             f"{name} is a {saved.model}, found --model {config.model}: "
             "a ticket is cut from its teacher and has its model"
+        )
+    if saved.method in BUILDERS:
+        raise InputError(
+            f"{name} is of method '{saved.method}', whose network is no plain {saved.model}; "
+            "use the run of a dense network"
         )
     _check_data(name, saved, config, info)
     states = folder.load_members()

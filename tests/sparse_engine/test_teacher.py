@@ -93,6 +93,10 @@ def sparse():
     teach("--method", "static", "--sparsity", "0.9", "--block", "4x4")
 
 
+def several_members():
+    teach("--method", "mimo")
+
+
 def without_tickets():
     teach("--method", "dense")
     Path("teacher/member_1.pt").unlink()
@@ -116,6 +120,7 @@ def changed_data():
         (other_images, r"trained on images of \(1, 12, 12\) \(channels, height, width\)"),
         (other_model, "teacher 'teacher' is a wrn10-1, found --model mlp: a ticket is cut"),
         (sparse, "of its weights, a ticket of sparsity 0.8 needs more: use the run of a dense"),
+        (several_members, "is of method 'mimo', whose network is no plain mlp; use the run of a"),
         (without_tickets, "run 'teacher' has no tickets yet"),
         (truncated, "checkpoint 'teacher/member_1.pt' is truncated or not a checkpoint"),
     ],
