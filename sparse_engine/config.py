@@ -59,6 +59,14 @@ class Config:
     data_dir: str | None = setting("data", "folder with the data", kind=str)
     download: bool = setting("data", "fetch the data through torchvision", False, kind=bool)
     batch_size: int | None = setting("data", "images a step", kind=int, least=1)
+    downsample_rate: float = setting(
+        "data",
+        "share of mini-batches with images of half the size",
+        0.0,
+        kind=float,
+        least=0,
+        most=0.99,
+    )
     workers: int = setting("data", "loader processes (image folders)", 2, kind=int, least=0)
     select: str = setting(
         "data",

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from sparse_engine.actions import SaveTicket
+from sparse_engine.actions import Fresh, SaveTicket
 from sparse_engine.architecture import BUILDERS, dense_model
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distribution import LayerPlan
+from sparse_engine.downsampling import training_flops
 from sparse_engine.flops import dense_flops, forward_flops, step_flops
 from sparse_engine.models.plain import plain_model
 from sparse_engine.network import plan_network
 from sparse_engine.phases import Phase
+from sparse_engine.topology import RULES
 
 
 @dataclass
@@ -53,12 +55,13 @@ def run_costs(
         plain = plain_model(config, info) if config.method in BUILDERS else None
     image = (info.channels, info.height, info.width)
     by_layer = dense_flops(model, image)
+    training = training_flops(model, image, config.downsample_rate)
     one_dense = float(sum((dense_flops(plain, image) if plain else by_layer).values()))
     full = plan_network(config, model, sparsity=0.0)
     found = planned_densities(config, model, phases) if densities is None else densities
     images = config.batch_size * sum(
-        _phase_flops(phase, forward_flops(by_layer, layers), float(sum(by_layer.values())))
-        for phase, layers in zip(phases, found.phases, strict=True)
+        _phase_flops(phase, forward_flops(training, layers), sum(training.values()))
+        for phase, layers in zip(phases, _mean_densities(config, model, phases, found), strict=True)
     )
     steps = sum(phase.steps for phase in phases)
     dense_images = config.dense_epochs / config.epochs * steps * config.batch_size
@@ -98,6 +101,24 @@ def planned_densities(config: Config, model: torch.nn.Module, phases: Sequence[P
     return found
 
 
+def _mean_densities(
+    config: Config, model: torch.nn.Module, phases: Sequence[Phase], found: Densities
+) -> list[dict[str, float]]:
+    """Return the densities of each phase, on average over a phase that prunes gradually."""
+    means = list(found.phases)
+    for number, phase in enumerate(phases):
+        fresh = any(isinstance(action, Fresh) for action in phase.begin)
+        if fresh and phase.topology is not None and phase.topology.rule == "granet":
+            share = phase.update_schedule().mean_pruned_share(phase.steps)
+            start, final = (plan_network(config, model, s) for s in (config.start_sparsity, None))
+            means[number] = {
+                f.name: s.density + (f.density - s.density) * share
+                for s, f in zip(start, final)
+                if not f.is_dense
+            }
+    return means
+
+
 def _cut(full: Sequence[LayerPlan], densities: dict[str, float]) -> list[LayerPlan]:
     """Return the plans of layers of some densities."""
     return [replace(p, active=round(densities.get(p.name, 1.0) * p.total)) for p in full]
@@ -107,10 +128,11 @@ def _phase_flops(phase: Phase, sparse: float, dense: float) -> float:
     """Return the training FLOPs of a phase for one image a step (Evci et al. 2020, app. H)."""
     teacher = phase.steps * phase.loss.teacher_passes * dense
     schedule = phase.update_schedule()
-    if schedule is None or phase.topology is None or phase.topology.rule != "rigl":
+    gradient_steps = RULES[phase.topology.rule].gradient_steps if phase.topology else 0
+    if schedule is None or not gradient_steps:
         return teacher + phase.steps * step_flops(sparse, dense, None)
     dynamic = min(phase.steps, schedule.stop or phase.steps)
-    each = step_flops(sparse, dense, schedule.interval)
+    each = step_flops(sparse, dense, schedule.interval, gradient_steps)
     return teacher + dynamic * each + (phase.steps - dynamic) * step_flops(sparse, dense, None)
 
 

@@ -53,17 +53,21 @@ def model_densities(model: nn.Module) -> dict[str, float]:
     return {n: m.density for n, m in model.named_modules() if isinstance(m, SparseLayer)}
 
 
-def step_flops(sparse: float, dense: float, gradient_interval: int | None) -> float:
+def step_flops(
+    sparse: float, dense: float, gradient_interval: int | None, gradient_steps: int = 1
+) -> float:
     """Return training FLOPs per image: forward, input gradient and weight gradient.
 
     Args:
         sparse: forward FLOPs of the sparse network (equal to `dense` for a dense one).
         dense: forward FLOPs of the dense network.
-        gradient_interval: steps from one dense weight gradient to the next, None without them.
+        gradient_interval: steps from one topology update that looks at dense weight gradients to
+            the next, None without them.
+        gradient_steps: steps before each update that collect them.
     """
     if gradient_interval is None:
         return 3 * sparse
-    return (3 * sparse * gradient_interval + 2 * sparse + dense) / (gradient_interval + 1)
+    return 3 * sparse + (dense - sparse) * min(1.0, gradient_steps / (gradient_interval + 1))
 
 
 def _counter(counts: dict[str, int], name: str):

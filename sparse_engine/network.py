@@ -89,21 +89,7 @@ def build_network(
     model = dense_model(config, info)
     sparsity = config.sparsity if sparsity is None else sparsity
     if sparsity:
-        generator = torch.Generator().manual_seed(seed)
-        block = parse_block(config.block)
-        sparsify(
-            model,
-            sparsity,
-            config.distribution,
-            block,
-            init=SCORES[config.start](model, batches) if batches else "random",
-            generator=generator,
-            taps=config.taps,
-            start_sparsity=config.start_sparsity,
-            headroom=HEADROOM if config.topology == "snfs" else 0.0,
-        )
-        if config.weight_init == "fan-in":
-            draw_by_fan_in(model, generator)
+        _make_sparse(model, config, sparsity, torch.Generator().manual_seed(seed), batches)
     model = model.to(device=device, memory_format=torch.channels_last)
     parameters, *norms = decay_groups(model, config.norm_decay != "off")
     optimizer = torch.optim.SGD(
@@ -114,6 +100,28 @@ def build_network(
     )
     rule = config.topology if config.topology in RULES else "static"
     return Network(model, optimizer, Topology(model, optimizer, rule, seed))
+
+
+def _make_sparse(
+    model: nn.Module,
+    config: Config,
+    sparsity: float,
+    generator: torch.Generator,
+    batches: Sequence[Batch],
+) -> None:
+    sparsify(
+        model,
+        sparsity,
+        config.distribution,
+        parse_block(config.block),
+        init=SCORES[config.start](model, batches) if batches else "random",
+        generator=generator,
+        taps=config.taps,
+        start_sparsity=config.start_sparsity,
+        headroom=HEADROOM if config.topology == "snfs" else 0.0,
+    )
+    if config.weight_init == "fan-in":
+        draw_by_fan_in(model, generator)
 
 
 def decay_groups(model: nn.Module, norm_decay: bool) -> list[list[nn.Parameter]]:

@@ -17,6 +17,7 @@ from sparse_engine.config import MOVABLE, Config
 from sparse_engine.costs import Densities
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.loader import split_validation
+from sparse_engine.downsampling import downsampled
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation import batches, predict, training_loader
 from sparse_engine.finite import LossGuard
@@ -198,6 +199,7 @@ class Trainer:
         for group in network.optimizer.param_groups:
             group["lr"] = self.config.lr * multiple
         x, y = self.loader.batch(self.progress.step)
+        x = downsampled(x, self.config.downsample_rate, self.config.seed, self.progress.step)
         x = x.contiguous(memory_format=torch.channels_last)
         loss = self._loss(phase, x, y)
         self.guard.add(self.progress.step, loss, network.model, x)

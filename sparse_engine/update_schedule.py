@@ -64,4 +64,6 @@ class UpdateSchedule:
         A layer of `start` blocks that ends with `final` has start + (final - start) * this of
         them on average, so FLOPs, which are linear in density, follow from it.
         """
-        return sum(self.pruned_share(step) for step in range(steps)) / steps
+        stretches = range(0, steps, self.interval)
+        whole = sum(self.pruned_share(n) * min(self.interval, steps - n) for n in stretches)
+        return whole / steps

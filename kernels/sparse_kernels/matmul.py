@@ -12,6 +12,7 @@ from sparse_kernels.backend import backend_of
 from sparse_kernels.gather import gather
 from sparse_kernels.layout import PassIndex, SlotIndex
 from sparse_kernels.library import block_flops, positions, register, values_like
+from sparse_kernels.weight_grad import weight_grad
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]

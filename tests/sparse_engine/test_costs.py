@@ -142,3 +142,24 @@ def test_validation_images_are_not_trained_on(dry_run):
     found, _ = dry_run(*flags, "--select", "validation", "--validation", "0.25")
     share = (1437 - round(0.25 * 1437)) / 1437
     assert found["train_flops"] == pytest.approx(share * whole["train_flops"])
+
+
+def test_gradual_pruning_costs_its_mean_density(dry_run):
+    flags = ("--dataset", "digits", "--block", "1x1", "--model", "wrn16-2", "--epochs", "200")
+    pruned, _ = dry_run("--method", "granet", *flags)
+    rigl, start = (dry_run("--method", "rigl", "--sparsity", s, *flags)[0] for s in ("0.8", "0.5"))
+    final, first = rigl["test_flops_ratio"], start["test_flops_ratio"]
+    assert pruned["test_flops_ratio"] == final
+    # A cubic that ends at .45 of the run spends .45 / 4 of it above the final density, on average.
+    assert pruned["train_flops_ratio"] == pytest.approx(
+        final + 0.45 / 4 * (first - final), rel=0.05
+    )
+
+
+def test_momentum_growth_collects_gradients_in_some_steps(dry_run):
+    flags = ("--dataset", "digits", "--model", "wrn16-2", "--epochs", "300")
+    snfs, _ = dry_run("--method", "snfs", "--update-interval", "439", *flags)
+    sparse = snfs["test_flops_ratio"]
+    # Dense weight gradients in 44 of 440 steps, in three quarters of the run.
+    expected = sparse + 0.75 * 0.1 * (1 - sparse) / 3
+    assert snfs["train_flops_ratio"] == pytest.approx(expected, rel=1e-3)

@@ -85,7 +85,10 @@ def stopped_run(monkeypatch):
         ([*EDST, "--select", "validation", "--dropout", "0.2"], (4,)),
         (["--method", "dst-ensemble", "--epochs", "6"], (1, 2, 4, 5)),
         (["--method", "rigl", "--epochs", "6", "--dtype", "bf16"], (1, 4)),
-        (["--method", "rigl", "--epochs", "2", "--model", "wrn10-1"], (1,)),
+        (
+            ["--method", "rigl", "--epochs", "2", "--model", "wrn10-1", "--downsample-rate", "0.5"],
+            (1,),
+        ),
         (["--method", "snfs", "--epochs", "8"], (1, 5)),
         (["--method", "rigl", "--epochs", "6", "--start", "snip", "--weight-init", "fan-in"], (3,)),
         (["--method", "dst-ensemble", "--epochs", "12", "--start", "grasp"], (2, 5)),

@@ -1,0 +1,61 @@
+"""Smaller images in some mini-batches: less work in those, the same network.
+
+Source: Poulos, Nouri, Moshovos, *Training CNNs faster with Dynamic Input and Kernel Downsampling*,
+2019, for the images. Their kernels are pooled with the images. Here they are not: the pooled kernel
+of blocks that are stored tap by tap has the union of its taps' blocks, which is a layout of its
+own, several times as dense, to be made in each such step.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_engine.errors import InputError
+from sparse_engine.flops import dense_flops
+
+FACTOR = 2
+
+
+def is_downsampled(rate: float, seed: int, step: int) -> bool:
+    """Return whether a step's images are pooled: a function of seed and step, true for `rate`."""
+    return random.Random(f"downsample {seed} {step}").random() < rate
+
+
+def downsampled(images: Tensor, rate: float, seed: int, step: int) -> Tensor:
+    """Return images [N, C, H, W], or their means over 2x2 pixels where is_downsampled() says so.
+
+    An odd last row or column is a mean of its own.
+    """
+    if not is_downsampled(rate, seed, step):
+        return images
+    return F.avg_pool2d(images, FACTOR, ceil_mode=True)
+
+
+def training_flops(model: nn.Module, image: Sequence[int], rate: float) -> dict[str, float]:
+    """Return dense forward FLOPs per training image of each layer, on average over the steps.
+
+    Args:
+        model: any nn.Module.
+        image: (C, H, W).
+        rate: share of steps with smaller images.
+
+    Raises:
+        InputError: the model takes images of one size only.
+    """
+    full = dense_flops(model, image)
+    if not rate:
+        return {name: float(flops) for name, flops in full.items()}
+    channels, height, width = image
+    smaller = (channels, -(-height // FACTOR), -(-width // FACTOR))
+    try:
+        pooled = dense_flops(model, smaller)
+    except (RuntimeError, ValueError, AssertionError):
+        raise InputError(
+            f"the model cannot take images of {smaller[1]}x{smaller[2]}, which --downsample-rate "
+            "makes: leave it out, or use a model with global pooling"
+        ) from None
+    return {name: (1 - rate) * full[name] + rate * pooled[name] for name in full}
