@@ -147,5 +147,5 @@ def test_a_state_that_does_not_fit_is_an_error():
     state["0.block_ids"][0] = state["0.block_ids"][1]
     with pytest.raises(RuntimeError, match="distinct"):
         load_state(small_model(), state)
-    with pytest.raises(RuntimeError, match="size mismatch|block ids should be from 0"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|block ids should be from 0"):
         load_state(nn.Sequential(nn.Linear(3, 3)), sparse.state_dict())
