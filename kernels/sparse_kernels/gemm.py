@@ -71,28 +71,50 @@ def add_products(
     results: Matrices, sources: Matrices, steps: Sequence[Step], weights: Sequence[Tensor]
 ) -> None:
     """Add source[m + shift] @ weights[slot] to row m of a result, for every step."""
-    for written, read, shift, slot in steps:
-        result, source = _overlap(results[written], sources[read], shift)
-        weight = _cropped(weights[slot], source.shape[1], result.shape[1])
-        result.addmm_(source, weight)
+    written, read = _Parts(results), _Parts(sources)
+    for result, source, shift, slot in steps:
+        (length, width), (extent, depth) = written.sizes[result], read.sizes[source]
+        first, last = _overlap(length, extent, shift)
+        weight = _cropped(weights[slot], depth, width)
+        block = written.part(result, first, last)
+        block.addmm_(read.part(source, first + shift, last + shift), weight)
 
 
 def add_outer_products(
     dvalues: Tensor, grads: Matrices, sources: Matrices, steps: Sequence[Step]
 ) -> None:
     """Add the sum over m of source[m + shift].T @ grad[m] to dvalues[slot], for every step."""
-    parts = dvalues.unbind(0)
-    for written, read, shift, slot in steps:
-        grad, source = _overlap(grads[written], sources[read], shift)
-        part = _cropped(parts[slot], source.shape[1], grad.shape[1])
-        part.addmm_(source.T, grad)
+    written, read = _Parts(grads), _Parts(sources, transposed=True)
+    blocks = dvalues.unbind(0)
+    for grad, source, shift, slot in steps:
+        (length, width), (extent, depth) = written.sizes[grad], read.sizes[source]
+        first, last = _overlap(length, extent, shift)
+        block = _cropped(blocks[slot], depth, width)
+        parts = read.part(source, first + shift, last + shift), written.part(grad, first, last)
+        block.addmm_(*parts)
 
 
-def _overlap(result: Tensor, source: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """Return rows m of a result and rows m + shift of a source, for every m where both exist."""
-    first, last = max(0, -shift), min(len(result), len(source) - shift)
-    last = max(first, last)
-    return result[first:last], source[first + shift : last + shift]
+class _Parts:
+    """Ranges of rows of some matrices, each cut out once: a cut costs as much as a small product."""
+
+    def __init__(self, matrices: Matrices, transposed: bool = False) -> None:
+        self.matrices, self.transposed = matrices, transposed
+        self.sizes = {key: tuple(matrix.shape) for key, matrix in matrices.items()}
+        self.cut: dict[Hashable, Tensor] = {}
+
+    def part(self, key: Hashable, first: int, last: int) -> Tensor:
+        """Return rows of a matrix, or their transpose."""
+        found = self.cut.get((key, first, last))
+        if found is None:
+            found = self.matrices[key][first:last]
+            found = self.cut[key, first, last] = found.T if self.transposed else found
+        return found
+
+
+def _overlap(written: int, read: int, shift: int) -> tuple[int, int]:
+    """Return the range of m for which row m is written and row m + shift can be read."""
+    first, last = -shift if shift < 0 else 0, min(written, read - shift)
+    return first, last if last > first else first
 
 
 def _cropped(block: Tensor, rows: int, columns: int) -> Tensor:
