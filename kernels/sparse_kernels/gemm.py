@@ -95,7 +95,7 @@ def add_outer_products(
 
 
 class _Parts:
-    """Ranges of rows of some matrices, each cut out once: a cut costs as much as a small product."""
+    """Ranges of rows of some matrices, each cut out once: it takes as long as a small product."""
 
     def __init__(self, matrices: Matrices, transposed: bool = False) -> None:
         self.matrices, self.transposed = matrices, transposed
