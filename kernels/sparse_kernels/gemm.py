@@ -9,6 +9,7 @@ Sums are taken in fp32 at least. Every call reads the lists of blocks anew: besi
 that costs little, and it leaves nothing that an update of the topology could make wrong.
 """
 
+import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparse_kernels.layout import PassIndex
+from sparse_kernels.threads import shared
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -41,12 +43,17 @@ def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -
 
 def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
+    dtype = x.dtype
     steps = [(o, c, 0, slot) for o, c, _, _, slot in blocks(PassIndex.forward(index))]
-    dvalues = zero_values(x, index, sizes)
-    rows = (t.flatten(0, -2).to(dvalues.dtype).split(ROWS) for t in (x, grad))
-    for source, dy in zip(*rows):
-        add_outer_products(dvalues, _columns(dy, sizes[4]), _columns(source, sizes[5]), steps)
-    return dvalues.to(x.dtype)
+
+    def products(x: Tensor, grad: Tensor) -> Tensor:
+        dvalues = zero_values(x, index, sizes)
+        for source, dy in zip(x.split(ROWS), grad.split(ROWS)):
+            add_outer_products(dvalues, _columns(dy, sizes[4]), _columns(source, sizes[5]), steps)
+        return dvalues
+
+    x, grad = (t.flatten(0, -2).to(precise(t.dtype)) for t in (x, grad))
+    return total(shared(products, x, grad, rows=len(x))).to(dtype)
 
 
 def blocks(lists: PassIndex) -> Iterator[tuple[int, int, int, int, int]]:
@@ -65,6 +72,11 @@ def precise(dtype: torch.dtype) -> torch.dtype:
 def zero_values(x: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return zeros [Z, BC, BO] to sum a weight gradient in."""
     return x.new_zeros((len(index[0]), sizes[5], sizes[4]), dtype=precise(x.dtype))
+
+
+def total(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of parts, in their order; the first one is overwritten."""
+    return functools.reduce(Tensor.add_, parts)
 
 
 def add_products(
@@ -134,9 +146,13 @@ def _linear(
     y = x.new_zeros((*x.shape[:-1], written[0]), dtype=precise(x.dtype))
     if bias is not None:
         y += bias
-    sources = x.reshape(-1, x.shape[-1]).to(y.dtype).split(ROWS)
-    for source, result in zip(sources, y.view(-1, written[0]).split(ROWS)):
-        add_products(_columns(result, written[1]), _columns(source, read), steps, weights)
+
+    def products(x: Tensor, y: Tensor) -> None:
+        for source, result in zip(x.split(ROWS), y.split(ROWS)):
+            add_products(_columns(result, written[1]), _columns(source, read), steps, weights)
+
+    rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
+    shared(products, rows, y.view(-1, written[0]), rows=len(rows))
     return y.to(x.dtype)
 
 
