@@ -30,7 +30,9 @@ from sparse_kernels.tiles import SHARED_LIMIT, gather_tile, power_of_two, weight
 SIZES = (16, 32, 64, 128)
 PASSES = ("forward", "input gradient", "weight gradient")
 TYPES = {"bf16": ("bf16", 2, "ieee"), "tf32": ("fp32", 4, "tf32"), "fp32": ("fp32", 4, "ieee")}
-GEOMETRY = dict.fromkeys(("STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DIL_H", "DIL_W"), 1)
+GEOMETRY = (1,) * 6
+# With all fusions at once, which needs the most registers; alone they need no more.
+FUSED_BLOCKS = ((32, 32), (64, 64), (128, 128))
 COUNTED = {
     "wgmma": r"HGMMA",
     "tcgen05": r"UTC\w*MMA",
@@ -40,18 +42,19 @@ COUNTED = {
 }
 # Channel counts and strides that are multiples of 16, as launches see them.
 STRIDES = r"N|C|C_\w+|\w+_[nhw]"
-SOURCES = ("gather_kernels.py", "weight_grad_kernels.py", "tiles.py")
+SOURCES = ("fusion_kernels.py", "gather_kernels.py", "weight_grad_kernels.py", "tiles.py")
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One kernel as it is compiled: generation, pass, variant, data type and block (BO, BC)."""
+    """One kernel as it is compiled: for which GPU, pass, variant, type, block (BO, BC), fusions."""
 
     arch: int
     kernel: str
     rows: bool
     dtype: str
     block: tuple[int, int]
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ def configurations() -> Iterator[Configuration]:
     ):
         if not rows or (arch >= 90 and dtype != "fp32"):
             yield Configuration(arch, kernel, rows, dtype, block)
+            if block in FUSED_BLOCKS:
+                yield Configuration(arch, kernel, rows, dtype, block, fused=True)
 
 
 def compile_one(configuration: Configuration) -> Compiled:
@@ -137,7 +142,8 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
 
     (bo, bc), (_, itemsize, precision) = c.block, TYPES[c.dtype]
     exact = c.dtype == "fp32"
-    common = {**GEOMETRY, "PRECISION": precision}
+    input_kind = "affine_relu" if c.fused else "plain"
+    common = {"GEOMETRY": GEOMETRY, "INPUT": input_kind, "PRECISION": precision}
     if c.kernel == "weight gradient":
         tile = weight_grad_tile(c.arch, itemsize, exact, bc, bo, c.rows)
         constants = {**common, "BM": tile.bm, "BC": bc, "BO": bo}
@@ -153,6 +159,8 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
         **common,
         "TRANSPOSED": transposed,
         "HAS_BIAS": not transposed,
+        "RELU": c.fused and not transposed,
+        "STATISTICS": c.fused and not transposed,
         "BM": tile.bm,
         "BK": tile.bk,
         "BLOCK_RED": reduce,
@@ -161,6 +169,7 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
     if c.rows:
         weights = [written, tile.bk] if transposed else [tile.bk, written]
         boxes = {"src": [tile.bm, tile.bk], "values": weights, "dst": [tile.bm, written]}
+        boxes["x"] = boxes["dst"]
         return gather_kernels.gather_rows, constants, boxes, tile
     constants |= {"IMAGES_LAST": False, "RAGGED": False, "TILE_DST": power_of_two(written)}
     return gather_kernels.gather_pointers, constants, {}, tile
@@ -175,7 +184,7 @@ def _kind(
         return f"tensordesc<{element}[{','.join(map(str, descriptors[name]))}]>"
     if name in ("src", "values", "bias", "dst", "x", "dy"):
         return f"*{element}"
-    if name == "partial":
+    if name in ("partial", "scale", "shift"):
         return "*fp32"
     lists = ("start", "slot", "reduce", "tap_h", "tap_w", "out_block", "in_block")
     return "*i32" if name in lists else "i32"
@@ -197,7 +206,7 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
 def _row(found: Compiled) -> str:
     c, tile = found.configuration, found.tile
     counts = " ".join(f"{k} {v}" for k, v in found.instructions.items() if v)
-    variant = "rows" if c.rows else "pointers"
+    variant = ("rows" if c.rows else "pointers") + (", fused" if c.fused else "")
     return (
         f"| sm_{c.arch} | {c.kernel} | {variant} | {c.dtype} | {c.block[0]}x{c.block[1]} | "
         f"{tile.bm} | {tile.bk or '-'} | {tile.warps} | {tile.stages} | {found.registers} | "

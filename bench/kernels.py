@@ -2,6 +2,7 @@
 
     python -m bench.kernels                         on a GPU: WRN-28-10's layers and a linear one
     python -m bench.kernels --budget 120            the most important rows first, stop in time
+    python -m bench.kernels --tune                  with tiles tuned for each case, and which
     SPARSE_ENGINE_BACKEND=triton TRITON_INTERPRET=1 python -m bench.kernels --tiny   dry check
 
 The baseline is the best dense one: bf16, channels_last, cudnn.benchmark, and for linear layers also
@@ -14,24 +15,29 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import os
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
-from torch import Tensor
 
-from sparse_kernels import BlockLayout, block_conv2d, block_linear
+from bench.problems import (
+    Layer,
+    Problem,
+    bsr_forward,
+    dense_passes,
+    make_problem,
+    sparse_passes,
+)
 from sparse_kernels.activation import in_order
-from sparse_kernels.backend import backend_of
-from sparse_kernels.layout import block_grid
-from sparse_kernels.reference import gather_blocks, scatter_blocks
+from sparse_kernels.backend import VARIABLE, backend_of
+from sparse_kernels.reference import gather_blocks
+from sparse_kernels.tuner import tune_conv2d
 
 PASSES = ("forward", "input gradient", "weight gradient")
 # Two roundings to bf16 differ by about 4e-3; a wrong index gives an error near 1.
@@ -40,16 +46,6 @@ COLUMNS = (
     "device", "driver", "torch", "triton", "commit", "layer", "batch", "block", "density", "order",
     "provider", "pass", "p20_ms", "p50_ms", "p80_ms", "tflops", "speedup", "efficiency", "error",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer to time: weight (O, C, R, S), image (H, W) and batch; H = 0 for a linear one."""
-
-    name: str
-    weight: tuple[int, ...]
-    image: tuple[int, ...]
-    batch: int
 
 
 LAYERS = (
@@ -67,96 +63,15 @@ DENSITIES = (0.2, 0.1, 0.5, 0.05)
 ORDERS = ("rows", "channels_last")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One layer with one choice of blocks, and what its passes should give."""
-
-    layer: Layer
-    layout: BlockLayout
-    x: Tensor
-    values: Tensor
-    grad: Tensor
-    dense: Tensor
-
-    @property
-    def positions(self) -> int:
-        """Vectors of output channels."""
-        return self.grad.numel() // self.layer.weight[0]
-
-
-def make_problem(layer: Layer, block: tuple[int, int], density: float, device: str) -> Problem:
-    """Return random blocks at a density, and random inputs, in bf16 (fp32 on a CPU)."""
-    torch.manual_seed(0)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    mask = torch.rand(block_grid(layer.weight, block)) < density
-    mask.view(-1)[0] = True
-    layout = BlockLayout.from_mask(mask, layer.weight, block).to(device)
-    weight = torch.randn(layout.shape, device=device, dtype=dtype)
-    values = gather_blocks(weight, layout.tensors(), layout.sizes())
-    x = torch.randn(layer.batch, layer.weight[1], *layer.image, device=device, dtype=dtype)
-    grad = torch.randn(layer.batch, layer.weight[0], *layer.image, device=device, dtype=dtype)
-    dense = scatter_blocks(values, layout.tensors(), layout.sizes()).view(layer.weight)
-    return Problem(layer, layout, x, values, grad, dense)
-
-
-def dense_passes(problem: Problem) -> dict[str, Callable[[], Tensor]]:
-    """Return the dense library's three passes."""
-    x, weight, grad = problem.x, problem.dense, problem.grad
-    if not problem.layer.image:
-        return {
-            "forward": lambda: F.linear(x, weight),
-            "input gradient": lambda: grad @ weight,
-            "weight gradient": lambda: grad.T @ x,
-        }
-    x, weight, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight, grad))
-    pad = problem.layer.weight[2] // 2
-
-    def backward(which: int) -> Callable[[], Tensor]:
-        wanted = [which == 0, which == 1, False]
-        return lambda: torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, wanted
-        )[which]
-
-    return {
-        "forward": lambda: F.conv2d(x, weight, None, 1, pad),
-        "input gradient": backward(0),
-        "weight gradient": backward(1),
-    }
-
-
-def sparse_passes(problem: Problem, order: str) -> dict[str, Callable[[], Tensor]]:
-    """Return our three passes, with activations in an order."""
-    from sparse_kernels import convolution, matmul
-
-    index, sizes = problem.layout.tensors(), problem.layout.sizes()
-    x, values, grad = problem.x, problem.values, problem.grad
-    if not problem.layer.image:
-        return {
-            "forward": lambda: block_linear(x, values, problem.layout),
-            "input gradient": lambda: matmul.linear_input_grad(grad, values, index, sizes),
-            "weight gradient": lambda: matmul.linear_weight_grad(x, grad, index, sizes),
-        }
-    x, grad = in_order(x, order), in_order(grad, order)
-    pad, one = [problem.layer.weight[2] // 2] * 2, [1, 1]
-    image = list(problem.layer.image)
-    return {
-        "forward": lambda: block_conv2d(x, values, problem.layout, padding=pad),
-        "input gradient": lambda: convolution.conv2d_input_grad(
-            grad, values, index, sizes, image, one, pad, one
-        ),
-        "weight gradient": lambda: convolution.conv2d_weight_grad(
-            x, grad, index, sizes, one, pad, one
-        ),
-    }
-
-
-def bsr_forward(problem: Problem) -> Callable[[], Tensor] | None:
-    """Return torch.sparse's BSR product of a linear layer, None where it cannot run."""
-    bo, bc = problem.layout.block
-    if problem.layer.image or bo != bc or problem.x.device.type != "cuda":
-        return None
-    weight = problem.dense.to_sparse_bsr((bo, bc))
-    return lambda: F.linear(problem.x, weight)
+def tune(problem: Problem, device: str) -> None:
+    """Use the fastest tiles for a problem from now on, and print them."""
+    images = bool(problem.layer.image)
+    pad = [problem.layer.weight[2] // 2] * 2 if images else [0, 0]
+    for order in ORDERS if images else ("rows",):
+        x = in_order(problem.x if images else problem.x[:, :, None, None], order)
+        found = tune_conv2d(x, problem.values, problem.layout, [1, 1], pad, [1, 1])
+        for key, tile in found.items():
+            print(f"tuned {key}: {tile}", flush=True)
 
 
 def milliseconds(function: Callable[[], Any], device: str) -> tuple[float, float, float]:
@@ -173,7 +88,7 @@ def milliseconds(function: Callable[[], Any], device: str) -> tuple[float, float
     return min(times), statistics.median(times), max(times)
 
 
-def measure(problem: Problem, device: str) -> Iterator[dict[str, Any]]:
+def measure(problem: Problem, device: str, tuned: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the rows of one problem: dense, ours in each order, BSR."""
     layout, dense = problem.layout, dense_passes(problem)
     flops = 2 * problem.positions * problem.dense.numel()
@@ -182,7 +97,8 @@ def measure(problem: Problem, device: str) -> Iterator[dict[str, Any]]:
         right["weight gradient"].reshape(layout.shape), layout.tensors(), layout.sizes()
     )
     baseline = {name: milliseconds(run, device) for name, run in dense.items()}
-    backend = backend_of(problem.x, layout.sizes())
+    backend = backend_of(problem.x, layout.tensors(), layout.sizes(), problem.positions)
+    backend += " tuned" if tuned else ""
     providers = [("dense", "channels_last", dense)]
     orders = ORDERS if problem.layer.image else ("rows",)
     providers += [(backend, order, sparse_passes(problem, order)) for order in orders]
@@ -253,11 +169,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/reports"), help="folder")
     parser.add_argument("--budget", type=float, default=540, help="seconds")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to check the harness")
+    parser.add_argument("--tune", action="store_true", help="tune each case before it is timed")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not options.tiny:
         raise SystemExit("bench.kernels needs a CUDA GPU; --tiny checks the harness without one")
     torch.backends.cudnn.benchmark = True
+    if device == "cuda":
+        os.environ.setdefault(VARIABLE, "triton")  # above break-even too, to see where it lies
     layers = TINY if options.tiny else LAYERS
     blocks, densities = (((32, 32),), (0.5,)) if options.tiny else (BLOCKS, DENSITIES)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -271,7 +190,10 @@ def main() -> None:
             if time.perf_counter() - began > options.budget:
                 print("out of time; the rows left out are the less important ones")
                 break
-            for row in measure(make_problem(layer, block, density, device), device):
+            problem = make_problem(layer, block, density, device)
+            if options.tune:
+                tune(problem, device)
+            for row in measure(problem, device, options.tune):
                 writer.writerow({**facts, **row})
                 print_row(row)
             file.flush()

@@ -122,7 +122,7 @@ class Config:
     )
     prune_scope: str | None = setting(
         "sparsity",
-        "pruning ranks the blocks of all layers together, or of each by --distribution [global]",
+        "pruning ranks all blocks together, or those of each layer [1x1 global, else layer]",
         kind=str,
         choices=("global", "layer"),
     )

@@ -1,16 +1,31 @@
 """Evaluate any set of runs as one ensemble: python -m sparse_engine.evaluate RUN...
 
-Prints a table of all tickets and of their ensemble on the test split, and one JSON line last.
+Prints Markdown tables of all tickets and of their ensemble: the test split, corrupted, foreign and
+attacked images where flags ask for them, and what training cost; and one JSON line last.
 """
 
+from __future__ import annotations
+
+import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sparse_engine.command_line import Parser, run_command
-from sparse_engine.errors import InputError
+from sparse_engine.config import Config
+from sparse_engine.data.catalog import npz_path
+from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.evaluation_report import report_tables, total_costs
 from sparse_engine.recipes import resolve
+from sparse_engine.robustness.options import Options, add_flags, read_options
 from sparse_engine.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparse_engine.data.arrays import DataSet
+    from sparse_engine.data.catalog import DatasetInfo
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -23,44 +38,140 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--data-dir", help="folder with the data [that of the first run]")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    options = parser.parse_strictly(arguments)
-    result = evaluate(options.runs, options.data_dir, options.device)
-    # Imported late, like everything that needs torch.
-    from sparse_engine.evaluation import metrics_table
-    from sparse_engine.job import print_json
+    add_flags(parser)
+    flags = parser.parse_strictly(arguments)
+    options = read_options(flags)
+    result = evaluate(flags.runs, flags.data_dir, flags.device, options)
+    from sparse_engine.job import print_json  # late, like everything that needs torch
 
-    print(metrics_table(result))
+    print(report_tables(result))
     print_json(result)
+    # Last, since what is printed cannot be lost to a full disk.
+    _write_files(result, options)
 
 
-def evaluate(runs: Sequence[str], data_dir: str | None, device: str) -> dict[str, Any]:
-    """Return ensemble_metrics over the tickets of all runs.
+def evaluate(
+    runs: Sequence[str], data_dir: str | None, device: str, options: Options | None = None
+) -> dict[str, Any]:
+    """Return what is to be known of the tickets of all runs, as one ensemble.
+
+    Returns:
+        evaluation.ensemble_metrics; `calibration`, the bins of the ensemble's reliability diagram;
+        `costs` of all runs together; robustness.assess as the options ask for it; and `densities`
+        of each ticket's layers if figures are wanted.
 
     Raises:
-        InputError: a run that cannot be read, or runs of different data sets.
+        InputError: a run that cannot be read, or runs that cannot be one ensemble.
     """
+    options = options or Options()
     folders = [RunFolder.existing(run) for run in runs]
     saved = [folder.config() for folder in folders]
-    for folder, config in zip(folders, saved):
-        if config.dataset != saved[0].dataset:
-            raise InputError(
-                f"run '{folder.path}' is of data set {config.dataset}, and "
-                f"'{folders[0].path}' of {saved[0].dataset}: they cannot be one ensemble"
-            )
+    dataset = _common_dataset(folders, saved, options)
     # All runs are given the same data, and the backend that this machine has.
     here = {"data_dir": data_dir or saved[0].data_dir, "device": device, "backend": "auto"}
     configs = [resolve(replace(config, **here)) for config in saved]
     from sparse_engine.data.load import load_dataset
-    from sparse_engine.evaluation import ensemble_metrics
+    from sparse_engine.evaluation import calibration, ensemble_metrics
     from sparse_engine.job import choose_device, member_probabilities
 
-    data = load_dataset(configs[0].dataset, configs[0].data_dir)
+    data = load_dataset(dataset, configs[0].data_dir)
+    _check_training_data(folders, saved, data.info, configs[0].data_dir)
+    place = choose_device(configs[0])
+    found = _beyond_the_test_split(folders, configs, data, place, options)
     members, labels = [], None
     for folder, config in zip(folders, configs):
-        found, labels = member_probabilities(config, data, folder, choose_device(config))
-        members += found
-    result = ensemble_metrics(members, labels)
-    return {"dataset": configs[0].dataset, "runs": list(runs), **result}
+        probabilities, labels = member_probabilities(config, data, folder, place)
+        members += probabilities
+    return {
+        "dataset": dataset,
+        "runs": list(runs),
+        **ensemble_metrics(members, labels),
+        "calibration": calibration(members, labels),
+        "costs": total_costs([folder.result() for folder in folders]),
+        **found,
+    }
+
+
+def _beyond_the_test_split(
+    folders: Sequence[RunFolder],
+    configs: Sequence[Config],
+    data: DataSet,
+    place: torch.device,
+    options: Options,
+) -> dict[str, Any]:
+    """Return what needs the tickets as models: assess, and densities for figures."""
+    if not (options.severities or options.foreign or options.attacks or options.plots):
+        return {}
+    from sparse_engine.robustness.assess import assess
+    from sparse_engine.robustness.members import layer_densities, load_models
+
+    models = []
+    for folder, config in zip(folders, configs):
+        models += load_models(config, data.info, folder, place)
+    first = configs[0]
+    found = assess(models, data, first.data_dir, options, 2 * first.batch_size, first.workers)
+    if options.plots:
+        found["densities"] = [layer_densities(model) for model in models]
+    return found
+
+
+def _common_dataset(folders: Sequence[RunFolder], saved: Sequence[Config], options: Options) -> str:
+    """Return the data set of all runs, which no foreign one may be."""
+    dataset = saved[0].dataset
+    for folder, config in zip(folders, saved):
+        if config.dataset != dataset:
+            raise InputError(
+                f"run '{folder.path}' is of data set {config.dataset}, and "
+                f"'{folders[0].path}' of {dataset}: they cannot be one ensemble"
+            )
+    if dataset in options.foreign:
+        raise InputError(f"--ood {dataset} is the data set of the runs; name another, or noise")
+    return dataset
+
+
+def _check_training_data(
+    folders: Sequence[RunFolder], saved: Sequence[Config], info: DatasetInfo, data_dir: str | None
+) -> None:
+    """Raise InputError if a run was trained on arrays of the same name and another kind.
+
+    The classes and the normalisation of a user's own arrays are those of their file, of which
+    there may be several; one that is gone cannot be compared.
+    """
+    from sparse_engine.data.catalog import dataset_info
+
+    for folder, config in zip(folders, saved):
+        path = npz_path(config.dataset, config.data_dir)
+        if path is None or path.parent.resolve() == Path(data_dir or "").resolve():
+            continue
+        own = dataset_info(config.dataset, config.data_dir)
+        for name, words in (
+            ("classes", "number of classes"),
+            ("channels", "number of channels"),
+            ("height", "image height"),
+            ("width", "image width"),
+            ("mean", "normalisation (mean)"),
+            ("std", "normalisation (deviation)"),
+        ):
+            if getattr(own, name) != getattr(info, name):
+                raise InputError(
+                    f"run '{folder.path}' was trained on {path}, whose {words} is "
+                    f"{getattr(own, name)}, and the data here has {getattr(info, name)}: "
+                    "evaluate it apart, on its own data"
+                )
+
+
+def _write_files(result: dict[str, Any], options: Options) -> None:
+    try:
+        if options.out:
+            part = options.out.with_name(options.out.name + ".part")
+            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            part.replace(options.out)
+        if options.plots:
+            from sparse_engine.plots import draw_all
+
+            draw_all(result, options.plots)
+    except OSError as error:
+        raise RunFailure(f"{error}; the JSON line holds everything") from None
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ from sparse_engine.data.arrays import ImageArrays, ImageFiles
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.folder import FolderLoader, folder_evaluation_batches
 from sparse_engine.data.loader import ArrayLoader, evaluation_batches
+from sparse_engine.evaluation_report import named_members
 from sparse_engine.metrics import (
+    calibration_bins,
     classification_metrics,
     disagreement,
     kl_divergence,
+    mean_of_pairs,
     mean_probabilities,
-    pairwise,
+    pairwise_matrix,
 )
 from sparse_engine.summary import format_table
 
@@ -68,7 +71,8 @@ def ensemble_metrics(members: Sequence[Tensor], labels: Tensor) -> dict[str, Any
     Returns:
         accuracy, nll, ece and brier of the mean probabilities; `members`, the same of each;
         member_accuracy, the accuracy of each; and, with several members, their mean pairwise
-        disagreement and kl (FreeTickets, section 4).
+        disagreement and kl (FreeTickets, section 4), the matrices [M][M] of both, and `growing`,
+        the metrics of the ensembles of the first 1, 2, ..., M members.
     """
     stacked = torch.stack(list(members))
     each = [classification_metrics(p, labels) for p in stacked]
@@ -76,8 +80,13 @@ def ensemble_metrics(members: Sequence[Tensor], labels: Tensor) -> dict[str, Any
     found["member_accuracy"] = [m["accuracy"] for m in each]
     found["members"] = each
     if len(each) > 1:
-        found["disagreement"] = pairwise(disagreement, stacked)
-        found["kl"] = pairwise(kl_divergence, stacked)
+        for name, function in (("disagreement", disagreement), ("kl", kl_divergence)):
+            matrix = pairwise_matrix(function, stacked)
+            found[name], found[f"{name}_matrix"] = mean_of_pairs(matrix), matrix
+        found["growing"] = [
+            classification_metrics(mean_probabilities(stacked[:count]), labels)
+            for count in range(1, len(each) + 1)
+        ]
     return found
 
 
@@ -85,10 +94,13 @@ def metrics_table(found: dict[str, Any]) -> str:
     """Return members, their mean and the ensemble as a table."""
     columns = ("accuracy", "nll", "ece", "brier")
     rows = [("", "", *columns)]
-    members = found["members"]
-    named = [(f"member {i}", m) for i, m in enumerate(members, 1)]
-    if len(members) > 1:
-        mean = {c: sum(m[c] for m in members) / len(members) for c in columns}
-        named += [("mean of members", mean), ("ensemble", found)]
-    rows += [(name, "", *(f"{m[c]:.4f}" for c in columns)) for name, m in named]
+    rows += [
+        (name, "", *(f"{m[c]:.4f}" for c in columns)) for name, m in named_members(found).items()
+    ]
     return format_table(rows)
+
+
+def calibration(members: Sequence[Tensor], labels: Tensor) -> dict[str, list[float]]:
+    """Return counts, accuracy and confidence of the bins of the ensemble's reliability diagram."""
+    bins = calibration_bins(mean_probabilities(torch.stack(list(members))), labels)
+    return {name: values.tolist() for name, values in bins._asdict().items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.catalog import dataset_info
 from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import count_steps, split_validation
-from sparse_engine.distribution import LayerPlan
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation import batches, ensemble_metrics, metrics_table, predict
 from sparse_engine.methods.registry import build_phases
@@ -181,14 +179,20 @@ def describe(
         "peak_memory_bytes": None if seconds is None else peak_memory(device),
         "device": torch.cuda.get_device_name(device) if gpu else "cpu",
         "dtype": config.dtype,
-        "backend": _backends(config, device, costs["plans"]),
+        "backend": _backends(config, device, costs),
     }
 
 
-def _backends(config: Config, device: torch.device, plans: Sequence[LayerPlan]) -> str:
+def _backends(config: Config, device: torch.device, costs: dict[str, Any]) -> str:
     """Return what the sparse layers run on, several joined by "+"; "dense" if there are none."""
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
-    used = {choose_backend(device, dtype, p.block) for p in plans if not p.is_dense}
+    used = set()
+    for plan in costs["plans"]:
+        if not plan.is_dense:
+            sizes = (*plan.shape, 1, 1)[:4] + plan.block
+            pixels = costs["layer_flops"][plan.name] // (2 * plan.weights)
+            positions = config.batch_size * pixels
+            used.add(choose_backend(device, dtype, sizes, plan.density, positions))
     return "+".join(sorted(used)) or "dense"
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from sparse_engine.blocks import BlockChoice, layer_block
 from sparse_kernels import BlockLayout
+from sparse_kernels.activation import order_of
+from sparse_kernels.backend import backend_of
 from sparse_kernels.layout import block_grid, group_size
 from sparse_kernels.probe import GradientProbe
 from sparse_kernels.reference import block_norms, gather_blocks, scatter_blocks
@@ -30,6 +32,8 @@ class SparseLayer(nn.Module):
     values: nn.Parameter
     bias: nn.Parameter | None
     layout: BlockLayout
+    ran_on: str | None = None
+    """What its first forward ran on, and whether it copied its input; None before."""
 
     def _make(
         self,
@@ -123,6 +127,14 @@ class SparseLayer(nn.Module):
         """Stop collecting; return the scores [OB * CB * R * S], None if no backward came by."""
         scores, self._probe = self.collected, None
         return scores
+
+    def _note_run(self, x: Tensor, positions: int) -> None:
+        """Remember, for the report, what a layer with input x runs on."""
+        if self.ran_on is not None or torch.compiler.is_compiling() or x.is_meta:
+            return
+        backend = backend_of(x, self.layout.tensors(), self.layout.sizes(), positions)
+        copied = backend == "triton" and x.ndim == 4 and order_of(x) == "contiguous"
+        self.ran_on = backend + (", copied from NCHW" if copied else "")
 
     def _weight_shape(self) -> tuple[int, ...]:
         return self.layout.shape

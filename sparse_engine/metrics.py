@@ -6,8 +6,8 @@ lengths that do not match, for empty ones, for labels outside [0, K), and for pr
 are negative or not finite.
 """
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,12 +31,19 @@ def negative_log_likelihood(probabilities: Tensor, labels: Tensor) -> float:
     return -_log(likelihoods).mean().item()
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Return the expected calibration error, in [0, 1] (Guo et al. 2017, equation 3).
+class CalibrationBins(NamedTuple):
+    """Equal bins of confidence, each a float64 tensor [bins]; empty bins hold 0 in all three."""
+
+    counts: Tensor
+    accuracy: Tensor
+    confidence: Tensor
+
+
+def calibration_bins(probabilities: Tensor, labels: Tensor, bins: int = 15) -> CalibrationBins:
+    """Return number, accuracy and mean confidence of the samples in every bin of confidence.
 
     The confidence of a sample is its largest probability. Bin b of `bins` equal ones holds the
-    confidences in [b / bins, (b + 1) / bins), the last one 1 as well. The result is the mean over
-    samples of their bin's |accuracy - mean confidence|.
+    confidences in [b / bins, (b + 1) / bins), the last one 1 as well (Guo et al. 2017, section 2).
 
     Raises ValueError for fewer than one bin, too.
     """
@@ -46,9 +53,19 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     confidences = probabilities.amax(1)
     inner_edges = torch.arange(1, bins, dtype=torch.float64) / bins
     indices = torch.bucketize(confidences, inner_edges, right=True)
-    # Summed over a bin, accuracy - confidence is that bin's gap times its number of samples.
-    gaps = _correct(probabilities, labels) - confidences
-    return torch.bincount(indices, weights=gaps).abs().sum().item() / len(labels)
+    counts = torch.bincount(indices, minlength=bins).double()
+    correct = _correct(probabilities, labels)
+    sums = (torch.bincount(indices, weights=w, minlength=bins) for w in (correct, confidences))
+    return CalibrationBins(counts, *(total / counts.clamp_min(1) for total in sums))
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error, in [0, 1] (Guo et al. 2017, equation 3).
+
+    It is the mean over samples of |accuracy - mean confidence| of their bin; see calibration_bins.
+    """
+    counts, right, confidence = calibration_bins(probabilities, labels, bins)
+    return (counts * (right - confidence).abs()).sum().item() / counts.sum().item()
 
 
 def brier_score(probabilities: Tensor, labels: Tensor) -> float:
@@ -80,15 +97,22 @@ def kl_divergence(p: Tensor, q: Tensor) -> float:
     return (p * (_log(p) - _log(q))).sum(1).mean().item()
 
 
-def pairwise(function: Callable[[Tensor, Tensor], float], members: Tensor) -> float:
-    """Return the mean of `function(p, q)` over ordered pairs of different members of [M, N, K].
+def pairwise_matrix(
+    function: Callable[[Tensor, Tensor], float], members: Tensor
+) -> list[list[float]]:
+    """Return `function(p, q)` for every ordered pair of members [M, N, K], as M rows of M."""
+    _check_members(members)
+    return [[function(p, q) for q in members] for p in members]
+
+
+def mean_of_pairs(matrix: Sequence[Sequence[float]]) -> float:
+    """Return the mean of a pairwise_matrix over ordered pairs of different members.
 
     Raises ValueError for fewer than two members.
     """
-    _check_members(members)
-    if len(members) < 2:
-        raise ValueError(f"pairs need at least 2 members, not {len(members)}")
-    values = [function(p, q) for p, q in itertools.permutations(members, 2)]
+    if len(matrix) < 2:
+        raise ValueError(f"pairs need at least 2 members, not {len(matrix)}")
+    values = [v for i, row in enumerate(matrix) for j, v in enumerate(row) if i != j]
     return sum(values) / len(values)
 
 

@@ -75,7 +75,7 @@ class SparseConv2d(SparseLayer):
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._pads(), mode=self.padding_mode), 0
-        return block_conv2d(
+        y = block_conv2d(
             x,
             self.values,
             self.layout,
@@ -85,6 +85,8 @@ class SparseConv2d(SparseLayer):
             self.dilation,
             probe=self._probe,
         )
+        self._note_run(x, y.numel() // self.out_channels)
+        return y
 
     def _pads(self) -> list[int]:
         if self.padding == "same":
@@ -180,7 +182,9 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., O] for x [..., C]."""
-        return block_linear(x, self.values, self.layout, self.bias, probe=self._probe)
+        y = block_linear(x, self.values, self.layout, self.bias, probe=self._probe)
+        self._note_run(x, y.numel() // self.out_features)
+        return y
 
     def block_mask(self) -> Tensor:
         """Return which blocks are active, bool [OB, CB]."""

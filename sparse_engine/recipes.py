@@ -81,11 +81,11 @@ def resolve(config: Config) -> Config:
     block = config.block or recipe.block
     parse_block(block)
     rule = _rule(config)
-    config = replace(config, sparsity=_sparsity(config), members=_members(config, recipe))
+    settled = {"sparsity": _sparsity(config), "members": _members(config, recipe), "block": block}
+    config = replace(config, **settled)
     config = replace(config, **method_options(config))
     chosen: dict[str, Any] = {
         "model": config.model or recipe.model,
-        "block": block,
         "topology": None if rule == "dense" else rule,
         "start_sparsity": _start_sparsity(config, rule),
         "epochs": config.epochs or _epochs(config, recipe),

@@ -16,7 +16,11 @@ from sparse_kernels.reference import scatter_blocks
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One convolution or linear layer; `note` says why a layer is skipped."""
+    """One convolution or linear layer.
+
+    note: why a layer is skipped; runs_on: the backend its first forward ran on, with a remark if
+    the input had to be copied; "-" before.
+    """
 
     name: str
     kind: str
@@ -29,6 +33,7 @@ class LayerRow:
     stored_bytes: int
     note: str = ""
     all_taps: bool = False
+    runs_on: str = "dense"
 
     @property
     def density(self) -> float:
@@ -54,7 +59,9 @@ class Report:
         return sum(row.stored_bytes for row in self.rows)
 
     def __str__(self) -> str:
-        table = [("layer", "kind", "shape", "block", "blocks", "density", "weights", "bytes")]
+        table = [
+            ("layer", "kind", "shape", "block", "blocks", "density", "weights", "bytes", "runs on")
+        ]
         for row in self.rows:
             block = "x".join(map(str, row.block)) if row.block else "-"
             block += " all taps" if row.all_taps else ""
@@ -68,11 +75,12 @@ class Report:
                     f"{row.density:.3f}",
                     f"{row.weights}",
                     f"{row.stored_bytes}",
+                    row.runs_on,
                 )
             )
         weights = sum(row.weights for row in self.rows)
         total = ("total", "", "", "", "", f"{self.density:.3f}", f"{weights}")
-        table.append((*total, f"{self.stored_bytes}"))
+        table.append((*total, f"{self.stored_bytes}", ""))
         return format_table(table)
 
 
@@ -112,7 +120,9 @@ def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:
     shape = layout.shape if isinstance(layer, SparseConv2d) else layout.shape[:2]
     kind = type(layer).__name__
     counts = (layout.active, layout.total, weights, dense, stored)
-    return LayerRow(name, kind, shape, layer.block, *counts, all_taps=layout.group > 1)
+    runs_on = layer.ran_on or "-"
+    every = layout.group > 1
+    return LayerRow(name, kind, shape, layer.block, *counts, all_taps=every, runs_on=runs_on)
 
 
 def _dense_row(name: str, module: nn.Module, note: str) -> LayerRow:

@@ -16,6 +16,14 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_tuned_tiles(tmp_path_factory):
+    """Tiles that a user has tuned change no test, and no test changes them."""
+    os.environ["SPARSE_ENGINE_CACHE"] = str(tmp_path_factory.mktemp("tiles"))
+    yield
+    del os.environ["SPARSE_ENGINE_CACHE"]
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Run steps this small on one thread: several wait for each other on a busy machine."""
     threads = torch.get_num_threads()

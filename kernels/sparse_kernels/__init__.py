@@ -1,6 +1,19 @@
 """Block-sparse operators for PyTorch: a weight of which only the active blocks are stored."""
 
-from sparse_kernels.functional import block_conv2d, block_linear
+from sparse_kernels.functional import (
+    block_conv2d,
+    block_conv2d_fused,
+    block_linear,
+    block_linear_fused,
+)
+from sparse_kernels.fusion import Fusion
 from sparse_kernels.layout import BlockLayout
 
-__all__ = ["BlockLayout", "block_conv2d", "block_linear"]
+__all__ = [
+    "BlockLayout",
+    "Fusion",
+    "block_conv2d",
+    "block_conv2d_fused",
+    "block_linear",
+    "block_linear_fused",
+]

@@ -1,18 +1,26 @@
 """Which implementation runs: `auto`, or what the environment asks for.
 
 `auto` takes the Triton kernels on a CUDA GPU that has them, for data types and blocks they are
-written for, and the masked path (scatter the blocks, then the dense operator) anywhere else.
+written for and densities below break-even (break_even.py); on a CPU the gemm path where it should
+save time (gemm_cost.py); and the masked path (scatter the blocks, then the dense operator)
+anywhere else.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from sparse_kernels.break_even import break_even_density
+from sparse_kernels.gemm_cost import gemm_is_faster
+from sparse_kernels.layout import block_grid
+from sparse_kernels.tiles import generation
 
 VARIABLE = "SPARSE_ENGINE_BACKEND"
 BACKENDS = ("auto", "triton", "gemm", "masked")
@@ -30,8 +38,11 @@ def check_backend(name: str, device: torch.device) -> None:
     """Raise BackendError, in one line, unless backend `name` can run on `device`."""
     if name not in BACKENDS:
         raise BackendError(f"backend '{name}' is unknown; choose from {', '.join(BACKENDS)}")
-    if name == "gemm":
-        raise BackendError("backend 'gemm' is not part of this version; use auto or masked")
+    if name == "gemm" and device.type != "cpu":
+        raise BackendError(
+            f"backend 'gemm' runs on a CPU, found device '{device.type}'; "
+            "use --backend auto or triton"
+        )
     if name != "triton" or (device.type == "cpu" and _interpreted()):
         return
     if device.type != "cuda":
@@ -43,26 +54,56 @@ def check_backend(name: str, device: torch.device) -> None:
         raise BackendError("backend 'triton' needs a GPU of capability 8.0 or newer; use masked")
 
 
-def backend_of(x: Tensor, sizes: Sequence[int]) -> str:
-    """Return the backend of a layer with input x and BlockLayout.sizes(); see choose_backend."""
-    return choose_backend(x.device, x.dtype, (sizes[4], sizes[5]))
+def backend_of(
+    x: Tensor, index: Sequence[Tensor], sizes: Sequence[int], positions: int | None = None
+) -> str:
+    """Return the backend of a layer with input x and BlockLayout.tensors() and .sizes().
+
+    Density counts the slots, for the number of active blocks is not known without waiting for the
+    device. See choose_backend.
+    """
+    # Plain numbers, also while a graph is traced: a weight's sizes do not change.
+    sizes = tuple(map(int, sizes))
+    density = int(index[0].shape[0]) / math.prod(block_grid(sizes[:4], sizes[4:]))
+    return choose_backend(x.device, x.dtype, sizes, density, positions)
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> str:
-    """Return "triton" or "masked" for a layer with blocks (BO, BC).
+def choose_backend(
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[int, ...],
+    density: float,
+    positions: int | None = None,
+) -> str:
+    """Return "triton", "gemm" or "masked" for a layer.
+
+    Args:
+        device, dtype: of its input.
+        sizes: (O, C, R, S, BO, BC), as BlockLayout.sizes().
+        density: active blocks / all blocks.
+        positions: N * P * Q of the output, or the rows of a linear layer's input. None where only
+            the order of a result is asked for, which does not depend on it.
 
     Raises:
         BackendError: the environment asks for what cannot run.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     check_backend(wanted, device)
-    if wanted == "masked" or (wanted == "auto" and device.type != "cuda"):
-        return "masked"
-    problem = _problem(dtype, block)
+    if wanted in ("masked", "gemm"):
+        return wanted
+    if wanted == "auto" and device.type != "cuda":
+        on_cpu = device.type == "cpu" and positions is not None
+        faster = on_cpu and gemm_is_faster(
+            dtype, sizes, density, positions, torch.get_num_threads()
+        )
+        return "gemm" if faster else "masked"
+    problem = _problem(dtype, sizes[4:])
     if wanted == "triton" and problem:
         raise BackendError(f"backend 'triton' has no kernel for {problem}; use auto or masked")
     if wanted == "auto" and (problem or _too_old(device)):
         _say_once(f"the Triton kernels do not cover {problem or 'this GPU'}; running masked-dense")
+        return "masked"
+    if wanted == "auto" and density > break_even_density(_generation(device), sizes[4:]):
         return "masked"
     return "triton"
 
@@ -71,6 +112,11 @@ def _problem(dtype: torch.dtype, block: tuple[int, ...]) -> str:
     if dtype not in KERNEL_TYPES:
         return str(dtype)
     return "" if all(size in KERNEL_BLOCKS for size in block) else f"block {block}"
+
+
+@functools.cache
+def _generation(device: torch.device) -> int:
+    return generation(torch.cuda.get_device_capability(device))
 
 
 @functools.cache

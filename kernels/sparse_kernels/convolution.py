@@ -4,15 +4,18 @@ The three are bilinear maps, and the gradient of each is given by the other two,
 differentiated again. `index` is BlockLayout.tensors(), `sizes` BlockLayout.sizes().
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparse_kernels import launch, reference
+from sparse_kernels import gemm_convolution, reference
 from sparse_kernels.activation import empty_images, in_order, order_of
 from sparse_kernels.backend import backend_of
+from sparse_kernels.gather import gather
 from sparse_kernels.layout import PassIndex, SlotIndex
 from sparse_kernels.library import block_flops, positions, register, values_like
+from sparse_kernels.weight_grad import weight_grad
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -30,10 +33,10 @@ def output_image(
     return p, q
 
 
-def result_order(x: Tensor, sizes: Ints) -> str:
+def result_order(x: Tensor, index: Index, sizes: Ints) -> str:
     """Return the order of what an operator makes of x: that of x, where its kernel has it."""
     order = order_of(x)
-    if order == "contiguous" and backend_of(x, sizes) == "triton":
+    if order == "contiguous" and backend_of(x, index, sizes) == "triton":
         return "channels_last"
     return order
 
@@ -48,17 +51,22 @@ def _forward(
     dilation: Ints,
     bias: Tensor | None = None,
 ) -> Tensor:
-    geometry, order = (stride, padding, dilation), result_order(x, sizes)
-    if backend_of(x, sizes) == "masked":
+    geometry, order = (stride, padding, dilation), result_order(x, index, sizes)
+    image = output_image(x.shape[2:], sizes[2:4], *geometry)
+    backend = backend_of(x, index, sizes, x.shape[0] * math.prod(image))
+    if backend == "masked":
         return in_order(reference.conv2d(x, values, bias, index, sizes, *geometry), order)
     y = _forward_fake(x, values, index, sizes, *geometry)
+    if backend == "gemm":
+        return gemm_convolution.conv2d(x, values, bias, y, index, sizes, geometry)
     lists = PassIndex.forward(index)
-    return launch.gather(in_order(x, order), values, bias, y, lists, sizes, geometry, False)
+    gather(in_order(x, order), values, bias, y, lists, sizes, geometry, False)
+    return y
 
 
 def _forward_fake(x, values, index, sizes, stride, padding, dilation, bias=None):
     image = output_image(x.shape[2:], sizes[2:4], stride, padding, dilation)
-    return empty_images(x, (x.shape[0], sizes[0], *image), result_order(x, sizes))
+    return empty_images(x, (x.shape[0], sizes[0], *image), result_order(x, index, sizes))
 
 
 def _forward_backward(needed, grad, x, values, index, sizes, *geometry):
@@ -80,17 +88,21 @@ def _input_grad(
     padding: Ints,
     dilation: Ints,
 ) -> Tensor:
-    geometry, order = (stride, padding, dilation), result_order(grad, sizes)
-    if backend_of(grad, sizes) == "masked":
+    geometry, order = (stride, padding, dilation), result_order(grad, index, sizes)
+    backend = backend_of(grad, index, sizes, positions(grad.shape, 1))
+    if backend == "masked":
         dx = reference.conv2d_input_grad(grad, values, index, sizes, image, *geometry)
         return in_order(dx, order)
     dx = _input_grad_fake(grad, values, index, sizes, image, *geometry)
+    if backend == "gemm":
+        return gemm_convolution.conv2d_input_grad(grad, values, dx, index, sizes, geometry)
     lists = PassIndex.input_grad(index)
-    return launch.gather(in_order(grad, order), values, None, dx, lists, sizes, geometry, True)
+    gather(in_order(grad, order), values, None, dx, lists, sizes, geometry, True)
+    return dx
 
 
 def _input_grad_fake(grad, values, index, sizes, image, stride, padding, dilation):
-    return empty_images(grad, (grad.shape[0], sizes[1], *image), result_order(grad, sizes))
+    return empty_images(grad, (grad.shape[0], sizes[1], *image), result_order(grad, index, sizes))
 
 
 def _input_grad_backward(needed, ddx, grad, values, index, sizes, image, *geometry):
@@ -110,11 +122,14 @@ def _weight_grad(
     dilation: Ints,
 ) -> Tensor:
     geometry = (stride, padding, dilation)
-    if backend_of(x, sizes) == "masked":
+    backend = backend_of(x, index, sizes, positions(grad.shape, 1))
+    if backend == "masked":
         return reference.conv2d_weight_grad(x, grad, index, sizes, *geometry)
-    order = result_order(x, sizes)
+    if backend == "gemm":
+        return gemm_convolution.conv2d_weight_grad(x, grad, index, sizes, geometry)
+    order = result_order(x, index, sizes)
     x, grad = in_order(x, order), in_order(grad, order)
-    return launch.weight_grad(x, grad, SlotIndex.of(index), sizes, geometry)
+    return weight_grad(x, grad, SlotIndex.of(index), sizes, geometry)
 
 
 def _weight_grad_fake(x, grad, index, sizes, stride, padding, dilation):

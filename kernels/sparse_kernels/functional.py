@@ -1,12 +1,16 @@
 """Public operators: arguments checked, autocast applied, then the custom op."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_kernels.backend import backend_of
 from sparse_kernels.convolution import conv2d, output_image
+from sparse_kernels.fused import composed, fused
+from sparse_kernels.fusion import PLAIN, Fusion
 from sparse_kernels.layout import BlockLayout
 from sparse_kernels.matmul import linear
 from sparse_kernels.probe import GradientProbe
@@ -44,6 +48,71 @@ def block_conv2d(
     if x.ndim == 3:
         y = block_conv2d(x[None], values, layout, bias, stride, padding, dilation, probe)
         return y[0]
+    x, geometry = convolution_geometry(x, layout, stride, padding, dilation)
+    x, values, bias = _prepare(x, values, layout, bias, x.shape[1])
+    y = conv2d(x, values, layout.tensors(), layout.sizes(), *geometry, bias)
+    return y if probe is None else probe.observe(y, x, *geometry)
+
+
+def block_conv2d_fused(
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    fusion: Fusion = PLAIN,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Convolve, and in the same passes over memory do what comes before and after.
+
+    With a `fusion`, block_conv2d is given relu(scale * x + shift), padding of zeros around that;
+    its result is rectified and its mean and variance taken. The Triton kernels store nothing in
+    between; elsewhere it is a sequence of operators (`fused.composed`).
+
+    Args:
+        x: [N, C, H, W].
+        values, layout, bias, stride, padding, dilation: as of block_conv2d.
+        fusion: scale and shift are float32 [C].
+
+    Returns:
+        y [N, O, P, Q]; its mean and biased variance by channel, float32 [O], differentiable, empty
+        unless fusion.statistics.
+
+    Raises:
+        ValueError: shapes or devices that do not fit; TypeError: dtypes that do not.
+    """
+    if (fusion.scale is None) != (fusion.shift is None) or (
+        fusion.relu_input and fusion.scale is None
+    ):
+        raise ValueError("a transform of the input needs both scale and shift")
+    padded, geometry = convolution_geometry(x, layout, stride, padding, dilation)
+    if padded is not x and fusion.scale is not None:
+        raise ValueError(
+            "padding 'same' of an even kernel is not symmetric: it cannot be fused with a "
+            "transform of the input, which leaves padding at zero"
+        )
+    x, values, bias = _prepare(padded, values, layout, bias, x.shape[1])
+    for name, tensor in (("scale", fusion.scale), ("shift", fusion.shift)):
+        if tensor is not None and list(tensor.shape) != [x.shape[1]]:
+            raise ValueError(f"{name} should be [{x.shape[1]}], found {list(tensor.shape)}")
+        if tensor is not None and (tensor.dtype, tensor.device) != (torch.float32, x.device):
+            found = f"{tensor.dtype} on {tensor.device}"
+            raise TypeError(f"{name} should be torch.float32 on {x.device}, found {found}")
+    index, sizes = layout.tensors(), layout.sizes()
+    image = output_image(x.shape[2:], layout.shape[2:], *geometry)
+    run = (
+        fused
+        if backend_of(x, index, sizes, x.shape[0] * math.prod(image)) == "triton"
+        else composed
+    )
+    return run(x, values, index, sizes, geometry, bias, fusion)
+
+
+def convolution_geometry(
+    x: Tensor, layout: BlockLayout, stride: Pair, padding: Pair | str, dilation: Pair
+) -> tuple[Tensor, tuple[list[int], list[int], list[int]]]:
+    """Return x, padded where padding is not symmetric, and stride, padding and dilation."""
     if x.ndim != 4:
         raise ValueError(f"x must be [N, C, H, W] or [C, H, W], found shape {list(x.shape)}")
     stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
@@ -56,10 +125,7 @@ def block_conv2d(
             f"the kernel {list(layout.shape[2:])} with dilation {list(dilation)} is larger than "
             f"the padded image {[x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1]]}"
         )
-    x, values, bias = _prepare(x, values, layout, bias, x.shape[1])
-    geometry = (stride, padding, dilation)
-    y = conv2d(x, values, layout.tensors(), layout.sizes(), *geometry, bias)
-    return y if probe is None else probe.observe(y, x, *geometry)
+    return x, (stride, padding, dilation)
 
 
 def block_linear(
@@ -93,6 +159,19 @@ def block_linear(
         return block_linear(x[None], values, layout, bias, probe)[0]
     y = linear(x, values, layout.tensors(), layout.sizes(), bias)
     return y if probe is None else probe.observe(y, x)
+
+
+def block_linear_fused(
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    bias: Tensor | None = None,
+    fusion: Fusion = PLAIN,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do with block_linear what block_conv2d_fused does; x is [..., C], the result [..., O]."""
+    images = x.reshape(-1, x.shape[-1])[:, :, None, None]
+    y, mean, variance = block_conv2d_fused(images, values, layout, bias, fusion=fusion)
+    return y.reshape(*x.shape[:-1], layout.shape[0]), mean, variance
 
 
 def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:

@@ -3,7 +3,8 @@
     dst[position, o-block] = sum over active blocks of src[shifted position, c-block] @ values[slot]
 
 The input gradient is the same with the lists by input block and values transposed. A position is
-an output pixel of an image; a tap of the kernel shifts it by whole pixels.
+an output pixel of an image; a tap of the kernel shifts it by whole pixels. What is done to the
+source as it is loaded, and to the sums before they are stored: see fusion_kernels.py.
 
 Legend: BM positions a tile, BK channels a step of the sum, BLOCK_RED x BLOCK_DST the block as this
 pass sees it (summed x written), TILE_DST the power of two that holds BLOCK_DST, HS WS source image,
@@ -12,6 +13,8 @@ HD WD written image, N images.
 
 import triton
 import triton.language as tl
+
+from sparse_kernels.fusion_kernels import finished, transformed
 
 
 @triton.jit
@@ -22,15 +25,19 @@ def source_pixel(
     s,
     HS,
     WS,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr,
-    DIL_W: tl.constexpr,
+    GEOMETRY: tl.constexpr,
     TRANSPOSED: tl.constexpr,
 ):
-    """Return where tap (r, s) of written pixel (h, w) reads, and whether that is inside."""
+    """Return where tap (r, s) of written pixel (h, w) reads, and whether that is inside.
+
+    GEOMETRY is (stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w).
+    """
+    STRIDE_H: tl.constexpr = GEOMETRY[0]
+    STRIDE_W: tl.constexpr = GEOMETRY[1]
+    PAD_H: tl.constexpr = GEOMETRY[2]
+    PAD_W: tl.constexpr = GEOMETRY[3]
+    DIL_H: tl.constexpr = GEOMETRY[4]
+    DIL_W: tl.constexpr = GEOMETRY[5]
     if TRANSPOSED:
         h = h + PAD_H - r * DIL_H
         w = w + PAD_W - s * DIL_W
@@ -64,6 +71,10 @@ def gather_pointers(
     values,
     bias,
     dst,
+    x,
+    scale,
+    shift,
+    partial,
     start,
     slot,
     reduce,
@@ -84,15 +95,13 @@ def gather_pointers(
     dst_n,
     dst_h,
     dst_w,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr,
-    DIL_W: tl.constexpr,
+    GEOMETRY: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     IMAGES_LAST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    INPUT: tl.constexpr,
+    RELU: tl.constexpr,
+    STATISTICS: tl.constexpr,
     RAGGED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -104,7 +113,8 @@ def gather_pointers(
     """Any batch, rows or channels_last, by masked pointers; strides in elements, channels 1."""
     # Programs of one tile run next to each other, so that they share its source in L2.
     block = tl.program_id(0) % BLOCKS
-    row = tl.program_id(0) // BLOCKS * BM + tl.arange(0, BM)
+    tile = tl.program_id(0) // BLOCKS
+    row = tile * BM + tl.arange(0, BM)
     real = row < POSITIONS
     n, hd, wd = split_position(row, N, HD, WD, IMAGES_LAST)
     k = tl.arange(0, BK)
@@ -123,12 +133,7 @@ def gather_pointers(
             tl.load(tap_w + entry),
             HS,
             WS,
-            STRIDE_H,
-            STRIDE_W,
-            PAD_H,
-            PAD_W,
-            DIL_H,
-            DIL_W,
+            GEOMETRY,
             TRANSPOSED,
         )
         c = tl.load(reduce + entry) * BLOCK_RED + part + k
@@ -136,7 +141,9 @@ def gather_pointers(
         if RAGGED:
             mask = mask & (c < C_SRC)[None, :]
         offset = n.to(tl.int64) * src_n + h.to(tl.int64) * src_h + w.to(tl.int64) * src_w
-        x = tl.load(src + offset[:, None] + c[None, :], mask=mask, other=0.0)
+        a = tl.load(src + offset[:, None] + c[None, :], mask=mask, other=0.0)
+        if not TRANSPOSED and INPUT != "plain":
+            a = transformed(a, scale, shift, c, C_SRC, mask, INPUT)
         base = values + tl.load(slot + entry).to(tl.int64) * (BLOCK_RED * BLOCK_DST)
         if TRANSPOSED:
             place = base + d[None, :] * BLOCK_RED + (part + k)[:, None]
@@ -146,14 +153,37 @@ def gather_pointers(
             weight = tl.load(place)
         else:
             weight = tl.load(place, mask=(d < BLOCK_DST)[None, :], other=0.0)
-        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
-    if HAS_BIAS:
-        acc += tl.load(bias + out, mask=written, other=0.0).to(tl.float32)[None, :]
+        acc = tl.dot(a, weight, acc, input_precision=PRECISION)
     mask = real[:, None]
     if RAGGED:
         mask = mask & written[None, :]
     offset = n.to(tl.int64) * dst_n + hd.to(tl.int64) * dst_h + wd.to(tl.int64) * dst_w
-    tl.store(dst + offset[:, None] + out[None, :], acc.to(dst.dtype.element_ty), mask=mask)
+    place = offset[:, None] + out[None, :]
+    # The layer's input lies as its gradient does.
+    origin = acc
+    if TRANSPOSED and INPUT != "plain":
+        origin = tl.load(x + place, mask=mask, other=0.0)
+    result = finished(
+        acc,
+        origin,
+        bias,
+        scale,
+        shift,
+        partial,
+        tile,
+        out,
+        written,
+        real[:, None],
+        tl.minimum(POSITIONS - tile * BM, BM),
+        C_DST,
+        dst.dtype.element_ty,
+        TRANSPOSED,
+        HAS_BIAS,
+        INPUT,
+        RELU,
+        STATISTICS,
+    )
+    tl.store(dst + place, result, mask=mask)
 
 
 @triton.jit
@@ -162,6 +192,10 @@ def gather_rows(
     values,
     bias,
     dst,
+    x,
+    scale,
+    shift,
+    partial,
     start,
     slot,
     reduce,
@@ -171,16 +205,15 @@ def gather_rows(
     HS,
     WS,
     WD,
+    C_SRC,
     C_DST,
     BLOCKS,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr,
-    DIL_W: tl.constexpr,
+    GEOMETRY: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    INPUT: tl.constexpr,
+    RELU: tl.constexpr,
+    STATISTICS: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
@@ -190,7 +223,7 @@ def gather_rows(
     """Rows only, N a multiple of BM: a tile is one pixel x BM images, moved by TMA.
 
     A tap then shifts the whole tile by a scalar number of rows, and a tap outside the image reads
-    past the last row, which TMA fills with zeros. src, values and dst are 2-D descriptors.
+    past the last row, which TMA fills with zeros. src, values, dst and x are 2-D descriptors.
     """
     block = tl.program_id(0) % BLOCKS
     tile = tl.program_id(0) // BLOCKS
@@ -209,23 +242,43 @@ def gather_rows(
             tl.load(tap_w + entry),
             HS,
             WS,
-            STRIDE_H,
-            STRIDE_W,
-            PAD_H,
-            PAD_W,
-            DIL_H,
-            DIL_W,
+            GEOMETRY,
             TRANSPOSED,
         )
         row = tl.where(inside, (h * WS + w) * N + n0, HS * WS * N)
-        x = src.load([row, tl.load(reduce + entry) * BLOCK_RED + part])
+        c = tl.load(reduce + entry) * BLOCK_RED + part
+        a = src.load([row, c])
+        if not TRANSPOSED and INPUT != "plain":
+            a = transformed(a, scale, shift, c + tl.arange(0, BK), C_SRC, inside, INPUT)
         place = tl.load(slot + entry)
         if TRANSPOSED:
             weight = values.load([place * BLOCK_DST, part]).T
         else:
             weight = values.load([place * BLOCK_RED + part, 0])
-        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
-    if HAS_BIAS:
-        out = block * BLOCK_DST + tl.arange(0, BLOCK_DST)
-        acc += tl.load(bias + out, mask=out < C_DST, other=0.0).to(tl.float32)[None, :]
-    dst.store([pixel * N + n0, block * BLOCK_DST], acc.to(dst.dtype))
+        acc = tl.dot(a, weight, acc, input_precision=PRECISION)
+    out = block * BLOCK_DST + tl.arange(0, BLOCK_DST)
+    corner = [pixel * N + n0, block * BLOCK_DST]
+    origin = acc
+    if TRANSPOSED and INPUT != "plain":
+        origin = x.load(corner)
+    result = finished(
+        acc,
+        origin,
+        bias,
+        scale,
+        shift,
+        partial,
+        tile,
+        out,
+        out < C_DST,
+        True,
+        BM,
+        C_DST,
+        dst.dtype,
+        TRANSPOSED,
+        HAS_BIAS,
+        INPUT,
+        RELU,
+        STATISTICS,
+    )
+    dst.store(corner, result)

@@ -39,22 +39,44 @@ def register(
             (which are needed, gradient of the result, *arguments without bias).
         flops: from the shapes of the arguments, and out_shape.
     """
+    operator = define(name, schema, kernel, fake, flops)
+    make_differentiable(operator, _function(operator, backward))
+    return operator
+
+
+def define(
+    name: str,
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    flops: Callable[..., int],
+) -> Any:
+    """Register an operator without gradients and return it; arguments as of `register`."""
     _LIBRARY.define(f"{name}{schema}")
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
-    _LIBRARY.impl(name, _differentiable(packet.default, backward).apply, "Autograd")
     register_flop_formula(packet)(flops)
     return packet.default
 
 
-def _differentiable(operator: Any, backward: Callable[..., Gradients]) -> Any:
+def make_differentiable(operator: Any, function: type[torch.autograd.Function]) -> None:
+    """Let autograd run `function`, whose forward calls the operator in `below_autograd()`."""
+    _LIBRARY.impl(operator.overloadpacket.__name__, function.apply, "Autograd")
+
+
+def below_autograd() -> Any:
+    """Return a context in which operators are computed and not recorded."""
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def _function(operator: Any, backward: Callable[..., Gradients]) -> type[torch.autograd.Function]:
     class Node(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, first: Tensor, second: Tensor, index: Any, sizes: Any, *rest: Any):
             ctx.save_for_backward(first, second, *index)
             ctx.numbers = [sizes, *(r for r in rest if not isinstance(r, Tensor | None))]
-            with torch._C._AutoDispatchBelowAutograd():
+            with below_autograd():
                 return operator(first, second, index, sizes, *rest)
 
         @staticmethod

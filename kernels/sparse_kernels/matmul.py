@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparse_kernels import launch, reference
+from sparse_kernels import gemm, reference
 from sparse_kernels.backend import backend_of
+from sparse_kernels.gather import gather
 from sparse_kernels.layout import PassIndex, SlotIndex
 from sparse_kernels.library import block_flops, positions, register, values_like
+from sparse_kernels.weight_grad import weight_grad
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -26,11 +28,14 @@ def _pixel(x: Tensor) -> Tensor:
 def _forward(
     x: Tensor, values: Tensor, index: Index, sizes: Ints, bias: Tensor | None = None
 ) -> Tensor:
-    if backend_of(x, sizes) == "masked":
+    backend = backend_of(x, index, sizes, positions(x.shape, -1))
+    if backend == "masked":
         return reference.linear(x, values, bias, index, sizes)
+    if backend == "gemm":
+        return gemm.linear(x, values, bias, index, sizes)
     y = _forward_fake(x, values, index, sizes)
     lists = PassIndex.forward(index)
-    launch.gather(_pixel(x), values, bias, _pixel(y), lists, sizes, ONE_PIXEL, False)
+    gather(_pixel(x), values, bias, _pixel(y), lists, sizes, ONE_PIXEL, False)
     return y
 
 
@@ -47,11 +52,14 @@ def _forward_backward(needed, grad, x, values, index, sizes):
 
 
 def _input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
-    if backend_of(grad, sizes) == "masked":
+    backend = backend_of(grad, index, sizes, positions(grad.shape, -1))
+    if backend == "masked":
         return reference.linear_input_grad(grad, values, index, sizes)
+    if backend == "gemm":
+        return gemm.linear_input_grad(grad, values, index, sizes)
     dx = _input_grad_fake(grad, values, index, sizes)
     lists = PassIndex.input_grad(index)
-    launch.gather(_pixel(grad), values, None, _pixel(dx), lists, sizes, ONE_PIXEL, True)
+    gather(_pixel(grad), values, None, _pixel(dx), lists, sizes, ONE_PIXEL, True)
     return dx
 
 
@@ -67,9 +75,12 @@ def _input_grad_backward(needed, ddx, grad, values, index, sizes):
 
 
 def _weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
-    if backend_of(x, sizes) == "masked":
+    backend = backend_of(x, index, sizes, positions(x.shape, -1))
+    if backend == "masked":
         return reference.linear_weight_grad(x, grad, index, sizes)
-    return launch.weight_grad(_pixel(x), _pixel(grad), SlotIndex.of(index), sizes, ONE_PIXEL)
+    if backend == "gemm":
+        return gemm.linear_weight_grad(x, grad, index, sizes)
+    return weight_grad(_pixel(x), _pixel(grad), SlotIndex.of(index), sizes, ONE_PIXEL)
 
 
 def _weight_grad_fake(x, grad, index, sizes):

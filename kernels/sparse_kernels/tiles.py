@@ -1,7 +1,7 @@
 """Which tile a kernel runs with: a table by pass, GPU generation and block.
 
 Chosen from what the compiler says without a GPU (no spill, shared memory within the chip, wgmma
-where it exists); nothing here has been timed yet.
+where it exists); nothing here has been timed yet. Tuned tiles win over it (tuner.py).
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ LARGE_SHARED = (90, 100)
 
 
 class Tile(NamedTuple):
-    """BM positions; BK channels a step of the sum (the gather passes); warps and stages."""
+    """BM positions; BK channels a step of the sum (the gather passes); warps and stages.
+
+    rows: for the variant that TMA feeds.
+    """
 
     bm: int
     bk: int
     warps: int
     stages: int
+    rows: bool = False
 
 
 def generation(capability: tuple[int, int]) -> int:
@@ -50,7 +54,7 @@ def gather_tile(
     bk = min(reduce & -reduce, 128 // itemsize)
     warps = 8 if written >= 128 else 4
     if rows:
-        return Tile(128, bk, warps, 4 if bk * itemsize >= 128 else 6)
+        return Tile(128, bk, warps, 4 if bk * itemsize >= 128 else 6, True)
     if exact:
         return Tile(64, min(bk, 16), 8 if written >= 64 else 4, 3)
     if arch in LARGE_SHARED:
@@ -67,5 +71,5 @@ def weight_grad_tile(arch: int, itemsize: int, exact: bool, bc: int, bo: int, ro
         large = bc * bo * itemsize >= 128 * 128 * 2 or (max(bc, bo) >= 128 and itemsize == 4)
     warps = 8 if large else 4
     if (rows or arch in LARGE_SHARED) and not exact:
-        return Tile(64 if itemsize == 2 else 32, 0, warps, 3 if large else 4)
-    return Tile(32, 0, warps, 3)
+        return Tile(64 if itemsize == 2 else 32, 0, warps, 3 if large else 4, rows)
+    return Tile(32, 0, warps, 3, rows)

@@ -10,6 +10,7 @@ that hold it.
 import triton
 import triton.language as tl
 
+from sparse_kernels.fusion_kernels import transformed
 from sparse_kernels.gather_kernels import source_pixel, split_position
 
 
@@ -36,6 +37,8 @@ def store_partial(
 def weight_grad_pointers(
     x,
     dy,
+    scale,
+    shift,
     partial,
     out_block,
     in_block,
@@ -58,14 +61,10 @@ def weight_grad_pointers(
     dy_n,
     dy_h,
     dy_w,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr,
-    DIL_W: tl.constexpr,
+    GEOMETRY: tl.constexpr,
     IMAGES_LAST: tl.constexpr,
     RAGGED: tl.constexpr,
+    INPUT: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
@@ -86,9 +85,7 @@ def weight_grad_pointers(
     for tile in range(split, tiles, SPLITS):
         row = tile * BM + tl.arange(0, BM)
         n, p, q = split_position(row, N, P, Q, IMAGES_LAST)
-        h, w, inside = source_pixel(
-            p, q, r, s, H, W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, False
-        )
+        h, w, inside = source_pixel(p, q, r, s, H, W, GEOMETRY, False)
         # A position whose source is outside adds nothing, so its dy need not be read either.
         mask = (inside & (row < POSITIONS))[:, None]
         x_mask = mask
@@ -99,6 +96,8 @@ def weight_grad_pointers(
         x_offset = n.to(tl.int64) * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
         dy_offset = n.to(tl.int64) * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
         a = tl.load(x + x_offset[:, None] + c[None, :], mask=x_mask, other=0.0)
+        if INPUT != "plain":
+            a = transformed(a, scale, shift, c, C, x_mask, INPUT)
         b = tl.load(dy + dy_offset[:, None] + o[None, :], mask=dy_mask, other=0.0)
         acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
     store_partial(acc, partial, split, slot, SLOTS, BC, BO, TILE_C, TILE_O)
@@ -108,6 +107,8 @@ def weight_grad_pointers(
 def weight_grad_rows(
     x,
     dy,
+    scale,
+    shift,
     partial,
     out_block,
     in_block,
@@ -118,15 +119,12 @@ def weight_grad_rows(
     W,
     P,
     Q,
+    C,
     OUT_BLOCKS,
     SLOTS,
     SPLITS,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr,
-    DIL_W: tl.constexpr,
+    GEOMETRY: tl.constexpr,
+    INPUT: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
@@ -152,16 +150,13 @@ def weight_grad_rows(
             s,
             H,
             W,
-            STRIDE_H,
-            STRIDE_W,
-            PAD_H,
-            PAD_W,
-            DIL_H,
-            DIL_W,
+            GEOMETRY,
             False,
         )
         row = tl.where(inside, (h * W + w) * N + n0, H * W * N)
         a = x.load([row, c])
+        if INPUT != "plain":
+            a = transformed(a, scale, shift, c + tl.arange(0, BC), C, inside, INPUT)
         b = dy.load([pixel * N + n0, row_block * BO])
         acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
     store_partial(acc, partial, split, slot, SLOTS, BC, BO, BC, BO)

@@ -12,7 +12,17 @@ from sparse_engine.methods.sup_tickets import cycles_for
 
 Default = Any | Callable[[Config], Any]
 
-_PRUNING = {"prune_scope": "global"}
+
+def usual_scope(config: Config) -> str:
+    """Return "global", as the papers rank, for single weights, and "layer" for blocks.
+
+    A block's mean hides how its weights differ within a layer, so between layers their scale
+    alone would decide: whole layers would fall to one block.
+    """
+    return "global" if config.block == "1x1" else "layer"
+
+
+_PRUNING = {"prune_scope": usual_scope}
 _REWINDING = {"rewind_point": 0.05, **_PRUNING}
 DEFAULTS: dict[str, dict[str, Default]] = {
     "edst": {"escape": 0.8},

@@ -10,9 +10,9 @@ from bench import kernels
 pytestmark = pytest.mark.usefixtures("triton_backend")
 
 
-def run(monkeypatch, folder) -> list[dict[str, str]]:
+def run(monkeypatch, folder, *flags: str) -> list[dict[str, str]]:
     """Run the command and return all rows of its CSV."""
-    monkeypatch.setattr(sys, "argv", ["kernels", "--tiny", "--out", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["kernels", "--tiny", "--out", str(folder), *flags])
     monkeypatch.setattr(kernels, "TINY", (kernels.TINY[-1],))
     kernels.main()
     with (folder / "kernels.csv").open(newline="") as file:
@@ -30,6 +30,14 @@ def test_rows_have_what_a_figure_is_quoted_with(monkeypatch, tmp_path, capsys):
         assert row["torch"]
         assert row["commit"]
     assert len(run(monkeypatch, tmp_path)) == 2 * len(rows)  # appended, one heading
+
+
+def test_tuned_rows_say_so(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(kernels, "tune_conv2d", lambda *a: asked.append(a[0].shape) or {})
+    rows = run(monkeypatch, tmp_path, "--tune")
+    assert {row["provider"] for row in rows} == {"dense", "triton tuned"}
+    assert asked == [(128, 64, 1, 1)]
 
 
 def test_a_wrong_result_gives_no_row(monkeypatch, tmp_path, capsys):

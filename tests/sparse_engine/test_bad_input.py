@@ -162,12 +162,18 @@ def test_told_before_torch_is_imported(arguments, message):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: RUN"),
-        (["run", "--run", "a"], "unknown flag '--run'; see --help"),
+        (["run", "--zzzzz", "a"], "unknown flag '--zzzzz'; see --help"),
         (["run", "--data-dri", "."], "unknown flag '--data-dri'; did you mean '--data-dir'?"),
         (["run", "none"], "'none' is not a run folder: it has no config.json"),
         (["run", "run/config.json"], "'run/config.json' is not a run folder"),
         (["run", "other"], "run 'other' is of data set cifar10, and 'run' of digits"),
         (["run", "--device", "gpu"], "argument --device: invalid choice: 'gpu'"),
+        (["run", "--atack", "pgd"], "unknown flag '--atack'; did you mean '--attack'?"),
+        (["run", "--attack", "gpd"], "unknown attack 'gpd'; did you mean 'pgd'?"),
+        (["run", "--attack", "pgd", "--epsilon", "0"], "--epsilon must be above 0"),
+        (["run", "--corruptions", "--severities", "1,6"], "--severities lie between 1 and 5"),
+        (["run", "--ood", "digits"], "--ood digits is the data set of the runs; name another"),
+        (["run", "--out", "run/config.json"], "output file 'run/config.json' exists"),
     ],
 )
 def test_evaluate_tells_before_torch_is_imported(arguments, message):
@@ -288,6 +294,25 @@ def test_evaluate_refuses_runs_without_good_tickets(damage, message, monkeypatch
     write_finished_run(capfd)
     damage()
     assert_refused_here(message, monkeypatch, capfd, evaluate.main, "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ood", "svnh"], "unknown data set 'svnh'; did you mean 'svhn'?"),
+        (["--ood", "svhn"], "svhn lies in files; pass --data-dir"),
+        (["--ood", "empty", "--data-dir", "full"], "test_images is empty (shape (0, 1, 8, 8))"),
+        (["--ood", "cut", "--data-dir", "full"], "cut.npz"),
+    ],
+)
+def test_evaluate_refuses_foreign_images_it_cannot_show(arguments, message, monkeypatch, capfd):
+    write_finished_run(capfd)
+    write_full_folder()
+    arrays = {f"{s}_images": np.zeros((n, 8, 8), np.uint8) for s, n in (("train", 2), ("test", 0))}
+    labels = {f"{s}_labels": np.zeros(n, int) for s, n in (("train", 2), ("test", 0))}
+    np.savez("full/empty.npz", **arrays, **labels)
+    flags = ["run", *arguments, "--out", "found.json"]
+    assert_refused_here(message, monkeypatch, capfd, evaluate.main, *flags)
 
 
 def test_a_truncated_checkpoint():

@@ -15,8 +15,7 @@ from sparse_engine.recipes import RECIPES, recipe_for, resolve, warmup_share
 NUMBERS = {n: f.metadata["kind"] for n, f in FIELDS.items() if f.metadata["kind"] in (int, float)}
 MAY_BE_ZERO = {
     *("seed", "workers", "dropout", "sparsity", "momentum", "weight_decay", "label_smoothing"),
-    *("start_sparsity", "downsample_rate"),
-    "rewind_point",
+    *("start_sparsity", "downsample_rate", "rewind_point"),
 }
 CHOICES = {n: f.metadata["choices"] for n, f in FIELDS.items() if "choices" in f.metadata}
 
@@ -351,3 +350,9 @@ def test_settings_of_some_methods_are_decided_there_and_refused_elsewhere(method
     for name in DEFAULTS[method]:
         with pytest.raises(InputError, match=f"'static' has no {flag(name)}, which belongs to"):
             resolve(Config(method="static", **{name: getattr(config, name)}))
+
+
+@pytest.mark.parametrize(("block", "scope"), [("1x1", "global"), ("8x8", "layer"), (None, "layer")])
+def test_single_weights_are_ranked_over_all_layers_and_blocks_within_each(block, scope):
+    assert resolve(Config(method="pf", block=block)).prune_scope == scope
+    assert resolve(Config(method="pf", block=block, prune_scope="global")).prune_scope == "global"

@@ -18,6 +18,7 @@ from sparse_engine import (
 from sparse_engine.distribution import plan_layers
 from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
+from sparse_kernels.activation import in_order
 
 
 @pytest.fixture(autouse=True)
@@ -260,6 +261,8 @@ def test_report_text_and_numbers():
         "density",
         "weights",
         "bytes",
+        "runs",
+        "on",
     ]
     assert lines[1].split() == [
         "body",
@@ -270,6 +273,7 @@ def test_report_text_and_numbers():
         f"{row.density:.3f}",
         str(row.weights),
         str(row.stored_bytes),
+        "-",
     ]
     assert lines[2].split() == [
         "head",
@@ -281,10 +285,24 @@ def test_report_text_and_numbers():
         "1.000",
         "200",
         "800",
+        "dense",
     ]
     total = [f"{found.density:.3f}", str(row.weights + 200), str(found.stored_bytes)]
     assert lines[3].split() == ["total", *total]
-    assert len({len(line) for line in lines}) == 1
+    assert len({len(line) for line in lines[:3]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [("rows", "triton"), ("contiguous", "triton, copied from NCHW"), ("channels_last", "triton")],
+)
+def test_report_says_what_a_layer_ran_on(order, expected, triton_backend):
+    layer = SparseConv2d(16, 16, 2, density=0.5, block=(16, 16))
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(16, 4))
+    assert report(model).rows[0].runs_on == "-"
+    model(in_order(torch.randn(3, 16, 2, 2), order))
+    assert [row.runs_on for row in report(model).rows] == [expected, "dense"]
+    assert expected in str(report(model)).splitlines()[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

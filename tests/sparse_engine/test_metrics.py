@@ -93,6 +93,15 @@ def test_calibration_error_by_hand(confidences, right, bins, wanted):
     assert ours == pytest.approx(wanted, abs=1e-12)
 
 
+def test_calibration_bins_by_hand():
+    counts, right, confidence = metrics.calibration_bins(
+        *binary([0.65, 0.7, 0.9], [False, True, True]), bins=4
+    )
+    assert counts.tolist() == [0, 0, 2, 1]
+    assert right.tolist() == [0, 0, 0.5, 1]
+    assert confidence.tolist() == pytest.approx([0, 0, 0.675, 0.9])
+
+
 def test_likelihood_of_the_impossible_is_finite():
     ours = metrics.negative_log_likelihood(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
     assert ours == pytest.approx(-math.log(numpy.finfo(numpy.float64).tiny))
@@ -118,7 +127,10 @@ def test_pairwise_is_the_mean_over_ordered_pairs():
     members = torch.stack([predictions(seed)[0] for seed in range(3)])
     pairs = [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)]
     wanted = sum(metrics.kl_divergence(members[i], members[j]) for i, j in pairs) / 6
-    assert metrics.pairwise(metrics.kl_divergence, members) == pytest.approx(wanted)
+    matrix = metrics.pairwise_matrix(metrics.kl_divergence, members)
+    assert metrics.mean_of_pairs(matrix) == pytest.approx(wanted)
+    assert [matrix[i][i] for i in range(3)] == [0.0] * 3
+    assert matrix[2][0] == metrics.kl_divergence(members[2], members[0]) != matrix[0][2]
 
 
 def test_mean_probabilities():
@@ -231,6 +243,6 @@ def test_bad_members_and_bins():
     with pytest.raises(ValueError, match=r"must be \[M, N, K\] and not empty, not of shape"):
         metrics.mean_probabilities(GOOD)
     with pytest.raises(ValueError, match=r"pairs need at least 2 members, not 1$"):
-        metrics.pairwise(metrics.disagreement, GOOD[None])
+        metrics.mean_of_pairs(metrics.pairwise_matrix(metrics.disagreement, GOOD[None]))
     with pytest.raises(ValueError, match=r"bins must be at least 1, not 0$"):
         metrics.expected_calibration_error(GOOD, LABELS, bins=0)

@@ -1,5 +1,11 @@
 """What only a GPU can show: graphs, streams, synchronisation, addresses beyond 32 bits, leaks."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +14,11 @@ from sparse_kernels.activation import in_order
 from sparse_kernels.layout import block_grid
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _triton(triton_backend):
+    """Run the kernels at any density, above break-even too."""
 
 
 def make(order: str = "rows", batch: int = 128, dtype: torch.dtype = torch.bfloat16):
@@ -125,3 +136,47 @@ def test_repeated_runs_are_equal_bit_for_bit():
     for run in runs[1:]:
         for found, expected in zip(run, runs[0]):
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_small_cases_read_and_write_inside_their_tensors():
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        pytest.skip("compute-sanitizer is not installed")
+    cases = str(Path(__file__).with_name("test_triton.py"))
+    chosen = "test_convolution and (ragged or odd or tma or unused)"
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "pytest"]
+    # PyTorch's caching allocator would hide reads past the end of a tensor in its pools.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(
+        [*command, "-q", "-x", cases, "-k", chosen],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def test_the_tuner_finds_right_tiles(tmp_path, monkeypatch):
+    from sparse_kernels import tuner
+    from sparse_kernels.tile_cache import FOLDER, cache_of
+
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    cache_of.cache_clear()
+    try:
+        x, values, layout = make()
+        expected = block_conv2d(x, values, layout, padding=1)
+        x, values = x.detach(), values.detach()
+        tuner.tune_conv2d(x, values, layout, (1, 1), (1, 1), (1, 1))
+        found = block_conv2d(x, values, layout, padding=1)
+        torch.testing.assert_close(found, expected.detach())
+    finally:
+        cache_of.cache_clear()
+
+
+def test_tuning_inside_a_captured_graph_is_refused():
+    from sparse_kernels import tuner
+
+    x, values, layout = make()
+    refused = pytest.raises(RuntimeError, match="while a CUDA graph is captured")
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        tuner.tune_conv2d(x, values, layout, (1, 1), (1, 1), (1, 1))

@@ -4,50 +4,26 @@ Every case checks output and all gradients with outputs that start as NaN, input
 NaN guards, empty and full rows of blocks, and unused slots.
 """
 
-import math
-from dataclasses import dataclass
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_cases import (
+    DEVICE,
+    DTYPES,
+    FLOOR,
+    Case,
+    guarded,
+    make_layout,
+    relative_error,
+    use_small_tiles,
+)
 
-from sparse_kernels import BlockLayout, block_conv2d, block_linear, launch, tiles
+from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.activation import ORDERS, in_order, order_of
 from sparse_kernels.backend import VARIABLE, BackendError
-from sparse_kernels.layout import block_grid
 from sparse_kernels.reference import gather_blocks, scatter_blocks
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter's bf16 dot is wrong; a GPU's is not.
-DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
-# What rounding the exact result to the data type costs: both sides may be that far off.
-FLOOR = {torch.float32: 2e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One convolution; density 0 means a single block."""
-
-    batch: int = 16
-    channels: tuple[int, int] = (48, 32)
-    image: tuple[int, int] = (4, 3)
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    block: tuple[int, int] = (16, 16)
-    density: float = 0.4
-    order: str = "rows"
-    unused: int = 0
-    bias: bool = True
-
-    @property
-    def output(self) -> tuple[int, ...]:
-        sizes = zip(self.image, self.kernel, self.stride, self.padding, self.dilation)
-        return tuple((i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in sizes)
-
 
 CASES = {
     "plain": Case(),
@@ -72,40 +48,12 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def _triton(triton_backend, monkeypatch):
-    """Run the kernels, with small tiles so that small batches reach every variant."""
-    torch.use_deterministic_algorithms(True)  # torch.empty then holds NaN
+    """Run the kernels, on outputs that start as NaN."""
+    torch.use_deterministic_algorithms(True)
     if DEVICE == "cpu":
-        for name in ("gather_tile", "weight_grad_tile"):
-            tile = getattr(tiles, name)
-            monkeypatch.setattr(launch, name, lambda *a, tile=tile: tile(*a)._replace(bm=16))
+        use_small_tiles(monkeypatch)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def guarded(x: torch.Tensor) -> torch.Tensor:
-    """Return a copy of x, in its order, between NaNs that a read outside would bring in."""
-    dimensions = ORDERS[order_of(x)] if x.ndim == 4 else tuple(range(x.ndim))
-    ordered = x.permute(dimensions)
-    room = torch.full((x.numel() + 2 * 512,), math.nan, dtype=x.dtype, device=x.device)
-    inner = room[512 : 512 + x.numel()].view(ordered.shape)
-    inner.copy_(ordered)
-    return inner.permute([dimensions.index(d) for d in range(x.ndim)])
-
-
-def make_layout(case: Case, shape: tuple[int, ...]) -> BlockLayout:
-    """Return random blocks: the first row of blocks empty, the last one full if density says."""
-    grid = block_grid(shape, case.block)
-    mask = torch.rand(grid) < case.density
-    if 0 < case.density < 1 and grid[0] > 1:
-        mask[0] = False
-    mask[-1, 0, 0, 0] = True
-    ids = mask.flatten().nonzero().flatten()
-    padded = F.pad(ids, (0, case.unused), value=mask.numel())
-    return BlockLayout(shape, case.block, padded, active=len(ids)).to(DEVICE)
-
-
-def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm().clamp(min=1e-30))
 
 
 def results(x, values, layout, bias, case: Case, grad, dense: bool):

@@ -1,0 +1,117 @@
+"""What the kernel benchmark times: layers with random blocks, and each provider's three passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparse_kernels import BlockLayout, block_conv2d, block_linear
+from sparse_kernels.activation import in_order
+from sparse_kernels.layout import block_grid
+from sparse_kernels.reference import gather_blocks, scatter_blocks
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer to time: weight (O, C, R, S), image (H, W) and batch; H = 0 for a linear one."""
+
+    name: str
+    weight: tuple[int, ...]
+    image: tuple[int, ...]
+    batch: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer with one choice of blocks, and what its passes should give."""
+
+    layer: Layer
+    layout: BlockLayout
+    x: Tensor
+    values: Tensor
+    grad: Tensor
+    dense: Tensor
+
+    @property
+    def positions(self) -> int:
+        """Vectors of output channels."""
+        return self.grad.numel() // self.layer.weight[0]
+
+
+def make_problem(layer: Layer, block: tuple[int, int], density: float, device: str) -> Problem:
+    """Return random blocks at a density, and random inputs, in bf16 (fp32 on a CPU)."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    mask = torch.rand(block_grid(layer.weight, block)) < density
+    mask.view(-1)[0] = True
+    layout = BlockLayout.from_mask(mask, layer.weight, block).to(device)
+    weight = torch.randn(layout.shape, device=device, dtype=dtype)
+    values = gather_blocks(weight, layout.tensors(), layout.sizes())
+    x = torch.randn(layer.batch, layer.weight[1], *layer.image, device=device, dtype=dtype)
+    grad = torch.randn(layer.batch, layer.weight[0], *layer.image, device=device, dtype=dtype)
+    dense = scatter_blocks(values, layout.tensors(), layout.sizes()).view(layer.weight)
+    return Problem(layer, layout, x, values, grad, dense)
+
+
+def dense_passes(problem: Problem) -> dict[str, Callable[[], Tensor]]:
+    """Return the dense library's three passes."""
+    x, weight, grad = problem.x, problem.dense, problem.grad
+    if not problem.layer.image:
+        return {
+            "forward": lambda: F.linear(x, weight),
+            "input gradient": lambda: grad @ weight,
+            "weight gradient": lambda: grad.T @ x,
+        }
+    x, weight, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight, grad))
+    pad = problem.layer.weight[2] // 2
+
+    def backward(which: int) -> Callable[[], Tensor]:
+        wanted = [which == 0, which == 1, False]
+        return lambda: torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, wanted
+        )[which]
+
+    return {
+        "forward": lambda: F.conv2d(x, weight, None, 1, pad),
+        "input gradient": backward(0),
+        "weight gradient": backward(1),
+    }
+
+
+def sparse_passes(problem: Problem, order: str) -> dict[str, Callable[[], Tensor]]:
+    """Return our three passes, with activations in an order."""
+    from sparse_kernels import convolution, matmul
+
+    index, sizes = problem.layout.tensors(), problem.layout.sizes()
+    x, values, grad = problem.x, problem.values, problem.grad
+    if not problem.layer.image:
+        return {
+            "forward": lambda: block_linear(x, values, problem.layout),
+            "input gradient": lambda: matmul.linear_input_grad(grad, values, index, sizes),
+            "weight gradient": lambda: matmul.linear_weight_grad(x, grad, index, sizes),
+        }
+    x, grad = in_order(x, order), in_order(grad, order)
+    pad, one = [problem.layer.weight[2] // 2] * 2, [1, 1]
+    image = list(problem.layer.image)
+    return {
+        "forward": lambda: block_conv2d(x, values, problem.layout, padding=pad),
+        "input gradient": lambda: convolution.conv2d_input_grad(
+            grad, values, index, sizes, image, one, pad, one
+        ),
+        "weight gradient": lambda: convolution.conv2d_weight_grad(
+            x, grad, index, sizes, one, pad, one
+        ),
+    }
+
+
+def bsr_forward(problem: Problem) -> Callable[[], Tensor] | None:
+    """Return torch.sparse's BSR product of a linear layer, None where it cannot run."""
+    bo, bc = problem.layout.block
+    if problem.layer.image or bo != bc or problem.x.device.type != "cuda":
+        return None
+    weight = problem.dense.to_sparse_bsr((bo, bc))
+    return lambda: F.linear(problem.x, weight)

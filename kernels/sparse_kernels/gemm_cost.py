@@ -1,0 +1,54 @@
+"""When the gemm path should be faster than the masked one: fitted to `python -m bench.cpu_table`.
+
+The ratio of their times is taken as a straight line in the density. Its slope falls with the block,
+for a wider product runs nearer to the processor's peak, and rises where a product has few rows and
+its call costs more than its arithmetic. What is left at density zero are the copies to and from
+panels, which a layer of few channels feels most.
+"""
+
+import functools
+
+import torch
+
+from sparse_kernels.gemm import ROWS
+
+# Narrower blocks were not found faster at any density.
+LEAST_BLOCK = 8
+# Above this ratio nothing is gained that another machine could not lose.
+LARGEST_RATIO = 0.8
+# Multiplications that a core does in the time of one call.
+CALL = 1e5
+# The masked path is so much faster in bf16, where the processor has instructions for it.
+MASKED_SPEED = {torch.bfloat16: 2.0}
+
+
+@functools.lru_cache(maxsize=4096)
+def gemm_is_faster(
+    dtype: torch.dtype, sizes: tuple[int, ...], density: float, positions: int, threads: int
+) -> bool:
+    """Return whether a CPU should run a layer on the gemm path.
+
+    Args:
+        dtype: of the activations.
+        sizes: (O, C, R, S, BO, BC), as BlockLayout.sizes().
+        density: active blocks / all blocks.
+        positions: N * P * Q of the output, or the rows of a linear layer's input.
+        threads: that share a product.
+    """
+    if min(sizes[4:]) < LEAST_BLOCK:
+        return False
+    ratio = MASKED_SPEED.get(dtype, 1.0) * gemm_ratio(sizes, density, positions / threads)
+    return ratio < LARGEST_RATIO
+
+
+def gemm_ratio(sizes: tuple[int, ...], density: float, positions: float) -> float:
+    """Return the time of forward and both gradients in fp32 over that of the masked path.
+
+    Args:
+        sizes, density: as above.
+        positions: of one thread.
+    """
+    out_channels, in_channels, _, _, bo, bc = sizes
+    rows = max(1.0, min(positions, ROWS))
+    slope = 1.4 + 16 / min(bo, bc) + 2 * CALL / (rows * bo * bc)
+    return density * slope + 0.1 + 4 / min(out_channels, in_channels)

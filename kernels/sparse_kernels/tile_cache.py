@@ -1,0 +1,79 @@
+"""Tiles that the tuner found, kept on disk: one JSON file by GPU and versions.
+
+The file is read once a process, so that what another process tunes meanwhile changes no result
+of this one. It lies in $SPARSE_ENGINE_CACHE, or in ~/.cache/sparse-engine.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from sparse_kernels.tiles import Tile
+
+FOLDER = "SPARSE_ENGINE_CACHE"
+LARGEST = Tile(bm=1024, bk=256, warps=16, stages=10, rows=True)
+
+
+class TileCache:
+    """Tiles by key, with the file they are kept in."""
+
+    def __init__(self, path: Path) -> None:
+        """Read a file, if it exists; one that cannot be understood counts as empty, and says so."""
+        self.path = path
+        self.tiles = _read(path)
+
+    def get(self, key: str) -> Tile | None:
+        """Return the tile of a key, or None."""
+        return self.tiles.get(key)
+
+    def update(self, tiles: Mapping[str, Tile]) -> None:
+        """Use these tiles from now on in this process."""
+        self.tiles.update(tiles)
+
+    def save(self) -> None:
+        """Add this process's tiles to the file; a reader sees the old file or the new one."""
+        merged = {**_read(self.path), **self.tiles}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps({k: list(t) for k, t in merged.items()}, indent=0) + "\n")
+        part.replace(self.path)
+
+
+@functools.cache
+def cache_of(device: torch.device) -> TileCache:
+    """Return the tiles of a device; those of the interpreter are kept apart."""
+    import triton
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+    parts = (gpu, f"torch{torch.__version__}", f"triton{triton.__version__}")
+    name = "-".join(re.sub(r"[^A-Za-z0-9.+]+", "_", part) for part in parts)
+    folder = os.environ.get(FOLDER) or Path.home() / ".cache" / "sparse-engine"
+    return TileCache(Path(folder) / f"tiles-{name}.json")
+
+
+def _read(path: Path) -> dict[str, Tile]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: _checked(numbers) for key, numbers in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        message = "tuned tiles '%s' cannot be used, the table's are: %s"
+        logging.getLogger(__name__).warning(message, path, error)
+        return {}
+
+
+def _checked(numbers: list[int]) -> Tile:
+    tile = Tile(*numbers)
+    for name, value, most in zip(Tile._fields, tile, LARGEST):
+        if not isinstance(value, int) or not 0 <= value <= most:
+            raise ValueError(f"{name} {value!r} is out of range")
+    return tile._replace(rows=bool(tile.rows))

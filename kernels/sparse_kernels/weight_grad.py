@@ -1,0 +1,118 @@
+"""Launcher of the weight gradient: pick variant, tile and split, add the partial sums."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_kernels.fusion import PLAIN, Fusion
+from sparse_kernels.launch import (
+    check_size,
+    descriptor,
+    flat_geometry,
+    flat_rows,
+    images_last,
+    kind,
+    on_its_device,
+    options,
+    pixel_strides,
+    precision,
+    processors,
+)
+from sparse_kernels.layout import SlotIndex, block_grid
+from sparse_kernels.tile_choice import choose, launch_key
+from sparse_kernels.tiles import power_of_two, weight_grad_tile
+
+PROGRAMS_PER_PROCESSOR = 2
+
+
+@on_its_device
+def weight_grad(
+    x: Tensor,
+    dy: Tensor,
+    index: SlotIndex,
+    sizes: Sequence[int],
+    geometry: Sequence[Sequence[int]],
+    fusion: Fusion = PLAIN,
+) -> Tensor:
+    """Return dvalues [Z, BC, BO] of x [N, C, H, W] and dy [N, O, P, Q], both in one order.
+
+    fusion: only its transform of the input counts.
+    """
+    check_size(x, dy)
+    bo, bc = sizes[4:]
+    slots, (n, _, p, q) = len(index.out_block), dy.shape
+    out_blocks = block_grid(sizes[:4], (bo, bc))[0]
+    padded = {"TILE_C": power_of_two(bc), "TILE_O": power_of_two(bo)}
+    shifts, fused = flat_geometry(geometry), fusion.name(True)
+    tile = choose(
+        lambda: launch_key("weight gradient", x, dy, sizes, slots, shifts, fused),
+        functools.partial(weight_grad_tile, *kind(x), bc, bo),
+        (*padded.values(),) == (bc, bo),
+        (x, dy),
+    )
+    tiles = p * q * (n // tile.bm) if tile.rows else -(-n * p * q // tile.bm)
+    splits = max(1, min(tiles, PROGRAMS_PER_PROCESSOR * processors(x) // slots))
+    partial = x.new_empty((splits, slots, bc, bo), dtype=torch.float32)
+    # Where there is nothing to point to, any tensor will do.
+    scale, shift = (partial if t is None else t for t in (fusion.scale, fusion.shift))
+    constants = {
+        "GEOMETRY": shifts,
+        "INPUT": fusion.input_kind,
+        "PRECISION": precision(x),
+        "BM": tile.bm,
+        "BC": bc,
+        "BO": bo,
+        **options(tile),
+    }
+    if tile.rows:
+        from sparse_kernels.weight_grad_kernels import weight_grad_rows
+
+        weight_grad_rows[(slots * splits,)](
+            descriptor(flat_rows(x), [tile.bm, bc]),
+            descriptor(flat_rows(dy), [tile.bm, bo]),
+            scale,
+            shift,
+            partial,
+            *index,
+            n,
+            *x.shape[2:],
+            p,
+            q,
+            x.shape[1],
+            out_blocks,
+            slots,
+            splits,
+            **constants,
+        )
+    else:
+        from sparse_kernels.weight_grad_kernels import weight_grad_pointers
+
+        weight_grad_pointers[(slots * splits,)](
+            x,
+            dy,
+            scale,
+            shift,
+            partial,
+            *index,
+            n * p * q,
+            n,
+            *x.shape[2:],
+            p,
+            q,
+            x.shape[1],
+            dy.shape[1],
+            out_blocks,
+            slots,
+            splits,
+            *pixel_strides(x),
+            *pixel_strides(dy),
+            IMAGES_LAST=images_last(dy),
+            RAGGED=bool(x.shape[1] % bc or dy.shape[1] % bo),
+            **padded,
+            **constants,
+        )
+    return partial.sum(0).to(x.dtype) if splits > 1 else partial[0].to(x.dtype)

@@ -1,0 +1,1 @@
+"""What tickets are worth beyond the test split: corrupted, foreign and attacked images."""

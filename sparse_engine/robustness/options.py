@@ -1,0 +1,146 @@
+"""What an evaluation is asked for: its flags, checked. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from sparse_engine.errors import InputError, nearest
+
+ATTACKS = ("fgsm", "pgd")
+_HIGHEST_SEVERITY = 5
+# Flags that mean nothing without another one.
+_NEEDED_BY = {
+    "severities": "corruptions",
+    "epsilon": "attack",
+    "attack_steps": "attack",
+    "attack_images": "attack",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate beside the clean test split, and where to put it.
+
+    `severities` is empty without corruptions; `epsilon` is in pixels from 0 to 1.
+    """
+
+    severities: tuple[int, ...] = ()
+    foreign: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    epsilon: float = 8 / 255
+    attack_steps: int = 10
+    attack_images: int | None = None
+    out: Path | None = None
+    plots: Path | None = None
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of Options."""
+    robust = parser.add_argument_group("beyond the test split")
+    robust.add_argument(
+        "--corruptions",
+        action="store_true",
+        help="15 families of corrupted images, of CIFAR-10-C and CIFAR-100-C in the data folder "
+        "or made from the test split",
+    )
+    robust.add_argument("--severities", metavar="LIST", help="of corruptions [1,2,3,4,5]")
+    robust.add_argument(
+        "--ood",
+        action="append",
+        default=[],
+        metavar="DATASET|noise",
+        help="tell another data set, or noise, from this one; may be repeated",
+    )
+    robust.add_argument("--attack", metavar="LIST", help="fgsm, pgd, or both: fgsm,pgd")
+    robust.add_argument("--epsilon", metavar="E", help="of attacks, pixels from 0 to 1 [8/255]")
+    robust.add_argument("--attack-steps", metavar="N", help="of pgd [10]")
+    robust.add_argument("--attack-images", metavar="N", help="attack only N test images [all]")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", metavar="FILE.json", help="write the JSON object here, too")
+    output.add_argument("--plots", metavar="DIR", help="draw figures here (needs matplotlib)")
+
+
+def read_options(flags: argparse.Namespace) -> Options:
+    """Return the options of parsed flags.
+
+    Raises:
+        InputError: a value out of range, a flag without the one it belongs to, an output that
+            exists, or --plots without matplotlib.
+    """
+    for name, needed in _NEEDED_BY.items():
+        if getattr(flags, name) is not None and not getattr(flags, needed):
+            raise InputError(f"--{name.replace('_', '-')} means nothing without --{needed}")
+    return Options(
+        severities=_severities(flags.severities) if flags.corruptions else (),
+        foreign=tuple(dict.fromkeys(flags.ood)),
+        attacks=_attacks(flags.attack),
+        epsilon=8 / 255 if flags.epsilon is None else _epsilon(flags.epsilon),
+        attack_steps=_whole("--attack-steps", flags.attack_steps) or 10,
+        attack_images=_whole("--attack-images", flags.attack_images),
+        out=_new_file(flags.out),
+        plots=_plots_folder(flags.plots),
+    )
+
+
+def _severities(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return tuple(range(1, _HIGHEST_SEVERITY + 1))
+    found = {_whole("--severities", part) or 0 for part in text.split(",")}
+    if max(found) > _HIGHEST_SEVERITY:
+        raise InputError(f"--severities lie between 1 and {_HIGHEST_SEVERITY}, found {max(found)}")
+    return tuple(sorted(found))
+
+
+def _attacks(text: str | None) -> tuple[str, ...]:
+    names = () if text is None else tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in ATTACKS:
+            hint = nearest(name, ATTACKS) or f"; choose from {', '.join(ATTACKS)}"
+            raise InputError(f"unknown attack '{name}'{hint}")
+    return names
+
+
+def _epsilon(text: str) -> float:
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise InputError(
+            f"--epsilon takes a number such as 8/255 or 0.03, found '{text}'"
+        ) from None
+    if not 0 < value <= 1:
+        raise InputError(f"--epsilon must be above 0 and at most 1 (white - black), found {text}")
+    return value
+
+
+def _whole(flag: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise InputError(f"{flag} takes whole numbers from 1, found '{text}'")
+    return int(text)
+
+
+def _new_file(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    path = Path(text)
+    if path.exists():
+        raise InputError(f"output file '{path}' exists; choose another --out, or remove it")
+    if not path.parent.is_dir():
+        raise InputError(f"folder '{path.parent}' of --out does not exist; make it first")
+    return path
+
+
+def _plots_folder(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("--plots needs matplotlib; install it with: pip install matplotlib")
+    path = Path(text)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"folder '{path}' of --plots exists and is not empty; choose another")
+    return path

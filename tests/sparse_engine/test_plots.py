@@ -1,0 +1,138 @@
+"""Figures show what the evaluation found: a stand-in for matplotlib records what is drawn."""
+
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from sparse_engine import evaluate, train
+
+FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
+DRAWN: dict[str, list] = {}
+
+
+class Axes:
+    """Records calls by name; those that our figures do not use are missing, so an error."""
+
+    def __init__(self, figure):
+        self.figure, self.calls = figure, []
+
+    def __getattr__(self, name):
+        if name not in ("plot", "bar", "imshow", "set", "legend"):
+            raise AttributeError(name)
+        return lambda *values, **options: self.calls.append((name, values, options))
+
+    def called(self, wanted):
+        return [(values, options) for name, values, options in self.calls if name == wanted]
+
+    def setting(self, name):
+        return next(o[name] for _, o in self.called("set") if name in o)
+
+
+class Figure:
+    """The calls of matplotlib.figure.Figure that our figures use."""
+
+    def __init__(self, *, figsize, layout):
+        assert layout == "constrained"
+        self.bars = 0
+
+    def subplots(self, rows, columns, *, squeeze):
+        assert (rows, squeeze) == (1, False)
+        self.axes = [Axes(self) for _ in range(columns)]
+        return [self.axes]
+
+    def colorbar(self, image, *, ax):
+        self.bars += 1
+
+    def savefig(self, path, *, dpi):
+        DRAWN[Path(path).stem] = self.axes
+        Path(path).write_bytes(b"PNG")
+
+
+@pytest.fixture
+def matplotlib(monkeypatch):
+    """Put the stand-in where matplotlib is imported from, installed or not."""
+    DRAWN.clear()
+    for name in ("matplotlib", "matplotlib.figure"):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["matplotlib.figure"].Figure = Figure
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, flags in {
+        "edst": ["--method", "edst", "--members", "2", "--epochs", "6", "--sparsity", "0.5"],
+        "dense": ["--method", "dense", "--epochs", "2"],
+    }.items():
+        train.main([*FLAGS, *flags, "--out", str(folder / name)])
+    return folder
+
+
+@pytest.fixture
+def drawn(runs, matplotlib, monkeypatch, tmp_path, capsys):
+    """Evaluate runs with figures: the JSON object and the axes of each figure."""
+    monkeypatch.chdir(runs)
+
+    def call(*names):
+        folder = tmp_path / "figures"
+        evaluate.main([*names, "--device", "cpu", "--plots", str(folder)])
+        assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in DRAWN}
+        return json.loads(capsys.readouterr().out.splitlines()[-1]), DRAWN
+
+    return call
+
+
+def test_five_figures_of_an_ensemble(drawn):
+    found, figures = drawn("edst", "dense")
+    assert set(figures) == {"reliability", "members", "disagreement", "density", "training"}
+    accuracy, nll = figures["members"]
+    assert accuracy.called("plot")[0][0] == (
+        [1, 2, 3],
+        [m["accuracy"] for m in found["growing"]],
+    )
+    assert nll.called("plot")[0][0][1][-1] == found["nll"]
+    (matrix,) = figures["disagreement"]
+    assert matrix.called("imshow")[0][0] == (found["disagreement_matrix"],)
+    assert matrix.figure.bars == 1
+
+
+def test_the_diagram_leaves_empty_bins_out(drawn):
+    found, figures = drawn("edst")
+    (axes,) = figures["reliability"]
+    ((places, heights), _), *_ = axes.called("bar")
+    filled = [i for i, count in enumerate(found["calibration"]["counts"]) if count]
+    assert places == [found["calibration"]["confidence"][i] for i in filled]
+    assert heights == [found["calibration"]["accuracy"][i] for i in filled]
+    assert axes.setting("title") == f"ECE {found['ece']:.4f}"
+
+
+def test_densities_of_sparse_and_dense_tickets(drawn):
+    _, figures = drawn("edst", "dense")
+    (axes,) = figures["density"]
+    lines = [values[0] for values, _ in axes.called("plot")]
+    assert [len(line) for line in lines] == [3, 3, 3]
+    assert 0.3 < sum(lines[0]) / 3 < 0.9
+    assert lines[2] == [1, 1, 1]
+
+
+def test_training_curves_are_those_of_the_runs(drawn, runs):
+    _, figures = drawn("edst", "dense")
+    loss, accuracy = figures["training"]
+    assert [options["label"] for _, options in loss.called("plot")] == ["edst", "dense"]
+    steps, values = accuracy.called("plot")[1][0]
+    assert steps == [5, 10]
+    last = (runs / "dense" / "metrics.csv").read_text().splitlines()[-1]
+    assert f"{values[-1]:.6f}" in last
+
+
+def test_a_single_ticket_without_curves_has_two_figures(drawn, runs):
+    (runs / "dense" / "metrics.csv").rename(runs / "kept.csv")
+    _, figures = drawn("dense")
+    (runs / "kept.csv").rename(runs / "dense" / "metrics.csv")
+    assert set(figures) == {"reliability", "density"}

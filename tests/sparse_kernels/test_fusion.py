@@ -1,0 +1,202 @@
+"""The fused passes against their definition in float64: outputs, statistics and every gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_cases import (
+    DEVICE,
+    DTYPES,
+    FLOOR,
+    Case,
+    guarded,
+    make_layout,
+    relative_error,
+    use_small_tiles,
+)
+
+from sparse_kernels import BlockLayout, Fusion, block_conv2d_fused, block_linear_fused
+from sparse_kernels.activation import in_order
+from sparse_kernels.fused import transform
+from sparse_kernels.fusion import TileSums
+from sparse_kernels.reference import gather_blocks, scatter_blocks
+
+CASES = {
+    "tma": Case(batch=32, image=(3, 2), block=(32, 16)),
+    "odd batch": Case(batch=5, image=(4, 3)),
+    "channels_last": Case(batch=3, order="channels_last"),
+    "contiguous": Case(batch=3, order="contiguous"),
+    "strided, dilated, not square": Case(
+        batch=3, image=(7, 6), kernel=(3, 2), stride=(2, 3), padding=(2, 0), dilation=(1, 2)
+    ),
+    "ragged": Case(channels=(37, 21), batch=4),
+    "ragged rows": Case(channels=(40, 24), block=(32, 16)),
+    "no power of two": Case(
+        channels=(48, 48), block=(48, 48), batch=3, kernel=(1, 1), padding=(0, 0)
+    ),
+    "unused slots": Case(unused=3, bias=False),
+}
+EVERYTHING = {"transform": True, "relu_input": True, "relu": False, "statistics": True}
+FUSIONS = {
+    "relu": {"relu": True},
+    "statistics": {"statistics": True},
+    "affine": {"transform": True},
+    "affine, relu, statistics": EVERYTHING,
+    "all": {**EVERYTHING, "relu": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def _triton(triton_backend, monkeypatch):
+    torch.use_deterministic_algorithms(True)  # torch.empty then holds NaN
+    if DEVICE == "cpu":
+        use_small_tiles(monkeypatch)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def run(leaves, layout: BlockLayout, case: Case, options: dict, upstream, sparse: bool):
+    """Return outputs and gradients by name, of the fused operators or of dense PyTorch."""
+    leaves = {k: v.detach().requires_grad_() for k, v in leaves.items()}
+    x, values, bias = leaves["x"], leaves["values"], leaves.get("bias")
+    scale, shift = leaves.get("scale"), leaves.get("shift")
+    switches = {k: v for k, v in options.items() if k != "transform"}
+    geometry = (case.stride, case.padding, case.dilation)
+    if sparse:
+        fusion = Fusion(scale, shift, **switches)
+        y, mean, variance = block_conv2d_fused(x, values, layout, bias, *geometry, fusion)
+    else:
+        if scale is not None:
+            x = transform(x, scale, shift, switches.get("relu_input", False))
+        y = F.conv2d(x, scatter_blocks(values, layout.tensors(), layout.sizes()), bias, *geometry)
+        y = y.relu() if switches.get("relu") else y
+        wide = y if y.dtype == torch.float64 else y.float()
+        variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    found = {"y": y, "mean": mean, "variance": variance} if options.get("statistics") else {"y": y}
+    loss = sum((v.double() * upstream[k].double()).sum() for k, v in found.items())
+    names = list(leaves)
+    gradients = torch.autograd.grad(loss, [leaves[n] for n in names])
+    found = {k: v.detach() for k, v in found.items()}
+    return found | {f"d{n}": g for n, g in zip(names, gradients)}
+
+
+def check(case: Case, options: dict, dtype: torch.dtype, shift_by: float = 0.0) -> None:
+    out_channels, in_channels = case.channels
+    layout = make_layout(case, (out_channels, in_channels, *case.kernel))
+    dense = torch.randn(out_channels, in_channels, *case.kernel).to(DEVICE, dtype)
+    leaves = {
+        "x": in_order(
+            torch.randn(case.batch, in_channels, *case.image).to(DEVICE, dtype), case.order
+        ),
+        "values": gather_blocks(dense, layout.tensors(), layout.sizes()),
+    }
+    if case.bias:
+        leaves["bias"] = torch.randn(out_channels).to(DEVICE, dtype)
+    if options.get("transform"):
+        leaves["scale"] = torch.rand(in_channels, device=DEVICE) + 0.5
+        leaves["shift"] = torch.randn(in_channels, device=DEVICE) + shift_by
+    upstream = {
+        "y": torch.randn(case.batch, out_channels, *case.output).to(DEVICE, dtype),
+        "mean": torch.randn(out_channels, device=DEVICE),
+        "variance": torch.randn(out_channels, device=DEVICE),
+    }
+    wide = {k: v.double() for k, v in leaves.items()}
+    exact = run(wide, layout, case, options, upstream, sparse=False)
+    plain = run(leaves, layout, case, options, upstream, sparse=False)
+    poisoned = {k: guarded(v) for k, v in leaves.items()}
+    for name, found in run(poisoned, layout, case, options, upstream, sparse=True).items():
+        assert found.isfinite().all(), name
+        allowed = 2 * max(relative_error(plain[name], exact[name]), FLOOR[dtype])
+        assert relative_error(found, exact[name]) <= allowed, name
+
+
+@pytest.mark.parametrize("options", FUSIONS.values(), ids=FUSIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_fused_convolution(name, options):
+    torch.manual_seed(0)
+    check(CASES[name], options, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d != torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["tma", "ragged"])
+def test_fused_convolution_in_half_precision(name, dtype):
+    torch.manual_seed(0)
+    check(CASES[name], EVERYTHING, dtype)
+
+
+@pytest.mark.parametrize("name", ["tma", "ragged", "ragged rows", "strided, dilated, not square"])
+def test_padding_and_ragged_channels_stay_zero_under_a_large_shift(name):
+    torch.manual_seed(0)
+    check(CASES[name], {"transform": True, "relu_input": True}, torch.float32, shift_by=1000.0)
+
+
+def test_variance_survives_a_large_mean():
+    torch.manual_seed(0)
+    y = (torch.randn(1000, 3) + 10_000).double()
+    tiles = y.split(64)
+    sums = torch.stack([torch.stack([t.mean(0), (t - t.mean(0)).square().sum(0)]) for t in tiles])
+    mean, variance = TileSums(sums.float(), 64, 1000).mean_and_variance()
+    torch.testing.assert_close(mean.double(), y.mean(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance.double(), y.var(0, correction=0), rtol=1e-4, atol=0)
+
+
+def test_a_nan_in_the_input_is_not_rectified_away():
+    layout = BlockLayout((16, 16), (16, 16), torch.arange(1)).to(DEVICE)
+    x = torch.full((16, 16), torch.nan, device=DEVICE)
+    one = torch.ones(16, device=DEVICE)
+    values = torch.ones(1, 16, 16, device=DEVICE)
+    y, _, _ = block_linear_fused(x, values, layout, fusion=Fusion(one, one, True, True))
+    assert y.isnan().all()
+
+
+def test_linear_layers_take_any_leading_dimensions():
+    torch.manual_seed(0)
+    layout = BlockLayout((32, 48), (16, 16), torch.arange(4)).to(DEVICE)
+    x, values = torch.randn(2, 3, 48, device=DEVICE), torch.randn(4, 16, 16, device=DEVICE)
+    y, mean, variance = block_linear_fused(x, values, layout, fusion=Fusion(relu=True))
+    weight = scatter_blocks(values, layout.tensors(), layout.sizes()).flatten(1)
+    torch.testing.assert_close(y, F.linear(x, weight).relu())
+    assert mean.numel() == variance.numel() == 0
+
+
+def test_compiled_graphs_give_the_same():
+    torch.manual_seed(0)
+    case = CASES["tma"]
+    layout = make_layout(case, (48, 32, 3, 3))
+    x = in_order(torch.randn(32, 32, 3, 2, device=DEVICE), "rows")
+    values = torch.randn(layout.slots, 16, 32, device=DEVICE)
+    fusion = Fusion(torch.rand(32, device=DEVICE), torch.rand(32, device=DEVICE), True, True, True)
+    compiled = torch.compile(block_conv2d_fused, fullgraph=True, backend="aot_eager")
+    eager, found = (
+        f(x, values, layout, padding=1, fusion=fusion) for f in (block_conv2d_fused, compiled)
+    )
+    for a, b in zip(eager, found):
+        assert torch.equal(a, b)
+        assert a.stride() == b.stride()
+
+
+@pytest.mark.parametrize(
+    ("fusion", "error", "message"),
+    [
+        (Fusion(scale=torch.ones(16)), ValueError, "both scale and shift"),
+        (Fusion(relu_input=True), ValueError, "both scale and shift"),
+        (Fusion(torch.ones(8), torch.ones(8)), ValueError, r"scale should be \[16\], found \[8\]"),
+        (
+            Fusion(torch.ones(16).half(), torch.ones(16)),
+            TypeError,
+            "scale should be torch.float32 on cpu, found torch.float16 on cpu",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(fusion, error, message):
+    layout = BlockLayout((16, 16, 2, 2), (16, 16), torch.arange(1))
+    x, values = torch.ones(1, 16, 2, 2), torch.ones(1, 16, 16)
+    with pytest.raises(error, match=message):
+        block_conv2d_fused(x, values, layout, fusion=fusion)
+
+
+def test_lopsided_padding_is_refused_with_a_transform():
+    layout = BlockLayout((16, 16, 2, 2), (16, 16), torch.arange(1))
+    x, values = torch.ones(1, 16, 2, 2), torch.ones(1, 16, 16)
+    fusion = Fusion(torch.ones(16), torch.ones(16))
+    with pytest.raises(ValueError, match="not symmetric"):
+        block_conv2d_fused(x, values, layout, padding="same", fusion=fusion)
