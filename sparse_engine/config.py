@@ -13,7 +13,7 @@ from sparse_engine.errors import InputError, nearest
 from sparse_engine.update_schedule import UPDATE_RULES
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
-TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale")
+TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale", "tune")
 # A resumed run may move to other hardware and other paths, and nothing else may change.
 MOVABLE = ("data_dir", "teacher", "device", "backend", "workers", "download", "resume")
 
@@ -51,6 +51,13 @@ class Config:
         "auto",
         kind=str,
         choices=("auto", "triton", "gemm", "masked"),
+    )
+
+    tune: bool = setting(
+        "run",
+        "first time tiles for the GPU kernels, and keep the fastest",
+        False,
+        kind=bool,
     )
 
     dataset: str = setting(

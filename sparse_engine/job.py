@@ -27,6 +27,7 @@ from sparse_engine.run_folder import RunFolder
 from sparse_engine.summary import format_table
 from sparse_engine.teacher import load_teacher
 from sparse_engine.trainer import Trainer
+from sparse_engine.tune import tune_run
 from sparse_kernels.backend import VARIABLE, BackendError, check_backend, choose_backend
 
 
@@ -45,6 +46,8 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
     phases = plan_phases(config, training_images(config, data))
     run_costs(config, data.info, phases)
     teacher = load_teacher(config, data.info, device)
+    if config.tune:
+        print(f"tuned {tune_run(config, data.info, device)} launches of the sparse layers")
     if folder is None:
         folder = RunFolder.create(config)
     print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.config import Config
+from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
 from sparse_engine.modules import SparseConv2d
+from sparse_engine.network import build_network
 from sparse_kernels.backend import backend_of
 from sparse_kernels.functional import convolution_geometry
 from sparse_kernels.matmul import ONE_PIXEL
@@ -63,6 +66,15 @@ def tune(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> dict[
         raise InputError("no layer runs on the Triton kernels, so there is nothing to tune")
     save(x.device)
     return found
+
+
+def tune_run(config: Config, info: DatasetInfo, device: torch.device) -> int:
+    """Tune the network of a run, with its batch size and data type; return how many launches."""
+    model = build_network(config, info, device).model
+    generator = torch.Generator().manual_seed(config.seed)
+    sizes = (config.batch_size, info.channels, info.height, info.width)
+    x = torch.randn(sizes, generator=generator).to(device, memory_format=torch.channels_last)
+    return len(tune(model, x, torch.bfloat16 if config.dtype == "bf16" else None))
 
 
 def _note(seen: dict, name: str, layer: SparseLayer, arguments: tuple[Tensor, ...]) -> None:
