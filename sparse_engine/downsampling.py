@@ -9,7 +9,8 @@ own, several times as dense, to be made in each such step.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,14 +26,32 @@ def is_downsampled(rate: float, seed: int, step: int) -> bool:
     return random.Random(f"downsample {seed} {step}").random() < rate
 
 
-def downsampled(images: Tensor, rate: float, seed: int, step: int) -> Tensor:
-    """Return images [N, C, H, W], or their means over 2x2 pixels where is_downsampled() says so.
+@contextmanager
+def some_smaller(
+    model: nn.Module, images: Tensor, rate: float, seed: int, step: int
+) -> Iterator[Tensor]:
+    """Give the images that a step trains on: pooled by 2x2 pixels where is_downsampled() says so.
 
-    An odd last row or column is a mean of its own.
+    In such a step batch-norm leaves its running statistics alone: networks are used on whole
+    images, whose statistics are others.
+
+    Args:
+        model: in training mode.
+        images: [N, C, H, W]; an odd last row or column is a mean of its own.
+        rate, seed, step: of is_downsampled.
     """
     if not is_downsampled(rate, seed, step):
-        return images
-    return F.avg_pool2d(images, FACTOR, ceil_mode=True)
+        yield images
+        return
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield F.avg_pool2d(images, FACTOR, ceil_mode=True)
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
 
 
 def training_flops(

@@ -131,6 +131,17 @@ def model_density(model: nn.Module) -> float:
     return sum(densities.get(n, 1.0) * w for n, w in weights.items()) / sum(weights.values())
 
 
+def without_unused_slots(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's state dict with nothing but active blocks, as load_state takes it."""
+    compact = dict(state)
+    for name, layer in budget_layers(model):
+        if f"{name}.block_ids" in state:
+            values, ids = state[f"{name}.values"], state[f"{name}.block_ids"]
+            used = ids < math.prod(block_grid(weight_shape(layer), values.shape[:0:-1]))
+            compact[f"{name}.values"], compact[f"{name}.block_ids"] = values[used], ids[used]
+    return compact
+
+
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:
     """Return the shape of a layer's dense weight, (O, C[, R, S])."""
     return layer.layout.shape if isinstance(layer, SparseLayer) else tuple(layer.weight.shape)

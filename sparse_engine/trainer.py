@@ -17,14 +17,14 @@ from sparse_engine.config import MOVABLE, Config
 from sparse_engine.costs import Densities
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.loader import split_validation
-from sparse_engine.downsampling import downsampled
+from sparse_engine.downsampling import some_smaller
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation import batches, predict, training_loader
 from sparse_engine.finite import LossGuard
 from sparse_engine.metrics import accuracy, negative_log_likelihood
 from sparse_engine.network import Network, build_network, member_seed
 from sparse_engine.phases import Phase
-from sparse_engine.recut import saved_densities
+from sparse_engine.recut import saved_densities, without_unused_slots
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.starts import start_batches
 from sparse_engine.teacher import Teacher
@@ -161,8 +161,9 @@ class Trainer:
     def save_ticket(self, state: dict[str, Any]) -> None:
         """Write the next member_K.pt."""
         self.progress.tickets += 1
-        self.folder.save_member(self.progress.tickets, state["model"])
-        self.densities.tickets.append(saved_densities(self.network.model, state["model"]))
+        ticket = without_unused_slots(self.network.model, state["model"])
+        self.folder.save_member(self.progress.tickets, ticket)
+        self.densities.tickets.append(saved_densities(self.network.model, ticket))
         tqdm.write(
             f"ticket {self.progress.tickets}: {self.split} accuracy {state['accuracy']:.4f} "
             f"after {self.progress.step} steps"
@@ -198,10 +199,11 @@ class Trainer:
         multiple = phase.learning_rate.at(self.progress.phase_step, phase.steps)
         for group in network.optimizer.param_groups:
             group["lr"] = self.config.lr * multiple
-        x, y = self.loader.batch(self.progress.step)
-        x = downsampled(x, self.config.downsample_rate, self.config.seed, self.progress.step)
-        x = x.contiguous(memory_format=torch.channels_last)
-        loss = self._loss(phase, x, y)
+        step, config = self.progress.step, self.config
+        x, y = self.loader.batch(step)
+        with some_smaller(network.model, x, config.downsample_rate, config.seed, step) as x:
+            x = x.contiguous(memory_format=torch.channels_last)
+            loss = self._loss(phase, x, y)
         self.guard.add(self.progress.step, loss, network.model, x)
         network.optimizer.zero_grad(set_to_none=True)
         loss.backward()

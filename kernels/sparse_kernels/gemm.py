@@ -9,6 +9,7 @@ Sums are taken in fp32 at least. Every call reads the lists of blocks anew: besi
 that costs little, and it leaves nothing that an update of the topology could make wrong.
 """
 
+import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparse_kernels.layout import PassIndex
+from sparse_kernels.threads import shared
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -41,12 +43,17 @@ def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -
 
 def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
+    dtype = x.dtype
     steps = [(o, c, 0, slot) for o, c, _, _, slot in blocks(PassIndex.forward(index))]
-    dvalues = zero_values(x, index, sizes)
-    rows = (t.flatten(0, -2).to(dvalues.dtype).split(ROWS) for t in (x, grad))
-    for source, dy in zip(*rows):
-        add_outer_products(dvalues, _columns(dy, sizes[4]), _columns(source, sizes[5]), steps)
-    return dvalues.to(x.dtype)
+
+    def products(x: Tensor, grad: Tensor) -> Tensor:
+        dvalues = zero_values(x, index, sizes)
+        for source, dy in zip(x.split(ROWS), grad.split(ROWS)):
+            add_outer_products(dvalues, _columns(dy, sizes[4]), _columns(source, sizes[5]), steps)
+        return dvalues
+
+    x, grad = (t.flatten(0, -2).to(precise(t.dtype)) for t in (x, grad))
+    return total(shared(products, x, grad, rows=len(x))).to(dtype)
 
 
 def blocks(lists: PassIndex) -> Iterator[tuple[int, int, int, int, int]]:
@@ -67,32 +74,59 @@ def zero_values(x: Tensor, index: Index, sizes: Ints) -> Tensor:
     return x.new_zeros((len(index[0]), sizes[5], sizes[4]), dtype=precise(x.dtype))
 
 
+def total(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of parts, in their order; the first one is overwritten."""
+    return functools.reduce(Tensor.add_, parts)
+
+
 def add_products(
     results: Matrices, sources: Matrices, steps: Sequence[Step], weights: Sequence[Tensor]
 ) -> None:
     """Add source[m + shift] @ weights[slot] to row m of a result, for every step."""
-    for written, read, shift, slot in steps:
-        result, source = _overlap(results[written], sources[read], shift)
-        weight = _cropped(weights[slot], source.shape[1], result.shape[1])
-        result.addmm_(source, weight)
+    written, read = _Parts(results), _Parts(sources)
+    for result, source, shift, slot in steps:
+        (length, width), (extent, depth) = written.sizes[result], read.sizes[source]
+        first, last = _overlap(length, extent, shift)
+        weight = _cropped(weights[slot], depth, width)
+        block = written.part(result, first, last)
+        block.addmm_(read.part(source, first + shift, last + shift), weight)
 
 
 def add_outer_products(
     dvalues: Tensor, grads: Matrices, sources: Matrices, steps: Sequence[Step]
 ) -> None:
     """Add the sum over m of source[m + shift].T @ grad[m] to dvalues[slot], for every step."""
-    parts = dvalues.unbind(0)
-    for written, read, shift, slot in steps:
-        grad, source = _overlap(grads[written], sources[read], shift)
-        part = _cropped(parts[slot], source.shape[1], grad.shape[1])
-        part.addmm_(source.T, grad)
+    written, read = _Parts(grads), _Parts(sources, transposed=True)
+    blocks = dvalues.unbind(0)
+    for grad, source, shift, slot in steps:
+        (length, width), (extent, depth) = written.sizes[grad], read.sizes[source]
+        first, last = _overlap(length, extent, shift)
+        block = _cropped(blocks[slot], depth, width)
+        parts = read.part(source, first + shift, last + shift), written.part(grad, first, last)
+        block.addmm_(*parts)
 
 
-def _overlap(result: Tensor, source: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """Return rows m of a result and rows m + shift of a source, for every m where both exist."""
-    first, last = max(0, -shift), min(len(result), len(source) - shift)
-    last = max(first, last)
-    return result[first:last], source[first + shift : last + shift]
+class _Parts:
+    """Ranges of rows of some matrices, each cut out once: it takes as long as a small product."""
+
+    def __init__(self, matrices: Matrices, transposed: bool = False) -> None:
+        self.matrices, self.transposed = matrices, transposed
+        self.sizes = {key: tuple(matrix.shape) for key, matrix in matrices.items()}
+        self.cut: dict[Hashable, Tensor] = {}
+
+    def part(self, key: Hashable, first: int, last: int) -> Tensor:
+        """Return rows of a matrix, or their transpose."""
+        found = self.cut.get((key, first, last))
+        if found is None:
+            found = self.matrices[key][first:last]
+            found = self.cut[key, first, last] = found.T if self.transposed else found
+        return found
+
+
+def _overlap(written: int, read: int, shift: int) -> tuple[int, int]:
+    """Return the range of m for which row m is written and row m + shift can be read."""
+    first, last = -shift if shift < 0 else 0, min(written, read - shift)
+    return first, last if last > first else first
 
 
 def _cropped(block: Tensor, rows: int, columns: int) -> Tensor:
@@ -112,9 +146,13 @@ def _linear(
     y = x.new_zeros((*x.shape[:-1], written[0]), dtype=precise(x.dtype))
     if bias is not None:
         y += bias
-    sources = x.reshape(-1, x.shape[-1]).to(y.dtype).split(ROWS)
-    for source, result in zip(sources, y.view(-1, written[0]).split(ROWS)):
-        add_products(_columns(result, written[1]), _columns(source, read), steps, weights)
+
+    def products(x: Tensor, y: Tensor) -> None:
+        for source, result in zip(x.split(ROWS), y.split(ROWS)):
+            add_products(_columns(result, written[1]), _columns(source, read), steps, weights)
+
+    rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
+    shared(products, rows, y.view(-1, written[0]), rows=len(rows))
     return y.to(x.dtype)
 
 

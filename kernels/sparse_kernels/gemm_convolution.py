@@ -25,9 +25,11 @@ from sparse_kernels.gemm import (
     linear_input_grad,
     linear_weight_grad,
     precise,
+    total,
     zero_values,
 )
 from sparse_kernels.layout import PassIndex
+from sparse_kernels.threads import shared
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -59,8 +61,12 @@ def conv2d(
     grid = _Grid(x, y, sizes, *geometry)
     steps = list(grid.steps(index))
     weights = values.to(precise(x.dtype)).unbind(0)
-    for images, results in grid.chunks(x, y):
-        grid.convolve(grid.input(images), grid.output(results), steps, weights, bias)
+
+    def products(x: Tensor, y: Tensor) -> None:
+        for images, results in grid.chunks(x, y):
+            grid.convolve(grid.input(images), grid.output(results), steps, weights, bias)
+
+    shared(products, x, y, rows=grid.pixels * len(x))
     return y
 
 
@@ -80,8 +86,12 @@ def conv2d_input_grad(
         (read, written, -shift, slot) for written, read, shift, slot in grid.steps(index)
     )
     weights = values.to(precise(grad.dtype)).mT.unbind(0)
-    for results, images in grid.chunks(dx, grad):
-        grid.convolve(grid.output(images), grid.input(results), steps, weights, None)
+
+    def products(dx: Tensor, grad: Tensor) -> None:
+        for results, images in grid.chunks(dx, grad):
+            grid.convolve(grid.output(images), grid.input(results), steps, weights, None)
+
+    shared(products, dx, grad, rows=grid.pixels * len(grad))
     return dx
 
 
@@ -94,12 +104,17 @@ def conv2d_weight_grad(
         return linear_weight_grad(pixels, _pixels(grad, grad), index, sizes)
     grid = _Grid(x, grad, sizes, *geometry)
     steps = list(grid.steps(index))
-    dvalues = zero_values(x, index, sizes)
-    for images, gradients in grid.chunks(x, grad):
-        sources = grid.read(grid.input(images), {read for _, read, _, _ in steps})
-        dy = grid.read(grid.output(gradients), {written for written, _, _, _ in steps})
-        add_outer_products(dvalues, dy, sources, _in_rows(steps, len(images)))
-    return dvalues.to(x.dtype)
+    read, written = {source for _, source, _, _ in steps}, {grad for grad, _, _, _ in steps}
+
+    def products(x: Tensor, grad: Tensor) -> Tensor:
+        dvalues = zero_values(x, index, sizes)
+        for images, gradients in grid.chunks(x, grad):
+            sources = grid.read(grid.input(images), read)
+            dy = grid.read(grid.output(gradients), written)
+            add_outer_products(dvalues, dy, sources, _in_rows(steps, len(images)))
+        return dvalues
+
+    return total(shared(products, x, grad, rows=grid.pixels * len(x))).to(x.dtype)
 
 
 def _is_pointwise(sizes: Ints, geometry: Sequence[Ints]) -> bool:
@@ -140,11 +155,12 @@ class _Grid:
         offsets = [offset for offset, _ in self.columns]
         width = -(-x.shape[3] // stride[1])
         self.pitch = max(width - min(0, *offsets), y.shape[3] + max(0, *offsets))
-        self.images = max(1, ROWS // (y.shape[2] * self.pitch))
+        self.pixels = y.shape[2] * self.pitch
 
     def chunks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield a few images of input and output at a time."""
-        return zip(x.split(self.images), y.split(self.images))
+        images = max(1, ROWS // self.pixels)
+        return zip(x.split(images), y.split(images))
 
     def input(self, x: Tensor) -> Views:
         """Return the pixels of x by phase and block of channels."""

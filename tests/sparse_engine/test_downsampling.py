@@ -7,7 +7,7 @@ from torch import nn
 from sparse_engine.config import Config
 from sparse_engine.costs import run_costs
 from sparse_engine.data.catalog import TABLE
-from sparse_engine.downsampling import downsampled, is_downsampled, training_flops
+from sparse_engine.downsampling import is_downsampled, some_smaller, training_flops
 from sparse_engine.errors import InputError
 from sparse_engine.job import plan_phases
 from sparse_engine.recipes import resolve
@@ -26,11 +26,27 @@ def test_steps_are_a_function_of_seed_and_step():
 def test_pixels_are_means():
     x = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5).float()
     step = next(s for s in range(100) if is_downsampled(0.5, 0, s))
-    y = downsampled(x, 0.5, 0, step)
-    assert y.shape == (2, 3, 2, 3)
-    torch.testing.assert_close(y[..., 0, 0], x[..., :2, :2].mean((-1, -2)))
-    torch.testing.assert_close(y[..., 1, 2], x[..., 2:, 4].mean(-1))
-    assert downsampled(x, 0.0, 0, step) is x
+    with some_smaller(nn.Identity(), x, 0.5, 0, step) as y:
+        assert y.shape == (2, 3, 2, 3)
+        torch.testing.assert_close(y[..., 0, 0], x[..., :2, :2].mean((-1, -2)))
+        torch.testing.assert_close(y[..., 1, 2], x[..., 2:, 4].mean(-1))
+    with some_smaller(nn.Identity(), x, 0.0, 0, step) as y:
+        assert y is x
+
+
+def test_running_statistics_are_of_whole_images():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=0.3))
+    x = torch.randn(4, 3, 6, 6) + 2
+    steps = {is_downsampled(0.5, 0, step): step for step in range(20)}
+    before = model[1].running_mean.clone()
+    with some_smaller(model, x, 0.5, 0, steps[True]) as y:
+        model(y)
+    assert model[0].running_var.equal(torch.ones(3))
+    assert model[1].running_mean.equal(before)
+    assert (model[0].momentum, model[1].momentum) == (0.1, 0.3)
+    with some_smaller(model, x, 0.5, 0, steps[False]) as y:
+        model(y)
+    torch.testing.assert_close(model[0].running_mean, 0.1 * x.mean((0, 2, 3)))
 
 
 def test_flops_by_hand():

@@ -10,6 +10,7 @@ from torch import nn
 from sparse_engine import architecture
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import TABLE
+from sparse_engine.layer import SparseLayer
 from sparse_engine.methods import registry, single
 from sparse_engine.models.plain import plain_model
 from sparse_engine.network import build_network
@@ -86,3 +87,26 @@ def test_a_method_may_have_a_network_of_its_own(tmp_path, monkeypatch, capsys):
     assert 0.95 < found["train_flops_ratio"] <= 1
     state = torch.load(Path("out/member_1.pt"), weights_only=True)["model"]
     assert {name.split(".")[1] for name in state} == {"0", "1"}
+
+
+def test_settings_of_the_first_blocks_and_weights_reach_the_network():
+    def built(batches=(), **settings):
+        config = resolve(Config(model="wrn10-1", block="4x4", **settings))
+        model = build_network(config, TABLE["digits"], CPU, batches=batches).model
+        return {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+
+    plain = built(method="rigl")
+    drawn = built(method="rigl", weight_init="fan-in")
+    images = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    scored = built([(images, torch.arange(20) % 10)], method="rigl", start="snip")
+    whole = built(method="rigl", taps="all")
+    assert all(m.layout.slots == m.layout.active for m in plain.values())
+    assert all(m.layout.block_ids.equal(plain[n].layout.block_ids) for n, m in drawn.items())
+    assert not any(m.values.equal(plain[n].values) for n, m in drawn.items())
+    assert {n: m.density for n, m in scored.items()} != {n: m.density for n, m in plain.items()}
+    assert {m.layout.group for m in whole.values()} == {9}
+    assert any(m.layout.slots > m.layout.active for m in built(method="snfs").values())
+    assert all(
+        m.density > plain[n].density and m.final_active == plain[n].layout.active
+        for n, m in built(method="granet").items()
+    )

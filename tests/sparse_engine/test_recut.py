@@ -10,7 +10,13 @@ from sparse_engine import sparsify
 from sparse_engine.convert import dense_state_dict
 from sparse_engine.layer import SparseLayer
 from sparse_engine.network import Network
-from sparse_engine.recut import load_state, recut, used_layouts, weight_parameter
+from sparse_engine.recut import (
+    load_state,
+    recut,
+    used_layouts,
+    weight_parameter,
+    without_unused_slots,
+)
 from sparse_engine.topology import Topology
 from sparse_kernels import BlockLayout
 from sparse_kernels.reference import scatter_blocks
@@ -149,3 +155,20 @@ def test_a_state_that_does_not_fit_is_an_error():
         load_state(small_model(), state)
     with pytest.raises(RuntimeError, match=r"size mismatch|block ids should be from 0"):
         load_state(nn.Sequential(nn.Linear(3, 3)), sparse.state_dict())
+
+
+@pytest.mark.parametrize("taps", ["each", "all"])
+def test_a_state_without_unused_slots_is_the_same_network(taps):
+    model, twin = small_model(), small_model()
+    sparsify(model, 0.6, block=(4, 4), init="random", headroom=0.5, taps=taps)
+    state = model.state_dict()
+    compact = without_unused_slots(model, state)
+    load_state(twin, compact)
+    for name, layer in twin.named_modules():
+        if isinstance(layer, SparseLayer):
+            old = model.get_submodule(name).layout
+            assert layer.layout.slots == layer.layout.active == old.active <= old.slots
+            assert layer.layout.mask().equal(old.mask())
+    assert sum(v.numel() for v in compact.values()) < sum(v.numel() for v in state.values())
+    for name, value in dense_state_dict(model).items():
+        assert value.equal(dense_state_dict(twin)[name])

@@ -108,6 +108,8 @@ def assert_exact_budget(model, sparsity):
     ("method", "flags", "tickets"),
     [
         ("sup-tickets", ["--cycles", "2"], 1),
+        ("sup-tickets", ["--cycles", "2", "--topology", "granet"], 1),
+        ("sup-tickets", ["--cycles", "2", "--topology", "snfs"], 1),
         ("lottery", ["--rounds", "2", "--rewind-point", "0.2"], 1),
         ("lottery", ["--rounds", "2", "--rewind-point", "0", "--rewind", "learning-rate"], 1),
         ("ltr", ["--rounds", "3", "--members", "2", "--rewind-point", "0.2"], 2),

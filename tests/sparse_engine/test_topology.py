@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sparse_engine import SparseLinear, densify, sparsify
+from sparse_engine import SparseConv2d, SparseLinear, densify, sparsify
 from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
 from sparse_engine.optimizer_state import state_tensors
@@ -181,6 +182,19 @@ def test_rigl_grows_the_inactive_blocks_with_the_largest_dense_gradient(block):
         best = sorted((norms[b] for b in range(len(norms)) if b not in kept), reverse=True)[:count]
         assert len(grown) == count
         assert sorted((norms[b] for b in grown), reverse=True) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("taps", ["each", "all"])
+@pytest.mark.parametrize(("drop", "grow"), [(2, 2), (2, 1), (0, 2)])
+def test_a_swap_never_asks_the_device_for_a_number(taps, drop, grow):
+    with FakeTensorMode():
+        ids = torch.cat([torch.arange(18), torch.full((18,), 144)])
+        layout = BlockLayout((64, 64, 3, 3), (16, 16), ids, 18, taps)
+        scores = torch.rand(36), torch.rand(layout.total)
+        layer = SparseConv2d(64, 64, 3, layout=layout)
+        active = 18 + (grow - drop) * layout.group
+        swap_blocks(layer, None, *select_swap(layout, *scores, drop, grow), active)
+        assert layer.layout.active == active
 
 
 def test_static_changes_nothing():

@@ -1,16 +1,18 @@
 """The gemm path: what is its own. That it equals the dense operators is in test_operators.py."""
 
 import threading
+import time
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from sparse_kernels import BlockLayout, block_conv2d, block_linear, gemm, gemm_convolution
+from sparse_kernels import BlockLayout, block_conv2d, block_linear, gemm, gemm_convolution, threads
 from sparse_kernels.activation import ORDERS, in_order
-from sparse_kernels.backend import VARIABLE, BackendError, check_backend
+from sparse_kernels.backend import VARIABLE, BackendError, check_backend, choose_backend
 from sparse_kernels.convolution import conv2d
+from sparse_kernels.gemm_cost import gemm_ratio
 
 LAYER = (64, 48, 3, 3)
 GEOMETRIES = [
@@ -25,6 +27,16 @@ GEOMETRIES = [
 def path(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setenv(VARIABLE, "gemm")
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def number_of_threads(request, monkeypatch):
+    """Share even the smallest work."""
+    monkeypatch.setattr(threads, "LEAST_ROWS", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 def make(shape=LAYER, block=(16, 16), density=0.3, dtype=torch.float64):
@@ -50,6 +62,7 @@ def masked(monkeypatch, *arguments, **geometry):
         return step(*arguments, **geometry)
 
 
+@pytest.mark.usefixtures("number_of_threads")
 @pytest.mark.parametrize("rows", [1, 40, 8192])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("order", ORDERS)
@@ -66,6 +79,7 @@ def test_any_number_of_images_at_a_time_in_any_order(monkeypatch, order, geometr
         assert images.permute(ORDERS[order]).is_contiguous()
 
 
+@pytest.mark.usefixtures("number_of_threads")
 @pytest.mark.parametrize("rows", [1, 3, 4096])
 def test_a_linear_layer_in_parts(monkeypatch, rows):
     monkeypatch.setattr(gemm, "ROWS", rows)
@@ -87,6 +101,7 @@ def test_pixels_far_apart_in_memory_do_not_meet():
     assert not y.any()
 
 
+@pytest.mark.usefixtures("number_of_threads")
 @pytest.mark.parametrize("grad_mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_an_update_in_place_is_seen_by_the_next_call(grad_mode):
     values, layout = make(density=0.1)
@@ -100,7 +115,37 @@ def test_an_update_in_place_is_seen_by_the_next_call(grad_mode):
             assert found.equal(block_conv2d(x, values, fresh, padding=1))
 
 
-def test_threads_share_a_layer():
+def test_as_many_threads_as_torch_has_and_each_of_one_core(number_of_threads):
+    def look(share):
+        names.add(threading.current_thread().name)
+        time.sleep(0.05)
+        return len(share), torch.get_num_threads()
+
+    names = set()
+    seen = threads.shared(look, torch.zeros(8), rows=8)
+    lengths = {1: [8], 3: [3, 3, 2]}[number_of_threads]
+    assert [length for length, _ in seen] == lengths
+    assert len(names) == number_of_threads
+    assert {cores for _, cores in seen} == {1}
+    assert torch.get_num_threads() == number_of_threads
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [number_of_threads]
+
+
+@pytest.mark.usefixtures("number_of_threads")
+def test_a_failure_in_a_thread_is_raised():
+    def fail(share):
+        raise ValueError(f"share of {len(share)}")
+
+    with pytest.raises(ValueError, match="share of"):
+        threads.shared(fail, torch.zeros(9), rows=9)
+
+
+@pytest.mark.usefixtures("number_of_threads")
+def test_users_threads_may_run_one_layer():
     values, layout = make()
     x = torch.randn(3, 48, 6, 6, dtype=torch.float64)
     wanted = step(block_conv2d, x, values, layout, padding=1)
@@ -111,10 +156,10 @@ def test_threads_share_a_layer():
             found = step(block_conv2d, x, values, layout, padding=1)
             right.append(all(a.equal(b) for a, b in zip(found, wanted)))
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
+    running = [threading.Thread(target=run) for _ in range(3)]
+    for thread in running:
         thread.start()
-    for thread in threads:
+    for thread in running:
         thread.join()
     assert right == [True] * 15
 
@@ -177,3 +222,47 @@ def test_traced_results_lie_as_real_ones(order):
     with FakeTensorMode() as mode:
         fake = conv2d(*tree_map_only(torch.Tensor, mode.from_tensor, arguments))
     assert (fake.shape, fake.stride()) == (real.shape, real.stride())
+
+
+WIDE = (256, 256, 3, 3, 32, 32)
+
+
+def choose(sizes=WIDE, density=0.1, positions=8192, dtype=torch.float32):
+    return choose_backend(torch.device("cpu"), dtype, sizes, density, positions)
+
+
+def test_auto_takes_what_should_be_faster(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "auto")
+    assert choose() == "gemm"
+    assert choose(density=0.9) == "masked"
+    assert choose(sizes=(256, 256, 3, 3, 1, 1), density=0.01) == "masked"
+    assert choose(sizes=(1024, 1024, 1, 1, 16, 16), positions=16) == "masked"
+    assert choose(sizes=(3, 3, 3, 3, 16, 16)) == "masked"
+    assert choose(positions=None) == "masked"
+    assert choose(density=0.3, dtype=torch.bfloat16) == "masked"
+    monkeypatch.setenv(VARIABLE, "masked")
+    assert choose() == "masked"
+
+
+def test_the_expected_time_grows_with_density_and_falls_with_block_and_rows():
+    def ratio(density=0.2, block=32, positions=1024):
+        return gemm_ratio((256, 256, 3, 3, block, block), density, positions)
+
+    for name, values in {"density": (0.1, 0.2, 0.4), "block": (64, 32, 16)}.items():
+        found = [ratio(**{name: value}) for value in values]
+        assert found == sorted(found)
+        assert len(set(found)) == 3
+    assert ratio(positions=64) > ratio(positions=1024) > ratio(positions=8192)
+    assert ratio(positions=8192) == ratio(positions=10**6)
+
+
+def test_auto_follows_the_number_of_threads(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "auto")
+    small = {"sizes": (512, 512, 1, 1, 32, 32), "positions": 256}
+    assert choose(**small) == "gemm"
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(64)
+        assert choose(**small) == "masked"
+    finally:
+        torch.set_num_threads(before)

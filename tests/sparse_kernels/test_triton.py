@@ -71,8 +71,12 @@ def results(x, values, layout, bias, case: Case, grad, dense: bool):
     return found if bias is None else {**found, "dbias": bias.grad}
 
 
-def check(case: Case, dtype: torch.dtype) -> None:
-    """Compare with float64; the error may be twice that of dense PyTorch in the same data type."""
+def check(case: Case, dtype: torch.dtype, drawn: bool = False) -> None:
+    """Compare with float64; the error may be twice that of dense PyTorch in the same data type.
+
+    A case drawn at random may have a single output, near zero by cancellation, where PyTorch is
+    right by luck: then also what one rounding of the sum of absolute values makes.
+    """
     out_channels, in_channels = case.channels
     layout = make_layout(case, (out_channels, in_channels, *case.kernel))
     make = lambda *shape: torch.randn(*shape).to(DEVICE, dtype)  # noqa: E731
@@ -83,6 +87,8 @@ def check(case: Case, dtype: torch.dtype) -> None:
     grad = in_order(make(case.batch, out_channels, *case.output), case.order)
     wide = [None if t is None else t.double() for t in (x, values, bias, grad)]
     exact = results(wide[0], wide[1], layout, wide[2], case, wide[3], dense=True)
+    positive = [None if t is None else t.abs() for t in wide]
+    sums = results(positive[0], positive[1], layout, positive[2], case, positive[3], dense=True)
     plain = results(x, values, layout, bias, case, grad, dense=True)
     ours = results(guarded(x), guarded(values), layout, bias, case, guarded(grad), dense=False)
     # An image of one pixel or one channel fits several orders, and says nothing of the result's.
@@ -91,6 +97,8 @@ def check(case: Case, dtype: torch.dtype) -> None:
     for name, found in ours.items():
         assert found.isfinite().all(), name
         allowed = 2 * max(relative_error(plain[name], exact[name]), FLOOR[dtype])
+        if drawn:
+            allowed += 1.2e-7 * float(sums[name].norm() / exact[name].norm().clamp(min=1e-30))
         assert relative_error(found, exact[name]) <= allowed, name
 
 
@@ -137,7 +145,7 @@ COMMON = {
 @given(cases(), st.sampled_from(DTYPES), st.integers(0, 1000))
 def test_any_convolution(case, dtype, seed):
     torch.manual_seed(seed)
-    check(case, dtype)
+    check(case, dtype, drawn=True)
 
 
 @pytest.mark.slow
@@ -145,7 +153,7 @@ def test_any_convolution(case, dtype, seed):
 @given(cases(), st.sampled_from(DTYPES), st.integers(0, 1000))
 def test_any_convolution_at_length(case, dtype, seed):
     torch.manual_seed(seed)
-    check(case, dtype)
+    check(case, dtype, drawn=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
