@@ -235,7 +235,7 @@ def test_auto_takes_what_should_be_faster(monkeypatch):
     monkeypatch.setenv(VARIABLE, "auto")
     assert choose() == "gemm"
     assert choose(density=0.9) == "masked"
-    assert choose(sizes=(256, 256, 3, 3, 1, 1), density=0.01) == "masked"
+    assert choose(sizes=(256, 256, 3, 3, 8, 8), density=0.01) == "masked"
     assert choose(sizes=(1024, 1024, 1, 1, 16, 16), positions=16) == "masked"
     assert choose(sizes=(3, 3, 3, 3, 16, 16)) == "masked"
     assert choose(positions=None) == "masked"
