@@ -145,7 +145,7 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
     input_kind = "affine_relu" if c.fused else "plain"
     common = {"GEOMETRY": GEOMETRY, "INPUT": input_kind, "PRECISION": precision}
     if c.kernel == "weight gradient":
-        tile = weight_grad_tile(c.arch, itemsize, exact, bc, bo, c.rows)
+        tile = weight_grad_tile(c.arch, itemsize, exact, bc, bo, c.fused, c.rows)
         constants = {**common, "BM": tile.bm, "BC": bc, "BO": bo}
         if c.rows:
             boxes = {"x": [tile.bm, bc], "dy": [tile.bm, bo]}
@@ -154,7 +154,7 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
         return weight_grad_kernels.weight_grad_pointers, constants, {}, tile
     transposed = c.kernel == "input gradient"
     reduce, written = (bo, bc) if transposed else (bc, bo)
-    tile = gather_tile(c.arch, itemsize, exact, reduce, written, c.rows)
+    tile = gather_tile(c.arch, itemsize, exact, reduce, written, c.fused, c.rows)
     constants = {
         **common,
         "TRANSPOSED": transposed,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from bench.cpu_table import ratio, seconds
 from sparse_engine import sparsify, to_rows
+from sparse_engine.errors import InputError
 from sparse_engine.models.build import build_model
 from sparse_kernels.backend import VARIABLE
 
@@ -67,10 +68,14 @@ def main() -> None:
     for name in options.networks:
         for block in options.blocks:
             for sparsity in options.sparsities:
-                steps = {
-                    path: training_step(name, path, sparsity, options.distribution, block)
-                    for path in ("dense", *PATHS)
-                }
+                try:
+                    steps = {
+                        path: training_step(name, path, sparsity, options.distribution, block)
+                        for path in ("dense", *PATHS)
+                    }
+                except InputError as error:
+                    print(f"no row: {name} {sparsity} {block}: {error}")
+                    continue
                 times = seconds(steps, options.rounds, clock)
                 milliseconds = 1e3 * statistics.median(times["dense"])
                 found = " | ".join(ratio(times, path, "dense") for path in PATHS)

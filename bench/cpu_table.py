@@ -127,9 +127,10 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    print(f"{platform.processor()}, torch {torch.__version__}, {options}")
-    print("| layer | block | density | dense ms | masked / dense | gemm / dense | gemm / masked ")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"{platform.machine()}, torch {torch.__version__}, {options}")
+    print("| layer | block | density | dense ms | masked / dense | gemm / dense ", end="")
+    print("| gemm / masked | the same as expected |")
+    print("|---" * 8 + "|")
     for layer in LAYERS:
         sizes = {clamp_block((b, b), layer.out_channels, layer.channels) for b in options.blocks}
         for block in sorted({b for _, b in sizes}) if layer.network in options.networks else ():

@@ -16,6 +16,7 @@ from sparse_engine import sparsify
 from sparse_engine.models.build import build_model
 from sparse_engine.topology import Topology
 from sparse_kernels import BlockLayout
+from sparse_kernels.backend import VARIABLE
 
 MODELS = [
     # name, image size, batch, block
@@ -74,8 +75,9 @@ def compare(benchmark, measured: Callable, baseline: Callable) -> tuple[Timed, T
 
 
 @pytest.mark.parametrize(("name", "size", "batch", "block"), MODELS)
-def test_masked_step_against_dense(benchmark, name, size, batch, block):
+def test_masked_step_against_dense(benchmark, monkeypatch, name, size, batch, block):
     """Time a training step of the masked path against the same dense model's."""
+    monkeypatch.setenv(VARIABLE, "masked")
     sparse = training_step(name, size, batch, block)
     ours, theirs = compare(benchmark, sparse, training_step(name, size, batch, None))
     benchmark.extra_info["masked / dense step"] = round(ours.median / theirs.median, 3)

@@ -76,7 +76,7 @@ def gather(
     name, fused = "input gradient" if transposed else "forward", fusion.name(transposed)
     tile = choose(
         lambda: launch_key(name, src, dst, sizes, len(index.slot), constants["GEOMETRY"], fused),
-        functools.partial(gather_tile, *kind(src), block_red, block_dst),
+        functools.partial(gather_tile, *kind(src), block_red, block_dst, fused != "plain"),
         whole,
         (src, dst, x),
     )

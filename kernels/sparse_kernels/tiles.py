@@ -40,7 +40,7 @@ def power_of_two(size: int) -> int:
 
 
 def gather_tile(
-    arch: int, itemsize: int, exact: bool, reduce: int, written: int, rows: bool
+    arch: int, itemsize: int, exact: bool, reduce: int, written: int, fused: bool, rows: bool
 ) -> Tile:
     """Return the tile of forward or input gradient.
 
@@ -49,22 +49,31 @@ def gather_tile(
         itemsize: bytes of an element.
         exact: fp32 without TF32, which no tensor core does: smaller tiles fit the registers.
         reduce, written: the block's size along the summed and the written dimension.
+        fused: with a transform of the input or sums of the output, which need registers.
         rows: the variant that TMA feeds.
     """
     bk = min(reduce & -reduce, 128 // itemsize)
     warps = 8 if written >= 128 else 4
+    if rows and fused and bk * itemsize < 128:
+        return Tile(128, bk, 8, 6, True)
     if rows:
         return Tile(128, bk, warps, 4 if bk * itemsize >= 128 else 6, True)
     if exact:
-        return Tile(64, min(bk, 16), 8 if written >= 64 else 4, 3)
+        bm = 32 if fused and written >= 128 else 64
+        return Tile(bm, min(bk, 16), 8 if fused or written >= 64 else 4, 3)
     if arch in LARGE_SHARED:
         return Tile(128, bk, warps, 4)
-    # With so short a sum, four warps spilled on sm_89.
-    return Tile(64, bk, 8 if bk * itemsize <= 32 and written == 64 else 4, 3)
+    # With so short a sum, four warps spilled on sm_89; with so wide a fused one, on sm_80.
+    short, wide = bk * itemsize <= 32 and written == 64, fused and written >= 128
+    return Tile(64, bk, 8 if short or wide else 4, 3)
 
 
-def weight_grad_tile(arch: int, itemsize: int, exact: bool, bc: int, bo: int, rows: bool) -> Tile:
+def weight_grad_tile(
+    arch: int, itemsize: int, exact: bool, bc: int, bo: int, fused: bool, rows: bool
+) -> Tile:
     """Return the tile of the weight gradient; its bk is not used."""
+    if fused and exact and bc * bo >= 64 * 64:
+        return Tile(32 if bc * bo < 128 * 128 else 16, 0, 8, 3)
     if arch in LARGE_SHARED:
         large = bc * bo >= 128 * 128
     else:

@@ -50,7 +50,7 @@ def weight_grad(
     shifts, fused = flat_geometry(geometry), fusion.name(True)
     tile = choose(
         lambda: launch_key("weight gradient", x, dy, sizes, slots, shifts, fused),
-        functools.partial(weight_grad_tile, *kind(x), bc, bo),
+        functools.partial(weight_grad_tile, *kind(x), bc, bo, fused != "plain"),
         (*padded.values(),) == (bc, bo),
         (x, dy),
     )
