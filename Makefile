@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 SETUP := setup.py pyproject.toml
+# A process a core; tests of one file stay together, for what they train is shared within it.
+PARALLEL := --numprocesses auto --dist loadfile
 
 .PHONY: train test test-slow test-oldest lint bench bench-gpu clean
 
@@ -11,15 +13,15 @@ train: $(VENV)/.train
 	$(VENV)/bin/python -m sparse_engine.train $(ARGS)
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 # The table is written first, so that the test that compares it sees the present one.
 test-slow: $(VENV)/.test
 	$(VENV)/bin/python -m bench.compile --write docs/kernels.md
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 test-oldest: $(OLDEST)/.test
-	$(OLDEST)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from sparse_engine.config import FIELDS, check_values
+from sparse_engine.config import FIELDS
+from sparse_engine.config_file import check_values
 from sparse_engine.errors import InputError, RunFailure, nearest
 
 

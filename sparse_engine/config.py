@@ -1,15 +1,10 @@
-"""The settings of a run: one frozen dataclass, from flags and a JSON file. Imports no torch."""
+"""The settings of a run: one frozen dataclass, whose fields are also flags. Imports no torch."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from sparse_engine.errors import InputError, nearest
 from sparse_engine.update_schedule import UPDATE_RULES
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
@@ -241,72 +236,3 @@ class Config:
 
 
 FIELDS = {f.name: f for f in fields(Config)}
-
-
-def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return settings with their types and limits checked.
-
-    Args:
-        values: by field name.
-        source: where they come from, for messages: "flag" or a file's name.
-
-    Raises:
-        InputError: an unknown name (with the nearest), a wrong type, or a value out of range.
-    """
-    checked = {}
-    for name, value in values.items():
-        if name not in FIELDS:
-            raise InputError(f"{source}: unknown setting '{name}'{nearest(name, FIELDS)}")
-        checked[name] = None if value is None else _check(FIELDS[name], value, source)
-        if value is None and FIELDS[name].default is not None:
-            raise InputError(f"{source}: {name} may not be null")
-    return checked
-
-
-def read_config_file(path: str) -> dict[str, Any]:
-    """Return the settings in a JSON file, checked; its key "paper" is ignored."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"config file '{path}' does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config file '{path}' cannot be read: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"config file '{path}' is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        found = type(values).__name__
-        raise InputError(f"config file '{path}' must hold one JSON object, found {found}")
-    # What a paper reports stands beside its settings, for people.
-    values.pop("paper", None)
-    return check_values(values, f"config file '{path}'")
-
-
-def _check(spec: Any, value: Any, source: str) -> Any:
-    kind = spec.metadata["kind"]
-    accepted = (int, float) if kind is float else (kind,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(
-            f"{source}: {spec.name} should be of type {kind.__name__}, found {value!r}"
-        )
-    choices = spec.metadata.get("choices")
-    if choices and value not in choices:
-        hint = nearest(value, choices)
-        raise InputError(
-            f"{source}: {spec.name} should be one of {', '.join(choices)}, found '{value}'{hint}"
-        )
-    if kind in (int, float):
-        _check_range(spec, value, source)
-    return kind(value)
-
-
-def _check_range(spec: Any, value: float, source: str) -> None:
-    rules = spec.metadata
-    if not abs(value) <= sys.float_info.max:
-        raise InputError(f"{source}: {spec.name} must be a finite number, found {value}")
-    for rule, wrong, words in (
-        ("above", lambda limit: value <= limit, "above"),
-        ("least", lambda limit: value < limit, "at least"),
-        ("most", lambda limit: value > limit, "at most"),
-    ):
-        if rule in rules and wrong(rules[rule]):
-            raise InputError(f"{source}: {spec.name} must be {words} {rules[rule]}, found {value}")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.checkpoint import load_file, save_file
-from sparse_engine.config import Config, read_config_file
+from sparse_engine.config import Config
+from sparse_engine.config_file import read_config_file
 from sparse_engine.errors import InputError
 
 COLUMNS = (

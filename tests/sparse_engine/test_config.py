@@ -6,7 +6,8 @@ import pytest
 
 from sparse_engine.blocks import layer_block, parse_block
 from sparse_engine.command_line import parse_flags, run_command
-from sparse_engine.config import FIELDS, TRANSIENT, Config, check_values, read_config_file
+from sparse_engine.config import FIELDS, TRANSIENT, Config
+from sparse_engine.config_file import check_values, read_config_file
 from sparse_engine.errors import InputError, RunFailure, nearest
 from sparse_engine.methods.options import DEFAULTS, OWNED
 from sparse_engine.methods.registry import METHODS

@@ -9,7 +9,8 @@ import torch
 
 from sparse_engine import evaluate, train
 from sparse_engine.checkpoint import load_file
-from sparse_engine.config import Config, read_config_file
+from sparse_engine.config import Config
+from sparse_engine.config_file import read_config_file
 from sparse_engine.data.load import load_dataset
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.job import member_probabilities

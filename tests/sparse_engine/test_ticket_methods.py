@@ -9,7 +9,8 @@ import torch
 
 from sparse_engine import actions
 from sparse_engine.checkpoint import load_file
-from sparse_engine.config import Config, read_config_file
+from sparse_engine.config import Config
+from sparse_engine.config_file import read_config_file
 from sparse_engine.convert import dense_state_dict
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.flops import dense_flops, forward_flops, model_densities

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from sparse_engine import TicketEnsemble, job, trainer
-from sparse_engine.config import Config, read_config_file
+from sparse_engine.config import Config
+from sparse_engine.config_file import read_config_file
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import split_validation
