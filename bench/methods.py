@@ -114,7 +114,7 @@ def results(out: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a Markdown table: mean and, in brackets, lowest and highest over seeds."""
+    """Return a Markdown table: mean and, in brackets, lowest and highest over several seeds."""
     lines = ["| method | n | tickets | mean member | " + " | ".join(COLUMNS) + " |"]
     lines.append("|---" * (4 + len(COLUMNS)) + "|")
     for method, runs in found.items():
@@ -122,7 +122,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         cells = [method, f"{len(runs)}", f"{len(runs[0]['member_accuracy'])}", f"{members:.3f}"]
         for column in COLUMNS:
             values = [run[column] for run in runs]
-            spread = f" ({min(values):.3f}-{max(values):.3f})" if column in COLUMNS[:3] else ""
+            several = len(values) > 1 and column in COLUMNS[:3]
+            spread = f" ({min(values):.3f}-{max(values):.3f})" if several else ""
             cells.append(f"{statistics.mean(values):.3f}{spread}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
