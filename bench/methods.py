@@ -11,6 +11,7 @@ that is finished is not repeated, so the command can be interrupted and given ag
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -51,7 +52,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 PUPILS = ("kd-ticket",)
 DENSE = ("dense", "mc-dropout", "batch-ensemble", "mimo", "treenet", "snapshot", "fge")
-COLUMNS = ("accuracy", "nll", "ece", "train_flops_ratio", "test_flops_ratio")
+COLUMNS = ("accuracy", "nll", "ece", "training FLOPs", "test_flops_ratio")
 
 
 def prepare(folder: Path, train: int, test: int) -> None:
@@ -110,6 +111,10 @@ def results(out: Path) -> dict[str, list[dict[str, Any]]]:
         runs = [json.loads(path.read_text()) for path in paths]
         if runs:
             found[method] = runs
+    # Against one dense network of this table; a run's own ratio is against its own epochs.
+    dense = statistics.mean([run["train_flops"] for run in found.get("dense", [])] or [1.0])
+    for run in itertools.chain.from_iterable(found.values()):
+        run["training FLOPs"] = run["train_flops"] / dense
     return found
 
 

@@ -20,16 +20,22 @@ def test_a_pupil_is_given_the_dense_run_of_its_seed(tmp_path):
 
 
 def test_the_table_has_mean_and_range_over_finished_runs(tmp_path):
-    for seed, accuracy in enumerate((0.4, 0.5)):
+    for name, accuracy, flops in (
+        ("dense-0", 0.6, 4.0),
+        ("edst-0", 0.4, 1.0),
+        ("edst-1", 0.5, 3.0),
+    ):
         run = dict.fromkeys(methods.COLUMNS, 1.0)
-        run |= {"accuracy": accuracy, "member_accuracy": [0.3, 0.4]}
-        folder = tmp_path / f"edst-{seed}"
+        run |= {"accuracy": accuracy, "member_accuracy": [0.3, 0.4], "train_flops": flops}
+        folder = tmp_path / name
         folder.mkdir()
         (folder / "metrics.json").write_text(json.dumps(run))
     (tmp_path / "edst-2").mkdir()  # not finished
-    (row,) = methods.table(methods.results(tmp_path)).splitlines()[2:]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    dense, edst = methods.table(methods.results(tmp_path)).splitlines()[2:]
+    cells = [cell.strip() for cell in edst.strip("|").split("|")]
     assert cells[:5] == ["edst", "2", "2", "0.350", "0.450 (0.400-0.500)"]
+    assert cells[7] == "0.500"  # of the dense run's FLOPs
+    assert "(" not in dense
 
 
 def test_the_small_set_is_averaged_over_two_by_two_pixels(tmp_path):
