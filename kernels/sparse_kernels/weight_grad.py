@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,51 +69,67 @@ def weight_grad(
         "BO": bo,
         **options(tile),
     }
+    blocks = (out_blocks, slots, splits)
     if tile.rows:
-        from sparse_kernels.weight_grad_kernels import weight_grad_rows
-
-        weight_grad_rows[(slots * splits,)](
-            descriptor(flat_rows(x), [tile.bm, bc]),
-            descriptor(flat_rows(dy), [tile.bm, bo]),
-            scale,
-            shift,
-            partial,
-            *index,
-            n,
-            *x.shape[2:],
-            p,
-            q,
-            x.shape[1],
-            out_blocks,
-            slots,
-            splits,
-            **constants,
-        )
+        _rows(x, dy, (scale, shift, partial), index, blocks, constants)
     else:
-        from sparse_kernels.weight_grad_kernels import weight_grad_pointers
-
-        weight_grad_pointers[(slots * splits,)](
-            x,
-            dy,
-            scale,
-            shift,
-            partial,
-            *index,
-            n * p * q,
-            n,
-            *x.shape[2:],
-            p,
-            q,
-            x.shape[1],
-            dy.shape[1],
-            out_blocks,
-            slots,
-            splits,
-            *pixel_strides(x),
-            *pixel_strides(dy),
-            IMAGES_LAST=images_last(dy),
-            RAGGED=bool(x.shape[1] % bc or dy.shape[1] % bo),
-            **padded,
-            **constants,
-        )
+        _pointers(x, dy, (scale, shift, partial), index, blocks, {**constants, **padded})
     return partial.sum(0).to(x.dtype) if splits > 1 else partial[0].to(x.dtype)
+
+
+def _rows(
+    x: Tensor,
+    dy: Tensor,
+    vectors: Sequence[Tensor],
+    index: SlotIndex,
+    blocks: tuple[int, int, int],
+    constants: dict[str, Any],
+) -> None:
+    from sparse_kernels.weight_grad_kernels import weight_grad_rows
+
+    bm, (_, slots, splits) = constants["BM"], blocks
+    weight_grad_rows[(slots * splits,)](
+        descriptor(flat_rows(x), [bm, constants["BC"]]),
+        descriptor(flat_rows(dy), [bm, constants["BO"]]),
+        *vectors,
+        *index,
+        x.shape[0],
+        *x.shape[2:],
+        *dy.shape[2:],
+        x.shape[1],
+        *blocks,
+        **constants,
+    )
+
+
+def _pointers(
+    x: Tensor,
+    dy: Tensor,
+    vectors: Sequence[Tensor],
+    index: SlotIndex,
+    blocks: tuple[int, int, int],
+    constants: dict[str, Any],
+) -> None:
+    from sparse_kernels.weight_grad_kernels import weight_grad_pointers
+
+    (n, channels, *image), (_, written, p, q) = x.shape, dy.shape
+    _, slots, splits = blocks
+    weight_grad_pointers[(slots * splits,)](
+        x,
+        dy,
+        *vectors,
+        *index,
+        n * p * q,
+        n,
+        *image,
+        p,
+        q,
+        channels,
+        written,
+        *blocks,
+        *pixel_strides(x),
+        *pixel_strides(dy),
+        IMAGES_LAST=images_last(dy),
+        RAGGED=bool(channels % constants["BC"] or written % constants["BO"]),
+        **constants,
+    )
