@@ -1,10 +1,11 @@
-"""Files that hold training state: written whole or not at all, read without running code.
+"""Files of a run, training state above all: written whole or not at all, read without running code.
 
 Imports torch when first used, so that a wrong run folder is told at once.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -24,6 +25,13 @@ def save_file(content: dict[str, Any], path: Path) -> None:
         torch.save({"format": FORMAT, **content}, file)
         file.flush()
         os.fsync(file.fileno())
+    part.replace(path)
+
+
+def save_json(content: dict[str, Any], path: Path) -> None:
+    """Write a JSON object to a new file, then replace the old one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
 
 

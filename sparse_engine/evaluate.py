@@ -6,12 +6,12 @@ attacked images where flags ask for them, and what training cost; and one JSON l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparse_engine.checkpoint import save_json
 from sparse_engine.command_line import Parser, run_command
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import npz_path
@@ -163,9 +163,7 @@ def _check_training_data(
 def _write_files(result: dict[str, Any], options: Options) -> None:
     try:
         if options.out:
-            part = options.out.with_name(options.out.name + ".part")
-            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            part.replace(options.out)
+            save_json(result, options.out)
         if options.plots:
             from sparse_engine.plots import draw_all
 

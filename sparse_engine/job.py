@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparse_engine.architecture import dense_model, members_of
+from sparse_engine.architecture import members_of
 from sparse_engine.config import Config
 from sparse_engine.costs import run_costs
 from sparse_engine.data.arrays import DataSet
@@ -22,10 +22,10 @@ from sparse_engine.evaluation import batches, ensemble_metrics, metrics_table, p
 from sparse_engine.methods.registry import build_phases
 from sparse_engine.phases import Phase
 from sparse_engine.recipes import warmup_share
-from sparse_engine.recut import load_state
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.summary import format_table
 from sparse_engine.teacher import load_teacher
+from sparse_engine.tickets import load_tickets
 from sparse_engine.trainer import Trainer
 from sparse_engine.tune import tune_run
 from sparse_kernels.backend import VARIABLE, BackendError, check_backend, choose_backend
@@ -128,17 +128,9 @@ def member_probabilities(
     config: Config, data: DataSet, folder: RunFolder, device: torch.device
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return test probabilities [N, K] of each member of each ticket, and the labels [N]."""
-    model = dense_model(config, data.info)
-    model = model.to(device=device, memory_format=torch.channels_last)
     members, labels = [], torch.empty(0)
-    for state in folder.load_members():
-        try:
-            load_state(model, state)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"a ticket of run '{folder.path}' does not fit its configuration: {error}"
-            ) from None
-        for member in members_of(model):
+    for model in load_tickets(config, data.info, folder):
+        for member in members_of(model.to(device=device, memory_format=torch.channels_last)):
             test = batches(data.test, data.info, 2 * config.batch_size, device, config.workers)
             probabilities, labels = predict(member, test, config.dtype == "bf16")
             members.append(probabilities)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparse_engine.checkpoint import load_file, save_file
+from sparse_engine.checkpoint import load_file, save_file, save_json
 from sparse_engine.config import Config
 from sparse_engine.config_file import read_config_file
 from sparse_engine.errors import InputError
@@ -110,10 +110,7 @@ class RunFolder:
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write metrics.json."""
-        text = json.dumps(result, indent=1)
-        part = self.path / "metrics.json.part"
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(self.path / "metrics.json")
+        save_json(result, self.path / "metrics.json")
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, None of one that is not."""

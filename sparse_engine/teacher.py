@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.architecture import BUILDERS, dense_model
+from sparse_engine.architecture import BUILDERS
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo, dataset_info
 from sparse_engine.errors import InputError
 from sparse_engine.recipes import resolve
-from sparse_engine.recut import load_state, model_density
+from sparse_engine.recut import model_density
 from sparse_engine.run_folder import RunFolder
+from sparse_engine.tickets import load_tickets
 
 
 class Teacher:
@@ -51,15 +52,10 @@ def load_teacher(config: Config, info: DatasetInfo, device: torch.device) -> Tea
             "use the run of a dense network"
         )
     _check_data(name, saved, config, info)
-    states = folder.load_members()
-    models = []
-    for state in states:
-        model = dense_model(saved, info)
-        try:
-            load_state(model, state)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"{name} does not fit the data: {error}") from None
-        models.append(model.to(device=device, memory_format=torch.channels_last))
+    models = [
+        model.to(device=device, memory_format=torch.channels_last)
+        for model in load_tickets(saved, info, folder, f"{name} does not fit the data")
+    ]
     density = model_density(models[0])
     if density < 1 - (config.sparsity or 0.0):
         raise InputError(

@@ -19,15 +19,14 @@ from torch import Tensor
 
 from sparse_kernels.break_even import break_even_density
 from sparse_kernels.gemm_cost import gemm_is_faster
+from sparse_kernels.launch import gpu_facts
 from sparse_kernels.layout import block_grid
-from sparse_kernels.tiles import generation
 
 VARIABLE = "SPARSE_ENGINE_BACKEND"
 BACKENDS = ("auto", "triton", "gemm", "masked")
 # A block is clamped to a layer's channels rounded up to 16, so 48 and its like occur.
 KERNEL_BLOCKS = range(16, 129, 16)
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-LEAST_CAPABILITY = (8, 0)
 
 
 class BackendError(RuntimeError):
@@ -114,14 +113,13 @@ def _problem(dtype: torch.dtype, block: tuple[int, ...]) -> str:
     return "" if all(size in KERNEL_BLOCKS for size in block) else f"block {block}"
 
 
-@functools.cache
 def _generation(device: torch.device) -> int:
-    return generation(torch.cuda.get_device_capability(device))
+    return gpu_facts(device)[0]
 
 
-@functools.cache
 def _too_old(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) < LEAST_CAPABILITY
+    """Return whether a GPU is older than every generation of the tile table (8.0)."""
+    return _generation(device) == 0
 
 
 @functools.cache

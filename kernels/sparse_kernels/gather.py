@@ -24,6 +24,7 @@ from sparse_kernels.launch import (
     precision,
 )
 from sparse_kernels.layout import PassIndex
+from sparse_kernels.library import positions
 from sparse_kernels.tile_choice import choose, launch_key
 from sparse_kernels.tiles import Tile, gather_tile, power_of_two
 
@@ -82,19 +83,14 @@ def gather(
     )
     sums = None
     if fusion.writes_sums(transposed):
-        tiles = -(-positions(dst) // tile.bm)
+        tiles = -(-positions(dst.shape, 1) // tile.bm)
         sums = dst.new_empty((tiles, 2, dst.shape[1]), dtype=torch.float32)
     run = _gather_rows if tile.rows else _gather_pointers
     bias = None if bias is None else bias.contiguous()
     # Where there is nothing to point to, any tensor will do.
     vectors = [dst if t is None else t for t in (bias, fusion.scale, fusion.shift, sums)]
     run(src, values, dst, x, vectors, index, tile, constants)
-    return None if sums is None else TileSums(sums, tile.bm, positions(dst))
-
-
-def positions(images: Tensor) -> int:
-    """Return N * H * W of [N, C, H, W]."""
-    return images.shape[0] * images.shape[2] * images.shape[3]
+    return None if sums is None else TileSums(sums, tile.bm, positions(dst.shape, 1))
 
 
 def _gather_rows(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_kernels.library import positions
 from sparse_kernels.tiles import Tile, generation
 
 # One tile more than this must still fit into 32 bits.
@@ -36,16 +37,16 @@ def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
 def check_size(*images: Tensor) -> None:
     """Positions are counted in 32 bits; addresses are not, so elements may be more."""
     for x in images:
-        positions = x.shape[0] * x.shape[2] * x.shape[3]
-        if positions > LARGEST_COUNT:
+        found = positions(x.shape, 1)
+        if found > LARGEST_COUNT:
             raise ValueError(
-                f"a kernel takes at most {LARGEST_COUNT} pixels in a batch, found {positions}; "
+                f"a kernel takes at most {LARGEST_COUNT} pixels in a batch, found {found}; "
                 "use smaller batches"
             )
 
 
 @functools.cache
-def _gpu(device: torch.device) -> tuple[int, int]:
+def gpu_facts(device: torch.device) -> tuple[int, int]:
     """Return a GPU's generation and its number of processors."""
     facts = torch.cuda.get_device_properties(device)
     return generation((facts.major, facts.minor)), facts.multi_processor_count
@@ -53,12 +54,12 @@ def _gpu(device: torch.device) -> tuple[int, int]:
 
 def architecture(x: Tensor) -> int:
     """Return the generation of the GPU that x is on; the interpreter counts as Hopper."""
-    return _gpu(x.device)[0] if x.is_cuda else 90
+    return gpu_facts(x.device)[0] if x.is_cuda else 90
 
 
 def processors(x: Tensor) -> int:
     """Return how many processors the device of x has."""
-    return _gpu(x.device)[1] if x.is_cuda else INTERPRETED_PROCESSORS
+    return gpu_facts(x.device)[1] if x.is_cuda else INTERPRETED_PROCESSORS
 
 
 def kind(x: Tensor) -> tuple[int, int, bool]:

@@ -8,14 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.architecture import dense_model, members_of
+from sparse_engine.architecture import members_of
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
-from sparse_engine.errors import InputError
 from sparse_engine.evaluation import Split, batches
-from sparse_engine.recut import load_state
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.summary import report
+from sparse_engine.tickets import load_tickets
 
 
 class PixelModel(nn.Module):
@@ -53,14 +52,7 @@ def load_models(
         InputError: there are no tickets, or one does not fit the configuration.
     """
     models = []
-    for state in folder.load_members():
-        model = dense_model(config, info)
-        try:
-            load_state(model, state)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"a ticket of run '{folder.path}' does not fit its configuration: {error}"
-            ) from None
+    for model in load_tickets(config, info, folder):
         for member in members_of(model):
             pixels = PixelModel(member, info, config.dtype == "bf16")
             models.append(pixels.to(device=device, memory_format=torch.channels_last))

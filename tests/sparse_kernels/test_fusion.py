@@ -11,7 +11,6 @@ from kernel_cases import (
     guarded,
     make_layout,
     relative_error,
-    use_small_tiles,
 )
 
 from sparse_kernels import BlockLayout, Fusion, block_conv2d_fused, block_linear_fused
@@ -19,6 +18,8 @@ from sparse_kernels.activation import in_order
 from sparse_kernels.fused import transform
 from sparse_kernels.fusion import TileSums
 from sparse_kernels.reference import gather_blocks, scatter_blocks
+
+pytestmark = pytest.mark.usefixtures("poisoned_kernels")
 
 CASES = {
     "tma": Case(batch=32, image=(3, 2), block=(32, 16)),
@@ -43,15 +44,6 @@ FUSIONS = {
     "affine, relu, statistics": EVERYTHING,
     "all": {**EVERYTHING, "relu": True},
 }
-
-
-@pytest.fixture(autouse=True)
-def _triton(triton_backend, monkeypatch):
-    torch.use_deterministic_algorithms(True)  # torch.empty then holds NaN
-    if DEVICE == "cpu":
-        use_small_tiles(monkeypatch)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def run(leaves, layout: BlockLayout, case: Case, options: dict, upstream, sparse: bool):

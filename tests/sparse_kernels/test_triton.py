@@ -17,13 +17,14 @@ from kernel_cases import (
     guarded,
     make_layout,
     relative_error,
-    use_small_tiles,
 )
 
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.activation import ORDERS, in_order, order_of
 from sparse_kernels.backend import VARIABLE, BackendError
 from sparse_kernels.reference import gather_blocks, scatter_blocks
+
+pytestmark = pytest.mark.usefixtures("poisoned_kernels")
 
 CASES = {
     "plain": Case(),
@@ -44,16 +45,6 @@ CASES = {
     "unused slots": Case(unused=3, bias=False),
     "three channels": Case(channels=(16, 3), order="channels_last", batch=2),
 }
-
-
-@pytest.fixture(autouse=True)
-def _triton(triton_backend, monkeypatch):
-    """Run the kernels, on outputs that start as NaN."""
-    torch.use_deterministic_algorithms(True)
-    if DEVICE == "cpu":
-        use_small_tiles(monkeypatch)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def results(x, values, layout, bias, case: Case, grad, dense: bool):

@@ -1,0 +1,37 @@
+"""The tickets of a run as networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from sparse_engine.architecture import dense_model
+from sparse_engine.config import Config
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.errors import InputError
+from sparse_engine.recut import load_state
+from sparse_engine.run_folder import RunFolder
+
+
+def load_tickets(
+    config: Config, info: DatasetInfo, folder: RunFolder, misfit: str | None = None
+) -> Iterator[nn.Module]:
+    """Yield the network of each ticket of a run, on the CPU, with the blocks it was saved with.
+
+    Args:
+        config: of the run, resolved.
+        info: of its data set.
+        misfit: what to say of a ticket that is not of this configuration.
+
+    Raises:
+        InputError: there are no tickets, or one does not fit.
+    """
+    for state in folder.load_members():
+        model = dense_model(config, info)
+        try:
+            load_state(model, state)
+        except (RuntimeError, ValueError) as error:
+            words = misfit or f"a ticket of run '{folder.path}' does not fit its configuration"
+            raise InputError(f"{words}: {error}") from None
+        yield model
