@@ -16,42 +16,59 @@ from torch import Tensor
 WARMUP = 3
 
 
-def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """Record a function without running it; return what replays it, and its results.
+class Repeated:
+    """A function of tensors that runs as it is WARMUP times, is then recorded, and replayed.
 
-    The results are tensors that each replay writes anew. Everything the function needs to have
-    done once (workspaces, optimizer state) must have been done before.
-
-    Raises:
-        RuntimeError: it does something that cannot be recorded, such as waiting for the device.
+    Inputs must have the same shapes in every call. Results are overwritten by the next call.
     """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """Take a function that always does the same with its inputs, on a CUDA device."""
+        self._function = function
+        self._runs = 0
+        self._inputs: list[Tensor] = []
+        self._replay: Callable[[], None] | None = None
+        self._results: Any = None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether calls are replays."""
+        return self._replay is not None
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Call the function.
+
+        Raises:
+            RuntimeError: it does something that cannot be recorded, such as waiting for the
+                device; in that call nothing has been done.
+        """
+        if self._runs < WARMUP:
+            self._runs += 1
+            return on_side_stream(lambda: self._function(*inputs))
+        if self._replay is None:
+            self._inputs = [x.detach().clone() for x in inputs]
+            self._replay, self._results = record(lambda: self._function(*self._inputs))
+        for kept, given in zip(self._inputs, inputs, strict=True):
+            kept.copy_(given)
+        self._replay()
+        return self._results
+
+
+def captured(function: Callable[..., Any], *examples: Tensor) -> Repeated:
+    """Return a function that is recorded when it is next called; the examples are its warm-up."""
+    repeated = Repeated(function)
+    for _ in range(WARMUP):
+        repeated(*examples)
+    return repeated
+
+
+def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Record a function without running it; return what replays it, and its results."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Of this thread alone: a loader's threads may allocate meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         results = function()
     return graph.replay, results
-
-
-def captured(function: Callable[..., Any], *examples: Tensor) -> Callable[..., Any]:
-    """Return a function that replays another for inputs of the examples' shapes.
-
-    Args:
-        function: of tensors on a CUDA device; it is called WARMUP times and then recorded.
-        examples: its inputs; replays copy theirs into clones of these.
-
-    Returns:
-        A function of as many inputs; its results are overwritten by the next call.
-    """
-    inputs = [example.detach().clone() for example in examples]
-    on_side_stream(lambda: [function(*inputs) for _ in range(WARMUP)])
-    replay, results = record(lambda: function(*inputs))
-
-    def run(*new: Tensor) -> Any:
-        for kept, given in zip(inputs, new, strict=True):
-            kept.copy_(given)
-        replay()
-        return results
-
-    return run
 
 
 def on_side_stream(function: Callable[[], Any]) -> Any:
