@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -59,7 +60,9 @@ def run_command(command: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         command(sys.argv[1:])
     except InputError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        # Of several processes all find the same.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except RunFailure as error:
         print(f"failed: {_one_line(error)}", file=sys.stderr)

@@ -18,6 +18,7 @@ MOVABLE = (
     "cuda_graph",
     "compile",
     "checkpoint_every",
+    "timeout",
     "workers",
     "download",
     "resume",
@@ -79,6 +80,24 @@ class Config:
         0,
         kind=int,
         least=0,
+    )
+    parallel: str = setting(
+        "run",
+        "several processes (torchrun) share each batch, or the members of an ensemble",
+        "data",
+        kind=str,
+        choices=("data", "members"),
+    )
+    sync_batch_norm: bool = setting(
+        "run", "batch-norm statistics over the images of all processes", False, kind=bool
+    )
+    timeout: float = setting(
+        "run",
+        "seconds that a process waits for another",
+        600.0,
+        kind=float,
+        least=1,
+        most=1e6,
     )
     tune: bool = setting(
         "run",

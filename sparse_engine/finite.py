@@ -47,6 +47,10 @@ class FiniteGuard:
             torch.full((), value, dtype=torch.float64, device=device) for value in (0, 0, 0, 0, -1)
         )
 
+    def begin_at(self, step: int) -> None:
+        """Count steps from a later one."""
+        self._steps.fill_(step)
+
     def judge(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
         """Look at a step, after backward of scale * loss and before the optimizer; no sync."""
         lost, overflown = ~loss.isfinite(), ~get_total_norm(gradients).isfinite()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.catalog import dataset_info
 from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import count_steps, split_validation
+from sparse_engine.distributed import World, joined
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation import batches, ensemble_metrics, metrics_table, predict
+from sparse_engine.member_runs import Trained, check_independent, train_members
 from sparse_engine.methods.registry import build_phases
 from sparse_engine.phases import Phase
 from sparse_engine.precision import DTYPES
 from sparse_engine.recipes import warmup_share
-from sparse_engine.run_folder import RunFolder
+from sparse_engine.run_folder import RunFolder, WatchedFolder
 from sparse_engine.summary import format_table
-from sparse_engine.teacher import load_teacher
+from sparse_engine.teacher import Teacher, load_teacher
 from sparse_engine.tickets import load_tickets
 from sparse_engine.trainer import Trainer
 from sparse_engine.trainer_state import restore
@@ -33,8 +36,10 @@ from sparse_engine.tune import tune_run
 from sparse_kernels.backend import VARIABLE, BackendError, check_backend, choose_backend
 
 
-def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
+def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | None:
     """Train a resolved configuration, print its table and its JSON line, and return the result.
+
+    Of the processes that torchrun has started only the first prints and returns it.
 
     Args:
         config: of recipes.resolve.
@@ -45,26 +50,68 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
             Stopped: by a signal, after a checkpoint.
     """
     device = choose_device(config)
-    data = load_dataset(config.dataset, config.data_dir, config.download)
+    with joined(config.timeout, device.type == "cuda") as world:
+        if world.size > 1:
+            check_parallel(config, world.size)
+            device = torch.device(device.type, world.local_rank) if device.index else device
+        return _train(config, folder, device, world)
+
+
+def _train(
+    config: Config, folder: RunFolder | None, device: torch.device, world: World
+) -> dict[str, Any] | None:
+    with world.first_before_others():
+        data = load_dataset(config.dataset, config.data_dir, config.download)
     phases = plan_phases(config, training_images(config, data))
     run_costs(config, data.info, phases)
     teacher = load_teacher(config, data.info, device)
+    if config.parallel == "members":
+        check_independent(config, phases)
     if config.tune:
         print(f"tuned {tune_run(config, data.info, device)} launches of the sparse layers")
-    if folder is None:
-        folder = RunFolder.create(config)
-    with folder:
-        print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
-        trainer = Trainer(config, phases, data, folder, device, teacher)
-        restore(trainer)
-        trainer.run()
+    with _open_folder(config, folder, world) as folder:
+        if world.is_first:
+            print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
+        trained = _run(config, data, phases, folder, device, teacher, world)
+        if not world.is_first:
+            return None
         found = evaluate_members(config, data, folder, device)
-        costs = run_costs(config, data.info, phases, trainer.densities)
-        result = describe(config, device, costs, found, trainer.progress.train_seconds)
-        result["skipped_steps"] = trainer.guard.skipped()
+        costs = run_costs(config, data.info, phases, trained.densities)
+        result = describe(config, device, costs, found, trained.seconds)
+        result["skipped_steps"], result["processes"] = trained.skipped, world.size
         folder.save_result(result)
     print_result(result, found)
     return result
+
+
+def _open_folder(config: Config, folder: RunFolder | None, world: World) -> RunFolder:
+    """Return the run folder, made by the first process."""
+    if folder is None and world.is_first:
+        folder = RunFolder.create(config)
+    path = world.of_first(folder.path if folder else None)
+    return folder if world.is_first else WatchedFolder(path)
+
+
+def _run(
+    config: Config,
+    data: DataSet,
+    phases: list[Phase],
+    folder: RunFolder,
+    device: torch.device,
+    teacher: Teacher | None,
+    world: World,
+) -> Trained:
+    if config.parallel == "members":
+
+        def alone(phases: Sequence[Phase], folder: RunFolder) -> Trainer:
+            return Trainer(config, phases, data, folder, device, teacher)
+
+        return train_members(alone, phases, folder, world)
+    trainer = Trainer(config, phases, data, folder, device, teacher, world)
+    restore(trainer)
+    trainer.run()
+    seconds, skipped = trainer.progress.train_seconds, trainer.guard.skipped()
+    return Trained(trainer.densities, seconds, skipped)
 
 
 def dry_run(config: Config) -> None:
@@ -121,6 +168,18 @@ def choose_device(config: Config) -> torch.device:
     if config.backend != "auto":
         os.environ[VARIABLE] = config.backend
     return device
+
+
+def check_parallel(config: Config, size: int) -> None:
+    """Raise InputError for settings that `size` processes cannot have."""
+    if config.compile or config.cuda_graph == "on":
+        flag = "--compile" if config.compile else "--cuda-graph on"
+        raise InputError(f"{flag} is for one process, found {size}; leave it out")
+    if config.parallel == "data" and config.batch_size % size:
+        raise InputError(
+            f"a batch of {config.batch_size} images cannot be shared by {size} processes equally; "
+            f"use a multiple of {size} as --batch-size"
+        )
 
 
 def evaluate_members(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -107,15 +107,21 @@ class SparseLayer(nn.Module):
             )
         super().__setattr__(name, value)
 
-    def arm(self, memory: float = 1.0, scores: Tensor | None = None) -> None:
+    def arm(
+        self,
+        memory: float = 1.0,
+        scores: Tensor | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         """From now on collect, in every backward, the L1 norm of the dense gradient by block.
 
         Args:
             memory: factor of earlier backward passes; below 1 an armed layer goes on.
             scores: [OB * CB * R * S], of backward passes before.
+            reduce: makes of the dense gradient the one that is scored.
         """
         if self._probe is None or memory == 1.0:
-            self._probe = GradientProbe(self.layout, self.values, memory)
+            self._probe = GradientProbe(self.layout, self.values, memory, reduce)
             self._probe.scores = scores
 
     @property

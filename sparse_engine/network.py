@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparse_engine.architecture import dense_model
+from sparse_engine.architecture import dense_model, training_pair
 from sparse_engine.blocks import parse_block
 from sparse_engine.budgets import HEADROOM
 from sparse_engine.config import Config
 from sparse_engine.convert import plan_model, skip_reasons, sparsify
 from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.distributed import ALONE, World
 from sparse_engine.distribution import LayerPlan
 from sparse_engine.flops import model_densities
 from sparse_engine.initialisation import draw_by_fan_in
 from sparse_engine.optimizer_state import start_momenta
 from sparse_engine.recut import carry_state, load_state, replace_modules
 from sparse_engine.starts import SCORES, Batch
+from sparse_engine.sync_batch_norm import synchronise
 from sparse_engine.topology import RULES, Topology
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -40,14 +44,28 @@ class Network:
     topology: Topology
     rate: Tensor
     norm_decay: bool = True
+    world: World = ALONE
+    _parallel: nn.Module | None = None
+
+    @property
+    def pair(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """training_pair of the model; with several processes, whose gradients are averaged."""
+        if self.world.size == 1:
+            return partial(training_pair, self.model)
+        if self._parallel is None:
+            # The hooks of one that is no longer used would go on averaging.
+            gc.collect()
+            self._parallel = self.world.parallel(self.model)
+        return self._parallel
 
     def replace_layers(self, replaced: Mapping[str, nn.Module]) -> None:
         """Put other layers in place of some; optimizer state and exploration are carried over."""
         for name, layer in replaced.items():
             carry_state(self.optimizer, self.model.get_submodule(name), layer)
+        self._parallel = None
         replace_modules(self.model, replaced)
         old = self.topology
-        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed)
+        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed, self.world)
         # A layer that was full until now has had all of its weights active.
         full = {n: torch.ones_like(mask) for n, mask in self.topology.ever_active.items()}
         state = old.state_dict()
@@ -56,13 +74,14 @@ class Network:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Become the network of a state dict, without momentum and with nothing else explored."""
         load_state(self.model, state)
+        self._parallel = None
         groups = decay_groups(self.model, self.norm_decay)
         for group, parameters in zip(self.optimizer.param_groups, groups, strict=True):
             group["params"] = parameters
         self.optimizer.state.clear()
         start_momenta(self.optimizer)
         old = self.topology
-        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed)
+        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed, self.world)
         self.topology.updates = old.updates
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
@@ -88,6 +107,7 @@ def build_network(
     member: int = 0,
     sparsity: float | None = None,
     batches: Sequence[Batch] = (),
+    world: World = ALONE,
 ) -> Network:
     """Return a fresh network with seeds of its own.
 
@@ -98,6 +118,7 @@ def build_network(
         member: decides the seeds.
         sparsity: the configuration's unless said.
         batches: of starts.start_batches; without any, the blocks of a sparse network are random.
+        world: the processes that train it together, each of which builds it alike.
     """
     seed = member_seed(config.seed, member)
     torch.manual_seed(seed)
@@ -105,6 +126,8 @@ def build_network(
     sparsity = config.sparsity if sparsity is None else sparsity
     if sparsity:
         _make_sparse(model, config, sparsity, torch.Generator().manual_seed(seed), batches)
+    if config.sync_batch_norm and world.size > 1:
+        model = synchronise(model, device)
     model = model.to(device=device, memory_format=torch.channels_last)
     norm_decay = config.norm_decay != "off"
     decayed, *others = decay_groups(model, norm_decay)
@@ -118,7 +141,8 @@ def build_network(
     )
     start_momenta(optimizer)
     rule = config.topology if config.topology in RULES else "static"
-    return Network(model, optimizer, Topology(model, optimizer, rule, seed), rate, norm_decay)
+    topology = Topology(model, optimizer, rule, seed, world)
+    return Network(model, optimizer, topology, rate, norm_decay, world)
 
 
 def _make_sparse(

@@ -78,6 +78,14 @@ class RunFolder:
             raise InputError(f"'{path}' is not a run folder: it has no config.json")
         return cls(Path(path))
 
+    @classmethod
+    def inside(cls, outer: RunFolder, name: str) -> RunFolder:
+        """Return a folder within another, made if it is not there."""
+        path = outer.path / name
+        with failing_clearly(path):
+            path.mkdir(exist_ok=True)
+        return cls(path)
+
     def config(self) -> Config:
         """Return the saved configuration."""
         return Config(**read_config_file(str(self.path / "config.json")))
@@ -150,6 +158,26 @@ class RunFolder:
         """Return the result of a finished run, None of one that is not."""
         path = self.path / "metrics.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+class WatchedFolder(RunFolder):
+    """The run folder as other processes than the first see it: they read, and write nothing."""
+
+    def __enter__(self) -> RunFolder:
+        """Leave the lock to the first process."""
+        return self
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def save_member(self, number: int, model_state: dict[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def drop_rows_after(self, step: int) -> None:
+        """Leave it to the first process."""
 
 
 def _is_used(path: Path) -> bool:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from sparse_engine.architecture import training_pair
 from sparse_engine.cuda_graph import Repeated
 from sparse_engine.errors import RunFailure
 from sparse_engine.finite import FiniteGuard, statistics, undo
@@ -17,6 +16,7 @@ from sparse_engine.network import Network
 from sparse_engine.precision import autocast
 
 PhaseLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class TrainingStep:
@@ -48,7 +48,7 @@ class TrainingStep:
         """
         self.network, self.guard, self.dtype = network, guard, dtype
         self._loss = loss
-        self._pair = _compiled_pair(network.model) if compiled else training_pair
+        self._pair = _compiled_pair(network.model) if compiled else network.pair
         self._graph = Repeated(lambda x, y: self._update(x, y, self._pair)) if cuda_graph else None
         may_skip = guard.allowed > 0 or guard.scaling
         self._statistics = statistics(network.model) if may_skip else []
@@ -56,16 +56,16 @@ class TrainingStep:
     def __call__(self, x: Tensor, y: Tensor, usual: bool = True) -> None:
         """Train on images x [N, C, H, W] and labels y [N]; `usual` says that sizes are the same."""
         if not usual or self.network.topology.is_armed:
-            self._update(x, y, training_pair)
+            self._update(x, y, self.network.pair)
         elif self._graph is None:
             self._update(x, y, self._pair)
         else:
             self._replay(x, y)
 
-    def loss(self, x: Tensor, y: Tensor, pair: Callable = training_pair) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, pair: Pair | None = None) -> Tensor:
         """Return the loss of a batch."""
         with autocast(x.device, self.dtype):
-            logits, labels = pair(self.network.model, x, y)
+            logits, labels = (pair or self.network.pair)(x, y)
             return self._loss(x, logits, labels)
 
     def _replay(self, x: Tensor, y: Tensor) -> None:
@@ -79,14 +79,15 @@ class TrainingStep:
             self._graph = None
             self._update(x, y, self._pair)
 
-    def _update(self, x: Tensor, y: Tensor, pair: Callable) -> None:
+    def _update(self, x: Tensor, y: Tensor, pair: Pair) -> None:
         optimizer, guard = self.network.optimizer, self.guard
         before = [buffer.clone() for buffer in self._statistics]
         optimizer.zero_grad(set_to_none=True)
         loss = self.loss(x, y, pair)
         (loss * guard.scale if guard.scaling else loss).backward()
         parameters = (p for group in optimizer.param_groups for p in group["params"])
-        guard.judge(loss.detach(), [p.grad for p in parameters if p.grad is not None])
+        loss = self.network.world.mean(loss.detach().clone())
+        guard.judge(loss, [p.grad for p in parameters if p.grad is not None])
         # As torch.amp.GradScaler tells fused optimizers.
         optimizer.found_inf = guard.found
         optimizer.grad_scale = guard.scale if guard.scaling else None
@@ -95,12 +96,12 @@ class TrainingStep:
         guard.adapt()
 
 
-def _compiled_pair(model: nn.Module) -> Callable:
+def _compiled_pair(model: nn.Module) -> Pair:
     """Return training_pair of a model through torch.compile."""
     own = getattr(model, "training_pair", None)
     compiled = torch.compile(model if own is None else own)
 
-    def pair(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         try:
             return (compiled(x), y) if own is None else compiled(x, y)
         except TorchDynamoException as error:

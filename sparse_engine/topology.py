@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_engine.budgets import Budget, Swap, gradual, redistributed, steady
+from sparse_engine.distributed import ALONE, World
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layer import SparseLayer
 from sparse_engine.swap import assert_invariants, select_swap, swap_blocks
@@ -70,7 +71,12 @@ class Topology:
     """The blocks of a whole model as they change: updates, and which blocks were ever active."""
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer | None, rule: str = "rigl", seed: int = 0
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        rule: str = "rigl",
+        seed: int = 0,
+        world: World = ALONE,
     ) -> None:
         """Watch the sparse layers of a model.
 
@@ -79,13 +85,16 @@ class Topology:
             optimizer: its state is kept in step with the blocks; None when there is none.
             rule: "static", "set", "rigl", "snfs" or "granet".
             seed: the draws of an update depend on it and on the number of updates before.
+            world: the processes that train the model together: dense gradients are averaged, one
+                layer at a time, and then scored.
         """
         if rule not in RULES:
             choices = ", ".join(RULES)
             hint = nearest(rule, RULES)
             raise InputError(f"unknown topology rule '{rule}'{hint}; choose from {choices}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
-        self.optimizer, self.rule, self.seed = optimizer, rule, seed
+        self.optimizer, self.rule, self.seed, self.world = optimizer, rule, seed, world
+        self._reduce = world.mean if world.size > 1 else None
         self.updates = 0
         self.ever_active = {n: m.layout.mask().flatten() for n, m in self.layers.items()}
 
@@ -102,7 +111,7 @@ class Topology:
     def arm(self) -> None:
         """Collect dense gradients by block from the next backward, if the rule needs them."""
         for layer in self.layers.values() if self.needs_gradient else ():
-            layer.arm(RULES[self.rule].memory)
+            layer.arm(RULES[self.rule].memory, reduce=self._reduce)
 
     def arm_before(self, schedule: UpdateSchedule, step: int) -> None:
         """Collect in step `step` (counted from 1) if an update that looks at it is to come."""
@@ -143,6 +152,17 @@ class Topology:
                 assert_invariants(layer, self.optimizer, slots)
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
+        if self.world.size > 1:
+            self.world.check_equal(self._checksums(), f"the blocks after update {self.updates}")
+
+    def _checksums(self) -> dict[str, int]:
+        """Return a number of which block lives in which slot, by layer; synchronises."""
+        found = {}
+        for name, layer in self.layers.items():
+            ids = layer.layout.block_ids.long() + 1
+            places = torch.arange(1, len(ids) + 1, device=ids.device)
+            found[name] = int((ids * (places * 2_654_435_761 % 1_000_003)).sum())
+        return found
 
     def _swaps(
         self, rate: float, pruned: float | None, grow_scores: dict[str, Tensor]
@@ -180,7 +200,8 @@ class Topology:
         for name, scores in state["collected"].items():
             layer = self.layers[name]
             layer.disarm()
-            layer.arm(RULES[self.rule].memory, scores.to(layer.layout.device))
+            scores = scores.to(layer.layout.device)
+            layer.arm(RULES[self.rule].memory, scores, self._reduce)
 
     def _generator(self, layer: SparseLayer, number: int) -> torch.Generator:
         seed = hash((self.seed, self.updates, number)) % 2**63

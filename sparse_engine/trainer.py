@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sparse_engine.architecture import training_pair
 from sparse_engine.checkpoint_schedule import CheckpointSchedule
 from sparse_engine.config import Config
 from sparse_engine.costs import Densities
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.loader import split_validation
+from sparse_engine.distributed import ALONE, World
 from sparse_engine.downsampling import is_downsampled, some_smaller
 from sparse_engine.errors import RunFailure, Stopped
-from sparse_engine.evaluation import batches, predict, training_loader
+from sparse_engine.evaluation import batches, predict_together, training_loader
 from sparse_engine.finite import FiniteGuard, diagnose, first_bad_layer
 from sparse_engine.metrics import accuracy, negative_log_likelihood
 from sparse_engine.network import Network, build_network, member_seed
@@ -30,7 +32,7 @@ from sparse_engine.starts import start_batches
 from sparse_engine.step import TrainingStep
 from sparse_engine.stopping import StopSignals
 from sparse_engine.teacher import Teacher
-from sparse_engine.trainer_state import Progress, state_of
+from sparse_engine.trainer_state import Progress, copy_of, state_of
 
 
 class Trainer:
@@ -44,6 +46,7 @@ class Trainer:
         folder: RunFolder,
         device: torch.device,
         teacher: Teacher | None = None,
+        world: World = ALONE,
     ) -> None:
         """Prepare a run from its start; trainer_state.restore continues one.
 
@@ -54,9 +57,11 @@ class Trainer:
             folder: receives checkpoints, tickets and metrics.csv.
             device: where to train.
             teacher: of methods that learn from one.
+            world: the processes that train together; all but the first have a folder that
+                writes nothing.
         """
         self.config, self.phases, self.data = config, phases, data
-        self.folder, self.device, self.teacher = folder, device, teacher
+        self.folder, self.device, self.teacher, self.world = folder, device, teacher, world
         train, self.split, self.held_out = data.train, "test", data.test
         if config.select == "validation":
             train, self.held_out = split_validation(train, config.validation, config.seed)
@@ -81,8 +86,9 @@ class Trainer:
         """
         progress = self.progress
         total = sum(phase.steps for phase in self.phases)
+        hidden = None if self.world.is_first else True
         with (
-            tqdm(total=total, initial=progress.step, disable=None, unit="step") as bar,
+            tqdm(total=total, initial=progress.step, disable=hidden, unit="step") as bar,
             StopSignals() as self.signals,
         ):
             while progress.phase < len(self.phases):
@@ -113,21 +119,27 @@ class Trainer:
             config.compile,
         )
 
+    def begin_at(self, progress: Progress) -> None:
+        """Begin with a later step or member than the first."""
+        self.progress = progress
+        self.guard.begin_at(progress.step)
+
     def start_member(self, member: int, sparsity: float | None = None) -> None:
         """Go on with a fresh network, whose seed and data order are those of a member."""
         self.progress.member = member
-        self.loader = training_loader(
-            self.train_split,
-            self.data.info,
-            self.config.batch_size,
-            self.device,
-            member_seed(self.config.seed, member),
-            self.config.workers,
+        config, info, world = self.config, self.data.info, self.world
+        seed = member_seed(config.seed, member)
+        self.whole_loader = training_loader(
+            self.train_split, info, config.batch_size, self.device, seed, config.workers
         )
-        start = start_batches(self.config.start, self.loader, self.data.info.classes)
-        self.network = build_network(
-            self.config, self.data.info, self.device, member, sparsity, start
-        )
+        self.loader = self.whole_loader
+        if world.size > 1:
+            self.loader = self.whole_loader.of(world.share(config.batch_size))
+        start = start_batches(config.start, self.whole_loader, info.classes)
+        self.network = build_network(config, info, self.device, member, sparsity, start, world)
+        if not world.is_first:
+            # Dropout drops other activations of other images.
+            torch.manual_seed(member_seed(seed, world.rank))
 
     def present_state(self) -> dict[str, Any]:
         """Return a copy of the network's state dict, with its accuracy on the held-out split."""
@@ -143,20 +155,22 @@ class Trainer:
         ticket = without_unused_slots(self.network.model, state["model"])
         self.folder.save_member(self.progress.tickets, ticket)
         self.densities.tickets.append(saved_densities(self.network.model, ticket))
-        tqdm.write(
-            f"ticket {self.progress.tickets}: {self.split} accuracy {state['accuracy']:.4f} "
-            f"after {self.progress.step} steps"
-        )
+        if self.world.is_first:
+            tqdm.write(
+                f"ticket {self.progress.tickets}: {self.split} accuracy {state['accuracy']:.4f} "
+                f"after {self.progress.step} steps"
+            )
 
     def training_images(self) -> Iterator[Tensor]:
         """Yield an epoch of training batches [N, C, H, W]: a function of seed and step alone."""
         first = self.progress.step
         for step in range(first, first + self.loader.steps_per_epoch):
-            yield self.loader.batch(step)[0].contiguous(memory_format=torch.channels_last)
+            yield self.whole_loader.batch(step)[0].contiguous(memory_format=torch.channels_last)
 
     @property
     def _uses_graph(self) -> bool:
-        return self.device.type == "cuda" and self.config.cuda_graph != "off"
+        on_gpu = self.device.type == "cuda" and self.world.size == 1
+        return on_gpu and self.config.cuda_graph != "off"
 
     def _train_epoch(self, phase: Phase, bar: tqdm) -> None:
         """Train to the end of the epoch or of the phase, whichever comes first."""
@@ -171,11 +185,13 @@ class Trainer:
             if progress.step % self.guard.window == 0 or not remaining:
                 self._check_steps()
             # What closes an epoch writes a checkpoint anyway.
-            if remaining and (self.schedule.is_due() or self.signals.received):
+            is_due = self.schedule.is_due() or self.signals.received is not None
+            if remaining and self.world.any(is_due):
                 self._check_steps()
                 self._save_checkpoint()
                 self._stop_if_asked()
         self.mean_loss = self.guard.mean()
+        self.world.share_buffers(self.network.model)
         self._count_seconds()
         self._since = None
 
@@ -209,17 +225,19 @@ class Trainer:
         step = self.guard.fatal_step()
         if step is not None:
             with self._batch(step) as (x, y):
-                found = diagnose(self.network.model, lambda: self.step.loss(x, y), x)
+                alone = partial(training_pair, self.network.model)
+                found = diagnose(self.network.model, lambda: self.step.loss(x, y, alone), x)
+            found = min(self.world.gather(found), key=lambda words: ": none" in words)
             self._fail(found.format(step))
 
     def _fail(self, found: str) -> NoReturn:
         raise RunFailure(f"{found}; any checkpoint is from before; try a lower --lr")
 
     def _stop_if_asked(self) -> None:
-        if self.signals.received:
+        received = max(self.world.gather(self.signals.received or 0))
+        if received:
             raise Stopped(
-                f"at step {self.progress.step}; continue with --resume {self.folder.path}",
-                self.signals.received,
+                f"at step {self.progress.step}; continue with --resume {self.folder.path}", received
             )
 
     def _count_seconds(self) -> None:
@@ -263,7 +281,7 @@ class Trainer:
     def _check_predictions(self, probabilities: Tensor) -> None:
         """Raise RunFailure if the last update has broken the weights."""
         if not bool(torch.isfinite(probabilities).all()):
-            x = self.loader.batch(self.progress.step - 1)[0]
+            x = self.whole_loader.batch(self.progress.step - 1)[0]
             layer = first_bad_layer(self.network.model.eval(), x)
             self._fail(
                 f"predictions are not finite at step {self.progress.step}; "
@@ -273,14 +291,9 @@ class Trainer:
     def _predict(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         size = 2 * self.config.batch_size
         held_out = batches(self.held_out, self.data.info, size, self.device, self.config.workers)
-        return predict(model, held_out, self.config.dtype)
+        return predict_together(model, held_out, self.config.dtype, self.world)
 
     def _save_checkpoint(self) -> None:
         self._count_seconds()
         self.folder.save_checkpoint(state_of(self))
         self.schedule.restart()
-
-
-def copy_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict whose tensors are no longer the model's."""
-    return {name: value.detach().clone() for name, value in state.items()}

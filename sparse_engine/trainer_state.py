@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from sparse_engine.checkpoint import load_file
 from sparse_engine.config import MOVABLE
 from sparse_engine.costs import Densities
 from sparse_engine.errors import InputError
+from sparse_engine.network import member_seed
 
 if TYPE_CHECKING:
     from sparse_engine.run_folder import RunFolder
@@ -60,6 +62,11 @@ def state_of(run: Trainer) -> dict[str, Any]:
     }
 
 
+def copy_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict whose tensors are no longer the model's."""
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
 def restore(run: Trainer) -> None:
     """Continue from the folder's checkpoint, if there is one.
 
@@ -68,7 +75,7 @@ def restore(run: Trainer) -> None:
     """
     state = _load(run.folder)
     if state is None:
-        run.folder.drop_rows_after(0)
+        run.folder.drop_rows_after(-1)
         return
     _check_configuration(run, state["config"])
     run.progress = Progress(**state["progress"])
@@ -84,6 +91,9 @@ def restore(run: Trainer) -> None:
     run.best, run.kept = state["best"], state["kept"]
     run.accuracy = state["accuracy"]
     run.densities = Densities(**state["densities"])
+    if not run.world.is_first:
+        torch.manual_seed(member_seed(run.progress.step, run.world.rank))
+        return
     torch.set_rng_state(state["random_state"])
     if state["device_random_state"] is not None and run.device.type == "cuda":
         torch.cuda.set_rng_state(state["device_random_state"], run.device)

@@ -7,7 +7,7 @@ as soon as autograd has summed it over all uses of the layer, it is reduced to o
 freed, so no more than one layer's dense gradient exists at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,19 @@ from sparse_kernels.layout import BlockLayout
 class GradientProbe:
     """Collects the L1 norm of the dense gradient of every block of one layer."""
 
-    def __init__(self, layout: BlockLayout, like: Tensor, memory: float = 1.0) -> None:
+    def __init__(
+        self,
+        layout: BlockLayout,
+        like: Tensor,
+        memory: float = 1.0,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         """Watch a layer with `layout` whose values have the dtype and device of `like`.
 
-        Every backward multiplies the scores of those before by `memory`, and adds its own.
+        Every backward multiplies the scores of those before by `memory`, and adds its own, of the
+        gradient that `reduce` makes of the dense one: its mean over processes, for example.
         """
-        self.layout, self.memory = layout, memory
+        self.layout, self.memory, self._reduced = layout, memory, reduce
         self.scores: Tensor | None = None
         self.leaf = like.new_zeros(()).expand(layout.shape).detach().requires_grad_()
         self.leaf.register_post_accumulate_grad_hook(self._reduce)
@@ -35,7 +42,10 @@ class GradientProbe:
         return _Observe.apply(y, x, self.leaf, self.layout.sizes(), geometry)
 
     def _reduce(self, leaf: Tensor) -> None:
-        scores = reference.block_norms(leaf.grad.float(), self.layout.sizes())
+        gradient = leaf.grad.float()
+        if self._reduced is not None:
+            gradient = self._reduced(gradient)
+        scores = reference.block_norms(gradient, self.layout.sizes())
         self.scores = scores if self.scores is None else self.memory * self.scores + scores
         leaf.grad = None
 

@@ -1,5 +1,6 @@
 """Batches of image files, decoded and augmented by worker processes."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -76,6 +77,13 @@ class FolderLoader:
         self._workers = workers
         self._normalise = Normaliser(info, device)
         self._next_step, self._stream = 0, None
+        self._share = slice(None)
+
+    def of(self, share: slice) -> "FolderLoader":
+        """Return a loader of some of each batch's images."""
+        loader = copy.copy(self)
+        loader._share, loader._stream = share, None
+        return loader
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return images float32 [B, C, H, W], normalised, and labels int64 [B] of a step from 0.
@@ -83,9 +91,8 @@ class FolderLoader:
         Raises InputError for a file that cannot be decoded.
         """
         if self._stream is None or step != self._next_step:
-            sampler = _TrainingOrder(
-                len(self._dataset), self.batch_size, self.steps_per_epoch, self._seed, step
-            )
+            sizes = (len(self._dataset), self.batch_size, self.steps_per_epoch)
+            sampler = _TrainingOrder(*sizes, self._seed, step, self._share)
             self._stream = iter(_data_loader(self._dataset, sampler, self._device, self._workers))
         self._next_step = step + 1
         return _finish(next(self._stream), self._normalise, self._device)
@@ -161,9 +168,11 @@ class _DecodedFiles(Dataset):
 class _TrainingOrder:
     """Endless batches of (index, augmentation seed) from a given step on."""
 
-    def __init__(self, images: int, batch_size: int, steps: int, seed: int, start: int) -> None:
+    def __init__(
+        self, images: int, batch_size: int, steps: int, seed: int, start: int, share: slice
+    ) -> None:
         self._images, self._batch_size, self._steps = images, batch_size, steps
-        self._seed, self._start = seed, start
+        self._seed, self._start, self._share = seed, start, share
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first_epoch, place = divmod(self._start, self._steps)
@@ -173,7 +182,8 @@ class _TrainingOrder:
             seeds = torch.randint(2**62, (self._images,), generator=generator)
             for step in range(place, self._steps):
                 part = slice(step * self._batch_size, (step + 1) * self._batch_size)
-                yield list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
+                own = (values[part][self._share].tolist() for values in (order, seeds))
+                yield list(zip(*own, strict=True))
             place = 0
 
 

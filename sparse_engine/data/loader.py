@@ -1,5 +1,6 @@
 """Batches of image arrays: shuffled, cropped, flipped and normalised on the device they live on."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -41,6 +42,13 @@ class ArrayLoader:
         self._augment = augment
         self._normalise = Normaliser(info, device)
         self._plan: _EpochPlan | None = None
+        self._share = slice(None)
+
+    def of(self, share: slice) -> "ArrayLoader":
+        """Return a loader of some of each batch's images."""
+        loader = copy.copy(self)
+        loader._share, loader._plan = share, None
+        return loader
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return images float32 [B, C, H, W], normalised, and labels int64 [B] of a step from 0."""
@@ -57,7 +65,7 @@ class ArrayLoader:
         if self._plan is None or self._plan.epoch != epoch:
             shape = (self.steps_per_epoch, self.batch_size)
             plan = _draw_plan(self._seed, epoch, len(self._arrays), shape, self._info)
-            self._plan = plan.to(self._arrays.images.device)
+            self._plan = plan.of(self._share).to(self._arrays.images.device)
         return self._plan
 
 
@@ -69,6 +77,10 @@ class _EpochPlan:
     order: Tensor
     shifts: Tensor
     flips: Tensor
+
+    def of(self, share: slice) -> "_EpochPlan":
+        fields = (self.order, self.shifts, self.flips)
+        return _EpochPlan(self.epoch, *(field[..., share] for field in fields))
 
     def to(self, device: torch.device) -> "_EpochPlan":
         fields = (self.order, self.shifts, self.flips)
