@@ -38,6 +38,8 @@ def parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     groups: dict[str, Any] = {}
     for name, spec in FIELDS.items():
         rules = spec.metadata
+        if rules["kind"] is dict:
+            continue
         if rules["group"] not in groups:
             groups[rules["group"]] = parser.add_argument_group(rules["group"])
         flag = "--" + name.replace("_", "-")

@@ -7,6 +7,8 @@ from typing import Any
 
 from sparse_engine.update_schedule import UPDATE_RULES
 
+# Settings of which each may decide the densities anew, in place of those in a file.
+BUDGET = ("distribution", "time_budget", "match", "sparsity", "model", "block", "taps")
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale", "tune")
 # A resumed run may move to other hardware and other paths, and nothing else may change.
@@ -20,7 +22,7 @@ def setting(group: str, help: str, default: Any = None, **rules: Any) -> Any:
         group: heading in --help.
         help: one line; None as default means that the recipe decides.
         default: value without flag, file or recipe.
-        rules: `kind` (int, float, str or bool), `choices`, `above` and `least` and `most` (limits
+        rules: `kind` (int, float, str, bool or dict; the last is no flag), `choices`, `above` and `least` and `most` (limits
             of numbers).
     """
     return field(default=default, metadata={"group": group, "help": help, **rules})
@@ -96,7 +98,29 @@ class Config:
         choices=("each", "all"),
     )
     distribution: str = setting(
-        "sparsity", "layer densities", "erk", kind=str, choices=("erk", "er", "uniform")
+        "sparsity",
+        "layer densities; timed spends --time-budget by measured times",
+        "erk",
+        kind=str,
+        choices=("erk", "er", "uniform", "timed"),
+    )
+    time_budget: float | None = setting(
+        "sparsity",
+        "timed: seconds of all sparsifiable convolutions and linear layers, forward and gradients, "
+        "over those of the dense ones; sparsity is a result",
+        kind=float,
+        above=0,
+        most=1,
+    )
+    match: str = setting(
+        "sparsity",
+        "what --sparsity S counts: weights, test FLOPs or measured layer time are 1 - S of dense",
+        "params",
+        kind=str,
+        choices=("params", "flops", "time"),
+    )
+    densities: dict[str, float] | None = setting(
+        "sparsity", "density by layer name, as timed decided it", kind=dict
     )
     start: str = setting(
         "sparsity",
@@ -229,6 +253,11 @@ class Config:
     label_smoothing: float | None = setting(
         "optimisation", "of the training loss", kind=float, least=0, most=0.99
     )
+
+    @property
+    def layer_densities(self) -> str | dict[str, float]:
+        """What spreads a sparsity over the layers: what was decided, or a distribution's name."""
+        return self.densities or self.distribution
 
     def saved(self) -> dict[str, Any]:
         """Return what config.json holds: every setting that decides the result."""

@@ -23,6 +23,7 @@ from sparse_engine.methods.registry import build_phases
 from sparse_engine.phases import Phase
 from sparse_engine.recipes import warmup_share
 from sparse_engine.run_folder import RunFolder
+from sparse_engine.settle import settled
 from sparse_engine.summary import format_table
 from sparse_engine.teacher import load_teacher
 from sparse_engine.tickets import load_tickets
@@ -43,6 +44,7 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
     """
     device = choose_device(config)
     data = load_dataset(config.dataset, config.data_dir, config.download)
+    config = settled(config, data.info, device)
     phases = plan_phases(config, training_images(config, data))
     run_costs(config, data.info, phases)
     teacher = load_teacher(config, data.info, device)
@@ -63,11 +65,15 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
 
 
 def dry_run(config: Config) -> None:
-    """Print what a run would cost, layer by layer, and the JSON line; nothing is written."""
+    """Print what a run would cost, layer by layer, and the JSON line; nothing is written.
+
+    Budgets of time are measured all the same, and the times kept for the run.
+    """
     device = choose_device(config)
     if config.data_dir and not config.download and not Path(config.data_dir).is_dir():
         raise InputError(f"data folder '{config.data_dir}' does not exist")
     info = dataset_info(config.dataset, config.data_dir)
+    config = settled(config, info, device)
     train_size = info.train_size
     if config.select == "validation":
         train_size -= round(config.validation * train_size)
