@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -38,8 +39,6 @@ def parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     groups: dict[str, Any] = {}
     for name, spec in FIELDS.items():
         rules = spec.metadata
-        if rules["kind"] is dict:
-            continue
         if rules["group"] not in groups:
             groups[rules["group"]] = parser.add_argument_group(rules["group"])
         flag = "--" + name.replace("_", "-")
@@ -79,9 +78,9 @@ def _one_line(error: Exception) -> str:
 def _reader(kind: type) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
-            return kind(text)
+            return json.loads(text) if kind is dict else kind(text)
         except ValueError:
-            what = {int: "a whole number", float: "a number"}[kind]
+            what = {int: "a whole number", float: "a number", dict: "a JSON object"}[kind]
             raise argparse.ArgumentTypeError(f"takes {what}, found '{text}'") from None
 
     return read

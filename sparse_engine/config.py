@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -22,8 +23,8 @@ def setting(group: str, help: str, default: Any = None, **rules: Any) -> Any:
         group: heading in --help.
         help: one line; None as default means that the recipe decides.
         default: value without flag, file or recipe.
-        rules: `kind` (int, float, str, bool or dict; the last is no flag), `choices`, `above` and `least` and `most` (limits
-            of numbers).
+        rules: `kind` (int, float, str, bool, or dict for a JSON object), `choices`, `above` and
+            `least` and `most` (limits of numbers).
     """
     return field(default=default, metadata={"group": group, "help": help, **rules})
 
@@ -119,8 +120,8 @@ class Config:
         kind=str,
         choices=("params", "flops", "time"),
     )
-    densities: dict[str, float] | None = setting(
-        "sparsity", "density by layer name, as timed decided it", kind=dict
+    densities: Mapping[str, float] | None = setting(
+        "sparsity", "JSON object, density by layer name: what timed decided in a run", kind=dict
     )
     start: str = setting(
         "sparsity",
@@ -255,7 +256,7 @@ class Config:
     )
 
     @property
-    def layer_densities(self) -> str | dict[str, float]:
+    def layer_densities(self) -> str | Mapping[str, float]:
         """What spreads a sparsity over the layers: what was decided, or a distribution's name."""
         return self.densities or self.distribution
 

@@ -118,7 +118,8 @@ def total_sparsity(plans: Sequence[LayerPlan]) -> float:
 
 
 def erk_weight(shape: Shape) -> int:
-    """Return the sum of a weight's sizes: ERK's densities times the number of weights."""
+    """Return n_in + n_out + k_h + k_w of a weight: its channels, in proportion to which ERK keeps
+    weights."""
     return sum(shape)
 
 
@@ -137,7 +138,11 @@ def _raw_densities(shapes: Mapping[str, Shape], distribution: Distribution) -> d
             "the densities out of the configuration to choose them anew"
         )
     for name, density in distribution.items():
-        if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
+        if (
+            isinstance(density, bool)
+            or not isinstance(density, int | float)
+            or not 0 < density <= 1
+        ):
             raise InputError(
                 f"the density of layer '{name}' must be above 0 and at most 1, found {density!r}"
             )

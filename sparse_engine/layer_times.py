@@ -71,9 +71,7 @@ def measure_layer_times(
     return {
         plan.name: TimeCurve(
             counts[plan.name],
-            tuple(
-                map(sum, zip(*(known[_key(plan, call, dtype)] for call in problems[plan.name])))
-            )
+            tuple(map(sum, zip(*(known[_key(plan, call, dtype)] for call in problems[plan.name]))))
             or (0.0,) * len(counts[plan.name]),
         )
         for plan in plans
@@ -113,9 +111,7 @@ def _measure(
     kind = SparseConv2d if isinstance(dense, nn.Conv2d) else SparseLinear
     draw = torch.Generator().manual_seed(0)
     layers = [
-        kind.from_dense(
-            dense, layout=random_layout(plan.shape, plan.block, count, draw, plan.taps)
-        )
+        kind.from_dense(dense, layout=random_layout(plan.shape, plan.block, count, draw, plan.taps))
         for count in counts[:-1]
     ]
     passes = [_passes(layer, x, problem.input_gradient) for layer in (*layers, dense)]

@@ -1,14 +1,12 @@
-"""The distribution `timed`: a budget of seconds, spent so that layers keep the most density.
+"""The distribution `timed`: a budget of seconds, spent so that channels keep most connections.
 
-ERK's densities are what maximises
-
-    score = sum over layers of (n_in + n_out + k_h + k_w) * log(density)
-
-for a given number of weights: with a price of one weight, the derivatives say that a density is
-(n_in + n_out + k_h + k_w) / (price * n_in * n_out * k_h * k_w), at most 1, which is ERK (Evci et al.
-2020, section 3). `timed` maximises the same score for given seconds, which are measured
-(layer_times.py). A layer's logarithm forbids that it is starved, as ERK's ratio does, and a layer
-whose blocks run slowly pays for it with density.
+An Erdos-Renyi density gives every channel the same number of connections c, whatever its layer: a
+layer's active weights over n_in + n_out (ER), + k_h + k_w (ERK). For a given number of weights
+that is what any concave utility of c, summed over channels, is largest for. The one used here is
+-1/c, so that the score is the harmonic mean of the channels' connections; `timed` makes it largest
+for given seconds, which are measured (layer_times.py). A layer whose blocks run slowly then pays
+for it with density, and none is starved. Other utilities trade more or less evenly (Mo and Walrand
+2000, alpha-fairness with alpha = 2); docs/design.md says what they gave.
 """
 
 from __future__ import annotations
@@ -50,8 +48,12 @@ Curves = Mapping[str, TimeCurve]
 
 
 def score(plans: Sequence[LayerPlan]) -> float:
-    """Return what ERK maximises for a number of weights, and `timed` for a time; 0 is dense."""
-    return sum(erk_weight(p.shape) * float(np.log(p.density)) for p in plans)
+    """Return the harmonic mean of a channel's connections, over the channels of all layers.
+
+    It is what ERK makes largest for a number of weights, and `timed` for a time.
+    """
+    scarcity = sum(float(_scarcity(plan, plan.active)) for plan in plans)
+    return sum(erk_weight(plan.shape) for plan in plans) / scarcity
 
 
 def time_ratio(plans: Sequence[LayerPlan], curves: Curves) -> float:
@@ -81,7 +83,8 @@ def timed_plans(full: Sequence[LayerPlan], curves: Curves, share: float) -> list
     if least > budget:
         raise InputError(
             f"the time budget {share:g} is out of reach: with the fewest blocks the layers still "
-            f"take {least / dense:.3f} of their dense time; raise --time-budget, or use wider blocks"
+            f"take {least / dense:.3f} of their dense time; raise --time-budget, or use other "
+            "blocks"
         )
     picked = _at_highest_spending(choices, budget)
     _spend_the_rest(choices, picked, budget)
@@ -110,9 +113,12 @@ class _Choices:
         seconds = curve.at(active)
         denser = np.minimum.accumulate(seconds[::-1])[::-1]
         worth = seconds < np.append(denser[1:], np.inf)
-        active = active[worth]
-        gain = erk_weight(plan.shape) * np.log(active / plan.total)
-        return cls(active, seconds[worth], gain)
+        return cls(active[worth], seconds[worth], -_scarcity(plan, active[worth]))
+
+
+def _scarcity(plan: LayerPlan, active: int | np.ndarray) -> np.ndarray:
+    """Return the sum over a layer's channels of 1 / connections, by its active blocks."""
+    return erk_weight(plan.shape) ** 2 / (plan.weights * np.asarray(active) / plan.total)
 
 
 def _at_highest_spending(choices: Sequence[_Choices], budget: float) -> list[int]:
