@@ -66,7 +66,7 @@ def measure_layer_times(
     for key in tqdm([k for k in wanted if k not in known], "timing layers", disable=None):
         plan, problem = wanted[key]
         module = model.get_submodule(plan.name)
-        known[key] = _measure(plan, problem, module, counts[plan.name], device, dtype)
+        known[key] = measure(plan, problem, module, counts[plan.name], device, dtype)
     _keep(path, {key: known[key] for key in wanted})
     return {
         plan.name: TimeCurve(
@@ -85,7 +85,7 @@ def measured_counts(plan: LayerPlan) -> tuple[int, ...]:
     return tuple(plan.group * count for count in sorted({1, *between, groups}))
 
 
-def _measure(
+def measure(
     plan: LayerPlan,
     problem: Problem,
     module: nn.Module,
