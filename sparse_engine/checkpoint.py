@@ -5,34 +5,63 @@ Imports torch when first used, so that a wrong run folder is told at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, RunFailure
 
 FORMAT = "sparse-engine-1"
 
 
+@contextmanager
+def failing_clearly(path: Path) -> Iterator[None]:
+    """Turn an error of the file system into a RunFailure in one line."""
+    try:
+        yield
+    # What a writer makes of the error of a full disk differs.
+    except (OSError, RuntimeError) as error:
+        raise RunFailure(
+            f"'{path}' cannot be written: {error}; what was written before is whole"
+        ) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a new file that takes the place of `path` once it is whole and on the disk.
+
+    Raises:
+        RunFailure: it cannot be written; the old file is as it was.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with failing_clearly(path), part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def save_file(content: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain containers to a new file, sync it, then replace the old one."""
+    """Write tensors and plain containers in place of an old file; see replacing."""
     import torch
 
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with replacing(path) as file:
         torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def save_json(content: dict[str, Any], path: Path) -> None:
-    """Write a JSON object to a new file, then replace the old one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    """Write a JSON object in place of an old file; see replacing."""
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def load_file(path: Path, *keys: str) -> dict[str, Any]:
@@ -58,3 +87,13 @@ def load_file(path: Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise InputError(f"checkpoint '{path}' is of another kind: it has no {missing[0]}")
     return content
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a new name in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

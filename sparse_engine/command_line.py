@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from sparse_engine.config import FIELDS
 from sparse_engine.config_file import check_values
-from sparse_engine.errors import InputError, RunFailure, nearest
+from sparse_engine.errors import InputError, RunFailure, Stopped, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +56,7 @@ def parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
 
 
 def run_command(command: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a command with sys.argv: exit 0, 1 for a failed run, 2 for bad input."""
+    """Run a command with sys.argv: exit 0, 1 for a failed run, 2 for bad input, 128 + a signal."""
     try:
         command(sys.argv[1:])
     except InputError as error:
@@ -65,8 +65,11 @@ def run_command(command: Callable[[Sequence[str]], None]) -> NoReturn:
     except RunFailure as error:
         print(f"failed: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
+    except Stopped as stop:
+        print(f"stopped: {_one_line(stop)}", file=sys.stderr)
+        sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
-        print("interrupted; --resume continues the run from its last checkpoint", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 

@@ -13,7 +13,18 @@ BUDGET = ("distribution", "time_budget", "match", "sparsity", "model", "block", 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale", "tune")
 # A resumed run may move to other hardware and other paths, and nothing else may change.
-MOVABLE = ("data_dir", "teacher", "device", "backend", "workers", "download", "resume")
+MOVABLE = (
+    "data_dir",
+    "teacher",
+    "device",
+    "backend",
+    "cuda_graph",
+    "compile",
+    "checkpoint_every",
+    "workers",
+    "download",
+    "resume",
+)
 
 
 def setting(group: str, help: str, default: Any = None, **rules: Any) -> Any:
@@ -41,7 +52,11 @@ class Config:
     seed: int = setting("run", "seed of everything random", 0, kind=int, least=0, most=2**31)
     device: str = setting("run", "where to run", "auto", kind=str, choices=("auto", "cpu", "cuda"))
     dtype: str = setting(
-        "run", "bf16 runs under autocast", "fp32", kind=str, choices=("fp32", "bf16")
+        "run",
+        "bf16 and fp16 run under autocast, fp16 with a scaled loss",
+        "fp32",
+        kind=str,
+        choices=("fp32", "bf16", "fp16"),
     )
     backend: str = setting(
         "run",
@@ -50,7 +65,24 @@ class Config:
         kind=str,
         choices=("auto", "triton", "gemm", "masked"),
     )
-
+    cuda_graph: str = setting(
+        "run",
+        "replay the training step as a CUDA graph: auto does on a GPU, where it can",
+        "auto",
+        kind=str,
+        choices=("auto", "on", "off"),
+    )
+    compile: bool = setting("run", "run the network through torch.compile", False, kind=bool)
+    checkpoint_every: str | None = setting(
+        "run", "checkpoints within epochs too: steps (500) or seconds (600s)", kind=str
+    )
+    skip_nonfinite: int = setting(
+        "run",
+        "steps that are left out because loss or gradient is not finite, before the run fails",
+        0,
+        kind=int,
+        least=0,
+    )
     tune: bool = setting(
         "run",
         "first time tiles for the GPU kernels, and keep the fastest",

@@ -12,6 +12,17 @@ class RunFailure(RuntimeError):
     """A run that started well and cannot go on, such as a loss that is not finite."""
 
 
+class Stopped(Exception):
+    """A signal has asked a run to stop; what it had done is in its checkpoint.
+
+    signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the choice nearest to `name`, or an empty string."""
     found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)

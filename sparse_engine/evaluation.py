@@ -22,6 +22,7 @@ from sparse_engine.metrics import (
     mean_probabilities,
     pairwise_matrix,
 )
+from sparse_engine.precision import autocast
 from sparse_engine.summary import format_table
 
 Split = ImageArrays | ImageFiles
@@ -46,14 +47,16 @@ def batches(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split_batches: Iterator, bf16: bool = False) -> tuple[Tensor, Tensor]:
+def predict(
+    model: nn.Module, split_batches: Iterator, dtype: str = "fp32"
+) -> tuple[Tensor, Tensor]:
     """Return softmax probabilities [N, K] and labels [N], on the CPU; the model's mode is kept."""
     training = model.training
     model.eval()
     probabilities, labels = [], []
     for x, y in split_batches:
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(x.device, dtype):
             logits = model(x)
         probabilities.append(logits.float().softmax(1).cpu())
         labels.append(y.cpu())

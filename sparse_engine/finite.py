@@ -1,89 +1,171 @@
-"""A loss that is not finite is found, with its step and layer, before it reaches a checkpoint."""
+"""A loss or gradient that is not finite is found, with its step and layer, before it does harm.
+
+What is watched stays on the device, in tensors that are written in place: nothing waits for a GPU,
+and a CUDA graph can hold it all. The optimizer reads `found` and leaves a bad step out; from the
+first step that may not be left out on, it leaves out all, so the weights stay what they were.
+"""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from sparse_engine.errors import RunFailure
-
-# On a GPU a look at the loss waits for all work before it, so losses are looked at together.
+# On a GPU a look waits for all work before it, so steps are looked at together.
 WINDOW = 50
+# Loss scaling of fp16: halved where a gradient overflows, doubled after so many steps without.
+FIRST_SCALE = 2.0**16
+GROWTH_STEPS = 2000
 
 
-class LossGuard:
-    """Collects losses and raises RunFailure for the first that is not finite."""
+class FiniteGuard:
+    """Sums losses, scales them for fp16, and says which steps the optimizer leaves out.
 
-    def __init__(self, device: torch.device) -> None:
-        """Look at every loss on a CPU, at WINDOW losses together elsewhere."""
+    found: float32, 1 where the optimizer must leave the step out, else 0.
+    scale: float32, what the loss is multiplied by before backward; 1 but for fp16.
+    """
+
+    def __init__(self, device: torch.device, scaling: bool = False, allowed: int = 0) -> None:
+        """Begin with step 0.
+
+        Args:
+            device: of the network.
+            scaling: whether losses are scaled. A gradient that overflows then lowers the scale and
+                counts as bad only once the scale is below 1.
+            allowed: how many bad steps may be left out before the run must fail.
+        """
         self.window = 1 if device.type == "cpu" else WINDOW
-        self._steps: list[int] = []
-        self._losses: list[Tensor] = []
-        self._sum, self._count = 0.0, 0
-        self._model: nn.Module | None = None
-        self._x: Tensor | None = None
+        self.scaling, self.allowed = scaling, allowed
+        start = FIRST_SCALE if scaling else 1.0
+        self.scale = torch.full((), start, device=device)
+        self.found = torch.zeros((), device=device)
+        self._streak = torch.zeros((), device=device)
+        # Sum and number of finite losses since mean(); steps seen; bad ones; the first too many.
+        self._total, self._count, self._steps, self._skipped, self._fatal = (
+            torch.full((), value, dtype=torch.float64, device=device) for value in (0, 0, 0, 0, -1)
+        )
 
-    def add(self, step: int, loss: Tensor, model: nn.Module, x: Tensor) -> None:
-        """Take the loss of a step, before the optimizer has used it."""
-        self._steps.append(step)
-        self._losses.append(loss.detach())
-        self._model, self._x = model, x
-        if len(self._steps) >= self.window:
-            self._look()
+    def judge(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
+        """Look at a step, after backward of scale * loss and before the optimizer; no sync."""
+        lost, overflown = ~loss.isfinite(), ~get_total_norm(gradients).isfinite()
+        bad = lost | overflown
+        counted = lost | (overflown & (self.scale < 1)) if self.scaling else bad
+        self._total.add_(torch.where(lost, 0.0, loss.double()))
+        self._count.add_(~lost)
+        self._skipped.add_(counted)
+        first = (self._skipped > self.allowed) & (self._fatal < 0)
+        self._fatal.copy_(torch.where(first, self._steps, self._fatal))
+        self.found.copy_(bad | (self._fatal >= 0))
+        self._steps.add_(1)
 
-    def check(self) -> float:
-        """Look at all losses taken; return the mean since the last call."""
-        self._look()
-        mean = self._sum / max(1, self._count)
-        self._sum, self._count = 0.0, 0
+    def adapt(self) -> None:
+        """Adapt the scale to the step just made, once the optimizer has used it; no sync."""
+        if self.scaling:
+            self._streak.add_(1).mul_(1 - self.found)
+            grown = torch.where(self._streak >= GROWTH_STEPS, 2.0, 1.0)
+            self._streak.mul_(grown == 1)
+            self.scale.mul_(torch.where(self.found > 0, 0.5, grown))
+
+    def fatal_step(self) -> int | None:
+        """Return the first step that could not be left out, None if there is none. Waits."""
+        step = int(self._fatal)
+        return None if step < 0 else step
+
+    def skipped(self) -> int:
+        """Return how many bad steps were left out. Waits."""
+        return int(self._skipped)
+
+    def mean(self) -> float:
+        """Return the mean of the finite losses since the last call. Waits."""
+        mean = float(self._total) / max(1.0, float(self._count))
+        self._total.zero_()
+        self._count.zero_()
         return mean
 
-    def check_predictions(self, step: int, probabilities: Tensor) -> None:
-        """Look at predictions [N, K] made after `step`: its update may have broken the weights."""
-        if not bool(torch.isfinite(probabilities).all()):
-            self._model.eval()
-            self._fail("predictions are", step)
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs."""
+        return {k: v.clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
 
-    def _look(self) -> None:
-        if not self._losses:
-            return
-        losses = torch.stack(self._losses).float().cpu()
-        steps, self._steps, self._losses = self._steps, [], []
-        finite = torch.isfinite(losses)
-        if not bool(finite.all()):
-            self._fail("the loss is", steps[int((~finite).nonzero()[0])])
-        self._sum += float(losses.sum())
-        self._count += len(losses)
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from state_dict()."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
 
-    def _fail(self, what: str, step: int) -> NoReturn:
-        raise RunFailure(
-            f"{what} not finite at step {step}; first layer with such an output: "
-            f"{first_bad_layer(self._model, self._x)}; any checkpoint is from before; "
-            "try a lower --lr"
-        )
+
+def diagnose(model: nn.Module, loss: Callable[[], Tensor], x: Tensor) -> str:
+    """Return what is not finite in a step that is made again, and in which layer first.
+
+    Args:
+        model: with the weights of that step.
+        loss: runs the model forward on x.
+        x: images of the step.
+    """
+    model.zero_grad(set_to_none=True)
+    with _watching(model) as found:
+        value = loss()
+    if found or not bool(torch.isfinite(x).all()) or not bool(value.isfinite()):
+        layer = first_of(found, x)
+        return f"the loss is not finite at step {{}}; first layer with such an output: {layer}"
+    value.backward()
+    bad = [
+        name
+        for name, module in model.named_modules()
+        for p in module.parameters(recurse=False)
+        if p.grad is not None and not bool(p.grad.isfinite().all())
+    ]
+    layer = bad[-1] if bad else "none when it is computed again"
+    return f"a gradient is not finite at step {{}}; first layer in backward with one: {layer}"
 
 
 @torch.no_grad()
 def first_bad_layer(model: nn.Module, x: Tensor) -> str:
     """Return the name of the first module, in the order of forward, with a non-finite output."""
+    with _watching(model) as found:
+        model(x)
+    return first_of(found, x)
+
+
+def first_of(found: Sequence[str], x: Tensor) -> str:
+    """Return in words where a forward pass of images x went wrong first."""
     if not bool(torch.isfinite(x).all()):
         return "the input images"
-    found: list[str] = []
-    handles = []
-    for name, module in model.named_modules():
-        if next(module.children(), None) is None:
-            handles.append(module.register_forward_hook(_watch(found, name)))
-    model(x)
-    for handle in handles:
-        handle.remove()
     return found[0] if found else "none: the loss itself"
 
 
-def _watch(found: list[str], name: str):
-    def look(module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-            found.append(name)
+class _watching:
+    """Collects the names of leaf modules whose output is not finite, in the order of forward."""
 
-    return look
+    def __init__(self, model: nn.Module) -> None:
+        self.found: list[str] = []
+        self._handles = [
+            module.register_forward_hook(self._watch(name))
+            for name, module in model.named_modules()
+            if next(module.children(), None) is None
+        ]
+
+    def _watch(self, name: str) -> Callable[..., None]:
+        def look(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                self.found.append(name)
+
+        return look
+
+    def __enter__(self) -> list[str]:
+        return self.found
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def statistics(model: nn.Module) -> list[Tensor]:
+    """Return the buffers that a forward pass in training mode changes: a bad step's are undone."""
+    return [b for b in model.buffers() if b.is_floating_point()]
+
+
+def undo(buffers: Iterable[Tensor], before: Iterable[Tensor], found: Tensor) -> None:
+    """Give buffers their earlier values where `found` is 1."""
+    for buffer, old in zip(buffers, before):
+        buffer.copy_(torch.where(found > 0, old, buffer))

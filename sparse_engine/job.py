@@ -21,6 +21,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.evaluation import batches, ensemble_metrics, metrics_table, predict
 from sparse_engine.methods.registry import build_phases
 from sparse_engine.phases import Phase
+from sparse_engine.precision import DTYPES
 from sparse_engine.recipes import warmup_share
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.settle import settled
@@ -28,6 +29,7 @@ from sparse_engine.summary import format_table
 from sparse_engine.teacher import load_teacher
 from sparse_engine.tickets import load_tickets
 from sparse_engine.trainer import Trainer
+from sparse_engine.trainer_state import restore
 from sparse_engine.tune import tune_run
 from sparse_kernels.backend import VARIABLE, BackendError, check_backend, choose_backend
 
@@ -40,7 +42,8 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
         folder: of a run to continue; None starts a new one.
 
     Raises:
-        InputError: before anything is written; RunFailure: after the last good checkpoint.
+        InputError: before anything is written; RunFailure: after the last good checkpoint;
+            Stopped: by a signal, after a checkpoint.
     """
     device = choose_device(config)
     data = load_dataset(config.dataset, config.data_dir, config.download)
@@ -52,14 +55,16 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
         print(f"tuned {tune_run(config, data.info, device)} launches of the sparse layers")
     if folder is None:
         folder = RunFolder.create(config)
-    print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
-    trainer = Trainer(config, phases, data, folder, device, teacher)
-    trainer.restore()
-    trainer.run()
-    found = evaluate_members(config, data, folder, device)
-    costs = run_costs(config, data.info, phases, trainer.densities)
-    result = describe(config, device, costs, found, trainer.progress.train_seconds)
-    folder.save_result(result)
+    with folder:
+        print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
+        trainer = Trainer(config, phases, data, folder, device, teacher)
+        restore(trainer)
+        trainer.run()
+        found = evaluate_members(config, data, folder, device)
+        costs = run_costs(config, data.info, phases, trainer.densities)
+        result = describe(config, device, costs, found, trainer.progress.train_seconds)
+        result["skipped_steps"] = trainer.guard.skipped()
+        folder.save_result(result)
     print_result(result, found)
     return result
 
@@ -112,6 +117,8 @@ def choose_device(config: Config) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' is not available on this machine; use --device cpu")
     has_gpu = torch.cuda.is_available() and config.device != "cpu"
+    if config.cuda_graph == "on" and not has_gpu:
+        raise InputError("--cuda-graph on needs a CUDA GPU, found none; leave it out")
     device = torch.device("cuda" if has_gpu else "cpu")
     try:
         check_backend(config.backend, device)
@@ -138,7 +145,7 @@ def member_probabilities(
     for model in load_tickets(config, data.info, folder):
         for member in members_of(model.to(device=device, memory_format=torch.channels_last)):
             test = batches(data.test, data.info, 2 * config.batch_size, device, config.workers)
-            probabilities, labels = predict(member, test, config.dtype == "bf16")
+            probabilities, labels = predict(member, test, config.dtype)
             members.append(probabilities)
     return members, labels
 
@@ -187,7 +194,7 @@ def describe(
 
 def _backends(config: Config, device: torch.device, costs: dict[str, Any]) -> str:
     """Return what the sparse layers run on, several joined by "+"; "dense" if there are none."""
-    dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
+    dtype = DTYPES[config.dtype]
     used = set()
     for plan in costs["plans"]:
         if not plan.is_dense:

@@ -119,6 +119,11 @@ class SparseLayer(nn.Module):
             self._probe.scores = scores
 
     @property
+    def is_armed(self) -> bool:
+        """Whether the next backward collects scores."""
+        return self._probe is not None
+
+    @property
     def collected(self) -> Tensor | None:
         """The scores since arm(), None if no backward came by."""
         return None if self._probe is None else self._probe.scores

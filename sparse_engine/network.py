@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distribution import LayerPlan
 from sparse_engine.flops import model_densities
 from sparse_engine.initialisation import draw_by_fan_in
+from sparse_engine.optimizer_state import start_momenta
 from sparse_engine.recut import carry_state, load_state, replace_modules
 from sparse_engine.starts import SCORES, Batch
 from sparse_engine.topology import RULES, Topology
@@ -27,11 +29,16 @@ NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 @dataclass
 class Network:
-    """What one phase hands to the next; `norm_decay` as the optimizer was built."""
+    """What one phase hands to the next.
+
+    rate: the learning rate, a tensor that the optimizer reads in every step.
+    norm_decay: as the optimizer was built.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     topology: Topology
+    rate: Tensor
     norm_decay: bool = True
 
     def replace_layers(self, replaced: Mapping[str, nn.Module]) -> None:
@@ -53,9 +60,16 @@ class Network:
         for group, parameters in zip(self.optimizer.param_groups, groups, strict=True):
             group["params"] = parameters
         self.optimizer.state.clear()
+        start_momenta(self.optimizer)
         old = self.topology
         self.topology = Topology(self.model, self.optimizer, old.rule, old.seed)
         self.topology.updates = old.updates
+
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        """Continue from the optimizer's state_dict()."""
+        self.optimizer.load_state_dict(state)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
 
     def densities(self) -> dict[str, float]:
         """Return the density of every sparse layer by name."""
@@ -94,14 +108,17 @@ def build_network(
     model = model.to(device=device, memory_format=torch.channels_last)
     norm_decay = config.norm_decay != "off"
     decayed, *others = decay_groups(model, norm_decay)
+    rate = torch.tensor(config.lr, device=device)
     optimizer = torch.optim.SGD(
         [{"params": decayed}, *({"params": group, "weight_decay": 0.0} for group in others)],
-        lr=config.lr,
+        lr=rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        fused=True,
     )
+    start_momenta(optimizer)
     rule = config.topology if config.topology in RULES else "static"
-    return Network(model, optimizer, Topology(model, optimizer, rule, seed), norm_decay)
+    return Network(model, optimizer, Topology(model, optimizer, rule, seed), rate, norm_decay)
 
 
 def _make_sparse(

@@ -1,5 +1,6 @@
 """Surgery of optimizer state, in place, so that shapes and addresses never change."""
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -18,3 +19,10 @@ def zero_slots(optimizer: Optimizer, parameter: Parameter, slots: Tensor) -> Non
     """
     for state in state_tensors(optimizer, parameter):
         state.index_fill_(0, slots, 0)
+
+
+def start_momenta(optimizer: Optimizer) -> None:
+    """Give every parameter of SGD the momentum 0, from which the first step is like any other."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

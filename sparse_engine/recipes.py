@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparse_engine.blocks import parse_block
+from sparse_engine.checkpoint_schedule import check_period
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
@@ -79,6 +80,7 @@ def resolve(config: Config) -> Config:
     recipe = recipe_for(config.dataset)
     config = replace(config, model=config.model or recipe.model)
     check_model(config.model)
+    check_period(config.checkpoint_every)
     _check_contradictions(config)
     block = config.block or recipe.block
     parse_block(block)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from sparse_engine.checkpoint import load_file, save_file, save_json
+from sparse_engine.checkpoint import failing_clearly, load_file, replacing, save_file, save_json
 from sparse_engine.config import Config
 from sparse_engine.config_file import read_config_file
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.folder_lock import LOCK, FolderLock
 
 COLUMNS = (
     "epoch",
@@ -32,27 +35,41 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Use a folder that exists; see create and existing."""
         self.path = path
+        self._lock = FolderLock(path)
+
+    def __enter__(self) -> RunFolder:
+        """Keep other processes from running in this folder.
+
+        Raises:
+            InputError: one does.
+        """
+        self._lock.take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
-        """Make the folder of a new run and write its config.json.
+        """Make the folder of a new run, lock it, and write its config.json.
 
         Raises:
             InputError: the folder exists and is not empty, or cannot be made.
         """
         path = Path(config.out) if config.out else _fresh_path(config)
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or _is_used(path)):
                 raise InputError(
                     f"output folder '{path}' exists and is not empty; "
                     "choose another --out, or continue it with --resume"
                 )
             path.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(config.saved(), indent=1)
-            (path / "config.json").write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
+            folder = cls(path)
+            folder._lock.take()
+            save_json(config.saved(), path / "config.json")
+        except (OSError, RunFailure) as error:
             raise InputError(f"output folder '{path}' cannot be made: {error}") from None
-        return cls(path)
+        return folder
 
     @classmethod
     def existing(cls, path: str) -> RunFolder:
@@ -69,6 +86,21 @@ class RunFolder:
     def last(self) -> Path:
         """The newest checkpoint."""
         return self.path / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before, for the case that the newest is damaged."""
+        return self.path / "previous.pt"
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write last.pt; the one before becomes previous.pt."""
+        if self.last.exists():
+            kept = self.previous.with_name("previous.pt.part")
+            with failing_clearly(self.path):
+                kept.unlink(missing_ok=True)
+                os.link(self.last, kept)
+                kept.replace(self.previous)
+        save_file(state, self.last)
 
     def save_member(self, number: int, model_state: dict[str, Any]) -> None:
         """Write ticket `number`, counted from 1."""
@@ -89,7 +121,7 @@ class RunFolder:
         """Append a row to metrics.csv."""
         path = self.path / "metrics.csv"
         is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
+        with failing_clearly(self.path), path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             if is_new:
                 writer.writeheader()
@@ -103,10 +135,12 @@ class RunFolder:
         with path.open(newline="", encoding="utf-8") as file:
             # A row cut short lacks values.
             whole = [row for row in csv.DictReader(file) if None not in row.values()]
-        path.unlink()
-        for row in whole:
-            if int(row["step"]) <= step:
-                self.add_row(row)
+        kept = io.StringIO(newline="")
+        writer = csv.DictWriter(kept, COLUMNS)
+        writer.writeheader()
+        writer.writerows(row for row in whole if int(row["step"]) <= step)
+        with replacing(path) as file:
+            file.write(kept.getvalue().encode())
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write metrics.json."""
@@ -116,6 +150,11 @@ class RunFolder:
         """Return the result of a finished run, None of one that is not."""
         path = self.path / "metrics.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _is_used(path: Path) -> bool:
+    """Return whether a folder holds anything but a lock, which a start that failed may leave."""
+    return any(file.name != LOCK for file in path.iterdir())
 
 
 def _fresh_path(config: Config) -> Path:

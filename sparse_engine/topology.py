@@ -94,6 +94,11 @@ class Topology:
         """Whether an update must be armed before the forward pass it takes its gradient from."""
         return RULES[self.rule].gradient_steps > 0
 
+    @property
+    def is_armed(self) -> bool:
+        """Whether the next backward collects dense gradients."""
+        return any(layer.is_armed for layer in self.layers.values())
+
     def arm(self) -> None:
         """Collect dense gradients by block from the next backward, if the rule needs them."""
         for layer in self.layers.values() if self.needs_gradient else ():

@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sparse_engine.architecture import training_pair
-from sparse_engine.checkpoint import load_file, save_file
-from sparse_engine.config import MOVABLE, Config
+from sparse_engine.checkpoint_schedule import CheckpointSchedule
+from sparse_engine.config import Config
 from sparse_engine.costs import Densities
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.loader import split_validation
-from sparse_engine.downsampling import some_smaller
-from sparse_engine.errors import InputError
+from sparse_engine.downsampling import is_downsampled, some_smaller
+from sparse_engine.errors import RunFailure, Stopped
 from sparse_engine.evaluation import batches, predict, training_loader
-from sparse_engine.finite import LossGuard
+from sparse_engine.finite import FiniteGuard, diagnose, first_bad_layer
 from sparse_engine.metrics import accuracy, negative_log_likelihood
 from sparse_engine.network import Network, build_network, member_seed
 from sparse_engine.phases import Phase
 from sparse_engine.recut import saved_densities, without_unused_slots
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.starts import start_batches
+from sparse_engine.step import TrainingStep
+from sparse_engine.stopping import StopSignals
 from sparse_engine.teacher import Teacher
-
-
-@dataclass
-class Progress:
-    """Where a run is: `step` of the whole run, `phase_step` of the phase, `tickets` saved."""
-
-    step: int = 0
-    phase: int = 0
-    phase_step: int = 0
-    member: int = -1
-    tickets: int = 0
-    train_seconds: float = 0.0
+from sparse_engine.trainer_state import Progress, state_of
 
 
 class Trainer:
@@ -54,7 +45,7 @@ class Trainer:
         device: torch.device,
         teacher: Teacher | None = None,
     ) -> None:
-        """Prepare a run from its start.
+        """Prepare a run from its start; trainer_state.restore continues one.
 
         Args:
             config: resolved.
@@ -76,63 +67,51 @@ class Trainer:
         self.kept: dict[str, dict[str, Any]] = {}
         self.densities = Densities()
         self.accuracy = 0.0
-        self.guard = LossGuard(device)
+        self.guard = FiniteGuard(device, config.dtype == "fp16", config.skip_nonfinite)
+        self.schedule = CheckpointSchedule(config.checkpoint_every)
+        self._since: float | None = None
         self.network: Network
-
-    def restore(self) -> None:
-        """Continue from the folder's checkpoint, if there is one.
-
-        Raises:
-            InputError: it cannot be read, or is of another configuration or other data.
-        """
-        if not self.folder.last.exists():
-            self.folder.drop_rows_after(0)
-            return
-        state = load_file(self.folder.last, "progress", "config", "kept")
-        self._check_configuration(state["config"])
-        self.progress = Progress(**state["progress"])
-        self.start_member(self.progress.member)
-        try:
-            self.network.load(state["model"])
-        except RuntimeError as error:
-            raise InputError(
-                f"checkpoint '{self.folder.last}' does not fit the data: {error}"
-            ) from None
-        self.network.optimizer.load_state_dict(state["optimizer"])
-        self.network.topology.load_state_dict(state["topology"])
-        self.best, self.kept = state["best"], state["kept"]
-        self.accuracy = state["accuracy"]
-        self.densities = Densities(**state["densities"])
-        torch.set_rng_state(state["random_state"])
-        if state["device_random_state"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["device_random_state"], self.device)
-        self.folder.drop_rows_after(self.progress.step)
-
-    def _check_configuration(self, saved: dict[str, Any]) -> None:
-        for name, value in self.config.saved().items():
-            if name not in MOVABLE and value != saved.get(name):
-                raise InputError(
-                    f"checkpoint '{self.folder.last}' was trained with {name} {saved.get(name)}, "
-                    f"found {value}: a resumed run keeps its configuration; start a new one"
-                )
 
     def run(self) -> None:
         """Train to the end of the last phase.
 
         Raises:
-            RunFailure: the loss is not finite; any checkpoint is from before.
+            RunFailure: a loss or gradient is not finite; any checkpoint is from before.
+            Stopped: a signal came; the checkpoint is of the last step made.
         """
+        progress = self.progress
         total = sum(phase.steps for phase in self.phases)
-        with tqdm(total=total, initial=self.progress.step, disable=None, unit="step") as bar:
-            while self.progress.phase < len(self.phases):
-                phase = self.phases[self.progress.phase]
+        with (
+            tqdm(total=total, initial=progress.step, disable=None, unit="step") as bar,
+            StopSignals() as self.signals,
+        ):
+            while progress.phase < len(self.phases):
+                phase = self.phases[progress.phase]
                 bar.set_description(phase.name)
-                if self.progress.phase_step == 0:
-                    for action in phase.begin:
-                        action(self)
-                    self.densities.phases.append(self.network.densities())
-                self._train_epoch(phase, bar)
-                self._close_epoch(phase, bar)
+                self._begin(phase)
+                while progress.begun:
+                    self._train_epoch(phase, bar)
+                    self._close_epoch(phase, bar)
+                    self._stop_if_asked()
+
+    def _begin(self, phase: Phase) -> None:
+        """Do what comes before a phase's first step, and prepare its steps."""
+        if not self.progress.begun:
+            for action in phase.begin:
+                action(self)
+            self.densities.phases.append(self.network.densities())
+            self.progress.begun = True
+            if self.progress.step == 0:
+                self._save_checkpoint()
+        config = self.config
+        self.step = TrainingStep(
+            self.network,
+            partial(phase.loss, self),
+            self.guard,
+            config.dtype,
+            self._uses_graph,
+            config.compile,
+        )
 
     def start_member(self, member: int, sparsity: float | None = None) -> None:
         """Go on with a fresh network, whose seed and data order are those of a member."""
@@ -175,53 +154,86 @@ class Trainer:
         for step in range(first, first + self.loader.steps_per_epoch):
             yield self.loader.batch(step)[0].contiguous(memory_format=torch.channels_last)
 
+    @property
+    def _uses_graph(self) -> bool:
+        return self.device.type == "cuda" and self.config.cuda_graph != "off"
+
     def _train_epoch(self, phase: Phase, bar: tqdm) -> None:
         """Train to the end of the epoch or of the phase, whichever comes first."""
-        progress, began = self.progress, time.perf_counter()
+        progress, self._since = self.progress, time.perf_counter()
         self.network.model.train()
         left = self.loader.steps_per_epoch - progress.step % self.loader.steps_per_epoch
-        for _ in range(min(left, phase.steps - progress.phase_step)):
+        for remaining in reversed(range(min(left, phase.steps - progress.phase_step))):
             self._train_step(phase)
             progress.step += 1
             progress.phase_step += 1
             bar.update()
-        self.mean_loss = self.guard.check()
-        progress.train_seconds += time.perf_counter() - began
+            if progress.step % self.guard.window == 0 or not remaining:
+                self._check_steps()
+            # What closes an epoch writes a checkpoint anyway.
+            if remaining and (self.schedule.is_due() or self.signals.received):
+                self._check_steps()
+                self._save_checkpoint()
+                self._stop_if_asked()
+        self.mean_loss = self.guard.mean()
+        self._count_seconds()
+        self._since = None
 
     def _train_step(self, phase: Phase) -> None:
-        network, number = self.network, self.progress.phase_step + 1
+        network, progress, config = self.network, self.progress, self.config
+        number = progress.phase_step + 1
         schedule = phase.update_schedule()
         rate = schedule.rate(number) if schedule else 0.0
         if schedule:
             network.topology.arm_before(schedule, number)
         if phase.ends_with_gradient and number == phase.steps:
             network.topology.arm()
-        multiple = phase.learning_rate.at(self.progress.phase_step, phase.steps)
-        for group in network.optimizer.param_groups:
-            group["lr"] = self.config.lr * multiple
-        step, config = self.progress.step, self.config
-        x, y = self.loader.batch(step)
-        with some_smaller(network.model, x, config.downsample_rate, config.seed, step) as x:
-            x = x.contiguous(memory_format=torch.channels_last)
-            loss = self._loss(phase, x, y)
-        self.guard.add(self.progress.step, loss, network.model, x)
-        network.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        network.optimizer.step()
+        multiple = phase.learning_rate.at(progress.phase_step, phase.steps)
+        network.rate.fill_(config.lr * multiple)
+        usual = not is_downsampled(config.downsample_rate, config.seed, progress.step)
+        with self._batch(progress.step) as (x, y):
+            self.step(x, y, usual)
         if rate:
             network.topology.update(rate, schedule.pruned_share(number))
 
-    def _loss(self, phase: Phase, x: Tensor, y: Tensor) -> Tensor:
-        bf16 = self.config.dtype == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            logits, labels = training_pair(self.network.model, x, y)
-            return phase.loss(self, x, logits, labels)
+    @contextmanager
+    def _batch(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the images and labels of a step, as the network is to see them."""
+        x, y = self.loader.batch(step)
+        rate, seed = self.config.downsample_rate, self.config.seed
+        with some_smaller(self.network.model, x, rate, seed, step) as x:
+            yield x.contiguous(memory_format=torch.channels_last), y
+
+    def _check_steps(self) -> None:
+        """Raise RunFailure if a step was not finite and may not be left out."""
+        step = self.guard.fatal_step()
+        if step is not None:
+            with self._batch(step) as (x, y):
+                found = diagnose(self.network.model, lambda: self.step.loss(x, y), x)
+            self._fail(found.format(step))
+
+    def _fail(self, found: str) -> NoReturn:
+        raise RunFailure(f"{found}; any checkpoint is from before; try a lower --lr")
+
+    def _stop_if_asked(self) -> None:
+        if self.signals.received:
+            raise Stopped(
+                f"at step {self.progress.step}; continue with --resume {self.folder.path}",
+                self.signals.received,
+            )
+
+    def _count_seconds(self) -> None:
+        """Add the seconds since the last call, if it is within training steps."""
+        if self._since is not None:
+            now = time.perf_counter()
+            self.progress.train_seconds += now - self._since
+            self._since = now
 
     def _close_epoch(self, phase: Phase, bar: tqdm) -> None:
         """Evaluate, log, end the phase if it is over, and write a checkpoint."""
         progress = self.progress
         probabilities, labels = self._predict(self.network.model)
-        self.guard.check_predictions(progress.step, probabilities)
+        self._check_predictions(probabilities)
         found = self.accuracy = accuracy(probabilities, labels)
         bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{found:.4f}")
         is_best = self.best is None or found > self.best["accuracy"]
@@ -232,7 +244,7 @@ class Trainer:
                 "epoch": -(-progress.step // self.loader.steps_per_epoch),
                 "step": progress.step,
                 "phase": phase.name,
-                "learning_rate": f"{self.network.optimizer.param_groups[0]['lr']:.6g}",
+                "learning_rate": f"{float(self.network.rate):.6g}",
                 "train_loss": f"{self.mean_loss:.6f}",
                 "split": self.split,
                 "nll": f"{negative_log_likelihood(probabilities, labels):.6f}",
@@ -245,32 +257,28 @@ class Trainer:
             for action in phase.end:
                 action(self)
             self.best = None
-            progress.phase, progress.phase_step = progress.phase + 1, 0
+            progress.phase, progress.phase_step, progress.begun = progress.phase + 1, 0, False
         self._save_checkpoint()
+
+    def _check_predictions(self, probabilities: Tensor) -> None:
+        """Raise RunFailure if the last update has broken the weights."""
+        if not bool(torch.isfinite(probabilities).all()):
+            x = self.loader.batch(self.progress.step - 1)[0]
+            layer = first_bad_layer(self.network.model.eval(), x)
+            step = self.progress.step
+            self._fail(
+                f"predictions are not finite at step {step}; first layer with such an output: {layer}"
+            )
 
     def _predict(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         size = 2 * self.config.batch_size
         held_out = batches(self.held_out, self.data.info, size, self.device, self.config.workers)
-        return predict(model, held_out, self.config.dtype == "bf16")
+        return predict(model, held_out, self.config.dtype)
 
     def _save_checkpoint(self) -> None:
-        on_gpu = self.device.type == "cuda"
-        save_file(
-            {
-                "config": self.config.saved(),
-                "progress": asdict(self.progress),
-                "model": self.network.model.state_dict(),
-                "optimizer": self.network.optimizer.state_dict(),
-                "topology": self.network.topology.state_dict(),
-                "best": self.best,
-                "kept": self.kept,
-                "accuracy": self.accuracy,
-                "densities": asdict(self.densities),
-                "random_state": torch.get_rng_state(),
-                "device_random_state": torch.cuda.get_rng_state(self.device) if on_gpu else None,
-            },
-            self.folder.last,
-        )
+        self._count_seconds()
+        self.folder.save_checkpoint(state_of(self))
+        self.schedule.restart()
 
 
 def copy_of(state: dict[str, Tensor]) -> dict[str, Tensor]:

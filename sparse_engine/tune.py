@@ -14,6 +14,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
 from sparse_engine.modules import SparseConv2d
 from sparse_engine.network import build_network
+from sparse_engine.precision import DTYPES
 from sparse_kernels.backend import backend_of
 from sparse_kernels.functional import convolution_geometry
 from sparse_kernels.matmul import ONE_PIXEL
@@ -74,7 +75,7 @@ def tune_run(config: Config, info: DatasetInfo, device: torch.device) -> int:
     generator = torch.Generator().manual_seed(config.seed)
     sizes = (config.batch_size, info.channels, info.height, info.width)
     x = torch.randn(sizes, generator=generator).to(device, memory_format=torch.channels_last)
-    return len(tune(model, x, torch.bfloat16 if config.dtype == "bf16" else None))
+    return len(tune(model, x, None if config.dtype == "fp32" else DTYPES[config.dtype]))
 
 
 def _note(seen: dict, name: str, layer: SparseLayer, arguments: tuple[Tensor, ...]) -> None:

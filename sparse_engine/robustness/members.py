@@ -12,6 +12,7 @@ from sparse_engine.architecture import members_of
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.evaluation import Split, batches
+from sparse_engine.precision import autocast
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.summary import report
 from sparse_engine.tickets import load_tickets
@@ -20,11 +21,11 @@ from sparse_engine.tickets import load_tickets
 class PixelModel(nn.Module):
     """A ticket in evaluation mode that normalises its images itself; its weights are frozen."""
 
-    def __init__(self, model: nn.Module, info: DatasetInfo, bf16: bool = False) -> None:
-        """Wrap `model`, trained on images normalised as `info` says; `bf16` runs autocast."""
+    def __init__(self, model: nn.Module, info: DatasetInfo, dtype: str = "fp32") -> None:
+        """Wrap `model`, trained with --dtype `dtype` on images normalised as `info` says."""
         super().__init__()
         self.model = model
-        self.bf16 = bf16
+        self.dtype = dtype
         for name, values in (("mean", info.mean), ("std", info.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None])
         self.eval().requires_grad_(False)
@@ -38,7 +39,7 @@ class PixelModel(nn.Module):
         """Map pixels [N, C, H, W] in [0, 1] to logits float32 [N, K]."""
         x = (pixels - self.mean) / self.std
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(x.device, self.dtype):
             logits = self.model(x)
         return logits.float()
 
@@ -54,7 +55,7 @@ def load_models(
     models = []
     for model in load_tickets(config, info, folder):
         for member in members_of(model):
-            pixels = PixelModel(member, info, config.dtype == "bf16")
+            pixels = PixelModel(member, info, config.dtype)
             models.append(pixels.to(device=device, memory_format=torch.channels_last))
     return models
 

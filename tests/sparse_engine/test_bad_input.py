@@ -354,6 +354,7 @@ def test_evaluate_refuses_foreign_images_it_cannot_show(arguments, message, monk
 def test_a_truncated_checkpoint():
     train.main([*FLAGS, "--method", "static", "--epochs", "1", "--out", "run"])
     Path("run/metrics.json").unlink()
+    Path("run/previous.pt").unlink()
     Path("run/last.pt").write_bytes(Path("run/last.pt").read_bytes()[:5000])
     before = files()
     done = command("train", "--resume", "run")

@@ -17,6 +17,7 @@ NUMBERS = {n: f.metadata["kind"] for n, f in FIELDS.items() if f.metadata["kind"
 MAY_BE_ZERO = {
     *("seed", "workers", "dropout", "sparsity", "momentum", "weight_decay", "label_smoothing"),
     *("start_sparsity", "downsample_rate", "rewind_point", "input_repetition"),
+    "skip_nonfinite",
 }
 CHOICES = {n: f.metadata["choices"] for n, f in FIELDS.items() if "choices" in f.metadata}
 

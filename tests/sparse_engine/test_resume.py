@@ -37,6 +37,8 @@ def train_and_kill(monkeypatch, epoch, *flags, before=False):
     save, calls = Trainer._save_checkpoint, []
 
     def save_and_die(self):
+        if not self.progress.step:
+            return save(self)
         calls.append(self)
         if before and len(calls) == epoch:
             raise Killed
@@ -144,7 +146,8 @@ def test_a_run_may_be_resumed_many_times(monkeypatch):
 
     def save_and_die(self):
         save(self)
-        raise Killed
+        if self.progress.step:
+            raise Killed
 
     monkeypatch.setattr(Trainer, "_save_checkpoint", save_and_die)
     for _ in range(8):
@@ -300,11 +303,22 @@ def checkpoint_of_another_run(path):
 )
 def test_a_file_that_is_no_checkpoint_of_the_run_is_refused(damage, message, monkeypatch):
     stopped_run(monkeypatch)
+    Path("out/previous.pt").unlink()
     damage(Path("out/last.pt"))
     files = contents("out")
     with pytest.raises(InputError, match=message):
         main(["--resume", "out"])
     assert contents("out") == files
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, garbage, ticket, Path.unlink])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(damage, monkeypatch, capsys):
+    train("whole", "--method", "rigl", "--epochs", "4")
+    stopped_run(monkeypatch)
+    damage(Path("out/last.pt"))
+    main(["--resume", "out"])
+    assert "; continuing from the one before, of step 5" in capsys.readouterr().err
+    assert_equal_runs("whole", "out")
 
 
 def test_a_checkpoint_of_other_data_is_refused(monkeypatch):

@@ -1,0 +1,114 @@
+"""What a run is at one of its steps, as its checkpoint holds it, and a run continued from that."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparse_engine.checkpoint import load_file
+from sparse_engine.config import MOVABLE
+from sparse_engine.costs import Densities
+from sparse_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from sparse_engine.run_folder import RunFolder
+    from sparse_engine.trainer import Trainer
+
+KEYS = ("progress", "config", "kept", "model", "optimizer", "topology", "guard")
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    step: of the whole run; phase_step: of the phase; begun: whether the phase's first actions
+    are done; tickets: saved so far.
+    """
+
+    step: int = 0
+    phase: int = 0
+    phase_step: int = 0
+    begun: bool = False
+    member: int = -1
+    tickets: int = 0
+    train_seconds: float = 0.0
+
+
+def state_of(run: Trainer) -> dict[str, Any]:
+    """Return everything the rest of a run depends on: tensors and plain containers.
+
+    Data order and topology updates are functions of seed and step, so no other random state than
+    PyTorch's is needed.
+    """
+    on_gpu = run.device.type == "cuda"
+    return {
+        "config": run.config.saved(),
+        "progress": asdict(run.progress),
+        "model": run.network.model.state_dict(),
+        "optimizer": run.network.optimizer.state_dict(),
+        "topology": run.network.topology.state_dict(),
+        "guard": run.guard.state_dict(),
+        "best": run.best,
+        "kept": run.kept,
+        "accuracy": run.accuracy,
+        "densities": asdict(run.densities),
+        "random_state": torch.get_rng_state(),
+        "device_random_state": torch.cuda.get_rng_state(run.device) if on_gpu else None,
+    }
+
+
+def restore(run: Trainer) -> None:
+    """Continue from the folder's checkpoint, if there is one.
+
+    Raises:
+        InputError: it cannot be read, or is of another configuration or other data.
+    """
+    state = _load(run.folder)
+    if state is None:
+        run.folder.drop_rows_after(0)
+        return
+    _check_configuration(run, state["config"])
+    run.progress = Progress(**state["progress"])
+    run.start_member(run.progress.member)
+    network = run.network
+    try:
+        network.load(state["model"])
+    except RuntimeError as error:
+        raise InputError(f"checkpoint '{run.folder.last}' does not fit the data: {error}") from None
+    network.load_optimizer(state["optimizer"])
+    network.topology.load_state_dict(state["topology"])
+    run.guard.load_state_dict(state["guard"])
+    run.best, run.kept = state["best"], state["kept"]
+    run.accuracy = state["accuracy"]
+    run.densities = Densities(**state["densities"])
+    torch.set_rng_state(state["random_state"])
+    if state["device_random_state"] is not None and run.device.type == "cuda":
+        torch.cuda.set_rng_state(state["device_random_state"], run.device)
+    run.folder.drop_rows_after(run.progress.step)
+
+
+def _load(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the newest checkpoint that can be read, None if none was written."""
+    if not folder.last.exists() and not folder.previous.exists():
+        return None
+    try:
+        return load_file(folder.last, *KEYS)
+    except InputError as error:
+        if not folder.previous.exists():
+            raise
+        state = load_file(folder.previous, *KEYS)
+        step = state["progress"]["step"]
+        print(f"{error}; continuing from the one before, of step {step}", file=sys.stderr)
+        return state
+
+
+def _check_configuration(run: Trainer, saved: dict[str, Any]) -> None:
+    for name, value in run.config.saved().items():
+        if name not in MOVABLE and value != saved.get(name):
+            raise InputError(
+                f"checkpoint '{run.folder.last}' was trained with {name} {saved.get(name)}, "
+                f"found {value}: a resumed run keeps its configuration; start a new one"
+            )
