@@ -25,6 +25,7 @@ from sparse_engine.layer_problems import layer_problems
 from sparse_engine.layer_times import measure, measure_layer_times
 from sparse_engine.models.plain import plain_model
 from sparse_engine.network import build_network, plan_network
+from sparse_engine.precision import DTYPES, autocast
 from sparse_engine.recipes import resolve
 from sparse_engine.settle import matching_sparsity
 from sparse_engine.timed import score, time_ratio, timed_plans
@@ -42,7 +43,7 @@ def training_step(
 
     def step() -> None:
         network.optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
+        with autocast(device, config.dtype):
             loss = F.cross_entropy(network.model(x), y)
         loss.backward()
         network.optimizer.step()
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--model", default="wrn16-8")
     parser.add_argument("--block", default="32x32")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--dtype", default="fp32", choices=DTYPES)
     parser.add_argument("--time-budget", type=float, default=0.35)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -72,7 +73,7 @@ def main() -> None:
     image = (info.channels, info.height, info.width)
     full = plan_network(config, model, 0.0)
     problems = layer_problems(model, image, config.batch_size, {p.name for p in full})
-    dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
+    dtype = DTYPES[config.dtype]
     curves = measure_layer_times(full, problems, model, device, dtype)
     flops = dense_flops(model, image)
 

@@ -85,7 +85,7 @@ class Config:
     )
     tune: bool = setting(
         "run",
-        "first time tiles for the GPU kernels, and keep the fastest",
+        "first time the GPU kernels' tiles, or up to which density gemm pays on a CPU, and keep them",
         False,
         kind=bool,
     )

@@ -52,7 +52,7 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any]:
     run_costs(config, data.info, phases)
     teacher = load_teacher(config, data.info, device)
     if config.tune:
-        print(f"tuned {tune_run(config, data.info, device)} launches of the sparse layers")
+        print(f"tuned {tune_run(config, data.info, device)}")
     if folder is None:
         folder = RunFolder.create(config)
     with folder:

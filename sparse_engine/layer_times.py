@@ -9,28 +9,20 @@ is kept by device, versions and source of the kernels in $SPARSE_ENGINE_CACHE
 from __future__ import annotations
 
 import copy
-import functools
-import hashlib
-import json
-import logging
-import os
-import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-import sparse_kernels
 from sparse_engine.distribution import LayerPlan
 from sparse_engine.layer import random_layout
 from sparse_engine.layer_problems import Problem
 from sparse_engine.modules import SparseConv2d, SparseLinear
 from sparse_engine.timed import TimeCurve
-from sparse_kernels.backend import VARIABLE
-from sparse_kernels.tile_cache import cache_path, write_whole
+from sparse_kernels.backend import choose_backend, forced_backend
+from sparse_kernels.measurements import Measurements
 from sparse_kernels.timing import once
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -55,27 +47,26 @@ def measure_layer_times(
         device: where to measure.
         dtype: float32, or what autocast computes in.
     """
-    path = _cache_file(device)
-    known = _read(path)
+    kept = Measurements("layer-times", device)
     counts = {plan.name: measured_counts(plan) for plan in plans}
-    wanted = {
-        _key(plan, problem, dtype): (plan, problem)
-        for plan in plans
-        for problem in problems[plan.name]
-    }
-    for key in tqdm([k for k in wanted if k not in known], "timing layers", disable=None):
+    wanted: dict[str, tuple[LayerPlan, Problem]] = {}
+    keys: dict[str, list[str]] = {plan.name: [] for plan in plans}
+    for plan in plans:
+        for problem in problems[plan.name]:
+            backends = chosen_backends(plan, problem, counts[plan.name], device, dtype)
+            key = _key(plan, problem, dtype, counts[plan.name], backends)
+            keys[plan.name].append(key)
+            wanted[key] = plan, problem
+    missing = [key for key in wanted if key not in kept.numbers]
+    for key in tqdm(missing, "timing layers", disable=None):
         plan, problem = wanted[key]
         module = model.get_submodule(plan.name)
-        known[key] = measure(plan, problem, module, counts[plan.name], device, dtype)
-    _keep(path, {key: known[key] for key in wanted})
-    return {
-        plan.name: TimeCurve(
-            counts[plan.name],
-            tuple(map(sum, zip(*(known[_key(plan, call, dtype)] for call in problems[plan.name]))))
-            or (0.0,) * len(counts[plan.name]),
-        )
-        for plan in plans
-    }
+        kept.add({key: measure(plan, problem, module, counts[plan.name], device, dtype)})
+    curves = {}
+    for name, active in counts.items():
+        calls = [kept.numbers[key] for key in keys[name]]
+        curves[name] = TimeCurve(active, tuple(map(sum, zip(*calls))) or (0.0,) * len(active))
+    return curves
 
 
 def measured_counts(plan: LayerPlan) -> tuple[int, ...]:
@@ -85,6 +76,21 @@ def measured_counts(plan: LayerPlan) -> tuple[int, ...]:
     return tuple(plan.group * count for count in sorted({1, *between, groups}))
 
 
+def chosen_backends(
+    plan: LayerPlan,
+    problem: Problem,
+    counts: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[str]:
+    """Return what a layer with so many active blocks, the last of them all, would run on."""
+    sizes = (*plan.shape, 1, 1)[:4] + plan.block
+    return [
+        choose_backend(device, dtype, sizes, count / plan.total, problem.positions)
+        for count in counts[:-1]
+    ]
+
+
 def measure(
     plan: LayerPlan,
     problem: Problem,
@@ -92,8 +98,18 @@ def measure(
     counts: Sequence[int],
     device: torch.device,
     dtype: torch.dtype,
+    backends: Sequence[str] | None = None,
 ) -> list[float]:
-    """Return the seconds of a step's work of a layer by its active blocks, the dense layer last."""
+    """Return the seconds of a step's work of a layer by its active blocks, the dense layer last.
+
+    Args:
+        plan, problem: of the layer.
+        module: the layer, dense, on the meta device.
+        counts: numbers of active blocks, the last of them all.
+        device, dtype: see measure_layer_times.
+        backends: of each number but the last; those that a run would choose unless said.
+    """
+    backends = backends or chosen_backends(plan, problem, counts, device, dtype)
     generator = torch.Generator(device).manual_seed(0)
     images = problem.sizes[0]
     if device.type == "cpu":
@@ -114,13 +130,18 @@ def measure(
         kind.from_dense(dense, layout=random_layout(plan.shape, plan.block, count, draw, plan.taps))
         for count in counts[:-1]
     ]
-    passes = [_passes(layer, x, problem.input_gradient) for layer in (*layers, dense)]
+    passes = [
+        _passes(layer, x, problem.input_gradient, backend)
+        for layer, backend in zip((*layers, dense), (*backends, "auto"))
+    ]
     seconds = _medians(passes, device)
     return [problem.sizes[0] / images * s for s in seconds]
 
 
-def _passes(layer: nn.Module, x: torch.Tensor, input_gradient: bool) -> Callable[[], object]:
-    """Return forward and gradients of a layer as a function without arguments."""
+def _passes(
+    layer: nn.Module, x: torch.Tensor, input_gradient: bool, backend: str
+) -> Callable[[], object]:
+    """Return forward and gradients of a layer on a backend as a function without arguments."""
     x = x.detach().requires_grad_(input_gradient)
     leaves = [*layer.parameters(), *([x] if input_gradient else [])]
     lower = x.dtype != torch.float32
@@ -129,9 +150,13 @@ def _passes(layer: nn.Module, x: torch.Tensor, input_gradient: bool) -> Callable
         with torch.autocast(x.device.type, x.dtype if lower else None, enabled=lower):
             return layer(x)
 
-    with torch.no_grad():
+    def run() -> object:
+        with forced_backend(backend):
+            return torch.autograd.grad(forward(), leaves, grad)
+
+    with torch.no_grad(), forced_backend(backend):
         grad = torch.ones_like(forward())
-    return lambda: torch.autograd.grad(forward(), leaves, grad)
+    return run
 
 
 def _medians(passes: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
@@ -143,46 +168,15 @@ def _medians(passes: Sequence[Callable[[], object]], device: torch.device) -> li
     return [statistics.median(seconds[1:]) for seconds in taken]
 
 
-def _key(plan: LayerPlan, problem: Problem, dtype: torch.dtype) -> str:
+def _key(
+    plan: LayerPlan,
+    problem: Problem,
+    dtype: torch.dtype,
+    counts: Sequence[int],
+    backends: Sequence[str],
+) -> str:
     """Return everything that a layer's times depend on besides the machine."""
     gradient = "input gradient" if problem.input_gradient else "no input gradient"
-    backend = os.environ.get(VARIABLE, "auto")
-    parts = (problem.layer, problem.sizes, gradient, plan.block, plan.taps, dtype, backend)
-    parts += (measured_counts(plan),)
+    runs = [f"{count} {backend}" for count, backend in zip(counts, (*backends, "dense"))]
+    parts = (problem.layer, problem.sizes, gradient, plan.block, plan.taps, dtype, *runs)
     return f"{'; '.join(map(str, parts))}; {torch.get_num_threads()} threads"
-
-
-def _cache_file(device: torch.device) -> Path:
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        processor = platform.processor() or platform.machine()
-        name = f"{processor} {torch.backends.cpu.get_cpu_capability()} {os.cpu_count()} cores"
-    return cache_path("layer-times", name, f"kernels{_sources()}")
-
-
-@functools.cache
-def _sources() -> str:
-    """Return a digest of the kernels' code: other code takes other times."""
-    files = sorted(Path(sparse_kernels.__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
-
-
-def _read(path: Path) -> dict[str, list[float]]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {key: [float(s) for s in seconds] for key, seconds in found.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        message = "measured times '%s' cannot be used and are measured again: %s"
-        logging.getLogger(__name__).warning(message, path, error)
-        return {}
-
-
-def _keep(path: Path, found: Mapping[str, list[float]]) -> None:
-    try:
-        write_whole(path, {**_read(path), **found})
-    except OSError as error:
-        message = "measured times are not kept, so that a second run may decide otherwise: %s"
-        logging.getLogger(__name__).warning(message, error)

@@ -22,6 +22,7 @@ from sparse_engine.flops import dense_flops, forward_flops
 from sparse_engine.layer_problems import layer_problems
 from sparse_engine.layer_times import measure_layer_times
 from sparse_engine.network import plan_network
+from sparse_engine.precision import DTYPES
 from sparse_engine.recipes import resolve
 from sparse_engine.timed import Curves, score, time_ratio, timed_plans
 
@@ -123,9 +124,8 @@ def _measured(
     full = plan_network(replace(config, distribution="uniform"), model, sparsity=0.0)
     image = (info.channels, info.height, info.width)
     problems = layer_problems(model, image, config.batch_size, {plan.name for plan in full})
-    dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
     print(f"timing {len(full)} layers on {device}, unless they were before", flush=True)
-    return full, measure_layer_times(full, problems, model, device, dtype)
+    return full, measure_layer_times(full, problems, model, device, DTYPES[config.dtype])
 
 
 def _model(config: Config, info: DatasetInfo) -> nn.Module:

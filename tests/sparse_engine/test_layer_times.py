@@ -17,6 +17,7 @@ from sparse_engine.distribution import full_plan
 from sparse_engine.layer_problems import layer_problems
 from sparse_engine.layer_times import measure_layer_times, measured_counts
 from sparse_engine.recipes import resolve
+from sparse_kernels.measurements import Measurements
 from sparse_kernels.tile_cache import FOLDER
 
 CPU = torch.device("cpu")
@@ -94,7 +95,7 @@ def test_equal_layers_are_measured_once_and_calls_add_up(dtype, clock):
     assert curves["first"] == curves["second"]
     assert curves["unused"].seconds == (0.0,) * len(counts["unused"])
     assert all(curve.active == counts[name] for name, curve in curves.items())
-    kept = json.loads(layer_times._cache_file(CPU).read_text())
+    kept = json.loads(Measurements("layer-times", CPU).path.read_text())
     [head] = [seconds for key, seconds in kept.items() if key.startswith("Linear(in_features=16")]
     assert list(curves["head"].seconds) == [2 * s for s in head]
 
@@ -113,10 +114,10 @@ def test_what_was_measured_is_not_measured_again(clock):
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"a": ["x"]}'])
 def test_a_broken_file_is_measured_again(content, clock, caplog):
-    path = layer_times._cache_file(CPU)
+    path = Measurements("layer-times", CPU).path
     path.write_text(content)
     first, _ = measure(Twice())
-    assert "cannot be used and are measured again" in caplog.text
+    assert "cannot be used" in caplog.text
     assert measure(Twice())[0] == first
     assert json.loads(path.read_text())
 
@@ -125,7 +126,7 @@ def test_a_folder_that_cannot_be_written_is_told(clock, monkeypatch, caplog, tmp
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(FOLDER, str(tmp_path / "file"))
     measure(Twice())
-    assert "measured times are not kept" in caplog.text
+    assert "what was measured is not kept" in caplog.text
 
 
 def test_a_cpu_takes_few_images_for_many(monkeypatch):
