@@ -85,7 +85,7 @@ class Config:
     )
     tune: bool = setting(
         "run",
-        "first time the GPU kernels' tiles, or up to which density gemm pays on a CPU, and keep them",
+        "first time the GPU kernels' tiles, or on a CPU up to which density gemm pays",
         False,
         kind=bool,
     )
