@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock of the operating system, which dies with its process."""
+"""One process at a time in a folder: a lock of the system, which dies with its process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training step: forward, loss, backward and update, run as it is or replayed as a CUDA graph."""
+"""One training step, run as it is or replayed as a CUDA graph."""
 
 from __future__ import annotations
 

@@ -265,9 +265,9 @@ class Trainer:
         if not bool(torch.isfinite(probabilities).all()):
             x = self.loader.batch(self.progress.step - 1)[0]
             layer = first_bad_layer(self.network.model.eval(), x)
-            step = self.progress.step
             self._fail(
-                f"predictions are not finite at step {step}; first layer with such an output: {layer}"
+                f"predictions are not finite at step {self.progress.step}; "
+                f"first layer with such an output: {layer}"
             )
 
     def _predict(self, model: nn.Module) -> tuple[Tensor, Tensor]:

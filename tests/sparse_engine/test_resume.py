@@ -16,6 +16,7 @@ from sparse_engine.trainer import Trainer
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
 # Nine epochs: three of exploration and three tickets of two. Five: phases end within epochs.
 PRUNING = ["--rounds", "2", "--rewind-point", "0.2", "--sparsity", "0.6", "--dropout", "0.1"]
+STEPS = 5  # an epoch's
 EDST = ["--method", "edst", "--sparsity", "0.5", "--epochs", "9"]
 
 
@@ -32,24 +33,39 @@ def train(out, *flags):
     main([*FLAGS, "--out", out, *flags])
 
 
-def train_and_kill(monkeypatch, epoch, *flags, before=False):
-    """Train into `out` until the checkpoint of an epoch (from 1) is, or is about to be, written."""
+def train_and_kill(monkeypatch, number, *flags, before=False):
+    """Train into `out` until a checkpoint (from 1, but step 0's) is, or is about to be, written."""
     save, calls = Trainer._save_checkpoint, []
 
     def save_and_die(self):
         if not self.progress.step:
             return save(self)
         calls.append(self)
-        if before and len(calls) == epoch:
+        if before and len(calls) == number:
             raise Killed
         save(self)
-        if len(calls) == epoch:
+        if len(calls) == number:
             raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_checkpoint", save_and_die)
         with pytest.raises(Killed):
             train("out", *flags)
+
+
+def kill_within_an_epoch(monkeypatch, step, *flags):
+    """Train into `out` until the checkpoint of a step is written."""
+    save = Trainer._save_checkpoint
+
+    def save_and_die(self):
+        save(self)
+        if self.progress.step == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", save_and_die)
+        with pytest.raises(Killed):
+            train("out", *flags, "--checkpoint-every", "1")
 
 
 def rows_of(out):
@@ -78,7 +94,7 @@ def stopped_run(monkeypatch):
     train_and_kill(monkeypatch, 2, "--method", "rigl", "--epochs", "4")
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize("before", [False, True], ids=["within", "before"])
 @pytest.mark.parametrize(
     ("flags", "epochs"),
     [
@@ -109,9 +125,13 @@ def stopped_run(monkeypatch):
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(flags, epochs, before, monkeypatch):
+    """Killed before the checkpoint of an epoch's end, or after one within that epoch."""
     train("whole", *flags)
-    for epoch in epochs:
-        train_and_kill(monkeypatch, epoch, *flags, before=before)
+    for epoch in epochs if before else epochs[-1:]:
+        if before:
+            train_and_kill(monkeypatch, epoch, *flags, before=True)
+        else:
+            kill_within_an_epoch(monkeypatch, STEPS * (epoch - 1) + 3, *flags)
         assert not Path("out/metrics.json").exists()
         main(["--resume", "out"])
         assert_equal_runs("whole", "out")
