@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -83,9 +84,9 @@ def _one_line(error: Exception) -> str:
 def _reader(kind: type) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
-            return kind(text)
+            return json.loads(text) if kind is dict else kind(text)
         except ValueError:
-            what = {int: "a whole number", float: "a number"}[kind]
+            what = {int: "a whole number", float: "a number", dict: "a JSON object"}[kind]
             raise argparse.ArgumentTypeError(f"takes {what}, found '{text}'") from None
 
     return read

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sparse_engine.update_schedule import UPDATE_RULES
 
+# Settings of which each may decide the densities anew, in place of those in a file.
+BUDGET = ("distribution", "time_budget", "match", "sparsity", "model", "block", "taps")
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale", "tune")
 # A resumed run may move to other hardware and other paths, and nothing else may change.
@@ -32,8 +35,8 @@ def setting(group: str, help: str, default: Any = None, **rules: Any) -> Any:
         group: heading in --help.
         help: one line; None as default means that the recipe decides.
         default: value without flag, file or recipe.
-        rules: `kind` (int, float, str or bool), `choices`, `above` and `least` and `most` (limits
-            of numbers).
+        rules: `kind` (int, float, str, bool, or dict for a JSON object), `choices`, `above` and
+            `least` and `most` (limits of numbers).
     """
     return field(default=default, metadata={"group": group, "help": help, **rules})
 
@@ -101,7 +104,7 @@ class Config:
     )
     tune: bool = setting(
         "run",
-        "first time tiles for the GPU kernels, and keep the fastest",
+        "first time the GPU kernels' tiles, or on a CPU up to which density gemm pays",
         False,
         kind=bool,
     )
@@ -147,7 +150,29 @@ class Config:
         choices=("each", "all"),
     )
     distribution: str = setting(
-        "sparsity", "layer densities", "erk", kind=str, choices=("erk", "er", "uniform")
+        "sparsity",
+        "layer densities; timed spends --time-budget by measured times",
+        "erk",
+        kind=str,
+        choices=("erk", "er", "uniform", "timed"),
+    )
+    time_budget: float | None = setting(
+        "sparsity",
+        "timed: seconds of all sparsifiable convolutions and linear layers, forward and gradients, "
+        "over those of the dense ones; sparsity is a result",
+        kind=float,
+        above=0,
+        most=1,
+    )
+    match: str = setting(
+        "sparsity",
+        "what --sparsity S counts: weights, test FLOPs or measured layer time are 1 - S of dense",
+        "params",
+        kind=str,
+        choices=("params", "flops", "time"),
+    )
+    densities: Mapping[str, float] | None = setting(
+        "sparsity", "JSON object, density by layer name: what timed decided in a run", kind=dict
     )
     start: str = setting(
         "sparsity",
@@ -280,6 +305,11 @@ class Config:
     label_smoothing: float | None = setting(
         "optimisation", "of the training loss", kind=float, least=0, most=0.99
     )
+
+    @property
+    def layer_densities(self) -> str | Mapping[str, float]:
+        """What spreads a sparsity over the layers: what was decided, or a distribution's name."""
+        return self.densities or self.distribution
 
     def saved(self) -> dict[str, Any]:
         """Return what config.json holds: every setting that decides the result."""

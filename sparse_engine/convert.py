@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.blocks import BlockChoice
-from sparse_engine.distribution import LayerPlan, plan_layers
+from sparse_engine.distribution import Distribution, LayerPlan, plan_layers
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layer import SparseLayer, magnitude_layout, random_layout, with_spare_slots
 from sparse_engine.modules import SparseConv2d, SparseLinear
@@ -28,7 +28,7 @@ _LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 def sparsify(
     model: nn.Module,
     sparsity: float = 0.8,
-    distribution: str = "erk",
+    distribution: Distribution = "erk",
     block: BlockChoice = (32, 32),
     skip: Sequence[str] = (),
     init: str | Mapping[str, Tensor] = "magnitude",
@@ -42,7 +42,7 @@ def sparsify(
     Args:
         model: any nn.Module; build the optimizer after this call.
         sparsity: share of all convolution and linear weights to drop, in [0, 1).
-        distribution: "erk", "er" or "uniform" (see plan_layers).
+        distribution: "erk", "er", "uniform", or densities by layer name (see plan_layers).
         block: (BO, BC), "BOxBC" or "auto"; (1, 1) is unstructured.
         skip: names of layers to leave dense and outside the budget; `*` matches anything.
         init: which blocks stay: "magnitude" (largest L1 norm), "random", or scores of single
@@ -111,7 +111,7 @@ def sparsify(
 def plan_model(
     model: nn.Module,
     sparsity: float,
-    distribution: str,
+    distribution: Distribution,
     block: BlockChoice,
     skipped: Container[str],
     taps: str = "each",

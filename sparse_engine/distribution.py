@@ -1,6 +1,7 @@
 """How a network's budget of weights is spread over its layers, in whole blocks.
 
 Sources: Erdos-Renyi, Mocanu et al. 2018; its kernel form (ERK), Evci et al. 2020, section 3.
+A budget of seconds is spent in timed.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from sparse_kernels.layout import block_grid, clamp_block, group_size
 
 DISTRIBUTIONS = ("erk", "er", "uniform")
 Shape = Sequence[int]
+# By name, or each layer's density, which other sparsities have in proportion.
+Distribution = str | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class LayerPlan:
 def plan_layers(
     shapes: Mapping[str, Shape],
     sparsity: float,
-    distribution: str,
+    distribution: Distribution,
     block: BlockChoice,
     taps: str = "each",
 ) -> list[LayerPlan]:
@@ -66,7 +69,8 @@ def plan_layers(
     Args:
         shapes: weight shape (O, C[, R, S]) of each layer by name.
         sparsity: share of all weights that is absent, in [0, 1).
-        distribution: "erk", "er" or "uniform".
+        distribution: "erk", "er", "uniform", or a density for each layer's name, which all are
+            scaled by one factor to meet the sparsity, up to 1.
         block: (BO, BC) or "auto".
         taps: "each" or "all"; with "all" a layer has a whole number of groups of R * S blocks.
 
@@ -75,8 +79,8 @@ def plan_layers(
         miss it by less than the smallest block (or group) that still fits somewhere.
 
     Raises:
-        InputError: unknown distribution, sparsity out of range, or a budget too small to leave
-            every layer one block.
+        InputError: unknown distribution, densities of other layers, sparsity out of range, or a
+            budget too small to leave every layer one block.
     """
     densities = layer_densities(shapes, sparsity, distribution)
     full = [full_plan(n, s, block, taps) for n, s in shapes.items()]
@@ -95,27 +99,59 @@ def full_plan(name: str, shape: Shape, block: BlockChoice, taps: str = "each") -
 
 
 def layer_densities(
-    shapes: Mapping[str, Shape], sparsity: float, distribution: str
+    shapes: Mapping[str, Shape], sparsity: float, distribution: Distribution
 ) -> dict[str, float]:
     """Return each layer's density before rounding to blocks; arguments as in plan_layers."""
     if not 0 <= sparsity < 1:
         raise InputError(f"sparsity must be at least 0 and below 1, found {sparsity}")
-    if distribution not in DISTRIBUTIONS:
-        raise InputError(
-            f"unknown distribution '{distribution}'{nearest(distribution, DISTRIBUTIONS)}; "
-            f"choose from {', '.join(DISTRIBUTIONS)}"
-        )
     if not shapes:
         raise InputError("there is no layer to make sparse: no convolution or linear layer is left")
+    raw = _raw_densities(shapes, distribution)
     if distribution == "uniform" or sparsity == 0:
         return dict.fromkeys(shapes, 1 - sparsity)
-    raw = {n: _raw_density(s, kernel=distribution == "erk") for n, s in shapes.items()}
     return scale_to_budget(raw, {n: math.prod(s) for n, s in shapes.items()}, 1 - sparsity)
+
+
+def total_sparsity(plans: Sequence[LayerPlan]) -> float:
+    """Return the share of all weights that is absent, in average blocks of each layer."""
+    return 1 - sum(p.weights * p.density for p in plans) / sum(p.weights for p in plans)
+
+
+def erk_weight(shape: Shape) -> int:
+    """Return n_in + n_out + k_h + k_w of a weight: its channels, in proportion to which ERK keeps
+    weights."""
+    return sum(shape)
+
+
+def _raw_densities(shapes: Mapping[str, Shape], distribution: Distribution) -> dict[str, float]:
+    """Return the densities of layers up to a common factor."""
+    if isinstance(distribution, str):
+        if distribution not in DISTRIBUTIONS:
+            raise InputError(
+                f"unknown distribution '{distribution}'{nearest(distribution, DISTRIBUTIONS)}; "
+                f"choose from {', '.join(DISTRIBUTIONS)}"
+            )
+        return {n: _raw_density(s, kernel=distribution == "erk") for n, s in shapes.items()}
+    if different := sorted(set(shapes) ^ set(distribution)):
+        raise InputError(
+            f"the densities are of another network: layer '{different[0]}' is not in both; take "
+            "the densities out of the configuration to choose them anew"
+        )
+    for name, density in distribution.items():
+        if (
+            isinstance(density, bool)
+            or not isinstance(density, int | float)
+            or not 0 < density <= 1
+        ):
+            raise InputError(
+                f"the density of layer '{name}' must be above 0 and at most 1, found {density!r}"
+            )
+    return dict(distribution)
 
 
 def _raw_density(shape: Shape, kernel: bool) -> float:
     sizes = shape if kernel else shape[:2]
-    return sum(sizes) / math.prod(sizes)
+    return erk_weight(sizes) / math.prod(sizes)
 
 
 def scale_to_budget(

@@ -27,6 +27,7 @@ from sparse_engine.phases import Phase
 from sparse_engine.precision import DTYPES
 from sparse_engine.recipes import warmup_share
 from sparse_engine.run_folder import RunFolder, WatchedFolder
+from sparse_engine.settle import settled
 from sparse_engine.summary import format_table
 from sparse_engine.teacher import Teacher, load_teacher
 from sparse_engine.tickets import load_tickets
@@ -53,7 +54,7 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
     with joined(config.timeout, device.type == "cuda") as world:
         if world.size > 1:
             check_parallel(config, world.size)
-            device = torch.device(device.type, world.local_rank) if device.index else device
+            device = _own_device(device, world)
         return _train(config, folder, device, world)
 
 
@@ -62,13 +63,17 @@ def _train(
 ) -> dict[str, Any] | None:
     with world.first_before_others():
         data = load_dataset(config.dataset, config.data_dir, config.download)
+    # Measured times decide: one process's for all.
+    config = world.of_first(settled(config, data.info, device) if world.is_first else None)
     phases = plan_phases(config, training_images(config, data))
     run_costs(config, data.info, phases)
     teacher = load_teacher(config, data.info, device)
     if config.parallel == "members":
         check_independent(config, phases)
     if config.tune:
-        print(f"tuned {tune_run(config, data.info, device)} launches of the sparse layers")
+        if world.is_first:
+            print(f"tuned {tune_run(config, data.info, device)}")
+        world.gather(None)
     with _open_folder(config, folder, world) as folder:
         if world.is_first:
             print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
@@ -82,6 +87,10 @@ def _train(
         folder.save_result(result)
     print_result(result, found)
     return result
+
+
+def _own_device(device: torch.device, world: World) -> torch.device:
+    return torch.device("cuda", world.local_rank) if device.type == "cuda" else device
 
 
 def _open_folder(config: Config, folder: RunFolder | None, world: World) -> RunFolder:
@@ -115,11 +124,15 @@ def _run(
 
 
 def dry_run(config: Config) -> None:
-    """Print what a run would cost, layer by layer, and the JSON line; nothing is written."""
+    """Print what a run would cost, layer by layer, and the JSON line; nothing is written.
+
+    Budgets of time are measured all the same, and the times kept for the run.
+    """
     device = choose_device(config)
     if config.data_dir and not config.download and not Path(config.data_dir).is_dir():
         raise InputError(f"data folder '{config.data_dir}' does not exist")
     info = dataset_info(config.dataset, config.data_dir)
+    config = settled(config, info, device)
     train_size = info.train_size
     if config.select == "validation":
         train_size -= round(config.validation * train_size)

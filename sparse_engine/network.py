@@ -155,7 +155,7 @@ def _make_sparse(
     sparsify(
         model,
         sparsity,
-        config.distribution,
+        config.layer_densities,
         parse_block(config.block),
         init=SCORES[config.start](model, batches) if batches else "random",
         generator=generator,
@@ -188,4 +188,4 @@ def plan_network(
     block = parse_block(config.block)
     skipped = skip_reasons(model)
     sparsity = config.sparsity if sparsity is None else sparsity
-    return plan_model(model, sparsity or 0.0, config.distribution, block, skipped, config.taps)
+    return plan_model(model, sparsity or 0.0, config.layer_densities, block, skipped, config.taps)

@@ -47,7 +47,7 @@ def strongest_layouts(
     }
     if config.prune_scope == "layer":
         block = config.block or "1x1"
-        plans = plan_layers(shapes, sparsity, config.distribution, block, config.taps)
+        plans = plan_layers(shapes, sparsity, config.layer_densities, block, config.taps)
         masks = {plan.name: _top(scores[plan.name], plan.active // plan.group) for plan in plans}
     else:
         weights = {name: math.prod(shape) for name, shape in shapes.items()}

@@ -88,6 +88,7 @@ def resolve(config: Config) -> Config:
     settled = {"sparsity": _sparsity(config), "members": _members(config, recipe), "block": block}
     config = replace(config, **settled)
     config = replace(config, **method_options(config))
+    _check_budget(config)
     chosen: dict[str, Any] = {
         "topology": None if rule == "dense" else rule,
         "start_sparsity": _start_sparsity(config, rule),
@@ -117,8 +118,10 @@ def _scaled(config: Config, chosen: dict[str, Any]) -> dict[str, Any]:
     return {**{name: max(1, round(scale * n)) for name, n in lengths.items()}, "scale": None}
 
 
-def _sparsity(config: Config) -> float:
+def _sparsity(config: Config) -> float | None:
     dense = config.method == "dense" or config.method in BASELINES
+    if config.sparsity is None and config.distribution == "timed":
+        return None
     if config.sparsity is None:
         return 0.0 if dense else 0.8
     return config.sparsity
@@ -132,7 +135,7 @@ def _start_sparsity(config: Config, rule: str) -> float | None:
             raise InputError(f"--start-sparsity is of topology 'granet', found '{rule}'")
         return None
     start = 0.5 if start is None else start
-    if start >= sparsity:
+    if sparsity is not None and start >= sparsity:
         raise InputError(
             f"granet prunes from --start-sparsity {start:g} to --sparsity {sparsity:g}: "
             "the first must be the smaller"
@@ -197,3 +200,38 @@ def _check_contradictions(config: Config) -> None:
         )
     if config.method == "kd-ticket" and not (config.teacher or config.dry_run):
         raise InputError("method 'kd-ticket' needs --teacher RUN, the folder of a dense run")
+
+
+def _check_budget(config: Config) -> None:
+    """Raise InputError for budgets of time or FLOPs that contradict other settings."""
+    timed, match = config.distribution == "timed", config.match
+    if config.densities and not timed:
+        raise InputError("densities are of distribution 'timed'; leave them out, or use it")
+    if timed and config.time_budget is None:
+        raise InputError("distribution 'timed' needs --time-budget, such as 0.35 of the dense time")
+    if config.time_budget is not None and not timed:
+        raise InputError(
+            f"--time-budget is of distribution 'timed', found '{config.distribution}'; "
+            "to match another's time, use --match time"
+        )
+    if timed and match != "params":
+        raise InputError(f"distribution 'timed' has a budget of its own: leave --match {match} out")
+    if timed and config.sparsity is not None and not config.densities:
+        raise InputError(
+            "with distribution 'timed' the sparsity is a result of --time-budget: leave --sparsity "
+            "out"
+        )
+    if not timed and match == "params":
+        return
+    what = "distribution 'timed'" if timed else f"--match {match}"
+    if config.method in ("dense", "deep-ensemble"):
+        raise InputError(f"method '{config.method}' is dense, and {what} of sparse networks")
+    if config.start != "random":
+        raise InputError(
+            f"--start {config.start} chooses the layers' densities itself: leave {what} out"
+        )
+    if config.prune_scope == "global":
+        raise InputError(
+            f"--prune-scope global chooses the layers' densities itself: leave {what} out, or use "
+            "--prune-scope layer"
+        )

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from sparse_engine.command_line import parse_flags, run_command
-from sparse_engine.config import MOVABLE, Config
+from sparse_engine.config import BUDGET, MOVABLE, Config
 from sparse_engine.config_file import read_config_file
 from sparse_engine.errors import InputError
 from sparse_engine.recipes import resolve
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str]) -> None:
         _resume(flags)
         return
     file = read_config_file(flags["config"]) if "config" in flags else {}
+    if file.get("densities") and set(BUDGET) & set(flags):
+        # Another budget: densities are decided anew, and with them the sparsity.
+        file = {k: v for k, v in file.items() if k not in ("densities", "sparsity")}
     config = resolve(Config(**{**file, **flags}))
     # From here on torch is needed; its import takes longer than everything above.
     from sparse_engine import job

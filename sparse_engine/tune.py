@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.architecture import dense_model
+from sparse_engine.break_even import tune_gemm
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
 from sparse_engine.modules import SparseConv2d
-from sparse_engine.network import build_network
+from sparse_engine.network import build_network, plan_network
 from sparse_engine.precision import DTYPES
 from sparse_kernels.backend import backend_of
 from sparse_kernels.functional import convolution_geometry
@@ -69,13 +71,24 @@ def tune(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> dict[
     return found
 
 
-def tune_run(config: Config, info: DatasetInfo, device: torch.device) -> int:
-    """Tune the network of a run, with its batch size and data type; return how many launches."""
+def tune_run(config: Config, info: DatasetInfo, device: torch.device) -> str:
+    """Tune the layers of a run, with its batch size and data type; return what was found.
+
+    On a CPU these are break-even densities of the gemm path, else tiles of the Triton kernels.
+    """
+    dtype, image = DTYPES[config.dtype], (info.channels, info.height, info.width)
+    if device.type == "cpu" and config.backend != "triton":
+        with torch.device("meta"):
+            model = dense_model(config, info)
+        plans = plan_network(config, model)
+        found = tune_gemm(plans, model, image, config.batch_size, dtype)
+        return f"break-even densities of {len(found)} layers"
     model = build_network(config, info, device).model
     generator = torch.Generator().manual_seed(config.seed)
-    sizes = (config.batch_size, info.channels, info.height, info.width)
-    x = torch.randn(sizes, generator=generator).to(device, memory_format=torch.channels_last)
-    return len(tune(model, x, None if config.dtype == "fp32" else DTYPES[config.dtype]))
+    x = torch.randn((config.batch_size, *image), generator=generator)
+    x = x.to(device, memory_format=torch.channels_last)
+    found = tune(model, x, None if config.dtype == "fp32" else dtype)
+    return f"{len(found)} launches of the sparse layers"
 
 
 def _note(seen: dict, name: str, layer: SparseLayer, arguments: tuple[Tensor, ...]) -> None:

@@ -1,9 +1,9 @@
 """Which implementation runs: `auto`, or what the environment asks for.
 
 `auto` takes the Triton kernels on a CUDA GPU that has them, for data types and blocks they are
-written for and densities below break-even (break_even.py); on a CPU the gemm path where it should
-save time (gemm_cost.py); and the masked path (scatter the blocks, then the dense operator)
-anywhere else.
+written for and densities below break-even (break_even.py); on a CPU the gemm path where it was
+measured to save time (gemm_limit.py), or else should (gemm_cost.py); and the masked path (scatter
+the blocks, then the dense operator) anywhere else.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from sparse_kernels.break_even import break_even_density
 from sparse_kernels.gemm_cost import gemm_is_faster
+from sparse_kernels.gemm_limit import gemm_limit
 from sparse_kernels.launch import gpu_facts
 from sparse_kernels.layout import block_grid
 
@@ -51,6 +53,20 @@ def check_backend(name: str, device: torch.device) -> None:
         )
     if _too_old(device):
         raise BackendError("backend 'triton' needs a GPU of capability 8.0 or newer; use masked")
+
+
+@contextmanager
+def forced_backend(name: str) -> Iterator[None]:
+    """Run what is inside on one backend, whatever the environment says."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def backend_of(
@@ -92,9 +108,7 @@ def choose_backend(
         return wanted
     if wanted == "auto" and device.type != "cuda":
         on_cpu = device.type == "cpu" and positions is not None
-        faster = on_cpu and gemm_is_faster(
-            dtype, sizes, density, positions, torch.get_num_threads()
-        )
+        faster = on_cpu and _prefers_gemm(dtype, sizes, density, positions)
         return "gemm" if faster else "masked"
     problem = _problem(dtype, sizes[4:])
     if wanted == "triton" and problem:
@@ -105,6 +119,16 @@ def choose_backend(
     if wanted == "auto" and density > break_even_density(_generation(device), sizes[4:]):
         return "masked"
     return "triton"
+
+
+def _prefers_gemm(
+    dtype: torch.dtype, sizes: tuple[int, ...], density: float, positions: int
+) -> bool:
+    threads = torch.get_num_threads()
+    limit = gemm_limit(dtype, sizes, positions, threads)
+    if limit is None:
+        return gemm_is_faster(dtype, sizes, density, positions, threads)
+    return density <= limit
 
 
 def _problem(dtype: torch.dtype, block: tuple[int, ...]) -> str:

@@ -1,7 +1,8 @@
 """Tiles that the tuner found, kept on disk: one JSON file by GPU and versions.
 
 The file is read once a process, so that what another process tunes meanwhile changes no result
-of this one. It lies in $SPARSE_ENGINE_CACHE, or in ~/.cache/sparse-engine.
+of this one. It lies in $SPARSE_ENGINE_CACHE, or in ~/.cache/sparse-engine, as do other things
+that are measured.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,10 +43,7 @@ class TileCache:
     def save(self) -> None:
         """Add this process's tiles to the file; a reader sees the old file or the new one."""
         merged = {**_read(self.path), **self.tiles}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({k: list(t) for k, t in merged.items()}, indent=0) + "\n")
-        part.replace(self.path)
+        write_whole(self.path, {key: list(tile) for key, tile in merged.items()})
 
 
 @functools.cache
@@ -53,10 +52,23 @@ def cache_of(device: torch.device) -> TileCache:
     import triton
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
-    parts = (gpu, f"torch{torch.__version__}", f"triton{triton.__version__}")
+    return TileCache(cache_path("tiles", gpu, f"triton{triton.__version__}"))
+
+
+def cache_path(kind: str, device: str, *versions: str) -> Path:
+    """Return the file of what was measured on a device, by the version of torch and others."""
+    parts = (kind, device, f"torch{torch.__version__}", *versions)
     name = "-".join(re.sub(r"[^A-Za-z0-9.+]+", "_", part) for part in parts)
     folder = os.environ.get(FOLDER) or Path.home() / ".cache" / "sparse-engine"
-    return TileCache(Path(folder) / f"tiles-{name}.json")
+    return Path(folder) / f"{name}.json"
+
+
+def write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON to a file; a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=0) + "\n")
+    part.replace(path)
 
 
 def _read(path: Path) -> dict[str, Tile]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -29,14 +28,12 @@ from sparse_kernels.layout import BlockLayout
 from sparse_kernels.tile_cache import cache_of
 from sparse_kernels.tile_choice import forced
 from sparse_kernels.tiles import SHARED_LIMIT, Tile
+from sparse_kernels.timing import once
 
 Pass = Callable[[], Tensor]
 REPETITIONS = 7
 # What is faster than the present tile by less is noise.
 NOTICEABLE = 0.98
-# Launches a measurement; the GPU sleeps while they are queued, so that no launch is waited for.
-LAUNCHES = 4
-SLEEP_CYCLES = 2_000_000
 # Fp32 sums a program may hold in registers: threads x 128.
 SUMS_PER_THREAD = 128
 # Against the reference in float32: the error of its data type times what other orders of a sum do.
@@ -161,22 +158,8 @@ def _is_right(run: Pass, expected: Tensor, tile: Tile) -> bool:
 def _seconds(run: Pass) -> float:
     """Return the median time of a pass; run() before has compiled it."""
     run()
-    return statistics.median(_once(run) for _ in range(REPETITIONS))
-
-
-def _once(run: Pass) -> float:
-    if not torch.cuda.is_available():
-        began = time.perf_counter()
-        run()
-        return time.perf_counter() - began
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(SLEEP_CYCLES)
-    began.record()
-    for _ in range(LAUNCHES):
-        run()
-    ended.record()
-    ended.synchronize()
-    return began.elapsed_time(ended) / 1e3 / LAUNCHES
+    on_gpu = torch.cuda.is_available()
+    return statistics.median(once(run, on_gpu) for _ in range(REPETITIONS))
 
 
 def _rank() -> int:

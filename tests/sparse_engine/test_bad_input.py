@@ -20,6 +20,7 @@ from sparse_engine.trainer import Trainer
 
 NO_GPU = not torch.cuda.is_available()
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
+TIMED = ["--distribution", "timed", "--time-budget"]
 # Weight decay this strong multiplies every weight by -2 in each step.
 BLOW_UP = ["--lr", "1e-6", "--momentum", "0", "--weight-decay", "3e6", "--epochs", "20"]
 
@@ -156,6 +157,19 @@ def make_run(name, **settings):
         (["--method", "granet", "--start-sparsity", "0.9"], "the first must be the smaller"),
         (["--weight-init", "he"], "weight_init should be one of dense, fan-in, found 'he'"),
         (["--downsample-rate", "1"], "downsample_rate must be at most 0.99, found 1"),
+        (["--distribution", "timed"], "distribution 'timed' needs --time-budget"),
+        (["--time-budget", "0.3"], "--time-budget is of distribution 'timed', found 'erk'"),
+        ([*TIMED, "0"], "time_budget must be above 0, found 0"),
+        ([*TIMED, "1.5"], "time_budget must be at most 1, found 1.5"),
+        ([*TIMED, "0.3", "--sparsity", "0.8"], "the sparsity is a result of --time-budget"),
+        ([*TIMED, "0.3", "--match", "time"], "'timed' has a budget of its own: leave --match time"),
+        ([*TIMED, "0.3", "--start", "snip"], "--start snip chooses the layers' densities itself"),
+        ([*TIMED, "0.3", "--method", "dense"], "method 'dense' is dense, and distribution 'timed'"),
+        (["--match", "flop"], "match should be one of params, flops, time, found 'flop'; did you"),
+        (["--match", "time", "--method", "pf", "--block", "1x1"], "--prune-scope global chooses"),
+        (["--densities", "0.5 x"], "takes a JSON object, found '0.5 x'"),
+        (["--densities", '{"a": 0.5}'], "densities are of distribution 'timed'"),
+        (["--config", "densities.json"], "densities should be of type dict, found 0.5"),
         (["--resume", "none"], "'none' is not a run folder: it has no config.json"),
         (["--resume", "."], "'.' is not a run folder: it has no config.json"),
         (["--resume", "run", "--epochs", "3"], "run 'run' has epochs 2, found 3: a resumed run"),
@@ -167,6 +181,7 @@ def test_told_before_torch_is_imported(arguments, message):
     Path("key.json").write_text('{"epoch": 3}')
     Path("type.json").write_text('{"epochs": "3"}')
     Path("nan.json").write_text('{"lr": NaN}')
+    Path("densities.json").write_text('{"densities": 0.5}')
     make_run("run", method="rigl", epochs=2)
     Path("broken").mkdir()
     Path("broken/config.json").write_text("{")

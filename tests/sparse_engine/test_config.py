@@ -8,7 +8,7 @@ from sparse_engine.blocks import layer_block, parse_block
 from sparse_engine.command_line import parse_flags, run_command
 from sparse_engine.config import FIELDS, TRANSIENT, Config
 from sparse_engine.config_file import check_values, read_config_file
-from sparse_engine.errors import InputError, RunFailure, nearest
+from sparse_engine.errors import InputError, RunFailure, Stopped, nearest
 from sparse_engine.methods.options import DEFAULTS, OWNED
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.recipes import RECIPES, recipe_for, resolve, warmup_share
@@ -312,7 +312,8 @@ def test_recipes_are_complete():
     [
         (InputError("bad\n  name"), 2, "error: bad name\n"),
         (RunFailure("loss is nan"), 1, "failed: loss is nan\n"),
-        (KeyboardInterrupt(), 130, "interrupted; --resume continues the run"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Stopped("at step 3;\ncontinue", 15), 143, "stopped: at step 3; continue"),
     ],
 )
 def test_errors_are_one_line(raised, code, line, capsys):

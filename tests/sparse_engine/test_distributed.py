@@ -72,7 +72,7 @@ def assert_close_runs(first, second, tolerance):
                 assert torch.allclose(value, other[name], atol=tolerance), name
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("rigl", 1e-5), ("fp16", 3e-3), ("norms", 5e-3)])
+@pytest.mark.parametrize(("name", "tolerance"), [("rigl", 1e-5), ("fp16", 3e-3), ("norms", 1e-4)])
 def test_two_processes_train_what_one_does(name, tolerance, trained, monkeypatch):
     """Gradients that are scored are averaged first, so the blocks are the same."""
     monkeypatch.chdir(trained[0])
@@ -129,7 +129,7 @@ def test_four_processes(tmp_path, monkeypatch):
     codes, printed = together(tmp_path, "rigl", "norms", "members", size=4)
     assert codes == [0] * 4, printed
     monkeypatch.chdir(tmp_path)
-    for name, tolerance in (("rigl", 1e-5), ("norms", 5e-3), ("members", 0)):
+    for name, tolerance in (("rigl", 1e-5), ("norms", 1e-4), ("members", 0)):
         main([*FLAGS, *RUNS[name], "--out", name])
         assert_close_runs(name, f"{name}-together", tolerance)
 

@@ -118,7 +118,7 @@ def test_every_method_runs(method, run):
     assert min(found["nll"], found["train_seconds"], found["peak_memory_bytes"]) > 0
     assert found["train_flops_ratio"] == 1 if method == "dense" else found["train_flops_ratio"] < 1
 
-    names = {"config.json", "metrics.csv", "metrics.json", "last.pt"}
+    names = {"config.json", "metrics.csv", "metrics.json", "last.pt", "previous.pt", "lock"}
     names |= {f"member_{number}.pt" for number in range(1, members + 1)}
     assert {path.name for path in Path("out").iterdir()} == names
     assert json.loads(Path("out/metrics.json").read_text()) == found

@@ -19,7 +19,17 @@ FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", 
 RUNS = {
     "rigl": ["--method", "rigl", "--epochs", "4", "--checkpoint-every", "3"],
     "fp16": ["--method", "snfs", "--epochs", "4", "--dtype", "fp16"],
-    "norms": ["--method", "set", "--epochs", "2", "--model", "wrn10-1", "--sync-batch-norm"],
+    "norms": [
+        "--method",
+        "static",
+        "--lr",
+        "0.01",
+        "--epochs",
+        "2",
+        "--model",
+        "wrn10-1",
+        "--sync-batch-norm",
+    ],
     "members": ["--method", "dst-ensemble", "--members", "3", "--epochs", "6", "--dropout", "0.1"],
 }
 
