@@ -1,26 +1,27 @@
 """Convolution on the `gemm` path: a tap is a shift of rows, so that nothing is unfolded.
 
-A few images at a time are copied to panels: for each block of channels (and, under a stride, each
-phase of the input, x[phase :: stride]) a matrix whose rows are the pixels in the order (h, w, n).
-Rows of an image are `pitch` pixels apart, which leaves enough zeros beside it that no tap reaches
-another row; above and below the image a panel ends. In which order the images lie in memory
-matters little, as they are copied anyway.
+A few images at a time are copied to panels (panels.py), under a stride the input to some for each
+of its phases, x[phase :: stride]. A tap brings every row of the output together with the row of the
+input that is a fixed number of rows away. Above and below the images the panels end; beside them it
+would meet pixels of the next row, so the columns that it carries over an edge are zero in its turn.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from sparse_kernels.activation import in_order, order_of
 from sparse_kernels.gemm import (
     ROWS,
+    Matrices,
     Step,
     add_outer_products,
     add_products,
     blocks,
+    inside,
     linear,
     linear_input_grad,
     linear_weight_grad,
@@ -29,14 +30,13 @@ from sparse_kernels.gemm import (
     zero_values,
 )
 from sparse_kernels.layout import PassIndex
+from sparse_kernels.panels import Panels
 from sparse_kernels.threads import shared
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
-# Phase along h, phase along w, block of channels; an output has the phase (0, 0) alone.
-Key = tuple[int, int, int]
-# The pixels [h, w, n, channels of the block] of some images.
-Views = dict[Key, Tensor]
+# The input's panels, by phase along h and phase along w.
+Phases = dict[tuple[int, int], Panels]
 
 
 def conv2d(
@@ -58,13 +58,16 @@ def conv2d(
     if _is_pointwise(sizes, geometry):
         found = linear(_pixels(_strided(x, geometry), y), values, bias, index, sizes)
         return _images(found, y)
-    grid = _Grid(x, y, sizes, *geometry)
-    steps = list(grid.steps(index))
-    weights = values.to(precise(x.dtype)).unbind(0)
+    grid = _Grid(x, y, index, sizes, *geometry)
+    weights = inside(values.to(precise(x.dtype)), index, sizes)
 
     def products(x: Tensor, y: Tensor) -> None:
-        for images, results in grid.chunks(x, y):
-            grid.convolve(grid.input(images), grid.output(results), steps, weights, bias)
+        for inputs, output in grid.panels(x, y):
+            _read(inputs)
+            output.fill(bias)
+            for steps, written, read in grid.taps(inputs, output):
+                add_products(written, read, weights, steps)
+            output.write()
 
     shared(products, x, y, rows=grid.pixels * len(x))
     return y
@@ -80,16 +83,18 @@ def conv2d_input_grad(
             return _images(found, dx)
         _strided(dx.zero_(), geometry).copy_(_images(found, dx))
         return dx
-    grid = _Grid(dx, grad, sizes, *geometry)
-    # Sorted by what is written, which then stays in the caches.
-    steps = sorted(
-        (read, written, -shift, slot) for written, read, shift, slot in grid.steps(index)
-    )
-    weights = values.to(precise(grad.dtype)).mT.unbind(0)
+    grid = _Grid(dx, grad, index, sizes, *geometry)
+    weights = [block.T for block in inside(values.to(precise(grad.dtype)), index, sizes)]
 
     def products(dx: Tensor, grad: Tensor) -> None:
-        for results, images in grid.chunks(dx, grad):
-            grid.convolve(grid.output(images), grid.input(results), steps, weights, None)
+        for inputs, output in grid.panels(dx, grad):
+            output.read()
+            for phase in inputs.values():
+                phase.fill()
+            for steps, read, written in grid.taps(inputs, output, hide_output=True):
+                add_products(written, read, weights, [(c, o, slot) for o, c, slot in steps])
+            for phase in inputs.values():
+                phase.write()
 
     shared(products, dx, grad, rows=grid.pixels * len(grad))
     return dx
@@ -102,16 +107,16 @@ def conv2d_weight_grad(
     if _is_pointwise(sizes, geometry):
         pixels = _pixels(_strided(x, geometry), grad)
         return linear_weight_grad(pixels, _pixels(grad, grad), index, sizes)
-    grid = _Grid(x, grad, sizes, *geometry)
-    steps = list(grid.steps(index))
-    read, written = {source for _, source, _, _ in steps}, {grad for grad, _, _, _ in steps}
+    grid = _Grid(x, grad, index, sizes, *geometry)
 
     def products(x: Tensor, grad: Tensor) -> Tensor:
         dvalues = zero_values(x, index, sizes)
-        for images, gradients in grid.chunks(x, grad):
-            sources = grid.read(grid.input(images), read)
-            dy = grid.read(grid.output(gradients), written)
-            add_outer_products(dvalues, dy, sources, _in_rows(steps, len(images)))
+        results = inside(dvalues, index, sizes)
+        for inputs, output in grid.panels(x, grad):
+            _read(inputs)
+            output.read()
+            for steps, dy, read in grid.taps(inputs, output):
+                add_outer_products(results, dy, read, steps)
         return dvalues
 
     return total(shared(products, x, grad, rows=grid.pixels * len(x))).to(x.dtype)
@@ -139,10 +144,17 @@ def _images(pixels: Tensor, like: Tensor) -> Tensor:
 
 
 class _Grid:
-    """How the pixels of a convolution's input and output lie in panels."""
+    """How pixels and blocks of a convolution's input and output meet."""
 
     def __init__(
-        self, x: Tensor, y: Tensor, sizes: Ints, stride: Ints, padding: Ints, dilation: Ints
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Index,
+        sizes: Ints,
+        stride: Ints,
+        padding: Ints,
+        dilation: Ints,
     ) -> None:
         self.stride, (self.bo, self.bc) = stride, sizes[4:]
         # The phases that have a pixel.
@@ -152,79 +164,52 @@ class _Grid:
             [divmod(tap * dilation[i] - padding[i], stride[i]) for tap in range(sizes[2 + i])]
             for i in (0, 1)
         )
-        offsets = [offset for offset, _ in self.columns]
-        width = -(-x.shape[3] // stride[1])
-        self.pitch = max(width - min(0, *offsets), y.shape[3] + max(0, *offsets))
+        self.pitch = max(-(-x.shape[3] // stride[1]), y.shape[3])
         self.pixels = y.shape[2] * self.pitch
-
-    def chunks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a few images of input and output at a time."""
-        images = max(1, ROWS // self.pixels)
-        return zip(x.split(images), y.split(images))
-
-    def input(self, x: Tensor) -> Views:
-        """Return the pixels of x by phase and block of channels."""
-        pixels, (step_h, step_w) = x.permute(2, 3, 0, 1), self.stride
-        return {
-            (a, b, block): view
-            for a in range(self.phases[0])
-            for b in range(self.phases[1])
-            for block, view in enumerate(pixels[a::step_h, b::step_w].split(self.bc, 3))
-        }
-
-    def output(self, y: Tensor) -> Views:
-        """Return the pixels of y by block of channels."""
-        views = y.permute(2, 3, 0, 1).split(self.bo, 3)
-        return {(0, 0, block): view for block, view in enumerate(views)}
-
-    def steps(self, index: Index) -> Iterator[tuple[Key, Key, int, int]]:
-        """Yield (panel of the output, panel of the input, shift in pixels, slot) by block."""
+        self.steps: dict[tuple[int, int], list[Step]] = {}
         for out_block, in_block, tap_h, tap_w, slot in blocks(PassIndex.forward(index)):
-            (down, a), (right, b) = self.rows[tap_h], self.columns[tap_w]
-            if a < self.phases[0] and b < self.phases[1]:
-                yield (0, 0, out_block), (a, b, in_block), down * self.pitch + right, slot
+            self.steps.setdefault((tap_h, tap_w), []).append((out_block, in_block, slot))
 
-    def read(self, views: Views, keys: set[Key]) -> dict[Key, Tensor]:
-        """Return panels [h * pitch * n, channels] of the views that are asked for."""
-        return {key: self._panel(views[key]).flatten(0, 2) for key in keys}
+    def panels(self, x: Tensor, y: Tensor) -> Iterator[tuple[Phases, Panels]]:
+        """Yield panels of input and output for a few images at a time."""
+        (step_h, step_w), images = self.stride, max(1, ROWS // self.pixels)
+        for some, results in zip(x.split(images), y.split(images)):
+            inputs = {
+                (a, b): self._panels(some[..., a::step_h, b::step_w], self.bc)
+                for a in range(self.phases[0])
+                for b in range(self.phases[1])
+            }
+            yield inputs, self._panels(results, self.bo)
 
-    def convolve(
-        self,
-        images: Views,
-        results: Views,
-        steps: Sequence[Step],
-        weights: Sequence[Tensor],
-        bias: Tensor | None,
-    ) -> None:
-        """Write results: the sum of the steps, and the bias of output channels."""
-        sources = self.read(images, {read for _, read, _, _ in steps})
-        panels = {key: self._empty(view).zero_() for key, view in results.items()}
-        matrices = {key: panel.flatten(0, 2) for key, panel in panels.items()}
-        number = next(iter(results.values())).shape[2]
-        add_products(matrices, sources, _in_rows(steps, number), weights)
-        for key, view in results.items():
-            found = panels[key][:, : view.shape[1]]
-            if bias is None:
-                view.copy_(found)
-            else:
-                torch.add(found, bias[key[2] * self.bo :][: view.shape[3]], out=view)
+    def taps(
+        self, inputs: Phases, output: Panels, hide_output: bool = False
+    ) -> Iterator[tuple[list[Step], Matrices, Matrices]]:
+        """Yield the steps of each tap, and the rows of output and input that it brings together.
 
-    def _panel(self, view: Tensor) -> Tensor:
-        width = view.shape[1]
-        if view.stride(3) != 1:
-            # In two steps, each with one of its sides in sequence: half of the time.
-            view = view.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
-        panel = self._empty(view)
-        panel[:, :width] = view
-        panel[:, width:] = 0
-        return panel
+        Columns that do not meet are zero in the input, or in the output if that is what is read.
+        """
+        for tap_w, (right, b) in enumerate(self.columns):
+            with contextlib.ExitStack() as stack:
+                hidden = [output] if hide_output else [p for k, p in inputs.items() if k[1] == b]
+                for panels in hidden if right else ():
+                    stack.enter_context(panels.hidden(-right if hide_output else right))
+                for tap_h, (down, a) in enumerate(self.rows):
+                    steps = self.steps.get((tap_h, tap_w))
+                    if steps and (a, b) in inputs:
+                        shift = down * output.images * self.pitch + right
+                        yield steps, *_overlap(output, inputs[a, b], shift)
 
-    def _empty(self, view: Tensor) -> Tensor:
-        height, _, images, channels = view.shape
-        shape = (height, self.pitch, images, channels)
-        return view.new_empty(shape, dtype=precise(view.dtype))
+    def _panels(self, images: Tensor, block: int) -> Panels:
+        return Panels(images.permute(2, 0, 3, 1), block, self.pitch, precise(images.dtype))
 
 
-def _in_rows(steps: Sequence[Step], images: int) -> list[Step]:
-    """Return steps whose shifts count rows of panels of so many images, not pixels."""
-    return [(written, read, shift * images, slot) for written, read, shift, slot in steps]
+def _overlap(output: Panels, read: Panels, shift: int) -> tuple[Matrices, Matrices]:
+    """Return the rows m of the output for which the input has a row m + shift, and those rows."""
+    first = max(0, -shift)
+    last = max(first, min(output.length, read.length - shift))
+    return output.rows(first, last), read.rows(first + shift, last + shift)
+
+
+def _read(inputs: Phases) -> None:
+    for phase in inputs.values():
+        phase.read()
