@@ -1,16 +1,15 @@
 """The `gemm` path on a CPU: one library matrix product for each active block.
 
-Sources and results are matrices [M, width], one for each block of channels; a step (result,
-source, slot) adds `source @ weight[slot]` to a result. That is all of forward and input gradient,
-of the linear layer (here) and, for the rows that a tap brings together, of convolution
-(gemm_convolution.py). The last block of channels may be narrower.
+Activations are matrices [M, width], one for each block of channels, the last of which may be
+narrower; a product is added in place to the matrix that a block writes. The linear layer is here,
+convolution, where a tap meets other rows than it writes, in gemm_convolution.py.
 
 Sums are taken in fp32 at least. Every call reads the lists of blocks anew: beside the products
 that costs little, and it leaves nothing that an update of the topology could make wrong.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -21,8 +20,6 @@ from sparse_kernels.threads import shared
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
-Matrices = Sequence[Tensor]
-Step = tuple[int, int, int]
 # Rows of a product: enough to outweigh its call, few enough for the caches.
 ROWS = 4096
 
@@ -50,7 +47,9 @@ def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Te
         dvalues = zero_values(x, index, sizes)
         results = inside(dvalues, index, sizes)
         for source, dy in zip(x.split(ROWS), grad.split(ROWS)):
-            add_outer_products(results, dy.split(sizes[4], 1), source.split(sizes[5], 1), steps)
+            grads, sources = dy.split(sizes[4], 1), source.T.split(sizes[5])
+            for o, c, slot in steps:
+                results[slot].addmm_(sources[c], grads[o])
         return dvalues
 
     x, grad = (t.flatten(0, -2).to(precise(t.dtype)) for t in (x, grad))
@@ -90,28 +89,11 @@ def inside(values: Tensor, index: Index, sizes: Ints) -> list[Tensor]:
     return found
 
 
-def add_products(
-    results: Matrices, sources: Matrices, weights: Matrices, steps: Iterable[Step]
-) -> None:
-    """Add source @ weights[slot] to a result, for every step."""
-    for result, source, slot in steps:
-        results[result].addmm_(sources[source], weights[slot])
-
-
-def add_outer_products(
-    dvalues: Matrices, grads: Matrices, sources: Matrices, steps: Iterable[Step]
-) -> None:
-    """Add source.T @ grad to dvalues[slot], for every step."""
-    transposed = [source.T for source in sources]
-    for grad, source, slot in steps:
-        dvalues[slot].addmm_(transposed[source], grads[grad])
-
-
 def _linear(
     x: Tensor,
     weights: Sequence[Tensor],
     bias: Tensor | None,
-    steps: Sequence[Step],
+    steps: Sequence[tuple[int, int, int]],
     written: tuple[int, int],
     read: int,
 ) -> Tensor:
@@ -122,7 +104,9 @@ def _linear(
 
     def products(x: Tensor, y: Tensor) -> None:
         for source, result in zip(x.split(ROWS), y.split(ROWS)):
-            add_products(result.split(written[1], 1), source.split(read, 1), weights, steps)
+            results, sources = result.split(written[1], 1), source.split(read, 1)
+            for g, k, slot in steps:
+                results[g].addmm_(sources[k], weights[slot])
 
     rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
     shared(products, rows, y.view(-1, written[0]), rows=len(rows))

@@ -16,10 +16,6 @@ from torch import Tensor
 from sparse_kernels.activation import in_order, order_of
 from sparse_kernels.gemm import (
     ROWS,
-    Matrices,
-    Step,
-    add_outer_products,
-    add_products,
     blocks,
     inside,
     linear,
@@ -58,15 +54,15 @@ def conv2d(
     if _is_pointwise(sizes, geometry):
         found = linear(_pixels(_strided(x, geometry), y), values, bias, index, sizes)
         return _images(found, y)
-    grid = _Grid(x, y, index, sizes, *geometry)
+    grid = _Grid(x, y, index, sizes, geometry)
     weights = inside(values.to(precise(x.dtype)), index, sizes)
 
     def products(x: Tensor, y: Tensor) -> None:
         for inputs, output in grid.panels(x, y):
             _read(inputs)
             output.fill(bias)
-            for steps, written, read in grid.taps(inputs, output):
-                add_products(written, read, weights, steps)
+            for rows, pixels, slot in grid.products(inputs, output):
+                rows.addmm_(pixels, weights[slot])
             output.write()
 
     shared(products, x, y, rows=grid.pixels * len(x))
@@ -83,7 +79,7 @@ def conv2d_input_grad(
             return _images(found, dx)
         _strided(dx.zero_(), geometry).copy_(_images(found, dx))
         return dx
-    grid = _Grid(dx, grad, index, sizes, *geometry)
+    grid = _Grid(dx, grad, index, sizes, geometry, reads_output=True)
     weights = [block.T for block in inside(values.to(precise(grad.dtype)), index, sizes)]
 
     def products(dx: Tensor, grad: Tensor) -> None:
@@ -91,8 +87,8 @@ def conv2d_input_grad(
             output.read()
             for phase in inputs.values():
                 phase.fill()
-            for steps, read, written in grid.taps(inputs, output, hide_output=True):
-                add_products(written, read, weights, [(c, o, slot) for o, c, slot in steps])
+            for rows, pixels, slot in grid.products(inputs, output):
+                pixels.addmm_(rows, weights[slot])
             for phase in inputs.values():
                 phase.write()
 
@@ -107,7 +103,7 @@ def conv2d_weight_grad(
     if _is_pointwise(sizes, geometry):
         pixels = _pixels(_strided(x, geometry), grad)
         return linear_weight_grad(pixels, _pixels(grad, grad), index, sizes)
-    grid = _Grid(x, grad, index, sizes, *geometry)
+    grid = _Grid(x, grad, index, sizes, geometry)
 
     def products(x: Tensor, grad: Tensor) -> Tensor:
         dvalues = zero_values(x, index, sizes)
@@ -115,8 +111,8 @@ def conv2d_weight_grad(
         for inputs, output in grid.panels(x, grad):
             _read(inputs)
             output.read()
-            for steps, dy, read in grid.taps(inputs, output):
-                add_outer_products(results, dy, read, steps)
+            for rows, pixels, slot in grid.products(inputs, output):
+                results[slot].addmm_(pixels.T, rows)
         return dvalues
 
     return total(shared(products, x, grad, rows=grid.pixels * len(x))).to(x.dtype)
@@ -144,7 +140,7 @@ def _images(pixels: Tensor, like: Tensor) -> Tensor:
 
 
 class _Grid:
-    """How pixels and blocks of a convolution's input and output meet."""
+    """Which pixels of a convolution's input and output meet in which block."""
 
     def __init__(
         self,
@@ -152,23 +148,27 @@ class _Grid:
         y: Tensor,
         index: Index,
         sizes: Ints,
-        stride: Ints,
-        padding: Ints,
-        dilation: Ints,
+        geometry: Sequence[Ints],
+        reads_output: bool = False,
     ) -> None:
-        self.stride, (self.bo, self.bc) = stride, sizes[4:]
+        (self.stride, padding, dilation), (self.bo, self.bc) = geometry, sizes[4:]
+        self.reads_output = reads_output
         # The phases that have a pixel.
-        self.phases = [min(stride[i], x.shape[2 + i]) for i in (0, 1)]
+        self.phases = [min(self.stride[i], x.shape[2 + i]) for i in (0, 1)]
         # Output pixel p reads pixel p + offset of x[phase :: stride]: (offset, phase) of each tap.
         self.rows, self.columns = (
-            [divmod(tap * dilation[i] - padding[i], stride[i]) for tap in range(sizes[2 + i])]
+            [divmod(tap * dilation[i] - padding[i], self.stride[i]) for tap in range(sizes[2 + i])]
             for i in (0, 1)
         )
-        self.pitch = max(-(-x.shape[3] // stride[1]), y.shape[3])
+        self.pitch = max(-(-x.shape[3] // self.stride[1]), y.shape[3])
         self.pixels = y.shape[2] * self.pitch
-        self.steps: dict[tuple[int, int], list[Step]] = {}
+        # (out block, in block, tap_h, slot) for each tap_w, by what is read, to find it in a cache.
+        self.steps: list[list[tuple[int, int, int, int]]] = [[] for _ in self.columns]
         for out_block, in_block, tap_h, tap_w, slot in blocks(PassIndex.forward(index)):
-            self.steps.setdefault((tap_h, tap_w), []).append((out_block, in_block, slot))
+            self.steps[tap_w].append((out_block, in_block, tap_h, slot))
+        if not reads_output:
+            for steps in self.steps:
+                steps.sort(key=lambda step: step[1])
 
     def panels(self, x: Tensor, y: Tensor) -> Iterator[tuple[Phases, Panels]]:
         """Yield panels of input and output for a few images at a time."""
@@ -181,30 +181,34 @@ class _Grid:
             }
             yield inputs, self._panels(results, self.bo)
 
-    def taps(
-        self, inputs: Phases, output: Panels, hide_output: bool = False
-    ) -> Iterator[tuple[list[Step], Matrices, Matrices]]:
-        """Yield the steps of each tap, and the rows of output and input that it brings together.
+    def products(self, inputs: Phases, output: Panels) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield (rows of the output, rows of the input that they meet, slot) of every block.
 
-        Columns that do not meet are zero in the input, or in the output if that is what is read.
+        Where a row meets none, what is read is zero, until the next triple is asked for.
         """
-        for tap_w, (right, b) in enumerate(self.columns):
+        for steps, (right, b) in zip(self.steps, self.columns):
+            column = {a: panels for (a, phase), panels in inputs.items() if phase == b}
+            read = [output] if self.reads_output else column.values()
             with contextlib.ExitStack() as stack:
-                hidden = [output] if hide_output else [p for k, p in inputs.items() if k[1] == b]
-                for panels in hidden if right else ():
-                    stack.enter_context(panels.hidden(-right if hide_output else right))
-                for tap_h, (down, a) in enumerate(self.rows):
-                    steps = self.steps.get((tap_h, tap_w))
-                    if steps and (a, b) in inputs:
-                        shift = down * output.images * self.pitch + right
-                        yield steps, *_overlap(output, inputs[a, b], shift)
+                for panels in read:
+                    stack.enter_context(panels.hidden(-right if self.reads_output else right))
+                meeting = {
+                    tap_h: _overlap(output, column[a], down * self.pitch + right)
+                    for tap_h, (down, a) in enumerate(self.rows)
+                    if a in column
+                }
+                for out_block, in_block, tap_h, slot in steps:
+                    if tap_h in meeting:
+                        rows, pixels = meeting[tap_h]
+                        yield rows[out_block], pixels[in_block], slot
 
     def _panels(self, images: Tensor, block: int) -> Panels:
-        return Panels(images.permute(2, 0, 3, 1), block, self.pitch, precise(images.dtype))
+        return Panels(images.permute(2, 3, 0, 1), block, self.pitch, precise(images.dtype))
 
 
-def _overlap(output: Panels, read: Panels, shift: int) -> tuple[Matrices, Matrices]:
-    """Return the rows m of the output for which the input has a row m + shift, and those rows."""
+def _overlap(output: Panels, read: Panels, shift: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the pixels m of the output for which the input has a pixel m + shift, and those."""
+    shift *= output.images
     first = max(0, -shift)
     last = max(first, min(output.length, read.length - shift))
     return output.rows(first, last), read.rows(first + shift, last + shift)

@@ -8,21 +8,21 @@ from torch import Tensor
 
 
 class Panels:
-    """Matrices [h * n * pitch, block] of pixels [h, n, w, C]; the last may be narrower.
+    """Matrices [h * pitch * n, block] of pixels [h, w, n, C]; the last may be narrower.
 
     A row of pixels is `pitch` long, at least w. Panels are made empty, and either read or filled.
     """
 
     def __init__(self, pixels: Tensor, block: int, pitch: int, dtype: torch.dtype) -> None:
-        height, self.images, self.width, self.channels = pixels.shape
+        height, self.width, self.images, self.channels = pixels.shape
         self.pixels = pixels
-        shape = (-(-self.channels // block), height, self.images, pitch, block)
+        shape = (-(-self.channels // block), height, pitch, self.images, block)
         self.data = pixels.new_empty(shape, dtype=dtype)
-        self.length = height * self.images * pitch
+        self.length = height * pitch * self.images
 
     def read(self) -> None:
         """Copy the pixels to the panels."""
-        self.data[:, :, :, self.width :] = 0
+        self.data[:, :, self.width :] = 0
         for panel, pixels in self._beside(self.pixels):
             panel.copy_(pixels)
 
@@ -47,9 +47,9 @@ class Panels:
     @contextlib.contextmanager
     def hidden(self, columns: int) -> Iterator[None]:
         """Make the first columns of pixels zero for a while; the last -columns if negative."""
-        pitch = self.data.shape[3]
+        pitch = self.data.shape[2]
         edge = slice(columns) if columns > 0 else slice(max(0, pitch + columns), pitch)
-        edge = self.data[:, :, :, edge]
+        edge = self.data[:, :, edge]
         kept = edge.clone()
         edge.zero_()
         yield
@@ -57,6 +57,6 @@ class Panels:
 
     def _beside(self, pixels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the written part of each panel, and its channels of pixels."""
-        panels = self.data[:, :, :, : self.width].unbind(0)
+        panels = self.data[:, :, : self.width].unbind(0)
         for panel, block in zip(panels, pixels.split(self.data.shape[-1], 3)):
             yield panel[..., : block.shape[-1]], block
