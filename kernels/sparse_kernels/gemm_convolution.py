@@ -166,9 +166,8 @@ class _Grid:
         self.steps: list[list[tuple[int, int, int, int]]] = [[] for _ in self.columns]
         for out_block, in_block, tap_h, tap_w, slot in blocks(PassIndex.forward(index)):
             self.steps[tap_w].append((out_block, in_block, tap_h, slot))
-        if not reads_output:
-            for steps in self.steps:
-                steps.sort(key=lambda step: step[1])
+        for steps in self.steps:
+            steps.sort(key=lambda step: (step[0 if reads_output else 1], step[2]))
 
     def panels(self, x: Tensor, y: Tensor) -> Iterator[tuple[Phases, Panels]]:
         """Yield panels of input and output for a few images at a time."""

@@ -14,11 +14,12 @@ class Panels:
     """
 
     def __init__(self, pixels: Tensor, block: int, pitch: int, dtype: torch.dtype) -> None:
-        height, self.width, self.images, self.channels = pixels.shape
+        height, self.width, self.images, channels = pixels.shape
         self.pixels = pixels
-        shape = (-(-self.channels // block), height, pitch, self.images, block)
+        shape = (-(-channels // block), height, pitch, self.images, block)
         self.data = pixels.new_empty(shape, dtype=dtype)
-        self.length = height * pitch * self.images
+        self.matrices = self.data.flatten(1, 3)
+        self.length, self.narrower = self.matrices.shape[1], channels % block
 
     def read(self) -> None:
         """Copy the pixels to the panels."""
@@ -40,8 +41,9 @@ class Panels:
 
     def rows(self, first: int, last: int) -> list[Tensor]:
         """Return a range of rows of every matrix."""
-        found = list(self.data.flatten(1, 3)[:, first:last].unbind(0))
-        found[-1] = found[-1][:, : self.channels - (len(found) - 1) * self.data.shape[-1]]
+        found = list(self.matrices[:, first:last].unbind(0))
+        if self.narrower:
+            found[-1] = found[-1][:, : self.narrower]
         return found
 
     @contextlib.contextmanager
