@@ -9,6 +9,7 @@ would meet pixels of the next row, so the columns that it carries over an edge a
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
@@ -153,8 +154,9 @@ class _Grid:
     ) -> None:
         (self.stride, padding, dilation), (self.bo, self.bc) = geometry, sizes[4:]
         self.reads_output = reads_output
-        # The phases that have a pixel.
-        self.phases = [min(self.stride[i], x.shape[2 + i]) for i in (0, 1)]
+        # Those that have a pixel.
+        phases = (range(min(self.stride[i], x.shape[2 + i])) for i in (0, 1))
+        self.phases = list(itertools.product(*phases))
         # Output pixel p reads pixel p + offset of x[phase :: stride]: (offset, phase) of each tap.
         self.rows, self.columns = (
             [divmod(tap * dilation[i] - padding[i], self.stride[i]) for tap in range(sizes[2 + i])]
@@ -162,11 +164,12 @@ class _Grid:
         )
         self.pitch = max(-(-x.shape[3] // self.stride[1]), y.shape[3])
         self.pixels = y.shape[2] * self.pitch
-        # (out block, in block, tap_h, slot) for each tap_w, by what is read, to find it in a cache.
-        self.steps: list[list[tuple[int, int, int, int]]] = [[] for _ in self.columns]
+        # (out block, in block, tap_h, slot) by tap_w, ordered by what is read: it stays in a cache.
+        self.steps: dict[int, list[tuple[int, int, int, int]]] = {}
         for out_block, in_block, tap_h, tap_w, slot in blocks(PassIndex.forward(index)):
-            self.steps[tap_w].append((out_block, in_block, tap_h, slot))
-        for steps in self.steps:
+            if (self.rows[tap_h][1], self.columns[tap_w][1]) in self.phases:
+                self.steps.setdefault(tap_w, []).append((out_block, in_block, tap_h, slot))
+        for steps in self.steps.values():
             steps.sort(key=lambda step: (step[0 if reads_output else 1], step[2]))
 
     def panels(self, x: Tensor, y: Tensor) -> Iterator[tuple[Phases, Panels]]:
@@ -175,8 +178,7 @@ class _Grid:
         for some, results in zip(x.split(images), y.split(images)):
             inputs = {
                 (a, b): self._panels(some[..., a::step_h, b::step_w], self.bc)
-                for a in range(self.phases[0])
-                for b in range(self.phases[1])
+                for a, b in self.phases
             }
             yield inputs, self._panels(results, self.bo)
 
@@ -185,21 +187,20 @@ class _Grid:
 
         Where a row meets none, what is read is zero, until the next triple is asked for.
         """
-        for steps, (right, b) in zip(self.steps, self.columns):
-            column = {a: panels for (a, phase), panels in inputs.items() if phase == b}
-            read = [output] if self.reads_output else column.values()
+        for tap_w, steps in self.steps.items():
+            right, b = self.columns[tap_w]
+            read = [inputs[phase] for phase in self.phases if phase[1] == b]
             with contextlib.ExitStack() as stack:
-                for panels in read:
+                for panels in [output] if self.reads_output else read:
                     stack.enter_context(panels.hidden(-right if self.reads_output else right))
-                meeting = {
-                    tap_h: _overlap(output, column[a], down * self.pitch + right)
-                    for tap_h, (down, a) in enumerate(self.rows)
-                    if a in column
-                }
+                meeting = {}
+                for tap_h in {step[2] for step in steps}:
+                    down, a = self.rows[tap_h]
+                    shift = down * self.pitch + right
+                    meeting[tap_h] = _overlap(output, inputs[a, b], shift)
                 for out_block, in_block, tap_h, slot in steps:
-                    if tap_h in meeting:
-                        rows, pixels = meeting[tap_h]
-                        yield rows[out_block], pixels[in_block], slot
+                    rows, pixels = meeting[tap_h]
+                    yield rows[out_block], pixels[in_block], slot
 
     def _panels(self, images: Tensor, block: int) -> Panels:
         return Panels(images.permute(2, 3, 0, 1), block, self.pitch, precise(images.dtype))
