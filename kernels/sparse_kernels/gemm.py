@@ -20,7 +20,7 @@ from sparse_kernels.threads import shared
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
-# Rows of a product: enough to outweigh its call, few enough for the caches.
+# Rows of a product of blocks of 32: enough to outweigh its call, few enough for the caches.
 ROWS = 4096
 
 
@@ -28,14 +28,14 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: 
     """Return y [..., O] of x [..., C]."""
     steps = [(o, c, slot) for o, c, _, _, slot in blocks(PassIndex.forward(index))]
     weights = inside(values.to(precise(x.dtype)), index, sizes)
-    return _linear(x, weights, bias, steps, (sizes[0], sizes[4]), sizes[5])
+    return _linear(x, weights, bias, steps, sizes[0], sizes[4], sizes[5])
 
 
 def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dx [..., C] of dy [..., O]."""
     steps = [(c, o, slot) for c, o, _, _, slot in blocks(PassIndex.input_grad(index))]
     weights = [block.T for block in inside(values.to(precise(grad.dtype)), index, sizes)]
-    return _linear(grad, weights, None, steps, (sizes[1], sizes[5]), sizes[4])
+    return _linear(grad, weights, None, steps, sizes[1], sizes[5], sizes[4])
 
 
 def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
@@ -46,7 +46,8 @@ def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Te
     def products(x: Tensor, grad: Tensor) -> Tensor:
         dvalues = zero_values(x, index, sizes)
         results = inside(dvalues, index, sizes)
-        for source, dy in zip(x.split(ROWS), grad.split(ROWS)):
+        rows = rows_at_a_time(sizes[4:])
+        for source, dy in zip(x.split(rows), grad.split(rows)):
             grads, sources = dy.split(sizes[4], 1), source.T.split(sizes[5])
             for o, c, slot in steps:
                 results[slot].addmm_(sources[c], grads[o])
@@ -62,6 +63,11 @@ def blocks(lists: PassIndex) -> Iterator[tuple[int, int, int, int, int]]:
     for written, (first, last) in enumerate(pairwise(start)):
         for entry in range(first, last):
             yield written, *(p[entry] for p in place), slot[entry]
+
+
+def rows_at_a_time(block: Ints) -> int:
+    """Return the rows of a product: more where a block is narrow."""
+    return ROWS * 32 // min(32, *block)
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:
@@ -94,20 +100,22 @@ def _linear(
     weights: Sequence[Tensor],
     bias: Tensor | None,
     steps: Sequence[tuple[int, int, int]],
-    written: tuple[int, int],
+    width: int,
+    written: int,
     read: int,
 ) -> Tensor:
-    """Return [..., G] of x [..., K]; written = (G, its block), read = the block of K."""
-    y = x.new_zeros((*x.shape[:-1], written[0]), dtype=precise(x.dtype))
+    """Return [..., width] of x; written, read: the block along the result and along x."""
+    y = x.new_zeros((*x.shape[:-1], width), dtype=precise(x.dtype))
     if bias is not None:
         y += bias
+    at_a_time = rows_at_a_time((written, read))
 
     def products(x: Tensor, y: Tensor) -> None:
-        for source, result in zip(x.split(ROWS), y.split(ROWS)):
-            results, sources = result.split(written[1], 1), source.split(read, 1)
+        for source, result in zip(x.split(at_a_time), y.split(at_a_time)):
+            results, sources = result.split(written, 1), source.split(read, 1)
             for g, k, slot in steps:
                 results[g].addmm_(sources[k], weights[slot])
 
     rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
-    shared(products, rows, y.view(-1, written[0]), rows=len(rows))
+    shared(products, rows, y.view(-1, width), rows=len(rows))
     return y.to(x.dtype)

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from sparse_kernels.activation import in_order, order_of
 from sparse_kernels.gemm import (
-    ROWS,
     blocks,
     inside,
     linear,
     linear_input_grad,
     linear_weight_grad,
     precise,
+    rows_at_a_time,
     total,
     zero_values,
 )
@@ -174,7 +174,8 @@ class _Grid:
 
     def panels(self, x: Tensor, y: Tensor) -> Iterator[tuple[Phases, Panels]]:
         """Yield panels of input and output for a few images at a time."""
-        (step_h, step_w), images = self.stride, max(1, ROWS // self.pixels)
+        step_h, step_w = self.stride
+        images = max(1, rows_at_a_time((self.bo, self.bc)) // self.pixels)
         for some, results in zip(x.split(images), y.split(images)):
             inputs = {
                 (a, b): self._panels(some[..., a::step_h, b::step_w], self.bc)

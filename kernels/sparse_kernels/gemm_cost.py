@@ -10,7 +10,7 @@ import functools
 
 import torch
 
-from sparse_kernels.gemm import ROWS
+from sparse_kernels.gemm import rows_at_a_time
 
 # Products of narrower blocks run far from the peak: those of 8 took three times the masked time.
 LEAST_BLOCK = 16
@@ -49,6 +49,6 @@ def gemm_ratio(sizes: tuple[int, ...], density: float, positions: float) -> floa
         positions: of one thread.
     """
     out_channels, in_channels, _, _, bo, bc = sizes
-    rows = max(1.0, min(positions, ROWS))
+    rows = max(1.0, min(positions, rows_at_a_time((bo, bc))))
     slope = 1.2 + 24 / min(bo, bc) + 2 * CALL / (rows * bo * bc)
     return density * slope + 0.1 + 4 / min(out_channels, in_channels)
