@@ -20,7 +20,12 @@ from sparse_engine.models.build import build_model
 from sparse_kernels.backend import VARIABLE
 
 # Name, size and number of images.
-NETWORKS = {"wrn16-2": (32, 128), "wrn28-10": (32, 8), "resnet18": (32, 32)}
+NETWORKS = {
+    "wrn16-2": (32, 128),
+    "wrn16-8": (32, 32),
+    "wrn28-10": (32, 8),
+    "resnet18": (32, 32),
+}
 PATHS = ("masked", "gemm", "auto", "rows")
 
 

@@ -52,6 +52,8 @@ LAYERS = [
     Layer("WRN-28-10", 8, 32, 160, 160),
     Layer("WRN-28-10", 8, 16, 320, 320),
     Layer("WRN-28-10", 8, 8, 640, 640),
+    Layer("WRN-28-10", 32, 8, 640, 640),
+    Layer("ResNet-18", 32, 8, 256, 256),
     Layer("ResNet-18", 32, 4, 512, 512),
     Layer("ResNet-50", 8, 28, 512, 128, kernel=1),
     Layer("ResNet-50", 8, 14, 256, 1024, kernel=1),

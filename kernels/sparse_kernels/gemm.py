@@ -1,16 +1,15 @@
 """The `gemm` path on a CPU: one library matrix product for each active block.
 
-Sources and results are matrices [M, width], one for each block of channels; a step (result,
-source, shift, slot) adds `source[m + shift] @ weight[slot]` to row m of a result. That is all of
-forward and input gradient, of the linear layer (here; no shifts) and of convolution
-(gemm_convolution.py). The last block of channels may be narrower.
+Activations are matrices [M, width], one for each block of channels, the last of which may be
+narrower; a product is added in place to the matrix that a block writes. The linear layer is here,
+convolution, where a tap meets other rows than it writes, in gemm_convolution.py.
 
 Sums are taken in fp32 at least. Every call reads the lists of blocks anew: beside the products
 that costs little, and it leaves nothing that an update of the topology could make wrong.
 """
 
 import functools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -21,35 +20,37 @@ from sparse_kernels.threads import shared
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
-Matrices = Mapping[Hashable, Tensor]
-Step = tuple[Hashable, Hashable, int, int]
-# Rows of a product: enough to outweigh its call, few enough for the caches.
-ROWS = 8192
+# Rows of a product of blocks of 32: enough to outweigh its call, few enough for the caches.
+ROWS = 4096
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints) -> Tensor:
     """Return y [..., O] of x [..., C]."""
-    steps = [(o, c, 0, slot) for o, c, _, _, slot in blocks(PassIndex.forward(index))]
-    weights = values.to(precise(x.dtype)).unbind(0)
-    return _linear(x, weights, bias, steps, (sizes[0], sizes[4]), sizes[5])
+    steps = [(o, c, slot) for o, c, _, _, slot in blocks(PassIndex.forward(index))]
+    weights = inside(values.to(precise(x.dtype)), index, sizes)
+    return _linear(x, weights, bias, steps, sizes[0], sizes[4], sizes[5])
 
 
 def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dx [..., C] of dy [..., O]."""
-    steps = [(c, o, 0, slot) for c, o, _, _, slot in blocks(PassIndex.input_grad(index))]
-    weights = values.to(precise(grad.dtype)).mT.unbind(0)
-    return _linear(grad, weights, None, steps, (sizes[1], sizes[5]), sizes[4])
+    steps = [(c, o, slot) for c, o, _, _, slot in blocks(PassIndex.input_grad(index))]
+    weights = [block.T for block in inside(values.to(precise(grad.dtype)), index, sizes)]
+    return _linear(grad, weights, None, steps, sizes[1], sizes[5], sizes[4])
 
 
 def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
     dtype = x.dtype
-    steps = [(o, c, 0, slot) for o, c, _, _, slot in blocks(PassIndex.forward(index))]
+    steps = [(o, c, slot) for o, c, _, _, slot in blocks(PassIndex.forward(index))]
 
     def products(x: Tensor, grad: Tensor) -> Tensor:
         dvalues = zero_values(x, index, sizes)
-        for source, dy in zip(x.split(ROWS), grad.split(ROWS)):
-            add_outer_products(dvalues, _columns(dy, sizes[4]), _columns(source, sizes[5]), steps)
+        results = inside(dvalues, index, sizes)
+        rows = rows_at_a_time(sizes[4:])
+        for source, dy in zip(x.split(rows), grad.split(rows)):
+            grads, sources = dy.split(sizes[4], 1), source.T.split(sizes[5])
+            for o, c, slot in steps:
+                results[slot].addmm_(sources[c], grads[o])
         return dvalues
 
     x, grad = (t.flatten(0, -2).to(precise(t.dtype)) for t in (x, grad))
@@ -62,6 +63,11 @@ def blocks(lists: PassIndex) -> Iterator[tuple[int, int, int, int, int]]:
     for written, (first, last) in enumerate(pairwise(start)):
         for entry in range(first, last):
             yield written, *(p[entry] for p in place), slot[entry]
+
+
+def rows_at_a_time(block: Ints) -> int:
+    """Return the rows of a product: more where a block is narrow."""
+    return ROWS * 32 // min(32, *block)
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:
@@ -79,82 +85,37 @@ def total(parts: Sequence[Tensor]) -> Tensor:
     return functools.reduce(Tensor.add_, parts)
 
 
-def add_products(
-    results: Matrices, sources: Matrices, steps: Sequence[Step], weights: Sequence[Tensor]
-) -> None:
-    """Add source[m + shift] @ weights[slot] to row m of a result, for every step."""
-    written, read = _Parts(results), _Parts(sources)
-    for result, source, shift, slot in steps:
-        (length, width), (extent, depth) = written.sizes[result], read.sizes[source]
-        first, last = _overlap(length, extent, shift)
-        weight = _cropped(weights[slot], depth, width)
-        block = written.part(result, first, last)
-        block.addmm_(read.part(source, first + shift, last + shift), weight)
-
-
-def add_outer_products(
-    dvalues: Tensor, grads: Matrices, sources: Matrices, steps: Sequence[Step]
-) -> None:
-    """Add the sum over m of source[m + shift].T @ grad[m] to dvalues[slot], for every step."""
-    written, read = _Parts(grads), _Parts(sources, transposed=True)
-    blocks = dvalues.unbind(0)
-    for grad, source, shift, slot in steps:
-        (length, width), (extent, depth) = written.sizes[grad], read.sizes[source]
-        first, last = _overlap(length, extent, shift)
-        block = _cropped(blocks[slot], depth, width)
-        parts = read.part(source, first + shift, last + shift), written.part(grad, first, last)
-        block.addmm_(*parts)
-
-
-class _Parts:
-    """Ranges of rows of some matrices, each cut out once: it takes as long as a small product."""
-
-    def __init__(self, matrices: Matrices, transposed: bool = False) -> None:
-        self.matrices, self.transposed = matrices, transposed
-        self.sizes = {key: tuple(matrix.shape) for key, matrix in matrices.items()}
-        self.cut: dict[Hashable, Tensor] = {}
-
-    def part(self, key: Hashable, first: int, last: int) -> Tensor:
-        """Return rows of a matrix, or their transpose."""
-        found = self.cut.get((key, first, last))
-        if found is None:
-            found = self.matrices[key][first:last]
-            found = self.cut[key, first, last] = found.T if self.transposed else found
-        return found
-
-
-def _overlap(written: int, read: int, shift: int) -> tuple[int, int]:
-    """Return the range of m for which row m is written and row m + shift can be read."""
-    first, last = -shift if shift < 0 else 0, min(written, read - shift)
-    return first, last if last > first else first
-
-
-def _cropped(block: Tensor, rows: int, columns: int) -> Tensor:
-    """Return the part of a block that is inside the weight."""
-    return block if block.shape == (rows, columns) else block[:rows, :columns]
+def inside(values: Tensor, index: Index, sizes: Ints) -> list[Tensor]:
+    """Return views of values [Z, BC, BO], one a slot, without what is outside the weight."""
+    found = list(values.unbind(0))
+    if sizes[0] % sizes[4] or sizes[1] % sizes[5]:
+        for o, c, _, _, slot in blocks(PassIndex.forward(index)):
+            rows, columns = sizes[1] - c * sizes[5], sizes[0] - o * sizes[4]
+            found[slot] = found[slot][:rows, :columns]
+    return found
 
 
 def _linear(
     x: Tensor,
     weights: Sequence[Tensor],
     bias: Tensor | None,
-    steps: Sequence[Step],
-    written: tuple[int, int],
+    steps: Sequence[tuple[int, int, int]],
+    width: int,
+    written: int,
     read: int,
 ) -> Tensor:
-    """Return [..., G] of x [..., K]; written = (G, its block), read = the block of K."""
-    y = x.new_zeros((*x.shape[:-1], written[0]), dtype=precise(x.dtype))
+    """Return [..., width] of x; written, read: the block along the result and along x."""
+    y = x.new_zeros((*x.shape[:-1], width), dtype=precise(x.dtype))
     if bias is not None:
         y += bias
+    at_a_time = rows_at_a_time((written, read))
 
     def products(x: Tensor, y: Tensor) -> None:
-        for source, result in zip(x.split(ROWS), y.split(ROWS)):
-            add_products(_columns(result, written[1]), _columns(source, read), steps, weights)
+        for source, result in zip(x.split(at_a_time), y.split(at_a_time)):
+            results, sources = result.split(written, 1), source.split(read, 1)
+            for g, k, slot in steps:
+                results[g].addmm_(sources[k], weights[slot])
 
     rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
-    shared(products, rows, y.view(-1, written[0]), rows=len(rows))
+    shared(products, rows, y.view(-1, width), rows=len(rows))
     return y.to(x.dtype)
-
-
-def _columns(matrix: Tensor, width: int) -> Matrices:
-    return dict(enumerate(matrix.split(width, dim=1)))

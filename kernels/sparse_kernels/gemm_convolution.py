@@ -1,42 +1,39 @@
 """Convolution on the `gemm` path: a tap is a shift of rows, so that nothing is unfolded.
 
-A few images at a time are copied to panels: for each block of channels (and, under a stride, each
-phase of the input, x[phase :: stride]) a matrix whose rows are the pixels in the order (h, w, n).
-Rows of an image are `pitch` pixels apart, which leaves enough zeros beside it that no tap reaches
-another row; above and below the image a panel ends. In which order the images lie in memory
-matters little, as they are copied anyway.
+A few images at a time are copied to panels (panels.py), under a stride the input to some for each
+of its phases, x[phase :: stride]. A tap brings every row of the output together with the row of the
+input that is a fixed number of rows away. Above and below the images the panels end; beside them it
+would meet pixels of the next row, so the columns that it carries over an edge are zero in its turn.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from sparse_kernels.activation import in_order, order_of
 from sparse_kernels.gemm import (
-    ROWS,
-    Step,
-    add_outer_products,
-    add_products,
     blocks,
+    inside,
     linear,
     linear_input_grad,
     linear_weight_grad,
     precise,
+    rows_at_a_time,
     total,
     zero_values,
 )
 from sparse_kernels.layout import PassIndex
+from sparse_kernels.panels import Panels
 from sparse_kernels.threads import shared
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
-# Phase along h, phase along w, block of channels; an output has the phase (0, 0) alone.
-Key = tuple[int, int, int]
-# The pixels [h, w, n, channels of the block] of some images.
-Views = dict[Key, Tensor]
+# The input's panels, by phase along h and phase along w.
+Phases = dict[tuple[int, int], Panels]
 
 
 def conv2d(
@@ -58,13 +55,16 @@ def conv2d(
     if _is_pointwise(sizes, geometry):
         found = linear(_pixels(_strided(x, geometry), y), values, bias, index, sizes)
         return _images(found, y)
-    grid = _Grid(x, y, sizes, *geometry)
-    steps = list(grid.steps(index))
-    weights = values.to(precise(x.dtype)).unbind(0)
+    grid = _Grid(x, y, index, sizes, geometry)
+    weights = inside(values.to(precise(x.dtype)), index, sizes)
 
     def products(x: Tensor, y: Tensor) -> None:
-        for images, results in grid.chunks(x, y):
-            grid.convolve(grid.input(images), grid.output(results), steps, weights, bias)
+        for inputs, output in grid.panels(x, y):
+            _read(inputs)
+            output.fill(bias)
+            for rows, pixels, slot in grid.products(inputs, output):
+                rows.addmm_(pixels, weights[slot])
+            output.write()
 
     shared(products, x, y, rows=grid.pixels * len(x))
     return y
@@ -80,16 +80,18 @@ def conv2d_input_grad(
             return _images(found, dx)
         _strided(dx.zero_(), geometry).copy_(_images(found, dx))
         return dx
-    grid = _Grid(dx, grad, sizes, *geometry)
-    # Sorted by what is written, which then stays in the caches.
-    steps = sorted(
-        (read, written, -shift, slot) for written, read, shift, slot in grid.steps(index)
-    )
-    weights = values.to(precise(grad.dtype)).mT.unbind(0)
+    grid = _Grid(dx, grad, index, sizes, geometry, reads_output=True)
+    weights = [block.T for block in inside(values.to(precise(grad.dtype)), index, sizes)]
 
     def products(dx: Tensor, grad: Tensor) -> None:
-        for results, images in grid.chunks(dx, grad):
-            grid.convolve(grid.output(images), grid.input(results), steps, weights, None)
+        for inputs, output in grid.panels(dx, grad):
+            output.read()
+            for phase in inputs.values():
+                phase.fill()
+            for rows, pixels, slot in grid.products(inputs, output):
+                pixels.addmm_(rows, weights[slot])
+            for phase in inputs.values():
+                phase.write()
 
     shared(products, dx, grad, rows=grid.pixels * len(grad))
     return dx
@@ -102,16 +104,16 @@ def conv2d_weight_grad(
     if _is_pointwise(sizes, geometry):
         pixels = _pixels(_strided(x, geometry), grad)
         return linear_weight_grad(pixels, _pixels(grad, grad), index, sizes)
-    grid = _Grid(x, grad, sizes, *geometry)
-    steps = list(grid.steps(index))
-    read, written = {source for _, source, _, _ in steps}, {grad for grad, _, _, _ in steps}
+    grid = _Grid(x, grad, index, sizes, geometry)
 
     def products(x: Tensor, grad: Tensor) -> Tensor:
         dvalues = zero_values(x, index, sizes)
-        for images, gradients in grid.chunks(x, grad):
-            sources = grid.read(grid.input(images), read)
-            dy = grid.read(grid.output(gradients), written)
-            add_outer_products(dvalues, dy, sources, _in_rows(steps, len(images)))
+        results = inside(dvalues, index, sizes)
+        for inputs, output in grid.panels(x, grad):
+            _read(inputs)
+            output.read()
+            for rows, pixels, slot in grid.products(inputs, output):
+                results[slot].addmm_(pixels.T, rows)
         return dvalues
 
     return total(shared(products, x, grad, rows=grid.pixels * len(x))).to(x.dtype)
@@ -139,92 +141,80 @@ def _images(pixels: Tensor, like: Tensor) -> Tensor:
 
 
 class _Grid:
-    """How the pixels of a convolution's input and output lie in panels."""
+    """Which pixels of a convolution's input and output meet in which block."""
 
     def __init__(
-        self, x: Tensor, y: Tensor, sizes: Ints, stride: Ints, padding: Ints, dilation: Ints
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Index,
+        sizes: Ints,
+        geometry: Sequence[Ints],
+        reads_output: bool = False,
     ) -> None:
-        self.stride, (self.bo, self.bc) = stride, sizes[4:]
-        # The phases that have a pixel.
-        self.phases = [min(stride[i], x.shape[2 + i]) for i in (0, 1)]
+        (self.stride, padding, dilation), (self.bo, self.bc) = geometry, sizes[4:]
+        self.reads_output = reads_output
+        # Those that have a pixel.
+        phases = (range(min(self.stride[i], x.shape[2 + i])) for i in (0, 1))
+        self.phases = list(itertools.product(*phases))
         # Output pixel p reads pixel p + offset of x[phase :: stride]: (offset, phase) of each tap.
         self.rows, self.columns = (
-            [divmod(tap * dilation[i] - padding[i], stride[i]) for tap in range(sizes[2 + i])]
+            [divmod(tap * dilation[i] - padding[i], self.stride[i]) for tap in range(sizes[2 + i])]
             for i in (0, 1)
         )
-        offsets = [offset for offset, _ in self.columns]
-        width = -(-x.shape[3] // stride[1])
-        self.pitch = max(width - min(0, *offsets), y.shape[3] + max(0, *offsets))
+        self.pitch = max(-(-x.shape[3] // self.stride[1]), y.shape[3])
         self.pixels = y.shape[2] * self.pitch
-
-    def chunks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a few images of input and output at a time."""
-        images = max(1, ROWS // self.pixels)
-        return zip(x.split(images), y.split(images))
-
-    def input(self, x: Tensor) -> Views:
-        """Return the pixels of x by phase and block of channels."""
-        pixels, (step_h, step_w) = x.permute(2, 3, 0, 1), self.stride
-        return {
-            (a, b, block): view
-            for a in range(self.phases[0])
-            for b in range(self.phases[1])
-            for block, view in enumerate(pixels[a::step_h, b::step_w].split(self.bc, 3))
-        }
-
-    def output(self, y: Tensor) -> Views:
-        """Return the pixels of y by block of channels."""
-        views = y.permute(2, 3, 0, 1).split(self.bo, 3)
-        return {(0, 0, block): view for block, view in enumerate(views)}
-
-    def steps(self, index: Index) -> Iterator[tuple[Key, Key, int, int]]:
-        """Yield (panel of the output, panel of the input, shift in pixels, slot) by block."""
+        # (out block, in block, tap_h, slot) by tap_w, ordered by what is read: it stays in a cache.
+        self.steps: dict[int, list[tuple[int, int, int, int]]] = {}
         for out_block, in_block, tap_h, tap_w, slot in blocks(PassIndex.forward(index)):
-            (down, a), (right, b) = self.rows[tap_h], self.columns[tap_w]
-            if a < self.phases[0] and b < self.phases[1]:
-                yield (0, 0, out_block), (a, b, in_block), down * self.pitch + right, slot
+            if (self.rows[tap_h][1], self.columns[tap_w][1]) in self.phases:
+                self.steps.setdefault(tap_w, []).append((out_block, in_block, tap_h, slot))
+        for steps in self.steps.values():
+            steps.sort(key=lambda step: (step[0 if reads_output else 1], step[2]))
 
-    def read(self, views: Views, keys: set[Key]) -> dict[Key, Tensor]:
-        """Return panels [h * pitch * n, channels] of the views that are asked for."""
-        return {key: self._panel(views[key]).flatten(0, 2) for key in keys}
+    def panels(self, x: Tensor, y: Tensor) -> Iterator[tuple[Phases, Panels]]:
+        """Yield panels of input and output for a few images at a time."""
+        step_h, step_w = self.stride
+        images = max(1, rows_at_a_time((self.bo, self.bc)) // self.pixels)
+        for some, results in zip(x.split(images), y.split(images)):
+            inputs = {
+                (a, b): self._panels(some[..., a::step_h, b::step_w], self.bc)
+                for a, b in self.phases
+            }
+            yield inputs, self._panels(results, self.bo)
 
-    def convolve(
-        self,
-        images: Views,
-        results: Views,
-        steps: Sequence[Step],
-        weights: Sequence[Tensor],
-        bias: Tensor | None,
-    ) -> None:
-        """Write results: the sum of the steps, and the bias of output channels."""
-        sources = self.read(images, {read for _, read, _, _ in steps})
-        panels = {key: self._empty(view).zero_() for key, view in results.items()}
-        matrices = {key: panel.flatten(0, 2) for key, panel in panels.items()}
-        number = next(iter(results.values())).shape[2]
-        add_products(matrices, sources, _in_rows(steps, number), weights)
-        for key, view in results.items():
-            found = panels[key][:, : view.shape[1]]
-            if bias is None:
-                view.copy_(found)
-            else:
-                torch.add(found, bias[key[2] * self.bo :][: view.shape[3]], out=view)
+    def products(self, inputs: Phases, output: Panels) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield (rows of the output, rows of the input that they meet, slot) of every block.
 
-    def _panel(self, view: Tensor) -> Tensor:
-        width = view.shape[1]
-        if view.stride(3) != 1:
-            # In two steps, each with one of its sides in sequence: half of the time.
-            view = view.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
-        panel = self._empty(view)
-        panel[:, :width] = view
-        panel[:, width:] = 0
-        return panel
+        Where a row meets none, what is read is zero, until the next triple is asked for.
+        """
+        for tap_w, steps in self.steps.items():
+            right, b = self.columns[tap_w]
+            read = [inputs[phase] for phase in self.phases if phase[1] == b]
+            with contextlib.ExitStack() as stack:
+                for panels in [output] if self.reads_output else read:
+                    stack.enter_context(panels.hidden(-right if self.reads_output else right))
+                meeting = {}
+                for tap_h in {step[2] for step in steps}:
+                    down, a = self.rows[tap_h]
+                    shift = down * self.pitch + right
+                    meeting[tap_h] = _overlap(output, inputs[a, b], shift)
+                for out_block, in_block, tap_h, slot in steps:
+                    rows, pixels = meeting[tap_h]
+                    yield rows[out_block], pixels[in_block], slot
 
-    def _empty(self, view: Tensor) -> Tensor:
-        height, _, images, channels = view.shape
-        shape = (height, self.pitch, images, channels)
-        return view.new_empty(shape, dtype=precise(view.dtype))
+    def _panels(self, images: Tensor, block: int) -> Panels:
+        return Panels(images.permute(2, 3, 0, 1), block, self.pitch, precise(images.dtype))
 
 
-def _in_rows(steps: Sequence[Step], images: int) -> list[Step]:
-    """Return steps whose shifts count rows of panels of so many images, not pixels."""
-    return [(written, read, shift * images, slot) for written, read, shift, slot in steps]
+def _overlap(output: Panels, read: Panels, shift: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the pixels m of the output for which the input has a pixel m + shift, and those."""
+    shift *= output.images
+    first = max(0, -shift)
+    last = max(first, min(output.length, read.length - shift))
+    return output.rows(first, last), read.rows(first + shift, last + shift)
+
+
+def _read(inputs: Phases) -> None:
+    for phase in inputs.values():
+        phase.read()

@@ -10,14 +10,14 @@ import functools
 
 import torch
 
-from sparse_kernels.gemm import ROWS
+from sparse_kernels.gemm import rows_at_a_time
 
 # Products of narrower blocks run far from the peak: those of 8 took three times the masked time.
 LEAST_BLOCK = 16
 # Above this ratio nothing is gained that another machine could not lose.
 LARGEST_RATIO = 0.8
 # Multiplications that a core does in the time of one call.
-CALL = 1.2e5
+CALL = 5e4
 # The masked path is so much faster in bf16, where the processor has instructions for it.
 MASKED_SPEED = {torch.bfloat16: 2.0}
 
@@ -49,6 +49,6 @@ def gemm_ratio(sizes: tuple[int, ...], density: float, positions: float) -> floa
         positions: of one thread.
     """
     out_channels, in_channels, _, _, bo, bc = sizes
-    rows = max(1.0, min(positions, ROWS))
-    slope = 1.2 + 24 / min(bo, bc) + 2 * CALL / (rows * bo * bc)
-    return density * slope + 0.1 + 4 / min(out_channels, in_channels)
+    rows = max(1.0, min(positions, rows_at_a_time((bo, bc))))
+    slope = 1.1 + 16 / min(bo, bc) + 2 * CALL / (rows * bo * bc)
+    return density * slope + 0.05 + 12 / min(out_channels, in_channels)

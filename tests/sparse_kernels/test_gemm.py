@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from sparse_kernels import BlockLayout, block_conv2d, block_linear, gemm, gemm_convolution, threads
+from sparse_kernels import BlockLayout, block_conv2d, block_linear, gemm, threads
 from sparse_kernels.activation import ORDERS, in_order
 from sparse_kernels.backend import VARIABLE, BackendError, check_backend, choose_backend
 from sparse_kernels.convolution import conv2d
@@ -67,7 +67,7 @@ def masked(monkeypatch, *arguments, **geometry):
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("order", ORDERS)
 def test_any_number_of_images_at_a_time_in_any_order(monkeypatch, order, geometry, rows):
-    monkeypatch.setattr(gemm_convolution, "ROWS", rows)
+    monkeypatch.setattr(gemm, "ROWS", rows)
     values, layout = make()
     x = in_order(torch.randn(5, 48, 9, 8, dtype=torch.float64), order)
     found = step(block_conv2d, x, values, layout, **geometry)
