@@ -7,7 +7,7 @@ SETUP := setup.py pyproject.toml
 # A process a core; tests of one file stay together, for what they train is shared within it.
 PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: train test test-slow test-oldest lint bench bench-gpu clean
+.PHONY: train test test-slow test-oldest lint bench bench-cpu bench-gpu clean
 
 train: $(VENV)/.train
 	$(VENV)/bin/python -m sparse_engine.train $(ARGS)
@@ -30,8 +30,16 @@ lint: $(VENV)/.lint
 bench: $(VENV)/.test
 	$(VENV)/bin/python -m pytest bench --benchmark-enable $(ARGS)
 
+# About half an hour on one thread; then the README's first table and the figures are made anew.
+bench-cpu: $(VENV)/.test
+	$(VENV)/bin/pip install --quiet --editable ".[plots]"
+	$(VENV)/bin/python -m bench.training --networks wrn16-8 wrn28-10 --blocks 64x64 32x32 \
+		--sparsities 0.8 0.9 --contenders auto mask-multiply $(ARGS)
+	$(VENV)/bin/python -m bench.ensemble --networks wrn16-8 --blocks 64x64 --sparsities 0.8 0.9
+	$(VENV)/bin/python -m bench.report
+
 bench-gpu: $(VENV)/.train
-	$(VENV)/bin/python -m bench.kernels --budget 540 $(ARGS)
+	$(VENV)/bin/python -m bench.gpu --budget 540 $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,164 +1,199 @@
-"""Time the kernels against the dense library, pass by pass, and append the rows to one CSV.
+"""Time single layers against the dense library and peers, pass by pass, into the reports' CSV.
 
-    python -m bench.kernels                         on a GPU: WRN-28-10's layers and a linear one
+    python -m bench.kernels                         WRN-28-10's layers and a linear one
     python -m bench.kernels --budget 120            the most important rows first, stop in time
     python -m bench.kernels --tune                  with tiles tuned for each case, and which
     SPARSE_ENGINE_BACKEND=triton TRITON_INTERPRET=1 python -m bench.kernels --tiny   dry check
 
-The baseline is the best dense one: bf16, channels_last, cudnn.benchmark, and for linear layers also
-torch.sparse's BSR. A case whose result is wrong gives no row. Efficiency is per active FLOP:
-dense time x density / time; 100 % is the dense library's own rate.
+The baseline is the best dense one: channels_last, cudnn.benchmark, bf16 on a GPU and fp32 on a CPU.
+A case whose result is wrong gives no row. Efficiency is per active FLOP: dense time x density /
+time; 100 % is the dense library's own rate.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
-import statistics
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
-from bench.problems import (
-    Layer,
-    Problem,
-    bsr_forward,
-    dense_passes,
-    make_problem,
-    sparse_passes,
-)
+from bench import records as files
+from bench.jobs import Budget, Job, run_jobs, say_no_row
+from bench.peers import peers
+from bench.problems import Layer, Problem, dense_passes, make_problem, sparse_passes
+from bench.records import Records, Row
+from bench.roofline import is_h200, nearest_bound, traffic
+from bench.timing import clock_of, in_turn, milliseconds, quantile, ratios
+from sparse_engine.errors import InputError
 from sparse_kernels.activation import in_order
-from sparse_kernels.backend import VARIABLE, backend_of
+from sparse_kernels.backend import VARIABLE
 from sparse_kernels.reference import gather_blocks
 from sparse_kernels.tuner import tune_conv2d
 
 PASSES = ("forward", "input gradient", "weight gradient")
 # Two roundings to bf16 differ by about 4e-3; a wrong index gives an error near 1.
 LARGEST_ERROR = 2e-2
-COLUMNS = (
-    "device", "driver", "torch", "triton", "commit", "layer", "batch", "block", "density", "order",
-    "provider", "pass", "p20_ms", "p50_ms", "p80_ms", "tflops", "speedup", "efficiency", "error",
-)  # fmt: skip
-
-
 LAYERS = (
-    Layer("conv 3x3 320 at 16x16", (320, 320, 3, 3), (16, 16), 128),
-    Layer("conv 3x3 640 at 8x8", (640, 640, 3, 3), (8, 8), 128),
+    Layer("conv 3x3 320 at 16x16", (320, 320, 3, 3), (16, 16), 128, 8),
+    Layer("conv 3x3 640 at 8x8", (640, 640, 3, 3), (8, 8), 128, 8),
     Layer("linear 4096x4096", (4096, 4096), (), 8192),
-    Layer("conv 3x3 160 at 32x32", (160, 160, 3, 3), (32, 32), 128),
+    Layer("conv 3x3 160 at 32x32", (160, 160, 3, 3), (32, 32), 128, 8),
 )
 TINY = (
     Layer("conv 3x3 32 at 2x2", (32, 32, 3, 3), (2, 2), 128),
     Layer("linear 32x64", (32, 64), (), 128),
 )
-BLOCKS = ((64, 64), (32, 32), (128, 128), (128, 64))
-DENSITIES = (0.2, 0.1, 0.5, 0.05)
-ORDERS = ("rows", "channels_last")
+BLOCKS = ((64, 64), (32, 32), (128, 128), (128, 64), (16, 16))
+DENSITIES = (0.2, 0.1, 0.5, 0.05, 1.0)
+SECONDS = 12.0  # that a problem takes on a GPU, the kernels' compilation included
+ROUNDS = 5  # on a CPU
 
 
-def tune(problem: Problem, device: str) -> None:
+class Kernels:
+    """What the problems of one run share: where rows go, and how they are timed."""
+
+    def __init__(self, records: Records, device: str, tuned: bool = False) -> None:
+        self.records, self.device, self.tuned = records, device, tuned
+
+    def job(self, layer: Layer, block: tuple[int, int], density: float) -> Job:
+        """Return the job of one problem."""
+        name = f"{layer.name}, blocks {block[0]}x{block[1]}, density {density}"
+        return Job(
+            name, SECONDS, lambda: self.run(make_problem(layer, block, density, self.device))
+        )
+
+    def run(self, problem: Problem) -> None:
+        """Check and time all contenders of a problem; append their rows."""
+        if self.tuned:
+            tune(problem)
+        dense = dense_passes(problem)
+        right = {name: run() for name, run in dense.items()}
+        layout = problem.layout
+        right["weight gradient"] = gather_blocks(
+            right["weight gradient"].reshape(layout.shape), layout.tensors(), layout.sizes()
+        )
+        errors = {("dense", name): 0.0 for name in PASSES}
+        contenders = {"dense": dense}
+        for name, passes in self._ours(problem).items():
+            contenders[name] = self._right_ones(problem, name, passes, right, errors)
+        for make in peers(problem):
+            try:
+                name, forward, expected = make()
+                found = self._right_ones(
+                    problem, name, {"forward": forward}, {"forward": expected}, errors
+                )
+                contenders[name] = found
+            except Exception as error:
+                say_no_row(f"{problem.layer.name}: a peer", error)
+        times = self._times(contenders)
+        for (name, passes), seconds in times.items():
+            row = self._row(problem, name, passes, seconds, times["dense", passes])
+            print_row(self.records.add(error=f"{errors[name, passes]:.1e}", **row))
+
+    def _ours(self, problem: Problem) -> Iterator[tuple[str, Mapping[str, Callable]]]:
+        backends = ("triton", "masked") if self.device == "cuda" else ("gemm", "masked")
+        if wanted := os.environ.get(VARIABLE):
+            backends = (wanted,)
+        orders = ("rows", "channels_last") if problem.layer.image else ("rows",)
+        found = {}
+        for backend, order in itertools.product(backends, orders):
+            # The other paths gain nothing from rows, which the images here are not in.
+            if backend == "triton" or order == orders[-1]:
+                tuned = " tuned" if self.tuned else ""
+                found[f"{backend} {order}{tuned}"] = sparse_passes(problem, order, backend)
+        return found
+
+    def _right_ones(
+        self,
+        problem: Problem,
+        name: str,
+        passes: Mapping[str, Callable[[], Tensor]],
+        right: Mapping[str, Tensor],
+        errors: dict[tuple[str, str], float],
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Return the passes whose results are right; note the errors."""
+        kept = {}
+        for which, run in passes.items():
+            try:
+                found, expected = run().float(), right[which].float()
+                error = float((found - expected).norm() / expected.norm())
+                if not error < LARGEST_ERROR:
+                    raise ArithmeticError(f"it is wrong by {error:.1e}")
+                errors[name, which], kept[which] = error, run
+            except Exception as failure:
+                say_no_row(f"{problem.layer.name} {name} {which}", failure)
+        return kept
+
+    def _times(self, contenders) -> dict[tuple[str, str], list[float]]:
+        """Return the seconds of each pass: in turn on a CPU, with cold caches on a GPU."""
+        if self.device == "cpu":
+            clock = clock_of("cpu", torch.get_num_threads())
+            times = in_turn(contenders, ROUNDS, clock)
+            return {(n, p): times[n][p] for n, passes in contenders.items() for p in passes}
+        bench = triton.testing.do_bench
+        return {
+            (name, which): [1e-3 * t for t in bench(run, warmup=20, rep=80, return_mode="all")]
+            for name, passes in contenders.items()
+            for which, run in passes.items()
+        }
+
+    def _row(
+        self, problem: Problem, name: str, passes: str, seconds: list[float], dense: list[float]
+    ) -> dict[str, Any]:
+        layout, found = problem.layout, milliseconds(seconds)
+        density = {"dense": 1.0, "torch 2:4": 0.5}.get(name, layout.density)
+        flops = 2 * problem.positions * problem.dense.numel()
+        rate = flops / (1e-3 * found["p50_ms"]) / 1e12
+        ours = name.split()[0] in ("triton", "gemm")
+        channels = sum(problem.layer.weight[:2])
+        work = traffic(passes, problem.positions, channels, layout.active, layout.block)
+        bound = nearest_bound(*work) if ours and is_h200() else None
+        return {
+            "report": "kernels",
+            "dtype": "bf16" if self.device == "cuda" else "fp32",
+            "subject": problem.layer.name,
+            "batch": len(problem.x),
+            "contender": name,
+            "label": "dense" if name.split()[0] in ("dense", "masked") else "sparse",
+            "density": density,
+            "sparsity": None if name == "dense" else 1 - density,
+            "block": None if name == "dense" else "x".join(map(str, layout.block)),
+            "phase": passes,
+            **found,
+            **(ratios(seconds, dense) if self.device == "cpu" else {}),
+            "dense_ms": 1e3 * quantile(dense, 0.5),
+            "against": "dense",
+            "flops_ratio": density,
+            "tflops": rate * density,
+            "dense_tflops": rate,
+            "roofline": None if bound is None else 1e3 * bound / found["p50_ms"],
+        }
+
+
+def tune(problem: Problem) -> None:
     """Use the fastest tiles for a problem from now on, and print them."""
     images = bool(problem.layer.image)
     pad = [problem.layer.weight[2] // 2] * 2 if images else [0, 0]
-    for order in ORDERS if images else ("rows",):
+    for order in ("rows", "channels_last") if images else ("rows",):
         x = in_order(problem.x if images else problem.x[:, :, None, None], order)
         found = tune_conv2d(x, problem.values, problem.layout, [1, 1], pad, [1, 1])
         for key, tile in found.items():
             print(f"tuned {key}: {tile}", flush=True)
 
 
-def milliseconds(function: Callable[[], Any], device: str) -> tuple[float, float, float]:
-    """Return p20, p50 and p80 of a function's time."""
-    if device == "cuda":
-        quantiles = [0.2, 0.5, 0.8]
-        return tuple(triton.testing.do_bench(function, warmup=20, rep=80, quantiles=quantiles))
-    function()
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        function()
-        times.append(1e3 * (time.perf_counter() - began))
-    return min(times), statistics.median(times), max(times)
-
-
-def measure(problem: Problem, device: str, tuned: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one problem: dense, ours in each order, BSR."""
-    layout, dense = problem.layout, dense_passes(problem)
-    flops = 2 * problem.positions * problem.dense.numel()
-    right = {name: run() for name, run in dense.items()}
-    right["weight gradient"] = gather_blocks(
-        right["weight gradient"].reshape(layout.shape), layout.tensors(), layout.sizes()
-    )
-    baseline = {name: milliseconds(run, device) for name, run in dense.items()}
-    backend = backend_of(problem.x, layout.tensors(), layout.sizes(), problem.positions)
-    backend += " tuned" if tuned else ""
-    providers = [("dense", "channels_last", dense)]
-    orders = ORDERS if problem.layer.image else ("rows",)
-    providers += [(backend, order, sparse_passes(problem, order)) for order in orders]
-    if bsr := bsr_forward(problem):
-        providers.append(("torch BSR", "rows", {"forward": bsr}))
-    for provider, order, passes in providers:
-        for name, run in passes.items():
-            share = 1.0 if provider == "dense" else layout.density
-            error = 0.0
-            if provider != "dense":
-                found = run().float()
-                error = float((found - right[name].float()).norm() / right[name].float().norm())
-            if not error < LARGEST_ERROR:
-                print(f"no row: {problem.layer.name} {provider} {name} is wrong by {error:.1e}")
-                continue
-            times = baseline[name] if provider == "dense" else milliseconds(run, device)
-            yield {
-                "layer": problem.layer.name,
-                "batch": problem.layer.batch,
-                "block": "x".join(map(str, layout.block)),
-                "density": f"{layout.density:.4f}",
-                "order": order,
-                "provider": provider,
-                "pass": name,
-                **{f"p{q}_ms": f"{t:.5f}" for q, t in zip((20, 50, 80), times)},
-                "tflops": f"{flops * share / times[1] / 1e9:.2f}",
-                "speedup": f"{baseline[name][1] / times[1]:.3f}",
-                "efficiency": f"{baseline[name][1] * share / times[1]:.3f}",
-                "error": f"{error:.1e}",
-            }
-
-
-def environment(device: str) -> dict[str, str]:
-    """Return what a figure must be quoted with."""
-    root = Path(__file__).parent
-    commit = _output("git", "-C", str(root), "describe", "--always", "--dirty")
-    gpu = device == "cuda"
-    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return {
-        "device": torch.cuda.get_device_name() if gpu else "cpu",
-        "driver": _output(*query) if gpu else "-",
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "commit": commit,
-    }
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "-"
-    except OSError:
-        return "-"
-
-
-def print_row(row: dict[str, Any]) -> None:
+def print_row(row: Row) -> None:
     """Print the part of a row that a person looks at."""
+    faster = float(row["dense_ms"]) / float(row["p50_ms"])
     print(
-        f"{row['layer']:24} {row['block']:>8} density {row['density']} {row['provider']:>9} "
-        f"{row['order']:13} {row['pass']:15} {row['p50_ms']:>9} ms  x{row['speedup']}  "
-        f"efficiency {float(row['efficiency']):.0%}",
+        f"{row['subject']:22} {row['block'] or '-':>8} density {float(row['density']):.3f} "
+        f"{row['contender']:22} {row['phase']:15} {float(row['p50_ms']):9.4f} ms  x{faster:.2f}  "
+        f"efficiency {faster * float(row['density']):.0%}",
         flush=True,
     )
 
@@ -166,38 +201,25 @@ def print_row(row: dict[str, Any]) -> None:
 def main() -> None:
     """Measure until done or out of time."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("bench/reports"), help="folder")
+    parser.add_argument("--out", type=Path, default=files.REPORTS, help="folder of the CSV")
     parser.add_argument("--budget", type=float, default=540, help="seconds")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to check the harness")
     parser.add_argument("--tune", action="store_true", help="tune each case before it is timed")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not options.tiny:
-        raise SystemExit("bench.kernels needs a CUDA GPU; --tiny checks the harness without one")
-    torch.backends.cudnn.benchmark = True
-    if device == "cuda":
-        os.environ.setdefault(VARIABLE, "triton")  # above break-even too, to see where it lies
+    try:
+        device, records = files.opened(options.out, "kernels", options.threads)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
     layers = TINY if options.tiny else LAYERS
     blocks, densities = (((32, 32),), (0.5,)) if options.tiny else (BLOCKS, DENSITIES)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path, facts, began = options.out / "kernels.csv", environment(device), time.perf_counter()
-    print(facts)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if file.tell() == 0:
-            writer.writeheader()
-        for density, block, layer in itertools.product(densities, blocks, layers):
-            if time.perf_counter() - began > options.budget:
-                print("out of time; the rows left out are the less important ones")
-                break
-            problem = make_problem(layer, block, density, device)
-            if options.tune:
-                tune(problem, device)
-            for row in measure(problem, device, options.tune):
-                writer.writerow({**facts, **row})
-                print_row(row)
-            file.flush()
-    print(f"rows appended to {path}")
+    kernels = Kernels(records, device, options.tune)
+    jobs = [
+        kernels.job(layer, block, density)
+        for density, block, layer in itertools.product(densities, blocks, layers)
+    ]
+    run_jobs(jobs, Budget(options.budget))
+    print(f"rows appended to {records.path}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What the kernel benchmark times: layers with random blocks, and each provider's three passes."""
+"""What the kernel benchmark times: layers with random blocks, and their three passes."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.backends import running_on
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.activation import in_order
 from sparse_kernels.layout import block_grid
@@ -23,6 +25,7 @@ class Layer:
     weight: tuple[int, ...]
     image: tuple[int, ...]
     batch: int
+    cpu_batch: int = 128
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ def make_problem(layer: Layer, block: tuple[int, int], density: float, device: s
     layout = BlockLayout.from_mask(mask, layer.weight, block).to(device)
     weight = torch.randn(layout.shape, device=device, dtype=dtype)
     values = gather_blocks(weight, layout.tensors(), layout.sizes())
-    x = torch.randn(layer.batch, layer.weight[1], *layer.image, device=device, dtype=dtype)
-    grad = torch.randn(layer.batch, layer.weight[0], *layer.image, device=device, dtype=dtype)
+    batch = layer.batch if device == "cuda" else layer.cpu_batch
+    x = torch.randn(batch, layer.weight[1], *layer.image, device=device, dtype=dtype)
+    grad = torch.randn(batch, layer.weight[0], *layer.image, device=device, dtype=dtype)
     dense = scatter_blocks(values, layout.tensors(), layout.sizes()).view(layer.weight)
     return Problem(layer, layout, x, values, grad, dense)
 
@@ -82,8 +86,20 @@ def dense_passes(problem: Problem) -> dict[str, Callable[[], Tensor]]:
     }
 
 
-def sparse_passes(problem: Problem, order: str) -> dict[str, Callable[[], Tensor]]:
-    """Return our three passes, with activations in an order."""
+def sparse_passes(
+    problem: Problem, order: str, backend: str = "auto"
+) -> dict[str, Callable[[], Tensor]]:
+    """Return our three passes on a backend, with activations in an order."""
+    passes = _passes(problem, order)
+    return {name: functools.partial(_run_on, backend, run) for name, run in passes.items()}
+
+
+def _run_on(backend: str, run: Callable[[], Tensor]) -> Tensor:
+    with running_on(backend):
+        return run()
+
+
+def _passes(problem: Problem, order: str) -> dict[str, Callable[[], Tensor]]:
     from sparse_kernels import convolution, matmul
 
     index, sizes = problem.layout.tensors(), problem.layout.sizes()
@@ -106,12 +122,3 @@ def sparse_passes(problem: Problem, order: str) -> dict[str, Callable[[], Tensor
             x, grad, index, sizes, one, pad, one
         ),
     }
-
-
-def bsr_forward(problem: Problem) -> Callable[[], Tensor] | None:
-    """Return torch.sparse's BSR product of a linear layer, None where it cannot run."""
-    bo, bc = problem.layout.block
-    if problem.layer.image or bo != bc or problem.x.device.type != "cuda":
-        return None
-    weight = problem.dense.to_sparse_bsr((bo, bc))
-    return lambda: F.linear(problem.x, weight)

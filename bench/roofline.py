@@ -35,8 +35,7 @@ class Bound(NamedTuple):
     @property
     def microseconds(self) -> tuple[float, float, float]:
         """Times that the tensor cores, device memory and L2 allow."""
-        times = (self.flops / TENSOR_RATE, self.memory / MEMORY_RATE, self.l2 / L2_RATE)
-        return tuple(1e6 * t for t in times)
+        return tuple(1e6 * t for t in least_times(self.flops, self.memory, self.l2))
 
     @property
     def efficiency(self) -> float:
@@ -44,23 +43,55 @@ class Bound(NamedTuple):
         return self.microseconds[0] / max(self.microseconds)
 
 
+def least_times(flops: float, memory: float, l2: float) -> tuple[float, float, float]:
+    """Return the seconds that the tensor cores, device memory and L2 need at least."""
+    return flops / TENSOR_RATE, memory / MEMORY_RATE, l2 / L2_RATE
+
+
+def nearest_bound(flops: float, memory: float, l2: float) -> float:
+    """Return the largest of them; the share of the roofline is this over the time measured."""
+    return max(least_times(flops, memory, l2))
+
+
+def is_h200() -> bool:
+    """Return whether the rates above are those of the GPU in use."""
+    import torch
+
+    return torch.cuda.is_available() and "H200" in torch.cuda.get_device_name()
+
+
 def bounds() -> Iterator[Bound]:
     """Yield the passes of WRN-28-10's 3x3 layers in bf16; forward and input gradient are alike."""
     for channels, size in LAYERS:
-        positions = BATCH * size * size
         for block in BLOCKS:
             for density in DENSITIES:
                 blocks = density * TAPS * (-(-channels // block)) ** 2
-                stored = blocks * block * block * ELEMENT
-                flops = 2 * positions * blocks * block * block
-                images = 2 * positions * channels * ELEMENT
-                rows = positions * blocks * block * ELEMENT
-                weights = positions / BM * stored
+                positions = BATCH * size * size
                 facts = (channels, size, block, density)
-                yield Bound(
-                    *facts, "forward, input gradient", flops, images + stored, rows + weights
-                )
-                yield Bound(*facts, "weight gradient", flops, images + 2 * stored, 2 * rows)
+                for passes in ("forward, input gradient", "weight gradient"):
+                    work = traffic(passes, positions, 2 * channels, blocks, (block, block))
+                    yield Bound(*facts, passes, *work)
+
+
+def traffic(
+    passes: str, positions: int, channels: int, blocks: float, block: tuple[int, int]
+) -> tuple[float, float, float]:
+    """Return FLOPs, bytes of device memory and bytes through L2 of a pass in bf16.
+
+    Args:
+        passes: its name; all but "weight gradient" are like the forward.
+        positions: vectors of output channels.
+        channels: input and output channels together.
+        blocks, block: how many are active, and (BO, BC).
+    """
+    bo, bc = block
+    stored = blocks * bo * bc * ELEMENT
+    flops = 2 * positions * blocks * bo * bc
+    images = positions * channels * ELEMENT
+    rows = positions * blocks * bc * ELEMENT
+    if passes == "weight gradient":
+        return flops, images + 2 * stored, rows + positions * blocks * bo * ELEMENT
+    return flops, images + stored, rows + positions / BM * stored
 
 
 def table() -> str:

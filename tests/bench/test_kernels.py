@@ -1,13 +1,12 @@
-"""The kernel benchmark's harness at tiny sizes: its rows, and its refusal of wrong results."""
+"""The report on layers at tiny sizes: its rows, and its refusal of wrong results."""
 
 import csv
 import sys
 
 import pytest
+import torch
 
-from bench import kernels
-
-pytestmark = pytest.mark.usefixtures("triton_backend")
+from bench import kernels, peers, problems, smoke
 
 
 def run(monkeypatch, folder, *flags: str) -> list[dict[str, str]]:
@@ -15,46 +14,91 @@ def run(monkeypatch, folder, *flags: str) -> list[dict[str, str]]:
     monkeypatch.setattr(sys, "argv", ["kernels", "--tiny", "--out", str(folder), *flags])
     monkeypatch.setattr(kernels, "TINY", (kernels.TINY[-1],))
     kernels.main()
-    with (folder / "kernels.csv").open(newline="") as file:
+    with (folder / "cpu-kernels.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_rows_have_what_a_figure_is_quoted_with(monkeypatch, tmp_path, capsys):
+@pytest.mark.usefixtures("triton_backend")
+def test_rows_have_what_a_figure_is_quoted_with(monkeypatch, tmp_path):
     rows = run(monkeypatch, tmp_path)
-    assert {row["provider"] for row in rows} == {"dense", "triton"}
-    assert {row["pass"] for row in rows} == set(kernels.PASSES)
+    assert {row["contender"] for row in rows} == {"dense", "triton rows"}
+    assert {row["phase"] for row in rows} == set(kernels.PASSES)
     for row in rows:
         assert None not in row.values()
         assert float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
         assert float(row["error"]) < kernels.LARGEST_ERROR
         assert row["torch"]
         assert row["commit"]
-    assert len(run(monkeypatch, tmp_path)) == 2 * len(rows)  # appended, one heading
 
 
+@pytest.mark.usefixtures("triton_backend")
 def test_tuned_rows_say_so(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(kernels, "tune_conv2d", lambda *a: asked.append(a[0].shape) or {})
     rows = run(monkeypatch, tmp_path, "--tune")
-    assert {row["provider"] for row in rows} == {"dense", "triton tuned"}
+    assert {row["contender"] for row in rows} == {"dense", "triton rows tuned"}
     assert asked == [(128, 64, 1, 1)]
+
+
+def test_a_cpu_has_its_own_paths(monkeypatch, tmp_path):
+    rows = run(monkeypatch, tmp_path)
+    labels = {row["contender"]: row["label"] for row in rows}
+    assert labels == {"dense": "dense", "gemm rows": "sparse", "masked rows": "dense"}
 
 
 def test_a_wrong_result_gives_no_row(monkeypatch, tmp_path, capsys):
     real = kernels.sparse_passes
 
-    def wrong(problem, order):
-        passes = real(problem, order)
+    def wrong(problem, order, backend):
+        passes = real(problem, order, backend)
         return {**passes, "forward": lambda: passes["forward"]() * 1.1}
 
     monkeypatch.setattr(kernels, "sparse_passes", wrong)
     rows = run(monkeypatch, tmp_path)
-    assert "forward" not in {row["pass"] for row in rows if row["provider"] == "triton"}
-    assert "is wrong by" in capsys.readouterr().out
+    assert "forward" not in {row["phase"] for row in rows if row["contender"] != "dense"}
+    assert "gemm rows forward: ArithmeticError: it is wrong by 1.0e-01" in capsys.readouterr().out
 
 
-def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["kernels", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="needs a CUDA GPU"):
-        kernels.main()
+def test_a_peer_that_cannot_run_costs_one_line(monkeypatch, tmp_path, capsys):
+    def absent():
+        raise ImportError("No module named 'stk'")
+
+    def right(problem, scale=1.0):
+        expected = problem.x @ problem.dense.T
+        return "peer", lambda: problem.x @ problem.dense.T * scale, expected
+
+    def three(problem):
+        return [absent, lambda: right(problem), lambda: ("bad", *right(problem, 2.0)[1:])]
+
+    monkeypatch.setattr(kernels, "peers", three)
+    rows = run(monkeypatch, tmp_path)
+    assert [r["phase"] for r in rows if r["contender"] == "peer"] == ["forward"]
+    assert "bad" not in {row["contender"] for row in rows}
+    said = capsys.readouterr().out
+    assert "no row: linear 32x64: a peer: ImportError: No module named 'stk'" in said
+    assert "bad forward: ArithmeticError" in said
+
+
+@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
+def test_peers_compute_the_same_layer():
+    layer = problems.Layer("linear", (64, 32), (), 8, 8)
+    problem = problems.make_problem(layer, (16, 16), 0.5, "cpu")
+    assert list(peers.peers(problem)) == []  # on a GPU only
+    name, forward, right = peers.block_sparse_rows(problem)
+    torch.testing.assert_close(forward(), right)
+    assert name == "torch BSR"
+
+
+def test_the_smoke_test_finds_a_wrong_pass(monkeypatch, capsys):
+    monkeypatch.setattr(smoke, "CASES", smoke.CASES[-1:])
+    smoke.smoke("cpu")
+    assert "gemm: 3 of 3 passes right" in capsys.readouterr().out
+    real = smoke.sparse_passes
+
+    def wrong(*arguments):
+        passes = real(*arguments)
+        return {**passes, "input gradient": lambda: passes["input gradient"]().zero_()}
+
+    monkeypatch.setattr(smoke, "sparse_passes", wrong)
+    with pytest.raises(ArithmeticError, match="input gradient"):
+        smoke.smoke("cpu")

@@ -1,0 +1,95 @@
+"""A contender's prediction of one batch: by a dense network, or by tickets one after another.
+
+Batch norms are folded where that is possible, in the dense network too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.backends import running_on
+from bench.contender import Case, Contender
+from bench.folding import fold, foldable
+from bench.gate import limit, refuse, relative_error
+from sparse_engine import TicketEnsemble, densify
+from sparse_engine.batch_norm import estimate_batch_norm
+
+MEMBERS = 3
+PHASE = "prediction"
+
+
+class Prediction(Contender):
+    """One contender, ready to predict a batch: a dense network, or tickets one after another."""
+
+    def __init__(self, case: Case, name: str, device: str) -> None:
+        """Build and fold the members; on a GPU they are in bf16.
+
+        Raises:
+            Unavailable: an option that is not there.
+            InputError: blocks that do not fit the network.
+        """
+        super().__init__(case, name, device)
+        self.members = MEMBERS if self.case.sparsity else 1
+        self.x, _ = case.network.inputs(device)
+        pairs = foldable(self.case.dense().model())
+        found = [self.case.model(seed).to(device) for seed in range(self.members)]
+        self.describe(found[0])
+        with running_on("masked"):
+            for model in found:
+                estimate_batch_norm(model, [self.x])
+        self.right = self._reference(found, torch.float32)
+        self.limit = limit(self._lost(found))
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.x = self.x.to(dtype)
+        found = [fold(model.eval(), pairs) for model in found]
+        for model in found:
+            model.to(dtype=dtype, memory_format=torch.channels_last)
+            self.rearrange(model)
+        self.model = found[0]
+        self.network = TicketEnsemble(found)
+        if "compiled" in self.options:
+            self.network = torch.compile(self.network)
+
+    def phases(self) -> dict[str, Callable[[], Any]]:
+        """Return the one phase."""
+        return {PHASE: self.run}
+
+    @torch.no_grad()
+    def run(self) -> Tensor:
+        """Return the mean probabilities of the batch."""
+        if self.replay is not None:
+            return self.replay(self.x)
+        with running_on(self.backend):
+            return self.network(self.x)
+
+    @torch.no_grad()
+    def capture_prediction(self) -> None:
+        """Capture it, which `run` then replays."""
+        with running_on(self.backend):
+            self.capture(self.network, self.x)
+
+    def check(self) -> float:
+        """Return the relative error of the probabilities.
+
+        Raises:
+            WrongResult: it is too large.
+        """
+        error = relative_error(self.run().float(), self.right)
+        refuse({"probabilities": error}, {"probabilities": self.limit})
+        return error
+
+    def _lost(self, models: Sequence[nn.Module]) -> float:
+        """Return what the dense library loses in the contender's data type."""
+        if self.device != "cuda":
+            return 0.0
+        return relative_error(self._reference(models, torch.bfloat16), self.right)
+
+    @torch.no_grad()
+    def _reference(self, models: Sequence[nn.Module], dtype: torch.dtype) -> Tensor:
+        dense = [densify(copy.deepcopy(model)).eval().to(dtype) for model in models]
+        return TicketEnsemble(dense)(self.x.to(dtype)).float()
