@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser.parse_strictly(arguments)
     options = read_options(flags)
     result = evaluate(flags.runs, flags.data_dir, flags.device, options)
-    from sparse_engine.job import print_json  # late, like everything that needs torch
+    from sparse_engine.result import print_json  # late, like everything that needs torch
 
     print(report_tables(result))
     print_json(result)
