@@ -96,8 +96,8 @@ def to_rows(model: nn.Module) -> nn.Module:
         if kind and not getattr(module, "return_indices", False):
             module.__class__ = kind
         # Not on the model itself, whose hooks torch.compile runs outside of its graph.
-        if module is not model and _output_in_rows not in module._forward_hooks.values():
-            module.register_forward_hook(_output_in_rows)
+        if module is not model and output_in_rows not in module._forward_hooks.values():
+            module.register_forward_hook(output_in_rows)
     if _input_in_rows not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_input_in_rows)
     return model
@@ -168,7 +168,7 @@ def _input_in_rows(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, 
     return tuple(map(_images_in_rows, arguments))
 
 
-def _output_in_rows(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+def output_in_rows(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
     return _gradient_in_rows(in_order(output, "rows")) if _is_images(output) else output
 
 
