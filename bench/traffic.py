@@ -36,6 +36,7 @@ READ_TWICE = {
     "cudnn_batch_norm_backward": (0, 1),
     "convolution_backward": (0,),
 }
+FREE = ("empty", "new_empty", "_unsafe_view")
 MULTIPLY = ("conv", "mm", "linear")
 
 
@@ -51,8 +52,8 @@ class Traffic(TorchDispatchMode):
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
         name = function.overloadpacket.__name__
-        nothing = function.is_view or function.namespace == "prim"
-        if not nothing and not name.startswith(("empty", "new_empty")):
+        nothing = function.is_view or function.namespace == "prim" or name.startswith(FREE)
+        if not nothing:
             twice = [args[i] for i in READ_TWICE.get(name, ())]
             moved = tree_leaves((args, kwargs, twice, out))
             self.bytes[name] += sum(map(size, moved))

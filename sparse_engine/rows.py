@@ -144,7 +144,9 @@ def _on_one_image(forward: Callable[[Tensor], Any], x: Tensor, channels: int) ->
     images, depth, height, _ = x.shape
     image = _pixels(x).view(1, height, -1, channels).permute(0, 3, 1, 2)
     y = forward(image).permute(0, 2, 3, 1)
-    return y.reshape(y.shape[1], -1, images, depth).permute(2, 3, 0, 1)
+    y = y.reshape(y.shape[1], -1, images, depth).permute(2, 3, 0, 1)
+    # No view to autograd, which copies a view and its gradient where a ReLU changes it in place.
+    return torch.ops.aten._unsafe_view(y, y.shape)
 
 
 def _gradient_in_rows(x: Tensor) -> Tensor:

@@ -181,10 +181,10 @@ def test_modes_of_norms_and_layers(change, monkeypatch):
     for network in networks:
         change(network)
     with Log() as log:
-        found = [steps(fused)]
+        found = [steps(fused, 1)]
     assert "conv2d_fused" in log.names
     monkeypatch.setenv("SPARSE_ENGINE_BACKEND", "masked")
-    found += [steps(plain), steps(wide)]
+    found += [steps(plain, 1), steps(wide, 1)]
     for run, network in zip(found, networks):
         scores = network.blocks[0].conv1.disarm()
         run |= {} if scores is None else {"scores": scores}
@@ -198,7 +198,7 @@ def equal(found, expected) -> bool:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_without_kernels_nothing_changes(name):
     plain = sparse(NETWORKS[name]())
-    assert equal(steps(fuse(copy.deepcopy(plain))), steps(plain))
+    assert equal(steps(fuse(copy.deepcopy(plain)), 1), steps(plain, 1))
 
 
 def hooked(model: nn.Module) -> nn.Module:
@@ -215,9 +215,9 @@ def synchronised(model: nn.Module) -> nn.Module:
 def test_blocks_that_cannot_be_fused_run_as_before(change, triton_backend):
     plain = change(small())
     with Log() as log:
-        found = steps(fuse(copy.deepcopy(plain)))
+        found = steps(fuse(copy.deepcopy(plain)), 1)
     assert "conv2d_fused" not in log.names
-    assert equal(found, steps(plain))
+    assert equal(found, steps(plain, 1))
 
 
 def test_dropout_is_drawn_between_the_convolutions(triton_backend):
