@@ -121,7 +121,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     A block runs as before where none of its sparse layers runs on the Triton kernels, while one of
     its modules has a hook, and with norms other than nn.BatchNorm2d. A layer without kernels, or
-    one that collects scores for gradient growth, runs between fused ones as a module.
+    one that collects scores for gradient growth, runs between fused ones as a module. Gradients of
+    gradients need the network as it was.
 
     Returns:
         The model.
@@ -132,5 +133,6 @@ def fuse(model: nn.Module) -> nn.Module:
 
         known |= FUSED_TORCHVISION
     for module in model.modules():
-        module.__class__ = known.get(type(module), type(module))
+        if type(module) in known:
+            module.__class__ = known[type(module)]
     return model

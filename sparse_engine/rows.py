@@ -109,7 +109,7 @@ def orders(model: nn.Module, x: Tensor) -> str:
     A copy of the model is run, so the model stays as it is. The table shows what a layer is given
     and what it gives before `to_rows` corrects it: each cell other than "rows" is a copy that is
     made there, besides those that every RowsConv2d makes. Tensors that fit several orders count
-    as rows; "-" is no image or no gradient.
+    as rows; "-" is no image or no gradient. Fused blocks run as they did before `fuse`.
 
     Args:
         model: returns a tensor.

@@ -138,6 +138,13 @@ def test_padding_and_ragged_channels_stay_zero_under_a_large_shift(name):
     check(CASES[name], {"norm": True, "rectified": True}, torch.float32, shift_by=1000.0)
 
 
+def test_elsewhere_operators_do_the_same_one_after_another(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setenv("SPARSE_ENGINE_BACKEND", "masked")
+    for options in (FUSIONS["all"], FUSIONS["fixed norm, other gradient"], {"residual": True}):
+        check(CASES["strided, dilated, not square"], options, torch.float32)
+
+
 def test_variance_survives_a_large_mean():
     torch.manual_seed(0)
     y = (torch.randn(1000, 3) + 10_000).double()
