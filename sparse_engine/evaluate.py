@@ -168,7 +168,7 @@ def _write_files(result: dict[str, Any], options: Options) -> None:
             from sparse_engine.plots import draw_all
 
             draw_all(result, options.plots)
-    except OSError as error:
+    except (OSError, RunFailure) as error:
         raise RunFailure(f"{error}; the JSON line holds everything") from None
 
 
