@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import sparse_kernels
-from sparse_kernels.tiles import SHARED_LIMIT, gather_tile, power_of_two, weight_grad_tile
+from sparse_kernels import norm
+from sparse_kernels.tiles import SHARED_LIMIT, Tile, gather_tile, power_of_two, weight_grad_tile
 
 SIZES = (16, 32, 64, 128)
 PASSES = ("forward", "input gradient", "weight gradient")
@@ -40,9 +41,33 @@ COUNTED = {
     "tma": r"UTMALDG",
     "spills": r"\bSTL",
 }
+IMAGES = (
+    *("src", "values", "bias", "dst", "x", "dy", "residual"),
+    *("grad", "out", "other", "dx", "dresidual"),
+)
+VECTORS = (
+    *("partial", "scale", "shift", "sums", "mean", "variance"),
+    *("weight", "dweight", "dbias"),
+)
 # Channel counts and strides that are multiples of 16, as launches see them.
 STRIDES = r"N|C|C_\w+|\w+_[nhw]"
-SOURCES = ("fusion_kernels.py", "gather_kernels.py", "weight_grad_kernels.py", "tiles.py")
+SOURCES = (
+    "fusion_kernels.py",
+    "gather_kernels.py",
+    "norm_kernels.py",
+    "tiles.py",
+    "weight_grad_kernels.py",
+)
+# With all that they can do at once; kernels of vectors alone are given no block.
+NORM_PASSES = {
+    "tile_sums": {},
+    "tile_gradients": {"RELU": True, "HAS_OUT": True},
+    "joined": {"SUMS": norm.JOINED_TILES, "BC": norm.JOINED_CHANNELS},
+    "affine": {"BC": norm.BC},
+    "normalised": {"RELU": True, "HAS_RESIDUAL": True},
+    "normalised_grad": dict.fromkeys(("RELU", "HAS_OUT", "BATCH", "HAS_OTHER", "RESIDUAL"), True)
+    | {"SCALED": False},
+}
 
 
 @dataclass(frozen=True)
@@ -76,10 +101,17 @@ class Compiled:
         if self.shared > SHARED_LIMIT[c.arch]:
             found.append(f"shared memory {self.shared} above {SHARED_LIMIT[c.arch]}")
         tensor_cores = sum(self.instructions[k] for k in ("wgmma", "tcgen05", "mma"))
-        if c.dtype != "fp32" and not tensor_cores:
+        multiplies = c.kernel in PASSES
+        if multiplies and c.dtype != "fp32" and not tensor_cores:
             found.append("no tensor-core instruction")
         wide = (c.block[1] if c.kernel == "weight gradient" else self.tile.bm) >= 64
-        if c.arch == 90 and c.dtype == "bf16" and wide and not self.instructions["wgmma"]:
+        if (
+            multiplies
+            and c.arch == 90
+            and c.dtype == "bf16"
+            and wide
+            and not self.instructions["wgmma"]
+        ):
             found.append("no wgmma")
         if c.rows and not self.instructions["tma"]:
             found.append("no TMA")
@@ -96,6 +128,8 @@ def configurations() -> Iterator[Configuration]:
             yield Configuration(arch, kernel, rows, dtype, block)
             if block in FUSED_BLOCKS:
                 yield Configuration(arch, kernel, rows, dtype, block, fused=True)
+    for arch, kernel, dtype in itertools.product(SHARED_LIMIT, NORM_PASSES, ("bf16", "fp32")):
+        yield Configuration(arch, kernel, False, dtype, (norm.BC, norm.BC))
 
 
 def compile_one(configuration: Configuration) -> Compiled:
@@ -138,8 +172,16 @@ def source_hash() -> str:
 
 
 def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[int]], Any]:
-    from sparse_kernels import gather_kernels, weight_grad_kernels
+    from sparse_kernels import gather_kernels, norm_kernels, weight_grad_kernels
 
+    if c.kernel in NORM_PASSES:
+        tile = Tile(norm.BM, 0, norm.WARPS, 1)
+        constants = {"BM": norm.BM, "BC": norm.BC, **NORM_PASSES[c.kernel]}
+        kernel = getattr(norm_kernels, c.kernel)
+        if "BM" not in kernel.arg_names:
+            del constants["BM"]
+            tile = Tile(0, 0, 4, 1)
+        return kernel, constants, {}, tile
     (bo, bc), (_, itemsize, precision) = c.block, TYPES[c.dtype]
     exact = c.dtype == "fp32"
     input_kind = "affine_relu" if c.fused else "plain"
@@ -159,6 +201,7 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
         **common,
         "TRANSPOSED": transposed,
         "HAS_BIAS": not transposed,
+        "RESIDUAL": c.fused,
         "RELU": c.fused and not transposed,
         "STATISTICS": c.fused and not transposed,
         "BM": tile.bm,
@@ -169,7 +212,7 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
     if c.rows:
         weights = [written, tile.bk] if transposed else [tile.bk, written]
         boxes = {"src": [tile.bm, tile.bk], "values": weights, "dst": [tile.bm, written]}
-        boxes["x"] = boxes["dst"]
+        boxes["x"] = boxes["residual"] = boxes["dst"]
         return gather_kernels.gather_rows, constants, boxes, tile
     constants |= {"IMAGES_LAST": False, "RAGGED": False, "TILE_DST": power_of_two(written)}
     return gather_kernels.gather_pointers, constants, {}, tile
@@ -182,10 +225,12 @@ def _kind(
         return "constexpr"
     if name in descriptors:
         return f"tensordesc<{element}[{','.join(map(str, descriptors[name]))}]>"
-    if name in ("src", "values", "bias", "dst", "x", "dy"):
+    if name in IMAGES:
         return f"*{element}"
-    if name in ("partial", "scale", "shift"):
+    if name in VECTORS:
         return "*fp32"
+    if name == "eps":
+        return "fp32"
     lists = ("start", "slot", "reduce", "tap_h", "tap_w", "out_block", "in_block")
     return "*i32" if name in lists else "i32"
 

@@ -19,6 +19,7 @@ MOVABLE = (
     "device",
     "backend",
     "cuda_graph",
+    "fuse",
     "compile",
     "checkpoint_every",
     "timeout",
@@ -69,6 +70,13 @@ class Config:
     cuda_graph: str = setting(
         "run",
         "replay the training step as a CUDA graph: auto does on a GPU, where it can",
+        "auto",
+        kind=str,
+        choices=("auto", "on", "off"),
+    )
+    fuse: str = setting(
+        "run",
+        "rows order, and norms inside the passes of convolutions: auto does on a GPU",
         "auto",
         kind=str,
         choices=("auto", "on", "off"),

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser.parse_strictly(arguments)
     options = read_options(flags)
     result = evaluate(flags.runs, flags.data_dir, flags.device, options)
-    from sparse_engine.job import print_json  # late, like everything that needs torch
+    from sparse_engine.result import print_json  # late, like everything that needs torch
 
     print(report_tables(result))
     print_json(result)
@@ -168,7 +168,7 @@ def _write_files(result: dict[str, Any], options: Options) -> None:
             from sparse_engine.plots import draw_all
 
             draw_all(result, options.plots)
-    except OSError as error:
+    except (OSError, RunFailure) as error:
         raise RunFailure(f"{error}; the JSON line holds everything") from None
 
 

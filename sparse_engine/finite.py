@@ -53,7 +53,9 @@ class FiniteGuard:
 
     def judge(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
         """Look at a step, after backward of scale * loss and before the optimizer; no sync."""
-        lost, overflown = ~loss.isfinite(), ~get_total_norm(gradients).isfinite()
+        # The largest element: a sum of squares overflows before the elements do.
+        largest = get_total_norm(gradients, torch.inf)
+        lost, overflown = ~loss.isfinite(), ~largest.isfinite()
         bad = lost | overflown
         counted = lost | (overflown & (self.scale < 1)) if self.scaling else bad
         self._total.add_(torch.where(lost, 0.0, loss.double()))

@@ -21,9 +21,12 @@ from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distributed import ALONE, World
 from sparse_engine.distribution import LayerPlan
 from sparse_engine.flops import model_densities
+from sparse_engine.fused_networks import fuse
 from sparse_engine.initialisation import draw_by_fan_in
+from sparse_engine.modules import SparseConv2d
 from sparse_engine.optimizer_state import start_momenta
 from sparse_engine.recut import carry_state, load_state, replace_modules
+from sparse_engine.rows import to_rows
 from sparse_engine.starts import SCORES, Batch
 from sparse_engine.sync_batch_norm import synchronise
 from sparse_engine.topology import RULES, Topology
@@ -37,6 +40,7 @@ class Network:
 
     rate: the learning rate, a tensor that the optimizer reads in every step.
     norm_decay: as the optimizer was built.
+    fused: whether the model runs in rows order, with norms inside the passes of convolutions.
     """
 
     model: nn.Module
@@ -45,7 +49,17 @@ class Network:
     rate: Tensor
     norm_decay: bool = True
     world: World = ALONE
+    fused: bool = False
     _parallel: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        self._changed()
+
+    def _changed(self) -> None:
+        """Prepare layers that are new for the way the model runs."""
+        if self.fused:
+            fuse(to_rows(self.model))
+        self._parallel = None
 
     @property
     def pair(self) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -62,8 +76,8 @@ class Network:
         """Put other layers in place of some; optimizer state and exploration are carried over."""
         for name, layer in replaced.items():
             carry_state(self.optimizer, self.model.get_submodule(name), layer)
-        self._parallel = None
         replace_modules(self.model, replaced)
+        self._changed()
         old = self.topology
         self.topology = Topology(self.model, self.optimizer, old.rule, old.seed, self.world)
         # A layer that was full until now has had all of its weights active.
@@ -74,7 +88,7 @@ class Network:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Become the network of a state dict, without momentum and with nothing else explored."""
         load_state(self.model, state)
-        self._parallel = None
+        self._changed()
         groups = decay_groups(self.model, self.norm_decay)
         for group, parameters in zip(self.optimizer.param_groups, groups, strict=True):
             group["params"] = parameters
@@ -143,7 +157,20 @@ def build_network(
     start_momenta(optimizer)
     rule = config.topology if config.topology in RULES else "static"
     topology = Topology(model, optimizer, rule, seed, world)
-    return Network(model, optimizer, topology, rate, norm_decay, world)
+    fused = runs_fused(config, model, device)
+    return Network(model, optimizer, topology, rate, norm_decay, world, fused)
+
+
+def runs_fused(config: Config, model: nn.Module, device: torch.device) -> bool:
+    """Return whether a run's model keeps rows order and norms in its convolutions' passes.
+
+    Fused blocks are for the Triton kernels; `auto` takes them on a GPU, where sparse convolutions
+    may run on them.
+    """
+    sparse = any(isinstance(m, SparseConv2d) for m in model.modules())
+    if config.fuse == "auto":
+        return sparse and device.type == "cuda" and config.backend in ("auto", "triton")
+    return sparse and config.fuse == "on"
 
 
 def _make_sparse(

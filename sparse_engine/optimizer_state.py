@@ -24,5 +24,5 @@ def zero_slots(optimizer: Optimizer, parameter: Parameter, slots: Tensor) -> Non
 def start_momenta(optimizer: Optimizer) -> None:
     """Give every parameter of SGD the momentum 0, from which the first step is like any other."""
     for group in optimizer.param_groups:
-        for parameter in group["params"] if group["momentum"] else ():
+        for parameter in group["params"] if group.get("momentum") else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

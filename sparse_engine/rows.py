@@ -96,8 +96,8 @@ def to_rows(model: nn.Module) -> nn.Module:
         if kind and not getattr(module, "return_indices", False):
             module.__class__ = kind
         # Not on the model itself, whose hooks torch.compile runs outside of its graph.
-        if module is not model and _output_in_rows not in module._forward_hooks.values():
-            module.register_forward_hook(_output_in_rows)
+        if module is not model and output_in_rows not in module._forward_hooks.values():
+            module.register_forward_hook(output_in_rows)
     if _input_in_rows not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_input_in_rows)
     return model
@@ -109,7 +109,7 @@ def orders(model: nn.Module, x: Tensor) -> str:
     A copy of the model is run, so the model stays as it is. The table shows what a layer is given
     and what it gives before `to_rows` corrects it: each cell other than "rows" is a copy that is
     made there, besides those that every RowsConv2d makes. Tensors that fit several orders count
-    as rows; "-" is no image or no gradient.
+    as rows; "-" is no image or no gradient. Fused blocks run as they did before `fuse`.
 
     Args:
         model: returns a tensor.
@@ -144,7 +144,9 @@ def _on_one_image(forward: Callable[[Tensor], Any], x: Tensor, channels: int) ->
     images, depth, height, _ = x.shape
     image = _pixels(x).view(1, height, -1, channels).permute(0, 3, 1, 2)
     y = forward(image).permute(0, 2, 3, 1)
-    return y.reshape(y.shape[1], -1, images, depth).permute(2, 3, 0, 1)
+    y = y.reshape(y.shape[1], -1, images, depth).permute(2, 3, 0, 1)
+    # No view to autograd, which copies a view and its gradient where a ReLU changes it in place.
+    return torch.ops.aten._unsafe_view(y, y.shape)
 
 
 def _gradient_in_rows(x: Tensor) -> Tensor:
@@ -168,7 +170,7 @@ def _input_in_rows(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, 
     return tuple(map(_images_in_rows, arguments))
 
 
-def _output_in_rows(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+def output_in_rows(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
     return _gradient_in_rows(in_order(output, "rows")) if _is_images(output) else output
 
 

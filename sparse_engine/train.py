@@ -32,11 +32,13 @@ def main(arguments: Sequence[str]) -> None:
         file = {k: v for k, v in file.items() if k not in ("densities", "sparsity")}
     config = resolve(Config(**{**file, **flags}))
     # From here on torch is needed; its import takes longer than everything above.
-    from sparse_engine import job
-
     if config.dry_run:
-        job.dry_run(config)
+        from sparse_engine.dry_run import dry_run
+
+        dry_run(config)
     else:
+        from sparse_engine import job
+
         job.train(config)
 
 
@@ -52,13 +54,15 @@ def _resume(flags: dict[str, Any]) -> None:
                 f"run '{folder.path}' has {name} {getattr(saved, name)}, found {value}: "
                 "a resumed run keeps its configuration; start a new one with --config"
             )
-    from sparse_engine import job
-
     finished = folder.result()
     if finished is not None:
+        from sparse_engine.result import print_json
+
         print(f"run '{folder.path}' is finished")
-        job.print_json(finished)
+        print_json(finished)
         return
+    from sparse_engine import job
+
     moved = {k: v for k, v in given.items() if k in MOVABLE and k != "resume"}
     job.train(resolve(replace(saved, **moved)), folder)
 

@@ -40,6 +40,18 @@ def triton_backend(monkeypatch):
         monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture
+def poisoned_kernels(triton_backend, monkeypatch):
+    """Run the kernels, with outputs that start as NaN, and in the interpreter with small tiles."""
+    from kernel_cases import DEVICE, use_small_tiles
+
+    torch.use_deterministic_algorithms(True)  # torch.empty then holds NaN
+    if DEVICE == "cpu":
+        use_small_tiles(monkeypatch)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """Fail a run in CI that skipped anything but GPU tests: a green line must mean tested."""
     skipped = terminalreporter.stats.get("skipped", [])

@@ -6,12 +6,12 @@ from sparse_kernels.functional import (
     block_linear,
     block_linear_fused,
 )
-from sparse_kernels.fusion import Fusion
 from sparse_kernels.layout import BlockLayout
+from sparse_kernels.norm import Norm
 
 __all__ = [
     "BlockLayout",
-    "Fusion",
+    "Norm",
     "block_conv2d",
     "block_conv2d_fused",
     "block_linear",

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sparse_kernels.backend import backend_of
 from sparse_kernels.convolution import conv2d, output_image
-from sparse_kernels.fused import composed, fused
-from sparse_kernels.fusion import PLAIN, Fusion
+from sparse_kernels.fused import Fused, composed, fused
 from sparse_kernels.layout import BlockLayout
 from sparse_kernels.matmul import linear
+from sparse_kernels.norm import Norm
 from sparse_kernels.probe import GradientProbe
 
 Pair = int | Sequence[int]
@@ -62,51 +62,63 @@ def block_conv2d_fused(
     stride: Pair = 1,
     padding: Pair | str = 0,
     dilation: Pair = 1,
-    fusion: Fusion = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    statistics: bool = False,
+) -> Fused:
     """Convolve, and in the same passes over memory do what comes before and after.
 
-    With a `fusion`, block_conv2d is given relu(scale * x + shift), padding of zeros around that;
-    its result is rectified and its mean and variance taken. The Triton kernels store nothing in
-    between; elsewhere it is a sequence of operators (`fused.composed`).
+    block_conv2d is given the batch norm of x, padding of zeros around that; to its result a
+    residual is added, it is rectified, and its mean and variance are taken. The Triton kernels
+    store nothing in between; elsewhere it is a sequence of operators (`fused.composed`).
 
     Args:
         x: [N, C, H, W].
         values, layout, bias, stride, padding, dilation: as of block_conv2d.
-        fusion: scale and shift are float32 [C].
+        norm: of x; its mean and variance are float32 [C].
+        residual: [N, O, P, Q], of the data type of the result.
+        relu: rectify the result.
+        statistics: take them.
 
     Returns:
-        y [N, O, P, Q]; its mean and biased variance by channel, float32 [O], differentiable, empty
-        unless fusion.statistics.
+        y [N, O, P, Q], its statistics and x; see Fused.
 
     Raises:
         ValueError: shapes or devices that do not fit; TypeError: dtypes that do not.
     """
-    if (fusion.scale is None) != (fusion.shift is None) or (
-        fusion.relu_input and fusion.scale is None
-    ):
-        raise ValueError("a transform of the input needs both scale and shift")
     padded, geometry = convolution_geometry(x, layout, stride, padding, dilation)
-    if padded is not x and fusion.scale is not None:
+    if padded is not x and norm is not None:
         raise ValueError(
             "padding 'same' of an even kernel is not symmetric: it cannot be fused with a "
-            "transform of the input, which leaves padding at zero"
+            "norm of the input, which leaves padding at zero"
         )
     x, values, bias = _prepare(padded, values, layout, bias, x.shape[1])
-    for name, tensor in (("scale", fusion.scale), ("shift", fusion.shift)):
-        if tensor is not None and list(tensor.shape) != [x.shape[1]]:
-            raise ValueError(f"{name} should be [{x.shape[1]}], found {list(tensor.shape)}")
-        if tensor is not None and (tensor.dtype, tensor.device) != (torch.float32, x.device):
-            found = f"{tensor.dtype} on {tensor.device}"
-            raise TypeError(f"{name} should be torch.float32 on {x.device}, found {found}")
     index, sizes = layout.tensors(), layout.sizes()
     image = output_image(x.shape[2:], layout.shape[2:], *geometry)
-    run = (
-        fused
-        if backend_of(x, index, sizes, x.shape[0] * math.prod(image)) == "triton"
-        else composed
-    )
-    return run(x, values, index, sizes, geometry, bias, fusion)
+    if norm is not None:
+        _check_norm(norm, x)
+    if residual is not None:
+        _check_like("residual", residual, x, [x.shape[0], layout.shape[0], *image], x.dtype)
+    backend = backend_of(x, index, sizes, x.shape[0] * math.prod(image))
+    run = fused if backend == "triton" else composed
+    return run(x, values, index, sizes, geometry, bias, norm, residual, relu, statistics)
+
+
+def _check_norm(norm: Norm, x: Tensor) -> None:
+    for name in ("mean", "variance", "weight", "bias"):
+        vector = getattr(norm, name)
+        dtype = torch.float32 if name in ("mean", "variance") else vector.dtype
+        _check_like(f"norm.{name}", vector, x, [x.shape[1]], dtype)
+
+
+def _check_like(name: str, tensor: Tensor, x: Tensor, shape: list[int], dtype: torch.dtype) -> None:
+    if list(tensor.shape) != shape:
+        raise ValueError(f"{name} should be {shape}, found {list(tensor.shape)}")
+    if (tensor.dtype, tensor.device) != (dtype, x.device):
+        found = f"{tensor.dtype} on {tensor.device}"
+        raise TypeError(f"{name} should be {dtype} on {x.device}, found {found}")
 
 
 def convolution_geometry(
@@ -166,12 +178,20 @@ def block_linear_fused(
     values: Tensor,
     layout: BlockLayout,
     bias: Tensor | None = None,
-    fusion: Fusion = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Do with block_linear what block_conv2d_fused does; x is [..., C], the result [..., O]."""
+    *,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    statistics: bool = False,
+) -> Fused:
+    """Do with block_linear what block_conv2d_fused does; x is [..., C], y and residual [..., O]."""
     images = x.reshape(-1, x.shape[-1])[:, :, None, None]
-    y, mean, variance = block_conv2d_fused(images, values, layout, bias, fusion=fusion)
-    return y.reshape(*x.shape[:-1], layout.shape[0]), mean, variance
+    if residual is not None:
+        residual = residual.reshape(-1, residual.shape[-1])[:, :, None, None]
+    switches = {"norm": norm, "residual": residual, "relu": relu, "statistics": statistics}
+    y, mean, variance, images = block_conv2d_fused(images, values, layout, bias, **switches)
+    y = y.reshape(*x.shape[:-1], layout.shape[0])
+    return Fused(y, mean, variance, images.reshape(x.shape))
 
 
 def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:

@@ -1,16 +1,17 @@
-"""Convolution with what surrounds it: the input's batch norm and ReLU, the output's ReLU and sums.
+"""Convolution with what surrounds it: norm and ReLU of its input, residual and sums of its output.
 
-    z = relu(scale * x + shift)    y = relu(conv(z) + bias)    mean, variance of y by channel
+    y = relu(conv(relu(norm(x))) + bias + residual)    mean, variance of y by channel
 
-`composed` is the definition. The operators do the same in the passes that they make anyway: z is
-never stored, nor is its gradient. They are for the Triton kernels; the gradient of a gradient is
-left to the definition.
+`composed` is the definition. `fused` does the same in the passes that it makes anyway: what the
+convolution reads is never stored, nor is its gradient. Of a batch norm's backward one pass is left,
+which needs sums that the input gradient has to be ready for. It is for the Triton kernels; the
+gradient of a gradient is left to the definition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from sparse_kernels.activation import empty_images, in_order
 from sparse_kernels.convolution import (
     GEOMETRY,
     conv2d,
-    conv2d_input_grad,
     conv2d_weight_grad,
     output_image,
     result_order,
@@ -28,14 +28,8 @@ from sparse_kernels.convolution import (
 from sparse_kernels.fusion import Fusion
 from sparse_kernels.gather import gather
 from sparse_kernels.layout import PassIndex, SlotIndex
-from sparse_kernels.library import (
-    below_autograd,
-    block_flops,
-    define,
-    make_differentiable,
-    positions,
-    values_like,
-)
+from sparse_kernels.library import block_flops, define, positions, values_like
+from sparse_kernels.norm import Norm, norm_affine, norm_backward
 from sparse_kernels.weight_grad import weight_grad
 
 Ints = Sequence[int]
@@ -43,10 +37,20 @@ Index = Sequence[Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-def transform(x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
-    """Return scale * x + shift by channel of x [N, C, H, W], or its positive part."""
-    z = x * scale[:, None, None] + shift[:, None, None]
-    return (z.relu() if relu else z).to(x.dtype)
+class Fused(NamedTuple):
+    """What a fused convolution returns.
+
+    y: [N, O, P, Q].
+    mean, variance: of y by channel, float32 [O], the variance biased; constants to autograd; empty
+        unless statistics were asked for.
+    x: its input. Whoever else reads that should read this one: its gradient is then added in the
+        passes of the convolution.
+    """
+
+    y: Tensor
+    mean: Tensor
+    variance: Tensor
+    x: Tensor
 
 
 def composed(
@@ -55,18 +59,21 @@ def composed(
     index: Index,
     sizes: Ints,
     geometry: Sequence[Ints],
-    bias: Tensor | None,
-    fusion: Fusion,
-) -> Triple:
-    """Return y [N, O, P, Q] and, where fusion.statistics, its mean and variance [O] in float32."""
-    if fusion.scale is not None:
-        x = transform(x, fusion.scale, fusion.shift, fusion.relu_input)
-    y = conv2d(x, values, index, sizes, *geometry, bias)
-    y = y.relu() if fusion.relu else y
-    if not fusion.statistics:
-        return y, y.new_empty(0), y.new_empty(0)
-    variance, mean = torch.var_mean(y.float(), (0, 2, 3), correction=0)
-    return y, mean, variance
+    bias: Tensor | None = None,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    statistics: bool = False,
+) -> Fused:
+    """Return the result by operators one after another."""
+    z = x if norm is None else norm.apply(x)
+    y = conv2d(z, values, index, sizes, *geometry, bias)
+    y = y if residual is None else y + residual
+    y = y.relu() if relu else y
+    if not statistics:
+        return Fused(y, y.new_empty(0), y.new_empty(0), x)
+    variance, mean = torch.var_mean(y.detach().float(), (0, 2, 3), correction=0)
+    return Fused(y, mean, variance, x)
 
 
 def fused(
@@ -75,13 +82,87 @@ def fused(
     index: Index,
     sizes: Ints,
     geometry: Sequence[Ints],
-    bias: Tensor | None,
-    fusion: Fusion,
-) -> Triple:
+    bias: Tensor | None = None,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    statistics: bool = False,
+) -> Fused:
     """Return what `composed` does, from the fused operators."""
-    affine = (bias, fusion.scale, fusion.shift)
-    switches = (fusion.relu_input, fusion.relu, fusion.statistics)
-    return conv2d_fused(x, values, index, sizes, *geometry, *affine, *switches)
+    vectors, numbers = [None] * 4, (0.0, False, False)
+    if norm is not None:
+        vectors, numbers = norm[:4], norm[4:]
+    switches = (relu, statistics)
+    return Fused(
+        *_Fused.apply(
+            x, values, bias, residual, *vectors, numbers, switches, sizes, geometry, *index
+        )
+    )
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        weight: Tensor | None,
+        norm_bias: Tensor | None,
+        numbers: tuple[float, bool, bool],
+        switches: tuple[bool, bool],
+        sizes: Ints,
+        geometry: Sequence[Ints],
+        *index: Tensor,
+    ):
+        ctx.set_materialize_grads(False)
+        eps, batch, relu_input = numbers
+        scale = shift = None
+        if mean is not None:
+            scale, shift = norm_affine(mean, variance, weight, norm_bias, eps)
+        y, *sums = conv2d_fused(
+            x, values, index, sizes, *geometry, bias, scale, shift, relu_input, residual, *switches
+        )
+        ctx.mark_non_differentiable(*sums)
+        out = y if switches[0] else None
+        ctx.save_for_backward(x, values, out, mean, variance, weight, scale, shift, *index)
+        ctx.numbers = eps, batch, relu_input, sizes, geometry
+        return y, *sums, x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, _: None, __: None, other: Tensor | None):
+        x, values, out, mean, variance, weight, scale, shift, *index = ctx.saved_tensors
+        eps, batch, relu_input, sizes, geometry = ctx.numbers
+        rest = [None] * (4 + len(index))
+        if grad is None:
+            return other, *[None] * 7, *rest
+        grad = in_order(grad, result_order(x, index, sizes))
+        if out is not None:
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        needed = ctx.needs_input_grad
+        dx = dvalues = dweight = dnorm_bias = None
+        transform = (scale, shift, relu_input)
+        if needed[0] or needed[6] or needed[7]:
+            image, origin = x.shape[2:], None if scale is None else x
+            dx, sums = conv2d_fused_input_grad(
+                grad, values, index, sizes, image, origin, *transform, other, *geometry
+            )
+            if scale is not None:
+                vectors = (sums, mean, variance, weight, scale, shift, eps)
+                dx, _, dweight, dnorm_bias = norm_backward(
+                    dx, x, None, None, *vectors, True, False, batch, False
+                )
+        if needed[1] and scale is None:
+            dvalues = conv2d_weight_grad(x, grad, index, sizes, *geometry)
+        elif needed[1]:
+            dvalues = conv2d_fused_weight_grad(x, grad, index, sizes, *transform, *geometry)
+        dbias = grad.sum((0, 2, 3)) if needed[2] else None
+        dresidual = grad if needed[3] else None
+        return dx, dvalues, dbias, dresidual, None, None, dweight, dnorm_bias, *rest
 
 
 def _forward(
@@ -96,20 +177,21 @@ def _forward(
     scale: Tensor | None,
     shift: Tensor | None,
     relu_input: bool,
+    residual: Tensor | None,
     relu: bool,
     statistics: bool,
 ) -> Triple:
-    geometry = (stride, padding, dilation)
-    switches = (relu_input, relu, statistics)
-    y, *empty = _forward_fake(x, values, index, sizes, *geometry, bias, scale, shift, *switches)
-    src, lists = in_order(x, result_order(x, index, sizes)), PassIndex.forward(index)
-    fusion = Fusion(scale, shift, *switches)
-    sums = gather(src, values, bias, y, lists, sizes, geometry, False, fusion)
+    geometry, order = (stride, padding, dilation), result_order(x, index, sizes)
+    y, *empty = _forward_fake(x, values, index, sizes, *geometry, statistics)
+    residual = None if residual is None else in_order(residual, order)
+    fusion = Fusion(scale, shift, relu_input, residual, relu, statistics)
+    lists, x = PassIndex.forward(index), in_order(x, order)
+    sums = gather(x, values, bias, y, lists, sizes, geometry, False, fusion)
     return (y, *(empty if sums is None else sums.mean_and_variance()))
 
 
-def _forward_fake(x, values, index, sizes, stride, padding, dilation, *_):
-    channels = sizes[0] if _[-1] else 0
+def _forward_fake(x, values, index, sizes, stride, padding, dilation, *rest):
+    channels = sizes[0] if rest[-1] else 0
     image = output_image(x.shape[2:], sizes[2:4], stride, padding, dilation)
     y = empty_images(x, (x.shape[0], sizes[0], *image), result_order(x, index, sizes))
     mean, variance = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
@@ -121,27 +203,29 @@ def _input_grad(
     values: Tensor,
     index: Index,
     sizes: Ints,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    image: Ints,
+    x: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     relu_input: bool,
+    other: Tensor | None,
     stride: Ints,
     padding: Ints,
     dilation: Ints,
-) -> Triple:
-    order = result_order(grad, index, sizes)
-    dx = empty_images(grad, x.shape, order)
-    fusion, geometry = Fusion(scale, shift, relu_input), (stride, padding, dilation)
-    lists, x = PassIndex.input_grad(index), in_order(x, order)
-    grad = in_order(grad, order)
+) -> tuple[Tensor, Tensor]:
+    geometry, order = (stride, padding, dilation), result_order(grad, index, sizes)
+    dx, empty = _input_grad_fake(grad, values, index, sizes, image, x)
+    other = None if other is None else in_order(other, order)
+    fusion, lists = Fusion(scale, shift, relu_input, other), PassIndex.input_grad(index)
+    grad, x = in_order(grad, order), None if x is None else in_order(x, order)
     sums = gather(grad, values, None, dx, lists, sizes, geometry, True, fusion, x)
-    dshift, dscale = sums.totals()
-    return dx, dscale, dshift
+    return dx, empty if sums is None else sums.totals()
 
 
-def _input_grad_fake(grad, values, index, sizes, x, scale, shift, *_):
-    dx = empty_images(grad, x.shape, result_order(grad, index, sizes))
-    return dx, torch.empty_like(scale), torch.empty_like(shift)
+def _input_grad_fake(grad, values, index, sizes, image, x, *_):
+    shape = (grad.shape[0], sizes[1], *image)
+    dx = empty_images(grad, shape, result_order(grad, index, sizes))
+    return dx, grad.new_empty((2, 0 if x is None else sizes[1]), dtype=torch.float32)
 
 
 def _weight_grad(
@@ -162,65 +246,20 @@ def _weight_grad(
     return weight_grad(x, grad, SlotIndex.of(index), sizes, geometry, fusion)
 
 
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, index: Any, sizes: Any, *rest: Any) -> Triple:
-        *geometry, _, scale, shift, relu_input, relu, statistics = rest
-        with below_autograd():
-            y, mean, variance = conv2d_fused(x, values, index, sizes, *rest)
-        ctx.save_for_backward(x, values, scale, shift, y, mean, *index)
-        ctx.numbers = sizes, geometry, relu_input, relu, statistics
-        if not statistics:
-            ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, mean_grad: Tensor, variance_grad: Tensor):
-        x, values, scale, shift, y, mean, *index = ctx.saved_tensors
-        sizes, geometry, relu_input, relu, statistics = ctx.numbers
-        if statistics:
-            grad = grad + _statistics_grad(y, mean, mean_grad, variance_grad)
-        if relu:
-            grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        needed = ctx.needs_input_grad
-        dx = dvalues = dscale = dshift = None
-        if scale is None:
-            if needed[0]:
-                dx = conv2d_input_grad(grad, values, index, sizes, x.shape[2:], *geometry)
-            if needed[1]:
-                dvalues = conv2d_weight_grad(x, grad, index, sizes, *geometry)
-        else:
-            affine = (scale, shift, relu_input, *geometry)
-            if needed[0] or needed[8] or needed[9]:
-                dx, dscale, dshift = conv2d_fused_input_grad(grad, values, index, sizes, x, *affine)
-            if needed[1]:
-                dvalues = conv2d_fused_weight_grad(x, grad, index, sizes, *affine)
-        dbias = grad.sum((0, 2, 3)) if needed[7] else None
-        return dx, dvalues, *[None] * 5, dbias, dscale, dshift, None, None, None
-
-
-def _statistics_grad(y: Tensor, mean: Tensor, mean_grad: Tensor, variance_grad: Tensor) -> Tensor:
-    """Return the gradient of y [N, O, P, Q] from those of its mean and variance [O]."""
-    count = positions(y.shape, 1)
-    slope = (2 / count * variance_grad)[:, None, None]
-    return ((y - mean[:, None, None]) * slope + (mean_grad / count)[:, None, None]).to(y.dtype)
-
-
 SHARED = "Tensor values, Tensor[] index, int[] sizes"
 conv2d_fused = define(
     "conv2d_fused",
     f"(Tensor x, {SHARED}, {GEOMETRY}, Tensor? bias, Tensor? scale, Tensor? shift, "
-    "bool relu_input, bool relu, bool statistics) -> (Tensor, Tensor, Tensor)",
+    "bool relu_input, Tensor? residual, bool relu, bool statistics) -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
     lambda x, values, *_, out_shape=None, **__: block_flops(values, positions(out_shape[0], 1)),
 )
-make_differentiable(conv2d_fused, _Fused)
 conv2d_fused_input_grad = define(
     "conv2d_fused_input_grad",
-    f"(Tensor grad, {SHARED}, Tensor x, Tensor scale, Tensor shift, bool relu_input, {GEOMETRY})"
-    " -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad, {SHARED}, int[] image, Tensor? x, Tensor? scale, Tensor? shift, "
+    "bool relu_input, "
+    f"Tensor? other, {GEOMETRY}) -> (Tensor, Tensor)",
     _input_grad,
     _input_grad_fake,
     lambda grad, values, *_, **__: block_flops(values, positions(grad, 1)),

@@ -1,11 +1,10 @@
-"""What a layer's passes do besides multiplying: the transform of the input, ReLU, statistics."""
+"""What a pass does besides multiplying: transform of the input, residual, ReLU, statistics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -15,6 +14,7 @@ class Fusion:
 
     scale, shift: float32 [C], the input is read as scale * x + shift; both or neither.
     relu_input: its negative part then becomes zero.
+    residual: added to what is written, and in its order.
     relu: the output's negative part becomes zero (forward).
     statistics: write the output's sums for batch norm (forward).
     """
@@ -22,6 +22,7 @@ class Fusion:
     scale: Tensor | None = None
     shift: Tensor | None = None
     relu_input: bool = False
+    residual: Tensor | None = None
     relu: bool = False
     statistics: bool = False
 
@@ -38,47 +39,21 @@ class Fusion:
 
     def name(self, transposed: bool) -> str:
         """Return what the compiled kernel depends on, as a word."""
-        if transposed:
-            return self.input_kind
-        switches = (("relu", self.relu), ("statistics", self.statistics))
+        switches = (
+            ("residual", self.residual is not None),
+            ("relu", self.relu and not transposed),
+            ("statistics", self.statistics and not transposed),
+        )
         return "+".join([self.input_kind, *(name for name, on in switches if on)])
 
     def constants(self, transposed: bool) -> dict[str, Any]:
         """Return the constants of a gather kernel."""
         return {
             "INPUT": self.input_kind,
+            "RESIDUAL": self.residual is not None,
             "RELU": self.relu and not transposed,
             "STATISTICS": self.statistics and not transposed,
         }
 
 
 PLAIN = Fusion()
-
-
-class TileSums(NamedTuple):
-    """What a gather pass wrote by tile: float32 [tiles, 2, C], of `size` positions each.
-
-    Only the last tile may have fewer, so that there are `positions` in all.
-    """
-
-    sums: Tensor
-    size: int
-    positions: int
-
-    def totals(self) -> tuple[Tensor, Tensor]:
-        """Return both sums over all tiles, [C] each."""
-        first, second = self.sums.sum(0)
-        return first, second
-
-    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
-        """Return mean and biased variance [C] from the tiles' means and squared deviations.
-
-        Source: Chan, Golub and LeVeque 1979, "Updating formulae", which lose nothing to
-        cancellation where the mean is large.
-        """
-        means, deviations = self.sums.unbind(1)
-        counts = torch.full_like(means[:, :1], self.size)
-        counts[-1:].fill_(self.positions - (len(means) - 1) * self.size)
-        mean = (means * counts).sum(0) / self.positions
-        between = ((means - mean).square() * counts).sum(0)
-        return mean, (deviations.sum(0) + between) / self.positions

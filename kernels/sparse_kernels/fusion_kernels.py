@@ -40,7 +40,7 @@ def finished(
     RELU: tl.constexpr,
     STATISTICS: tl.constexpr,
 ):
-    """Return what is stored of the sums acc [M, D], and write the tile's two sums by channel.
+    """Return what to store of the sums acc [M, D], and write the tile's two sums by channel.
 
     x is the layer's input where TRANSPOSED and INPUT says so; `real` [M, 1] are the tile's `count`
     positions; `written` [D] the channels that exist. partial is [tiles, 2, C_DST]: mean and sum of
@@ -66,7 +66,7 @@ def finished(
         tl.store(sums, tl.sum(g, 0), mask=written)
         tl.store(sums + C_DST, tl.sum(g * x.to(tl.float32), 0), mask=written)
         acc *= tl.load(scale + out, mask=written, other=0.0)[None, :]
-    return acc.to(dtype)
+    return acc
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_kernels.fusion import PLAIN, Fusion, TileSums
+from sparse_kernels.fusion import PLAIN, Fusion
 from sparse_kernels.launch import (
     check_size,
     descriptor,
@@ -25,6 +25,7 @@ from sparse_kernels.launch import (
 )
 from sparse_kernels.layout import PassIndex
 from sparse_kernels.library import positions
+from sparse_kernels.norm import TileSums
 from sparse_kernels.tile_choice import choose, launch_key
 from sparse_kernels.tiles import Tile, gather_tile, power_of_two
 
@@ -53,7 +54,7 @@ def gather(
         sizes: BlockLayout.sizes().
         geometry: stride, padding, dilation.
         transposed: input gradient.
-        fusion: what else is done to the tiles.
+        fusion: what else is done to the tiles; its residual in the order of dst.
         x: the layer's input, in the order of dst: when transposed with a transform of the input.
 
     Returns:
@@ -71,7 +72,8 @@ def gather(
         "BLOCK_RED": block_red,
         "BLOCK_DST": block_dst,
     }
-    x = dst if x is None else x
+    # Where there is nothing to point to, any tensor will do.
+    x, residual = (dst if t is None else t for t in (x, fusion.residual))
     values = values.contiguous()
     whole = power_of_two(block_dst) == block_dst and is_aligned(values)
     name, fused = "input gradient" if transposed else "forward", fusion.name(transposed)
@@ -79,7 +81,7 @@ def gather(
         lambda: launch_key(name, src, dst, sizes, len(index.slot), constants["GEOMETRY"], fused),
         functools.partial(gather_tile, *kind(src), block_red, block_dst, fused != "plain"),
         whole,
-        (src, dst, x),
+        (src, dst, x, residual),
     )
     sums = None
     if fusion.writes_sums(transposed):
@@ -87,17 +89,15 @@ def gather(
         sums = dst.new_empty((tiles, 2, dst.shape[1]), dtype=torch.float32)
     run = _gather_rows if tile.rows else _gather_pointers
     bias = None if bias is None else bias.contiguous()
-    # Where there is nothing to point to, any tensor will do.
     vectors = [dst if t is None else t for t in (bias, fusion.scale, fusion.shift, sums)]
-    run(src, values, dst, x, vectors, index, tile, constants)
+    run(src, values, (dst, x, residual), vectors, index, tile, constants)
     return None if sums is None else TileSums(sums, tile.bm, positions(dst.shape, 1))
 
 
 def _gather_rows(
     src: Tensor,
     values: Tensor,
-    dst: Tensor,
-    x: Tensor,
+    written: Sequence[Tensor],
     vectors: Sequence[Tensor],
     index: PassIndex,
     tile: Tile,
@@ -105,7 +105,7 @@ def _gather_rows(
 ) -> None:
     from sparse_kernels.gather_kernels import gather_rows
 
-    bias, *others = vectors
+    (dst, x, residual), (bias, *others) = written, vectors
     block_dst, (n, channels, hd, wd) = constants["BLOCK_DST"], dst.shape
     blocks = -(-channels // block_dst)
     box = [block_dst, tile.bk] if constants["TRANSPOSED"] else [tile.bk, block_dst]
@@ -115,6 +115,7 @@ def _gather_rows(
         bias,
         descriptor(flat_rows(dst), [tile.bm, block_dst]),
         descriptor(flat_rows(x), [tile.bm, block_dst]),
+        descriptor(flat_rows(residual), [tile.bm, block_dst]),
         *others,
         *index,
         n,
@@ -133,8 +134,7 @@ def _gather_rows(
 def _gather_pointers(
     src: Tensor,
     values: Tensor,
-    dst: Tensor,
-    x: Tensor,
+    written: Sequence[Tensor],
     vectors: Sequence[Tensor],
     index: PassIndex,
     tile: Tile,
@@ -142,7 +142,7 @@ def _gather_pointers(
 ) -> None:
     from sparse_kernels.gather_kernels import gather_pointers
 
-    bias, *others = vectors
+    (dst, x, residual), (bias, *others) = written, vectors
     block_dst, (n, channels, hd, wd) = constants["BLOCK_DST"], dst.shape
     blocks, padded = -(-channels // block_dst), power_of_two(block_dst)
     ragged = src.shape[1] % constants["BLOCK_RED"] or channels % block_dst or padded != block_dst
@@ -152,6 +152,7 @@ def _gather_pointers(
         bias,
         dst,
         x,
+        residual,
         *others,
         *index,
         n * hd * wd,

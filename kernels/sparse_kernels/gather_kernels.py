@@ -3,8 +3,9 @@
     dst[position, o-block] = sum over active blocks of src[shifted position, c-block] @ values[slot]
 
 The input gradient is the same with the lists by input block and values transposed. A position is
-an output pixel of an image; a tap of the kernel shifts it by whole pixels. What is done to the
-source as it is loaded, and to the sums before they are stored: see fusion_kernels.py.
+an output pixel of an image; a tap of the kernel shifts it by whole pixels. A residual may be added
+to what is stored: to the output before its ReLU, or to the gradient of x another one of it. What
+else is done to the source as it is loaded, and to the sums: see fusion_kernels.py.
 
 Legend: BM positions a tile, BK channels a step of the sum, BLOCK_RED x BLOCK_DST the block as this
 pass sees it (summed x written), TILE_DST the power of two that holds BLOCK_DST, HS WS source image,
@@ -72,6 +73,7 @@ def gather_pointers(
     bias,
     dst,
     x,
+    residual,
     scale,
     shift,
     partial,
@@ -99,6 +101,7 @@ def gather_pointers(
     TRANSPOSED: tl.constexpr,
     IMAGES_LAST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     INPUT: tl.constexpr,
     RELU: tl.constexpr,
     STATISTICS: tl.constexpr,
@@ -159,10 +162,12 @@ def gather_pointers(
         mask = mask & written[None, :]
     offset = n.to(tl.int64) * dst_n + hd.to(tl.int64) * dst_h + wd.to(tl.int64) * dst_w
     place = offset[:, None] + out[None, :]
-    # The layer's input lies as its gradient does.
+    # The layer's input lies as its gradient does, and what is added as the result.
     origin = acc
     if TRANSPOSED and INPUT != "plain":
         origin = tl.load(x + place, mask=mask, other=0.0)
+    if RESIDUAL and not TRANSPOSED:
+        acc += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
     result = finished(
         acc,
         origin,
@@ -183,7 +188,10 @@ def gather_pointers(
         RELU,
         STATISTICS,
     )
-    tl.store(dst + place, result, mask=mask)
+    # Loaded this late, it needs no registers beside those of x.
+    if RESIDUAL and TRANSPOSED:
+        result += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dst + place, result.to(dst.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -193,6 +201,7 @@ def gather_rows(
     bias,
     dst,
     x,
+    residual,
     scale,
     shift,
     partial,
@@ -211,6 +220,7 @@ def gather_rows(
     GEOMETRY: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     INPUT: tl.constexpr,
     RELU: tl.constexpr,
     STATISTICS: tl.constexpr,
@@ -223,7 +233,8 @@ def gather_rows(
     """Rows only, N a multiple of BM: a tile is one pixel x BM images, moved by TMA.
 
     A tap then shifts the whole tile by a scalar number of rows, and a tap outside the image reads
-    past the last row, which TMA fills with zeros. src, values, dst and x are 2-D descriptors.
+    past the last row, which TMA fills with zeros. src, values and what lies as dst are 2-D
+    descriptors.
     """
     block = tl.program_id(0) % BLOCKS
     tile = tl.program_id(0) // BLOCKS
@@ -261,6 +272,8 @@ def gather_rows(
     origin = acc
     if TRANSPOSED and INPUT != "plain":
         origin = x.load(corner)
+    if RESIDUAL and not TRANSPOSED:
+        acc += residual.load(corner).to(tl.float32)
     result = finished(
         acc,
         origin,
@@ -281,4 +294,6 @@ def gather_rows(
         RELU,
         STATISTICS,
     )
-    dst.store(corner, result)
+    if RESIDUAL and TRANSPOSED:
+        result += residual.load(corner).to(tl.float32)
+    dst.store(corner, result.to(dst.dtype))

@@ -64,7 +64,7 @@ def gather_tile(
     if arch in LARGE_SHARED:
         return Tile(128, bk, warps, 4)
     # With so short a sum, four warps spilled on sm_89; with so wide a fused one, on sm_80.
-    short, wide = bk * itemsize <= 32 and written == 64, fused and written >= 128
+    short, wide = bk * itemsize <= 32 and written == 64, fused and written >= 64
     return Tile(64, bk, 8 if short or wide else 4, 3)
 
 

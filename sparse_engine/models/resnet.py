@@ -108,5 +108,9 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [N, channels, H, W] to logits [N, classes]."""
-        x = self.blocks(torch.relu(self.norm(self.stem(x))))
+        x = self.blocks(self.stem_features(x))
         return self.classifier(self.dropout(x.mean((2, 3))))
+
+    def stem_features(self, x: Tensor) -> Tensor:
+        """Map images [N, channels, H, W] to what the first block reads."""
+        return torch.relu(self.norm(self.stem(x)))

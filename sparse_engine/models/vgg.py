@@ -49,4 +49,8 @@ class VGG16(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [N, channels, height, width] to logits [N, classes]."""
-        return self.classifier(self.dropout(self.features(x).mean((2, 3))))
+        return self.classifier(self.dropout(self.pixel_features(x).mean((2, 3))))
+
+    def pixel_features(self, x: Tensor) -> Tensor:
+        """Map images [N, channels, height, width] to what is averaged over pixels."""
+        return self.features(x)

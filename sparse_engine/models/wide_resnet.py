@@ -55,5 +55,8 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [N, channels, H, W] to logits [N, classes]."""
-        x = torch.relu(self.norm(self.blocks(self.stem(x))))
-        return self.classifier(x.mean((2, 3)))
+        return self.classifier(self.features(x).mean((2, 3)))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map images [N, channels, H, W] to what is averaged over pixels."""
+        return torch.relu(self.norm(self.blocks(self.stem(x))))

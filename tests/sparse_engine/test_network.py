@@ -13,9 +13,9 @@ from sparse_engine.data.catalog import TABLE
 from sparse_engine.layer import SparseLayer
 from sparse_engine.methods import registry, single
 from sparse_engine.models.plain import plain_model
-from sparse_engine.network import build_network
+from sparse_engine.network import build_network, runs_fused
 from sparse_engine.recipes import resolve
-from sparse_engine.recut import recut
+from sparse_engine.recut import recut, used_layouts
 from sparse_engine.train import main
 
 CPU = torch.device("cpu")
@@ -110,3 +110,23 @@ def test_settings_of_the_first_blocks_and_weights_reach_the_network():
         m.density > plain[n].density and m.final_active == plain[n].layout.active
         for n, m in built(method="granet").items()
     )
+
+
+@pytest.mark.usefixtures("poisoned_kernels")
+def test_a_fused_run_equals_a_plain_one_and_stays_fused():
+    """Also where layers are replaced, as pruning does."""
+    weights = []
+    for fuse in ("off", "on"):
+        network = network_for(fuse=fuse, block="16x16", sparsity=0.5, method="set")
+        images = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        network.replace_layers(recut(network.model, used_layouts(network.model)))
+        for _ in range(2):
+            network.optimizer.zero_grad()
+            network.model(images).square().mean().backward()
+            network.optimizer.step()
+        assert ("Fused" in type(network.model.blocks[0]).__name__) == (fuse == "on")
+        weights.append(network.model.stem.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+    assert not runs_fused(Config(), network.model, CPU)
+    assert runs_fused(Config(), network.model, torch.device("cuda"))
+    assert not runs_fused(Config(backend="masked"), network.model, torch.device("cuda"))

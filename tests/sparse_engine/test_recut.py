@@ -41,7 +41,7 @@ def small_network(sparsity=None, optimizer=torch.optim.SGD, **settings):
         sparsify(model, sparsity, "uniform", (4, 4), init="random")
     made = optimizer(model.parameters(), lr=0.1, **settings)
     train(model, made)
-    return Network(model, made, Topology(model, made, "set"))
+    return Network(model, made, Topology(model, made, "set"), torch.tensor(0.1))
 
 
 def dense_state_of(network, name, key):

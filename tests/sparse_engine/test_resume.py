@@ -127,7 +127,7 @@ def stopped_run(monkeypatch):
 def test_a_resumed_run_equals_an_uninterrupted_one(flags, epochs, before, monkeypatch):
     """Killed before the checkpoint of an epoch's end, or after one within that epoch."""
     train("whole", *flags)
-    for epoch in epochs if before else epochs[-1:]:
+    for epoch in epochs if before else epochs[:1]:
         if before:
             train_and_kill(monkeypatch, epoch, *flags, before=True)
         else:

@@ -322,6 +322,16 @@ def test_in_place_operators_and_second_derivatives():
     assert torch.autograd.gradgradcheck(small, inputs)
 
 
+def test_what_changes_in_place_is_not_copied():
+    model = to_rows(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True)).double())
+    nodes = [model(rows(4, 8, 3, 2).requires_grad_()).grad_fn]
+    for node in nodes:
+        nodes += [earlier for earlier, _ in node.next_functions if earlier is not None]
+    names = [node.name() for node in nodes]
+    assert "ReluBackward0" in names
+    assert "CopySlices" not in names
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiled(training):
     plain = network("wrn10-2").train(training)

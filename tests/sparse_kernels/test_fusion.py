@@ -13,10 +13,9 @@ from kernel_cases import (
     relative_error,
 )
 
-from sparse_kernels import BlockLayout, Fusion, block_conv2d_fused, block_linear_fused
+from sparse_kernels import BlockLayout, Norm, block_conv2d_fused, block_linear_fused
 from sparse_kernels.activation import in_order
-from sparse_kernels.fused import transform
-from sparse_kernels.fusion import TileSums
+from sparse_kernels.norm import TileSums
 from sparse_kernels.reference import gather_blocks, scatter_blocks
 
 pytestmark = pytest.mark.usefixtures("poisoned_kernels")
@@ -36,60 +35,78 @@ CASES = {
     ),
     "unused slots": Case(unused=3, bias=False),
 }
-EVERYTHING = {"transform": True, "relu_input": True, "relu": False, "statistics": True}
+EVERYTHING = {"norm": True, "rectified": True, "residual": True, "statistics": True}
 FUSIONS = {
     "relu": {"relu": True},
     "statistics": {"statistics": True},
-    "affine": {"transform": True},
-    "affine, relu, statistics": EVERYTHING,
-    "all": {**EVERYTHING, "relu": True},
+    "residual": {"residual": True, "other": True},
+    "norm": {"norm": True},
+    "fixed norm, other gradient": {"norm": True, "batch": False, "other": True},
+    "norm, relu, residual, statistics": EVERYTHING,
+    "all": {**EVERYTHING, "relu": True, "other": True},
 }
 
 
 def run(leaves, layout: BlockLayout, case: Case, options: dict, upstream, sparse: bool):
     """Return outputs and gradients by name, of the fused operators or of dense PyTorch."""
     leaves = {k: v.detach().requires_grad_() for k, v in leaves.items()}
-    x, values, bias = leaves["x"], leaves["values"], leaves.get("bias")
-    scale, shift = leaves.get("scale"), leaves.get("shift")
-    switches = {k: v for k, v in options.items() if k != "transform"}
+    x, values, bias, residual = (leaves.get(k) for k in ("x", "values", "bias", "residual"))
+    switches = {k: v for k, v in options.items() if k in ("relu", "statistics")}
     geometry = (case.stride, case.padding, case.dilation)
+    norm = make_norm(x, leaves, options) if options.get("norm") else None
     if sparse:
-        fusion = Fusion(scale, shift, **switches)
-        y, mean, variance = block_conv2d_fused(x, values, layout, bias, *geometry, fusion)
+        surroundings = {"norm": norm, "residual": residual, **switches}
+        y, mean, variance, x = block_conv2d_fused(
+            x, values, layout, bias, *geometry, **surroundings
+        )
     else:
-        if scale is not None:
-            x = transform(x, scale, shift, switches.get("relu_input", False))
-        y = F.conv2d(x, scatter_blocks(values, layout.tensors(), layout.sizes()), bias, *geometry)
-        y = y.relu() if switches.get("relu") else y
-        wide = y if y.dtype == torch.float64 else y.float()
-        variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+        z = norm.apply(x) if norm else x
+        y = F.conv2d(z, scatter_blocks(values, layout.tensors(), layout.sizes()), bias, *geometry)
+        y = y if residual is None else y + residual
+        y = y.relu() if options.get("relu") else y
+        variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    loss = (y.double() * upstream["y"].double()).sum()
+    if options.get("other"):
+        loss = loss + (x.double() * upstream["x"].double()).sum()
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
     found = {"y": y, "mean": mean, "variance": variance} if options.get("statistics") else {"y": y}
-    loss = sum((v.double() * upstream[k].double()).sum() for k, v in found.items())
-    names = list(leaves)
-    gradients = torch.autograd.grad(loss, [leaves[n] for n in names])
-    found = {k: v.detach() for k, v in found.items()}
-    return found | {f"d{n}": g for n, g in zip(names, gradients)}
+    return {k: v.detach() for k, v in found.items()} | {
+        f"d{n}": g for n, g in zip(leaves, gradients)
+    }
+
+
+def make_norm(x, leaves, options: dict) -> Norm:
+    """Return the norm of x, or one by other statistics."""
+    batch, wide = options.get("batch", True), torch.promote_types(x.dtype, torch.float32)
+    variance, mean = torch.var_mean(x.detach().to(wide), (0, 2, 3), correction=0)
+    if not batch:
+        mean, variance = mean * 0.5, variance * 2
+    relu = options.get("rectified", False)
+    return Norm(mean, variance, leaves["weight"], leaves["shift"], 1e-5, batch, relu)
 
 
 def check(case: Case, options: dict, dtype: torch.dtype, shift_by: float = 0.0) -> None:
     out_channels, in_channels = case.channels
     layout = make_layout(case, (out_channels, in_channels, *case.kernel))
     dense = torch.randn(out_channels, in_channels, *case.kernel).to(DEVICE, dtype)
+
+    def images(*shape: int) -> torch.Tensor:
+        return in_order(torch.randn(*shape).to(DEVICE, dtype), case.order)
+
     leaves = {
-        "x": in_order(
-            torch.randn(case.batch, in_channels, *case.image).to(DEVICE, dtype), case.order
-        ),
+        "x": images(case.batch, in_channels, *case.image),
         "values": gather_blocks(dense, layout.tensors(), layout.sizes()),
     }
     if case.bias:
         leaves["bias"] = torch.randn(out_channels).to(DEVICE, dtype)
-    if options.get("transform"):
-        leaves["scale"] = torch.rand(in_channels, device=DEVICE) + 0.5
+    if options.get("residual"):
+        leaves["residual"] = images(case.batch, out_channels, *case.output)
+    if options.get("norm"):
+        leaves["weight"] = torch.rand(in_channels, device=DEVICE) + 0.5
         leaves["shift"] = torch.randn(in_channels, device=DEVICE) + shift_by
     upstream = {
         "y": torch.randn(case.batch, out_channels, *case.output).to(DEVICE, dtype),
-        "mean": torch.randn(out_channels, device=DEVICE),
-        "variance": torch.randn(out_channels, device=DEVICE),
+        "x": torch.randn(case.batch, in_channels, *case.image).to(DEVICE, dtype),
     }
     wide = {k: v.double() for k, v in leaves.items()}
     exact = run(wide, layout, case, options, upstream, sparse=False)
@@ -118,7 +135,14 @@ def test_fused_convolution_in_half_precision(name, dtype):
 @pytest.mark.parametrize("name", ["tma", "ragged", "ragged rows", "strided, dilated, not square"])
 def test_padding_and_ragged_channels_stay_zero_under_a_large_shift(name):
     torch.manual_seed(0)
-    check(CASES[name], {"transform": True, "relu_input": True}, torch.float32, shift_by=1000.0)
+    check(CASES[name], {"norm": True, "rectified": True}, torch.float32, shift_by=1000.0)
+
+
+def test_elsewhere_operators_do_the_same_one_after_another(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setenv("SPARSE_ENGINE_BACKEND", "masked")
+    for options in (FUSIONS["all"], FUSIONS["fixed norm, other gradient"], {"residual": True}):
+        check(CASES["strided, dilated, not square"], options, torch.float32)
 
 
 def test_variance_survives_a_large_mean():
@@ -126,7 +150,8 @@ def test_variance_survives_a_large_mean():
     y = (torch.randn(1000, 3) + 10_000).double()
     tiles = y.split(64)
     sums = torch.stack([torch.stack([t.mean(0), (t - t.mean(0)).square().sum(0)]) for t in tiles])
-    mean, variance = TileSums(sums.float(), 64, 1000).mean_and_variance()
+    mean, variance = TileSums(sums.float().to(DEVICE), 64, 1000).mean_and_variance()
+    mean, variance = mean.cpu(), variance.cpu()
     torch.testing.assert_close(mean.double(), y.mean(0), rtol=1e-6, atol=0)
     torch.testing.assert_close(variance.double(), y.var(0, correction=0), rtol=1e-4, atol=0)
 
@@ -136,17 +161,19 @@ def test_a_nan_in_the_input_is_not_rectified_away():
     x = torch.full((16, 16), torch.nan, device=DEVICE)
     one = torch.ones(16, device=DEVICE)
     values = torch.ones(1, 16, 16, device=DEVICE)
-    y, _, _ = block_linear_fused(x, values, layout, fusion=Fusion(one, one, True, True))
-    assert y.isnan().all()
+    norm = Norm(one, one, one, one, batch=False)
+    assert block_linear_fused(x, values, layout, norm=norm, relu=True).y.isnan().all()
 
 
 def test_linear_layers_take_any_leading_dimensions():
     torch.manual_seed(0)
     layout = BlockLayout((32, 48), (16, 16), torch.arange(4)).to(DEVICE)
     x, values = torch.randn(2, 3, 48, device=DEVICE), torch.randn(4, 16, 16, device=DEVICE)
-    y, mean, variance = block_linear_fused(x, values, layout, fusion=Fusion(relu=True))
+    residual = torch.randn(2, 3, 32, device=DEVICE)
+    y, mean, variance, again = block_linear_fused(x, values, layout, residual=residual, relu=True)
     weight = scatter_blocks(values, layout.tensors(), layout.sizes()).flatten(1)
-    torch.testing.assert_close(y, F.linear(x, weight).relu())
+    torch.testing.assert_close(y, (F.linear(x, weight) + residual).relu())
+    assert torch.equal(again, x)
     assert mean.numel() == variance.numel() == 0
 
 
@@ -156,39 +183,50 @@ def test_compiled_graphs_give_the_same():
     layout = make_layout(case, (48, 32, 3, 3))
     x = in_order(torch.randn(32, 32, 3, 2, device=DEVICE), "rows")
     values = torch.randn(layout.slots, 16, 32, device=DEVICE)
-    fusion = Fusion(torch.rand(32, device=DEVICE), torch.rand(32, device=DEVICE), True, True, True)
-    compiled = torch.compile(block_conv2d_fused, fullgraph=True, backend="aot_eager")
-    eager, found = (
-        f(x, values, layout, padding=1, fusion=fusion) for f in (block_conv2d_fused, compiled)
-    )
-    for a, b in zip(eager, found):
+    norm = Norm(*torch.rand(4, 32, device=DEVICE))
+    residual = in_order(torch.randn(32, 48, 3, 2, device=DEVICE), "rows")
+
+    def step(x, values):
+        x, values = x.detach().requires_grad_(), values.detach().requires_grad_()
+        options = {"padding": 1, "norm": norm, "residual": residual, "statistics": True}
+        y, *sums, x_again = block_conv2d_fused(x, values, layout, **options)
+        gradients = torch.autograd.grad((y + x_again.sum()).square().sum(), (x, values))
+        return y, *sums, *gradients
+
+    for a, b in zip(step(x, values), torch.compile(step, backend="aot_eager")(x, values)):
         assert torch.equal(a, b)
         assert a.stride() == b.stride()
 
 
+def vectors(channels: int = 16, **others) -> Norm:
+    return Norm(*torch.ones(4, channels))._replace(**others)
+
+
 @pytest.mark.parametrize(
-    ("fusion", "error", "message"),
+    ("options", "error", "message"),
     [
-        (Fusion(scale=torch.ones(16)), ValueError, "both scale and shift"),
-        (Fusion(relu_input=True), ValueError, "both scale and shift"),
-        (Fusion(torch.ones(8), torch.ones(8)), ValueError, r"scale should be \[16\], found \[8\]"),
+        ({"norm": vectors(8)}, ValueError, r"norm.mean should be \[16\], found \[8\]"),
         (
-            Fusion(torch.ones(16).half(), torch.ones(16)),
+            {"norm": vectors(variance=torch.ones(16).half())},
             TypeError,
-            "scale should be torch.float32 on cpu, found torch.float16 on cpu",
+            "norm.variance should be torch.float32 on cpu, found torch.float16 on cpu",
+        ),
+        (
+            {"residual": torch.ones(1, 16, 2, 2)},
+            ValueError,
+            r"residual should be \[1, 16, 1, 1\], found \[1, 16, 2, 2\]",
         ),
     ],
 )
-def test_options_that_do_not_fit_are_refused(fusion, error, message):
+def test_options_that_do_not_fit_are_refused(options, error, message):
     layout = BlockLayout((16, 16, 2, 2), (16, 16), torch.arange(1))
     x, values = torch.ones(1, 16, 2, 2), torch.ones(1, 16, 16)
     with pytest.raises(error, match=message):
-        block_conv2d_fused(x, values, layout, fusion=fusion)
+        block_conv2d_fused(x, values, layout, **options)
 
 
-def test_lopsided_padding_is_refused_with_a_transform():
+def test_lopsided_padding_is_refused_with_a_norm():
     layout = BlockLayout((16, 16, 2, 2), (16, 16), torch.arange(1))
     x, values = torch.ones(1, 16, 2, 2), torch.ones(1, 16, 16)
-    fusion = Fusion(torch.ones(16), torch.ones(16))
     with pytest.raises(ValueError, match="not symmetric"):
-        block_conv2d_fused(x, values, layout, padding="same", fusion=fusion)
+        block_conv2d_fused(x, values, layout, padding="same", norm=vectors())

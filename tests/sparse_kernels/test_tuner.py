@@ -82,10 +82,10 @@ def test_a_wrong_tile_is_never_taken(monkeypatch, caplog):
 
     run = gather._gather_pointers
 
-    def wrong(src, values, dst, x, vectors, index, tile, constants):
-        run(src, values, dst, x, vectors, index, tile, constants)
+    def wrong(src, values, written, vectors, index, tile, constants):
+        run(src, values, written, vectors, index, tile, constants)
         if tile == LARGE:
-            dst.mul_(1.5)
+            written[0].mul_(1.5)
 
     monkeypatch.setattr(gather, "_gather_pointers", wrong)
     with caplog.at_level(logging.WARNING):

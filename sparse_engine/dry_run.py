@@ -1,0 +1,59 @@
+"""What a run would cost, layer by layer and phase by phase; nothing is trained or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparse_engine.config import Config
+from sparse_engine.costs import run_costs
+from sparse_engine.data.catalog import dataset_info
+from sparse_engine.errors import InputError
+from sparse_engine.job import choose_device, plan_phases
+from sparse_engine.phases import Phase
+from sparse_engine.result import backend_shares, backends_in_words, describe, print_json
+from sparse_engine.settle import settled
+from sparse_engine.summary import format_table
+from sparse_engine.teacher import load_teacher
+
+
+def dry_run(config: Config) -> None:
+    """Print what a run would cost, layer by layer, and the JSON line; nothing is written.
+
+    Budgets of time are measured all the same, and the times kept for the run.
+    """
+    device = choose_device(config)
+    if config.data_dir and not config.download and not Path(config.data_dir).is_dir():
+        raise InputError(f"data folder '{config.data_dir}' does not exist")
+    info = dataset_info(config.dataset, config.data_dir)
+    config = settled(config, info, device)
+    train_size = info.train_size
+    if config.select == "validation":
+        train_size -= round(config.validation * train_size)
+    phases = plan_phases(config, train_size)
+    costs = run_costs(config, info, phases)
+    load_teacher(config, info, device)
+    rows = [("layer", "block", "shape", "density", "weights", "stored bytes", "MFLOPs")]
+    for plan in costs["plans"]:
+        block = "dense" if plan.is_dense else "x".join(map(str, plan.block))
+        stored = plan.weights if plan.is_dense else plan.stored
+        flops = costs["layer_flops"][plan.name] * plan.density
+        shape = "x".join(map(str, plan.shape))
+        weights = round(plan.density * plan.weights)
+        counts = (f"{plan.density:.4f}", f"{weights}", f"{4 * stored}", f"{flops / 1e6:.2f}")
+        rows.append((plan.name, block, shape, *counts))
+    print(format_table(rows))
+    print("\n" + backends_in_words(backend_shares(config, device, costs)))
+    print("\n" + format_table(_phase_rows(config, phases)))
+    print_json(describe(config, device, costs, None, None))
+
+
+def _phase_rows(config: Config, phases: list[Phase]) -> list[tuple[str, ...]]:
+    rows = [("phase", "", "steps", "epochs", "updates", "ticket")]
+    total = sum(phase.steps for phase in phases)
+    for phase in phases:
+        schedule = phase.update_schedule()
+        updates = schedule.updates_in(phase.steps) if schedule else 0
+        epochs = f"{phase.steps / total * config.epochs:.1f}"
+        ticket = "yes" if phase.tickets else "-"
+        rows.append((phase.name, "", f"{phase.steps}", epochs, f"{updates}", ticket))
+    return rows
