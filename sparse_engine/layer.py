@@ -18,7 +18,6 @@ from sparse_kernels.layout import block_grid, group_size
 from sparse_kernels.probe import GradientProbe
 from sparse_kernels.reference import block_norms, gather_blocks, scatter_blocks
 
-
 # Of a state dict, dense or sparse.
 PARTS = ("weight", "values", "block_ids")
 

@@ -124,11 +124,15 @@ class RunFolder:
         paths = sorted(self.path.glob("member_*.pt"), key=_number)
         if not paths:
             raise InputError(f"run '{self.path}' has no tickets yet (no member_K.pt)")
-        tickets = [load_file(path, "member", "model") for path in paths]
-        for path, ticket in zip(paths, tickets):
-            if type(ticket["member"]) is not int or ticket["member"] != _number(path):
-                raise InputError(f"'{path}' holds another ticket; restore the file")
-        return [ticket["model"] for ticket in tickets]
+        return [self.load_member(_number(path)) for path in paths]
+
+    def load_member(self, number: int) -> dict[str, Any]:
+        """Return the model state of one ticket; see load_members."""
+        path = self.path / f"member_{number}.pt"
+        ticket = load_file(path, "member", "model")
+        if type(ticket["member"]) is not int or ticket["member"] != number:
+            raise InputError(f"'{path}' holds another ticket; restore the file")
+        return ticket["model"]
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.csv."""

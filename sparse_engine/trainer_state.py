@@ -113,6 +113,9 @@ def _continue(run: Trainer, state: dict[str, Any]) -> None:
     run.start_member(run.progress.member)
     network = run.network
     check_model(network.model, state["model"])
+    # They are needed in the end: better told now than after hours.
+    for number in range(1, run.progress.tickets + 1):
+        check_model(network.model, run.folder.load_member(number), f"ticket {number}")
     network.load(state["model"])
     check_rest(state, run)
     network.load_momenta(state["optimizer"]["state"])
