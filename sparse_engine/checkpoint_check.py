@@ -129,6 +129,9 @@ def check_model(model: nn.Module, state: Any, name: str = "model") -> None:
         else:
             like[f"{layer_name}.weight"] = torch.empty(shape, dtype=dtype, device="meta")
     check_like(state, like, name)
+    for key, value in state.items():
+        finite = not value.is_floating_point() or bool(value.isfinite().all())
+        demand(finite, f"{name}.{key}", "finite")
 
 
 def check_topology(state: Any, topology: Topology) -> None:
