@@ -1,4 +1,4 @@
-"""How long checkpoints take and how large they are, sparse against dense: python -m bench.checkpoints
+"""How long checkpoints take and how large they are against dense: python -m bench.checkpoints
 
 A checkpoint is what a run writes: model, momenta, blocks and all else (trainer_state.state_of).
 """
