@@ -217,7 +217,8 @@ def evaluations(draw):
     """Draw flags of evaluate."""
     arguments = draw(st.lists(RUNS, min_size=0, max_size=2))
     for flag in draw(st.lists(st.sampled_from(list(EVALUATE)), max_size=4)):
-        value = draw(EVALUATE[flag] | WORDS if EVALUATE[flag] is not None else EVALUATE[flag])
+        # A word would be a file that may be written.
+        value = draw(EVALUATE[flag] if flag == "--out" else EVALUATE[flag] | WORDS)
         arguments += [flag] if value is None else [flag, value]
     return arguments
 
