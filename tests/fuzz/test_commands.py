@@ -218,7 +218,9 @@ def evaluations(draw):
     arguments = draw(st.lists(RUNS, min_size=0, max_size=2))
     for flag in draw(st.lists(st.sampled_from(list(EVALUATE)), max_size=4)):
         # A word would be a file that may be written.
-        value = draw(EVALUATE[flag] if flag == "--out" else EVALUATE[flag] | WORDS)
+        value = draw(
+            EVALUATE[flag] if flag in ("--out", "--corruptions") else EVALUATE[flag] | WORDS
+        )
         arguments += [flag] if value is None else [flag, value]
     return arguments
 

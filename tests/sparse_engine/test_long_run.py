@@ -1,6 +1,7 @@
 """A long run's memory stays flat: thousands of topology updates, and checkpoints between them."""
 
 import gc
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -13,47 +14,50 @@ from sparse_engine.trainer import Trainer
 FLAGS = ["--model", "mlp", "--block", "8x8", "--device", "cpu", "--method", "rigl", "--stop", "1"]
 
 
+def allocated():
+    """Return the bytes that Python has allocated since tracemalloc was started."""
+    return tracemalloc.get_traced_memory()[0]
+
+
 def resident():
     """Return the bytes of this process that are in memory."""
     return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
 
 
-@pytest.mark.parametrize(
-    ("epochs", "batch", "traced", "held"),
-    [
-        # 300 updates in 6 epochs; 10,098 in 99, with a checkpoint before the first.
-        (6, 28, 60_000, None),
-        pytest.param(99, 14, 5_000, 200_000, marks=pytest.mark.slow),
-    ],
-)
-def test_memory_is_flat(epochs, batch, traced, held, tmp_path, monkeypatch):
-    """Bytes gained by 1,000 updates: a line through what each checkpoint after the first third saw.
+def gained(epochs, batch, folder, monkeypatch, *measures):
+    """Return the gain by 1,000 updates of some measures, taken after each epoch's checkpoint.
 
-    Args:
-        epochs: one checkpoint each.
-        batch: images a step; every step but the last of an epoch's phase updates the topology.
-        traced: limit of what Python has allocated.
-        held: limit of the process's memory; shorter runs say nothing of it.
+    It is the slope of a line through all but the first third of an update each step.
     """
     save, seen = Trainer._save_checkpoint, []
 
     def watch(self):
         save(self)
         gc.collect()
-        updates = self.network.topology.updates
-        seen.append((updates, tracemalloc.get_traced_memory()[0], resident()))
+        seen.append((self.network.topology.updates, *(measure() for measure in measures)))
 
     monkeypatch.setattr(Trainer, "_save_checkpoint", watch)
     length = ["--epochs", f"{epochs}", "--batch-size", f"{batch}", "--update-interval", "1"]
+    main([*FLAGS, *length, "--out", str(folder / "run")])
+    updates, *found = np.array(seen[len(seen) // 3 :]).T
+    slopes = [float(np.polyfit(updates, numbers, 1)[0]) * 1000 for numbers in found]
+    print(f"{len(seen)} checkpoints, {updates[-1]} updates; gained by 1,000 updates: {slopes}")
+    return len(seen), updates[-1], slopes
+
+
+def test_updates_leave_nothing_allocated(tmp_path, monkeypatch):
+    _, updates, (left,) = gained(6, 28, tmp_path, monkeypatch, sys.getallocatedblocks)
+    assert updates >= 300
+    assert left < 2_000  # two blocks an update; a probe that stays is twenty and more
+
+
+@pytest.mark.slow
+def test_memory_is_flat(tmp_path, monkeypatch):
     tracemalloc.start()
     try:
-        main([*FLAGS, *length, "--out", str(tmp_path / "run")])
+        checkpoints, updates, slopes = gained(99, 14, tmp_path, monkeypatch, allocated, resident)
     finally:
         tracemalloc.stop()
-    updates, python, process = np.array(seen[len(seen) // 3 :]).T
-    grown = [float(np.polyfit(updates, numbers, 1)[0]) * 1000 for numbers in (python, process)]
-    print(f"{len(seen)} checkpoints, {updates[-1]} updates; by 1,000 updates {grown[0]:.0f} bytes")
-    print(f"of Python and {grown[1]:.0f} of the process, which held {process[-1]}")
-    assert updates[-1] >= 50 * epochs
-    assert grown[0] < traced
-    assert held is None or grown[1] < held
+    assert (checkpoints, updates >= 10_000) == (100, True)
+    assert slopes[0] < 5_000
+    assert slopes[1] < 200_000
