@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.backends import running_on
 from bench.contender import Case, Contender
 from bench.folding import fold, foldable
 from bench.gate import limit, refuse, relative_error
 from sparse_engine import TicketEnsemble, densify
 from sparse_engine.batch_norm import estimate_batch_norm
+from sparse_kernels.backend import forced_backend
 
 MEMBERS = 3
 PHASE = "prediction"
@@ -39,7 +39,7 @@ class Prediction(Contender):
         pairs = foldable(self.case.dense().model())
         found = [self.case.model(seed).to(device) for seed in range(self.members)]
         self.describe(found[0])
-        with running_on("masked"):
+        with forced_backend("masked"):
             for model in found:
                 estimate_batch_norm(model, [self.x])
         self.right = self._reference(found, torch.float32)
@@ -64,13 +64,13 @@ class Prediction(Contender):
         """Return the mean probabilities of the batch."""
         if self.replay is not None:
             return self.replay(self.x)
-        with running_on(self.backend):
+        with forced_backend(self.backend):
             return self.network(self.x)
 
     @torch.no_grad()
     def capture_prediction(self) -> None:
         """Capture it, which `run` then replays."""
-        with running_on(self.backend):
+        with forced_backend(self.backend):
             self.capture(self.network, self.x)
 
     def check(self) -> float:
