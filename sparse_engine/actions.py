@@ -20,6 +20,9 @@ class Action:
 
     needs_gradient: ClassVar[bool] = False
     saves: ClassVar[int] = 0
+    starts_member: ClassVar[bool] = False
+    # What a state holds that it keeps under its name.
+    keeps: ClassVar[tuple[str, ...]] = ()
 
     @property
     def selects(self) -> bool:
@@ -40,6 +43,7 @@ class Fresh(Action):
     """Begin with a new network of some sparsity, with a seed and data order of its own."""
 
     sparsity: float
+    starts_member: ClassVar[bool] = True
 
     def __call__(self, run: Trainer) -> None:
         """Build it."""
@@ -87,6 +91,7 @@ class Keep(Action):
     """Remember the network as it is, under a name: a state to rewind to."""
 
     name: str
+    keeps: ClassVar[tuple[str, ...]] = ("accuracy", "model")
 
     def __call__(self, run: Trainer) -> None:
         """Copy it."""
@@ -103,6 +108,7 @@ class Restore(Action):
     """Begin with a kept state, blocks and all, as a new member: new data order, no momentum."""
 
     name: str
+    starts_member: ClassVar[bool] = True
 
     def __call__(self, run: Trainer) -> None:
         """Load it."""
@@ -194,6 +200,7 @@ class Average(Action):
     name: str
     rule: str
     sparsity: float
+    keeps: ClassVar[tuple[str, ...]] = ("accuracy", "count", "model")
 
     def __call__(self, run: Trainer) -> None:
         """Update run.kept."""

@@ -68,25 +68,34 @@ def load_file(path: Path, *keys: str) -> dict[str, Any]:
     """Read what save_file wrote, tensors to the CPU; `keys` are those it must hold.
 
     Raises:
-        InputError: the file is missing, truncated, or not one of ours.
+        InputError: the file is missing, damaged, or not one of ours.
     """
     if not path.is_file():
         raise InputError(f"checkpoint '{path}' does not exist")
     import torch
 
+    from sparse_engine.checkpoint_check import check_archive, check_plain
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
+            check_plain(content)
     # Bytes that are no checkpoint make torch warn, and raise almost anything, IndexError included.
     except Exception:
         raise InputError(f"checkpoint '{path}' is truncated or not a checkpoint") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or _format_of(content) != FORMAT:
         raise InputError(f"checkpoint '{path}' was not written by this program ({FORMAT})")
     missing = [key for key in keys if key not in content]
     if missing:
         raise InputError(f"checkpoint '{path}' is of another kind: it has no {missing[0]}")
     return content
+
+
+def _format_of(content: dict[str, Any]) -> str | None:
+    found = content.get("format")
+    return found if isinstance(found, str) else None
 
 
 def _sync_folder(folder: Path) -> None:

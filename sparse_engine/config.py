@@ -85,6 +85,9 @@ class Config:
     checkpoint_every: str | None = setting(
         "run", "checkpoints within epochs too: steps (500) or seconds (600s)", kind=str
     )
+    deterministic: bool = setting(
+        "run", "only algorithms that give the same bits every time on one device", False, kind=bool
+    )
     skip_nonfinite: int = setting(
         "run",
         "steps that are left out because loss or gradient is not finite, before the run fails",

@@ -8,6 +8,7 @@ import math
 from torch import nn
 from torch.optim import Optimizer
 
+from sparse_engine.checkpoint_check import check_like, check_topology, demand
 from sparse_engine.errors import InputError
 from sparse_engine.topology import Topology
 from sparse_engine.update_schedule import UpdateSchedule
@@ -94,7 +95,14 @@ class DynamicSparsity:
         return {"steps": self.steps, "topology": self.topology.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from state_dict(); the model's own state holds the blocks."""
+        """Continue from state_dict(); the model's own state holds the blocks.
+
+        Raises:
+            InputError: it is of another model or rule.
+        """
+        check_like(state, {**self.state_dict(), "topology": state.get("topology")}, "state")
+        check_topology(state["topology"], self.topology)
+        demand(state["steps"] >= 0, "state.steps", "at least 0", state["steps"])
         self.steps = state["steps"]
         self.topology.disarm()
         self.topology.load_state_dict(state["topology"])

@@ -26,7 +26,8 @@ def total_costs(results: Sequence[Mapping[str, Any] | None]) -> dict[str, float 
     for name in (*_SUMMED, "peak_memory_bytes"):
         values = [(result or {}).get(name) for result in results]
         whole = max if name == "peak_memory_bytes" else sum
-        costs[name] = None if None in values else whole(values)
+        told = all(isinstance(value, int | float) for value in values)
+        costs[name] = whole(values) if told else None
     return costs
 
 

@@ -14,6 +14,7 @@ from sparse_engine.costs import run_costs
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import count_steps, split_validation
+from sparse_engine.determinism import repeatable
 from sparse_engine.distributed import World, joined
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation import batches, ensemble_metrics, predict
@@ -50,6 +51,11 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         InputError: before anything is written; RunFailure: after the last good checkpoint;
             Stopped: by a signal, after a checkpoint.
     """
+    with repeatable(config.deterministic):
+        return _train_together(config, folder)
+
+
+def _train_together(config: Config, folder: RunFolder | None) -> dict[str, Any] | None:
     device = choose_device(config)
     with joined(config.timeout, device.type == "cuda") as world:
         if world.size > 1:

@@ -18,6 +18,9 @@ from sparse_kernels.layout import block_grid, group_size
 from sparse_kernels.probe import GradientProbe
 from sparse_kernels.reference import block_norms, gather_blocks, scatter_blocks
 
+# Of a state dict, dense or sparse.
+PARTS = ("weight", "values", "block_ids")
+
 
 class SparseLayer(nn.Module):
     """What the sparse layers share: compact values [Z, BC, BO], their layout and a bias.
@@ -168,6 +171,10 @@ class SparseLayer(nn.Module):
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
         own = dict(state_dict)
+        unusual = [n for n in PARTS if prefix + n in own and not self._can_take(own[prefix + n])]
+        if unusual:
+            error_msgs.append(f"{prefix}{unusual[0]} should be an ordinary tensor with numbers")
+            return
         values, ids = own.get(prefix + "values"), own.pop(prefix + "block_ids", None)
         if values is None and prefix + "weight" in own:
             weight = own.pop(prefix + "weight").detach()
@@ -198,6 +205,12 @@ class SparseLayer(nn.Module):
             own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         self._move_layout()
+
+    def _can_take(self, value: Any) -> bool:
+        """Return whether a part of a state dict is a tensor that can be copied from."""
+        usual = isinstance(value, Tensor) and value.layout is torch.strided
+        empty = usual and value.is_meta and not self.values.is_meta
+        return usual and not (empty or value.is_quantized or value.is_nested)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_probe": None}

@@ -98,9 +98,10 @@ class Network:
         self.topology = Topology(self.model, self.optimizer, old.rule, old.seed, self.world)
         self.topology.updates = old.updates
 
-    def load_optimizer(self, state: dict[str, Any]) -> None:
-        """Continue from the optimizer's state_dict()."""
-        self.optimizer.load_state_dict(state)
+    def load_momenta(self, state: dict[int, Any]) -> None:
+        """Continue from the state in the optimizer's state_dict(); what it is set to stays."""
+        present = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**present, "state": state})
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
 

@@ -100,7 +100,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         RuntimeError: as load_state_dict does, for a state of another model.
     """
     replaced = {}
-    taps = next((m.taps for m in model.modules() if isinstance(m, SparseLayer)), "each")
+    taps = taps_of(model)
     for name, layer in budget_layers(model):
         values, ids = state.get(f"{name}.values"), state.get(f"{name}.block_ids")
         if values is not None and ids is not None and values.ndim == 3 and ids.numel():
@@ -111,6 +111,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             replaced[name] = with_layout(layer, None)
     replace_modules(model, replaced)
     model.load_state_dict(state)
+
+
+def taps_of(model: nn.Module) -> str:
+    """Return what a model's layers do with the taps of a block; "each" if none is sparse."""
+    return next((m.taps for m in model.modules() if isinstance(m, SparseLayer)), "each")
 
 
 def saved_densities(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, float]:
@@ -144,7 +149,9 @@ def without_unused_slots(model: nn.Module, state: Mapping[str, Tensor]) -> dict[
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:
     """Return the shape of a layer's dense weight, (O, C[, R, S])."""
-    return layer.layout.shape if isinstance(layer, SparseLayer) else tuple(layer.weight.shape)
+    if isinstance(layer, SparseLayer):
+        return layer.layout.shape[: 2 if isinstance(layer, SparseLinear) else 4]
+    return tuple(layer.weight.shape)
 
 
 def _compact(layer: nn.Module) -> BlockLayout | None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,15 @@ class RunFolder:
         paths = sorted(self.path.glob("member_*.pt"), key=_number)
         if not paths:
             raise InputError(f"run '{self.path}' has no tickets yet (no member_K.pt)")
-        return [load_file(path, "member", "model")["model"] for path in paths]
+        return [self.load_member(_number(path)) for path in paths]
+
+    def load_member(self, number: int) -> dict[str, Any]:
+        """Return the model state of one ticket; see load_members."""
+        path = self.path / f"member_{number}.pt"
+        ticket = load_file(path, "member", "model")
+        if type(ticket["member"]) is not int or ticket["member"] != number:
+            raise InputError(f"'{path}' holds another ticket; restore the file")
+        return ticket["model"]
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.csv."""
@@ -140,13 +149,10 @@ class RunFolder:
         path = self.path / "metrics.csv"
         if not path.exists():
             return
-        with path.open(newline="", encoding="utf-8") as file:
-            # A row cut short lacks values.
-            whole = [row for row in csv.DictReader(file) if None not in row.values()]
         kept = io.StringIO(newline="")
         writer = csv.DictWriter(kept, COLUMNS)
         writer.writeheader()
-        writer.writerows(row for row in whole if int(row["step"]) <= step)
+        writer.writerows(row for row in _whole_rows(path) if int(row["step"]) <= step)
         with replacing(path) as file:
             file.write(kept.getvalue().encode())
 
@@ -155,9 +161,21 @@ class RunFolder:
         save_json(result, self.path / "metrics.json")
 
     def result(self) -> dict[str, Any] | None:
-        """Return the result of a finished run, None of one that is not."""
+        """Return the result of a finished run, None of one that is not.
+
+        Raises:
+            InputError: it cannot be read.
+        """
         path = self.path / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise InputError(f"'{path}' is damaged; delete it, and --resume writes it again")
+        return found
 
 
 class WatchedFolder(RunFolder):
@@ -193,6 +211,26 @@ def _fresh_path(config: Config) -> Path:
     return path
 
 
+def _whole_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a metrics.csv but those cut short, as the last one may be.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, ValueError, csv.Error):
+        header, rows = None, []
+    if not rows and header is not None:
+        return []
+    if header != list(COLUMNS):
+        raise InputError(f"'{path}' is damaged; move it away, and later epochs are written anew")
+    step = COLUMNS.index("step")
+    whole = (row for row in rows if len(row) == len(COLUMNS))
+    return [dict(zip(COLUMNS, row)) for row in whole if re.fullmatch("[0-9]{1,18}", row[step])]
+
+
 def _number(path: Path) -> int:
     digits = path.stem.removeprefix("member_")
-    return int(digits) if digits.isdigit() else 0
+    return int(digits) if digits.isdecimal() else 0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from sparse_engine.architecture import dense_model
+from sparse_engine.checkpoint_check import check_model
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
@@ -30,6 +31,7 @@ def load_tickets(
     for state in folder.load_members():
         model = dense_model(config, info)
         try:
+            check_model(model, state, "its state")
             load_state(model, state)
         except (RuntimeError, ValueError) as error:
             words = misfit or f"a ticket of run '{folder.path}' does not fit its configuration"

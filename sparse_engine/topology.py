@@ -193,7 +193,7 @@ class Topology:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from state_dict()."""
+        """Continue from state_dict(), which checkpoint_check.check_topology knows how to check."""
         self.updates = state["updates"]
         for name, mask in self.ever_active.items():
             mask.copy_(state["ever_active"][name])

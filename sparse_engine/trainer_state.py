@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sparse_engine.checkpoint import load_file
-from sparse_engine.config import MOVABLE
+from sparse_engine.checkpoint_check import (
+    check_like,
+    check_model,
+    check_progress,
+    check_rest,
+    check_settings,
+)
+from sparse_engine.config import FIELDS, MOVABLE
 from sparse_engine.costs import Densities
 from sparse_engine.errors import InputError
 from sparse_engine.network import member_seed
@@ -19,7 +27,20 @@ if TYPE_CHECKING:
     from sparse_engine.run_folder import RunFolder
     from sparse_engine.trainer import Trainer
 
-KEYS = ("progress", "config", "kept", "model", "optimizer", "topology", "guard")
+KEYS = (
+    "progress",
+    "config",
+    "kept",
+    "model",
+    "optimizer",
+    "topology",
+    "guard",
+    "best",
+    "accuracy",
+    "densities",
+    "random_state",
+    "device_random_state",
+)
 
 
 @dataclass
@@ -71,21 +92,33 @@ def restore(run: Trainer) -> None:
     """Continue from the folder's checkpoint, if there is one.
 
     Raises:
-        InputError: it cannot be read, or is of another configuration or other data.
+        InputError: it cannot be read, or is of another configuration, other data or another place.
     """
     state = _load(run.folder)
     if state is None:
         run.folder.drop_rows_after(-1)
         return
     _check_configuration(run, state["config"])
+    try:
+        _continue(run, state)
+    # RuntimeError: what torch says of states and random states that do not fit.
+    except (InputError, RuntimeError) as error:
+        raise InputError(f"checkpoint '{run.folder.last}' does not fit the data: {error}") from None
+
+
+def _continue(run: Trainer, state: dict[str, Any]) -> None:
+    """Become what a checkpoint says; InputError or RuntimeError if it is not of this run."""
+    check_progress(state["progress"], run.progress, run.phases)
     run.progress = Progress(**state["progress"])
     run.start_member(run.progress.member)
     network = run.network
-    try:
-        network.load(state["model"])
-    except RuntimeError as error:
-        raise InputError(f"checkpoint '{run.folder.last}' does not fit the data: {error}") from None
-    network.load_optimizer(state["optimizer"])
+    check_model(network.model, state["model"])
+    # They are needed in the end: better told now than after hours.
+    for number in range(1, run.progress.tickets + 1):
+        check_model(network.model, run.folder.load_member(number), f"ticket {number}")
+    network.load(state["model"])
+    check_rest(state, run)
+    network.load_momenta(state["optimizer"]["state"])
     network.topology.load_state_dict(state["topology"])
     run.guard.load_state_dict(state["guard"])
     run.best, run.kept = state["best"], state["kept"]
@@ -105,20 +138,29 @@ def _load(folder: RunFolder) -> dict[str, Any] | None:
     if not folder.last.exists() and not folder.previous.exists():
         return None
     try:
-        return load_file(folder.last, *KEYS)
+        return _read(folder.last)
     except InputError as error:
         if not folder.previous.exists():
             raise
-        state = load_file(folder.previous, *KEYS)
+        state = _read(folder.previous)
         step = state["progress"]["step"]
         print(f"{error}; continuing from the one before, of step {step}", file=sys.stderr)
         return state
 
 
-def _check_configuration(run: Trainer, saved: dict[str, Any]) -> None:
+def _read(path: Path) -> dict[str, Any]:
+    state = load_file(path, *KEYS)
+    check_like(state["progress"], asdict(Progress()), f"checkpoint '{path}': progress")
+    return state
+
+
+def _check_configuration(run: Trainer, saved: Any) -> None:
+    check_settings(saved)
     for name, value in run.config.saved().items():
-        if name not in MOVABLE and value != saved.get(name):
+        # A setting that is younger than the checkpoint had its default.
+        found = saved.get(name, FIELDS[name].default)
+        if name not in MOVABLE and value != found:
             raise InputError(
-                f"checkpoint '{run.folder.last}' was trained with {name} {saved.get(name)}, "
+                f"checkpoint '{run.folder.last}' was trained with {name} {found}, "
                 f"found {value}: a resumed run keeps its configuration; start a new one"
             )

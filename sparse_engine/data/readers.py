@@ -1,5 +1,6 @@
 """Readers of image files: scikit-learn's digits, `.npz` archives and torchvision's layouts."""
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -83,6 +84,7 @@ def _members(path: Path) -> dict[str, np.ndarray]:
             found = archive.files
             for key in (key for key in _KEYS if key in found):
                 place = f"{path}: {key}"
+                _check_size(archive.zip, f"{key}.npy")
                 members[key] = archive[key]
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
@@ -93,6 +95,22 @@ def _members(path: Path) -> dict[str, np.ndarray]:
             listing = ", ".join(found) or "nothing"
             raise InputError(f"{path} has no array '{key}' (found {listing}); add it")
     return members
+
+
+def _check_size(archive: zipfile.ZipFile, name: str) -> None:
+    """Raise ValueError for an array whose header promises more than its file holds.
+
+    NumPy takes the memory of what is promised before it reads.
+    """
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            header = np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+        promised = file.tell() + math.prod(shape) * dtype.itemsize
+    if promised != archive.getinfo(name).file_size or min(shape, default=0) < 0:
+        raise ValueError(f"an array of shape {shape} and {dtype} that is not all there")
 
 
 def _npz_split(members: dict[str, np.ndarray], path: Path, split: str) -> ImageArrays:
