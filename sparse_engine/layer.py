@@ -18,6 +18,8 @@ from sparse_kernels.layout import block_grid, group_size
 from sparse_kernels.probe import GradientProbe
 from sparse_kernels.reference import block_norms, gather_blocks, scatter_blocks
 
+WEIGHT_READ = "dense (weight read)"
+
 
 class SparseLayer(nn.Module):
     """What the sparse layers share: compact values [Z, BC, BO], their layout and a bias.
@@ -33,7 +35,8 @@ class SparseLayer(nn.Module):
     bias: nn.Parameter | None
     layout: BlockLayout
     ran_on: str | None = None
-    """What its first forward ran on, and whether it copied its input; None before."""
+    """What its first forward ran on, and whether it copied its input; WEIGHT_READ if other code
+    has only read its weight; None before."""
 
     def _make(
         self,
@@ -97,6 +100,8 @@ class SparseLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """dense_weight(), for code that reads a layer's weight; it cannot be assigned."""
+        if self.ran_on is None and not torch.compiler.is_compiling():
+            self.ran_on = WEIGHT_READ
         return self.dense_weight()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -141,7 +146,8 @@ class SparseLayer(nn.Module):
 
     def _note_run(self, x: Tensor, positions: int) -> None:
         """Remember, for the report, what a layer with input x runs on."""
-        if self.ran_on is not None or torch.compiler.is_compiling() or x.is_meta:
+        known = self.ran_on not in (None, WEIGHT_READ)
+        if known or torch.compiler.is_compiling() or x.is_meta:
             return
         backend = backend_of(x, self.layout.tensors(), self.layout.sizes(), positions)
         copied = backend == "triton" and x.ndim == 4 and order_of(x) == "contiguous"
@@ -204,7 +210,12 @@ class SparseLayer(nn.Module):
 
     def _describe_blocks(self) -> str:
         taps = ", taps='all'" if self.layout.group > 1 else ""
-        return f"density={self.density:.4g}, block={self.block}{taps}"
+        size = self.values.numel() * self.values.element_size()
+        ran_on = f", ran_on='{self.ran_on}'" if self.ran_on else ""
+        return (
+            f"density={self.density:.4g}, block={self.block}{taps}, "
+            f"blocks={self.layout.active}/{self.layout.total}, bytes={size}{ran_on}"
+        )
 
 
 def random_layout(
