@@ -1,7 +1,7 @@
 """A trained torchvision model made sparse, fine-tuned, and saved sparse and dense.
 
-python examples/fine_tune.py                                  digits, three minutes on a CPU
-python examples/fine_tune.py --weights DEFAULT                torchvision's weights, which it downloads
+python examples/fine_tune.py                        digits, some minutes on a CPU
+python examples/fine_tune.py --weights DEFAULT      torchvision's weights, which it downloads
 
 Without --weights the model is trained dense first. Put your own images where the digits are.
 """

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 from sparse_engine.errors import InputError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from sparse_engine.layer import SparseLayer
 
 
-def draw_blocks(layer: SparseLayer, target: str | Path | Axes) -> None:
+def draw_blocks(layer: SparseLayer, target: str | Path | Any) -> None:
     """Draw which blocks of a layer are active: output blocks down, input blocks across.
 
     Args:
