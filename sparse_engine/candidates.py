@@ -101,7 +101,10 @@ def _why_dense(layer: nn.Module, shared: Container[int]) -> str | None:
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return f"groups={layer.groups}"
     if type(layer) not in (*LINEARS, nn.Conv2d):
-        return f"{type(layer).__name__} is a subclass"
+        kind = type(layer)
+        # A library may give its subclass the same name.
+        known = kind.__name__ in ("Linear", "Conv2d")
+        return f"{f'{kind.__module__}.' if known else ''}{kind.__name__} is a subclass"
     weight = layer._parameters.get("weight")
     if weight is None:
         return "weight is no parameter"

@@ -270,3 +270,9 @@ def test_report_counts_everything_and_tells_of_spare_slots():
     assert str(found).splitlines()[-1].split() == ["all", "else", "256", "1024"]
     model[1](torch.randn(2, 32))
     assert "density=0.25, block=(8, 8), blocks=4/16, bytes=1536, ran_on='masked'" in repr(model)
+
+
+def test_a_subclass_of_the_same_name_is_told_apart():
+    model = nn.Sequential(nn.Linear(32, 32), type("Linear", (nn.Linear,), {})(32, 32))
+    notes = [row.note for row in sparsify(model, 0.5, block=(8, 8)).rows]
+    assert notes == ["", f"{__name__}.Linear is a subclass"]
