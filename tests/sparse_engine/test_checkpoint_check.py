@@ -176,7 +176,7 @@ def test_an_array_that_promises_more_than_its_file_holds_is_refused(tmp_path):
         archive.open("train_images.npy", "w") as file,
     ):
         np.lib.format.write_array_header_1_0(file, header)
-    with pytest.raises(InputError, match="train_images is damaged .*that is not all there"):
+    with pytest.raises(InputError, match=r"train_images is damaged .*that is not all there"):
         read_npz(tmp_path / "own.npz")
 
 
@@ -203,7 +203,7 @@ def test_a_dynamic_state_of_another_model_is_refused():
     made[0].load_state_dict(state)
     with pytest.raises(InputError, match=r"topology.ever_active. should be torch.bool \[8\]"):
         made[1].load_state_dict(state)
-    with pytest.raises(InputError, match="state.steps should be at least 0"):
+    with pytest.raises(InputError, match=r"state.steps should be at least 0"):
         made[0].load_state_dict({**state, "steps": -1})
 
 
