@@ -48,7 +48,7 @@ def main(tiny: bool, run: Path) -> None:
     images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     classes, total, disagreement = uncertainty(ensemble, images)
     right = classes == labels
-    _, strange, strange_disagreement = uncertainty(ensemble, images.flip(1, 2).roll(4, 3))
+    _, strange, strange_disagreement = uncertainty(ensemble, images.flip(2).roll(4, 3))
     print(f"{len(ensemble)} tickets, accuracy {right.float().mean():.4f}")
     print(f"{'':22}{'images':>8}{'entropy':>10}{'mutual information':>20}")
     for what, entropies, information in (

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparse_engine import DynamicSparsity, SparseLinear, dense_state_dict, densify, report, sparsify
 from sparse_engine.attention import ProjectedAttention
+from sparse_engine.averaging import average_states
+from sparse_engine.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.layer import WEIGHT_READ, SparseLayer
+from sparse_engine.recipes import resolve
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 BLOCK = (4, 4)
@@ -276,3 +280,25 @@ def test_a_subclass_of_the_same_name_is_told_apart():
     model = nn.Sequential(nn.Linear(32, 32), type("Linear", (nn.Linear,), {})(32, 32))
     notes = [row.note for row in sparsify(model, 0.5, block=(8, 8)).rows]
     assert notes == ["", f"{__name__}.Linear is a subclass"]
+
+
+def test_averaged_transformers_keep_their_sparse_projections():
+    model = Encoder(batch_first=True)
+    sparsify(model, 0.5, "uniform", BLOCK)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(3)
+    run = SimpleNamespace(
+        network=SimpleNamespace(model=other),
+        config=resolve(Config(block="4x4", sparsity=0.5)),
+        training_images=lambda: [IMAGES],
+    )
+    mean = average_states(run, model.state_dict(), 0.5, 0.5)
+    name = "encoder.layers.0.self_attn.k_proj"
+    assert isinstance(mean.get_submodule(name), SparseLinear)
+    assert len(sparse_layers(mean)) == len(sparse_layers(model))
+    found, wanted = (m.get_submodule(name).dense_weight() for m in (mean, model))
+    both = (found != 0) & (wanted != 0)
+    assert both.any()
+    torch.testing.assert_close(found[both], 2 * wanted[both])
