@@ -81,7 +81,13 @@ def load_file(path: Path, *keys: str) -> dict[str, Any]:
     # Bytes that are no checkpoint make torch warn, and raise almost anything, IndexError included.
     except Exception:
         raise InputError(f"checkpoint '{path}' is truncated or not a checkpoint") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT and str(version).startswith("sparse-engine-"):
+        raise InputError(
+            f"checkpoint '{path}' is of version {version}, this program reads {FORMAT}: "
+            "use the version of sparse-engine that wrote it"
+        )
+    if version != FORMAT:
         raise InputError(f"checkpoint '{path}' was not written by this program ({FORMAT})")
     missing = [key for key in keys if key not in content]
     if missing:

@@ -220,9 +220,7 @@ def stack_convolutions(
     return grouped, Stack(first.out_channels, pitch, False)
 
 
-def stack_linears(
-    layers: Sequence[nn.Linear], given: Stack, pitch: int
-) -> tuple[nn.Module, Stack]:
+def stack_linears(layers: Sequence[nn.Linear], given: Stack, pitch: int) -> tuple[nn.Module, Stack]:
     """Return members' dense linear layers as one, and how its output lies."""
     first, members = layers[0], len(layers)
     weight = pitched([layer.weight for layer in layers], pitch)
@@ -282,9 +280,7 @@ def pitched(tensors: Sequence[Any], pitch: int, fill: float = 0.0) -> Tensor | N
     if tensors[0] is None:
         return None
     after = [0, 0] * (tensors[0].ndim - 1)
-    return torch.cat(
-        [F.pad(t.detach(), (*after, 0, pitch - len(t)), value=fill) for t in tensors]
-    )
+    return torch.cat([F.pad(t.detach(), (*after, 0, pitch - len(t)), value=fill) for t in tensors])
 
 
 def _clean_values(layer: SparseLayer) -> Tensor:
@@ -302,7 +298,13 @@ def _runs_masked(layer: Any, x: Tensor, positions: int) -> bool:
         dtype = torch.get_autocast_dtype(x.device.type)
     sizes = (out_channels // members, in_channels // members, *rest)
     density = layer.layout.slots * members / layer.layout.total
-    return choose_backend(x.device, dtype, sizes, density, positions) == "masked"
+    return _backend(x.device, dtype, sizes, density, positions) == "masked"
+
+
+@torch.compiler.assume_constant_result
+def _backend(*facts: Any) -> str:
+    """Return choose_backend of its arguments, which compiled code asks once."""
+    return choose_backend(*facts)
 
 
 def _scattered(layer: Any) -> Tensor:

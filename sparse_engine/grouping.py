@@ -70,9 +70,13 @@ def group(models: Sequence[nn.Module], shared_input: bool = True) -> fx.GraphMod
     graphs = [_traced(model) for model in models]
     for number, graph in enumerate(graphs[1:], 2):
         if type(models[number - 1]) is not type(models[0]) or str(graph) != str(graphs[0]):
-            raise InputError(f"member {number} is of another architecture than member 1; {UNGROUPED}")
+            raise InputError(
+                f"member {number} is of another architecture than member 1; {UNGROUPED}"
+            )
     if len({model.training for model in models}) > 1:
-        raise InputError("some members are in training mode, others not: call eval() on all of them")
+        raise InputError(
+            "some members are in training mode, others not: call eval() on all of them"
+        )
     grouped = _Grouping(models, shared_input).run(graphs[0])
     grouped.train(models[0].training)
     rows = any(hook is _input_in_rows for hook in models[0]._forward_pre_hooks.values())
@@ -188,9 +192,7 @@ class _Grouping:
             aligned[old] = self._at_pitch(new, stack, pitch, 1)
         return aligned, [Stack(real, pitch, False)]
 
-    def _layer_input(
-        self, node: fx.Node, layers: Sequence[nn.Module]
-    ) -> tuple[fx.Node, Stack]:
+    def _layer_input(self, node: fx.Node, layers: Sequence[nn.Module]) -> tuple[fx.Node, Stack]:
         """Return a layer's input as the layer can read it."""
         x = self.nodes[node.all_input_nodes[0]]
         first = layers[0]
@@ -205,9 +207,7 @@ class _Grouping:
             x, stack = self._at_pitch(x, stack, pitch, dimension), stack._replace(pitch=pitch)
         return x, stack
 
-    def _stacked(
-        self, name: str, layers: Sequence[Any], stack: Stack
-    ) -> tuple[nn.Module, Stack]:
+    def _stacked(self, name: str, layers: Sequence[Any], stack: Stack) -> tuple[nn.Module, Stack]:
         first = layers[0]
         if isinstance(first, _BatchNorm):
             return stack_norms(layers, stack.pitch), stack

@@ -120,10 +120,18 @@ class RunFolder:
         Raises:
             InputError: there are none, or one cannot be read.
         """
+        return [load_file(path, "member", "model")["model"] for path in self.member_paths()]
+
+    def member_paths(self) -> list[Path]:
+        """Return the files of all tickets, in order.
+
+        Raises:
+            InputError: there are none.
+        """
         paths = sorted(self.path.glob("member_*.pt"), key=_number)
         if not paths:
             raise InputError(f"run '{self.path}' has no tickets yet (no member_K.pt)")
-        return [load_file(path, "member", "model")["model"] for path in paths]
+        return paths
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.csv."""
