@@ -298,7 +298,9 @@ def _runs_masked(layer: Any, x: Tensor, positions: int) -> bool:
         dtype = torch.get_autocast_dtype(x.device.type)
     sizes = (out_channels // members, in_channels // members, *rest)
     density = layer.layout.slots * members / layer.layout.total
-    return _backend(x.device, dtype, sizes, density, positions) == "masked"
+    # Only a CPU's choice depends on the batch, so only there is it a constant of compiled code.
+    rows = int(positions) if x.device.type == "cpu" else None
+    return _backend(x.device, dtype, sizes, density, rows) == "masked"
 
 
 @torch.compiler.assume_constant_result

@@ -74,7 +74,9 @@ def one_by_one(models, x):
 
 def assert_equal(got, wanted):
     assert got.shape == wanted.shape
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        got, wanted, rtol=1e-4, atol=1e-5 * wanted.detach().abs().max().item()
+    )
 
 
 def named(name):
