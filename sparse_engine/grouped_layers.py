@@ -298,8 +298,8 @@ def _runs_masked(layer: Any, x: Tensor, positions: int) -> bool:
         dtype = torch.get_autocast_dtype(x.device.type)
     sizes = (out_channels // members, in_channels // members, *rest)
     density = layer.layout.slots * members / layer.layout.total
-    # Only a CPU's choice depends on the batch, so only there is it a constant of compiled code.
-    rows = int(positions) if x.device.type == "cpu" else None
+    # A choice by the batch, which only a CPU makes, cannot be a constant of compiled code.
+    rows = None if torch.compiler.is_compiling() else positions
     return _backend(x.device, dtype, sizes, density, rows) == "masked"
 
 
