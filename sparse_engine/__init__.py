@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sparse_engine.convert import dense_state_dict, densify, sparsify
     from sparse_engine.dynamic import DynamicSparsity
     from sparse_engine.ensemble import TicketEnsemble
+    from sparse_engine.grouping import group
     from sparse_engine.modules import SparseConv2d, SparseLinear
     from sparse_engine.rows import orders, to_rows
     from sparse_engine.summary import report
@@ -23,6 +24,7 @@ _HOMES = {
     "TicketEnsemble": "ensemble",
     "dense_state_dict": "convert",
     "densify": "convert",
+    "group": "grouping",
     "orders": "rows",
     "report": "summary",
     "sparsify": "convert",
@@ -36,6 +38,7 @@ __all__ = [
     "TicketEnsemble",
     "dense_state_dict",
     "densify",
+    "group",
     "orders",
     "report",
     "sparsify",

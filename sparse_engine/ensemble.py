@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -115,10 +115,12 @@ class TicketEnsemble(nn.Module):
         """
         if self.grouped is not None:
             return self.grouped(x)
-        if self._shares_cores(x):
+        if self._files:
+            logits = [found for file in self._files for found in _read_and_run(file, x)]
+        elif self._shares_cores(x):
             logits = _in_threads(list(self.members), x)
         else:
-            logits = [member(x) for member in self._each(x.device)]
+            logits = [member(x) for member in self.members]
         counts = [member_logits.shape[-1] for member_logits in logits]
         if len(set(counts)) > 1:
             raise InputError(f"members must have the same number of classes, not {counts}")
@@ -142,12 +144,6 @@ class TicketEnsemble(nn.Module):
         # Rounding alone may make it negative.
         return Uncertainty(mean, entropy, (entropy - expected).clamp(min=0))
 
-    def _each(self, device: torch.device) -> Iterator[nn.Module]:
-        """Yield the members; those on disk one at a time."""
-        yield from self.members
-        for file in self._files:
-            yield from _read_members(file, device)
-
     def _shares_cores(self, x: Tensor) -> bool:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
             return False
@@ -170,9 +166,10 @@ def _in_threads(members: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 @torch.compiler.disable
-def _read_members(file: TicketFile, device: torch.device) -> list[nn.Module]:
-    model = file.load().to(device=device, memory_format=torch.channels_last)
-    return members_of(model)
+def _read_and_run(file: TicketFile, x: Tensor) -> list[Tensor]:
+    """Return the logits of a ticket's members, which are in memory until then."""
+    model = file.load().to(device=x.device, memory_format=torch.channels_last)
+    return [member(x) for member in members_of(model)]
 
 
 def _member_facts(file: TicketFile) -> tuple[int, nn.Module]:
