@@ -1,7 +1,7 @@
 """group: members of one architecture as one network, whose every layer is one launch.
 
 The first member's graph is traced (torch.fx) and copied; layers are replaced by those of all
-members (grouped_layers.py), and what works on each channel or number by itself is kept.
+members (stacking.py), and what works on each channel or number by itself is kept.
 """
 
 from __future__ import annotations
@@ -17,21 +17,18 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.errors import InputError
-from sparse_engine.grouped_layers import (
+from sparse_engine.grouped_layers import JoinInputs, Repitch, Replicate, SplitLogits
+from sparse_engine.layer import SparseLayer
+from sparse_engine.modules import SparseConv2d
+from sparse_engine.rows import _input_in_rows, to_rows
+from sparse_engine.stacking import (
     UNGROUPED,
-    JoinInputs,
-    Repitch,
-    Replicate,
-    SplitLogits,
     Stack,
     stack_convolutions,
     stack_linears,
     stack_norms,
     stack_sparse,
 )
-from sparse_engine.layer import SparseLayer
-from sparse_engine.modules import SparseConv2d
-from sparse_engine.rows import _input_in_rows, to_rows
 
 # Modules, functions and methods that know nothing of channels' order.
 _MODULES = (
@@ -105,7 +102,7 @@ class _Grouping:
         self.graph, self.modules = fx.Graph(), {}
         self.nodes: dict[fx.Node, fx.Node] = {}
         self.stacks: dict[fx.Node, Stack] = {}
-        self.pitches = _pitches(models)
+        self.pitches = _Pitches(models)
 
     def run(self, graph: fx.Graph) -> fx.GraphModule:
         for node in graph.nodes:
@@ -138,11 +135,12 @@ class _Grouping:
         name = str(node.target)
         layers = [model.get_submodule(name) for model in self.models]
         if not isinstance(layers[0], _LAYERS):
-            flat = isinstance(layers[0], nn.Flatten) and layers[0].start_dim == 1
-            if not flat and not isinstance(layers[0], _MODULES):
-                kind = type(layers[0]).__name__
+            first = layers[0]
+            flat = isinstance(first, nn.Flatten) and (first.start_dim, first.end_dim) == (1, -1)
+            if not flat and not isinstance(first, _MODULES):
+                kind = type(first).__name__
                 raise InputError(f"layer '{name}' ({kind}) cannot be grouped; {UNGROUPED}")
-            self.modules[name] = layers[0]
+            self.modules[name] = first
             return self._kept(node)
         if name in self.modules:
             raise InputError(f"layer '{name}' is used twice; {UNGROUPED}")
@@ -173,9 +171,7 @@ class _Grouping:
         """Copy what treats every channel alike; several inputs are made to lie alike."""
         inputs = {old: self.nodes[old] for old in node.all_input_nodes}
         stacks = [self.stacks[new] for new in inputs.values()]
-        if len({(s.pitch * max(t.real for t in stacks), s.shared) for s in stacks}) > 1 or (
-            len({s.real for s in stacks}) > 1
-        ):
+        if len(set(stacks)) > 1:
             inputs, stacks = self._aligned(inputs)
         return self.graph.node_copy(node, lambda old: inputs[old]), stacks[0]
 
@@ -238,7 +234,7 @@ class _Grouping:
         return self.graph.call_module(name, (x,))
 
 
-class _pitches:
+class _Pitches:
     """The pitch of a width: a multiple of all blocks that write or read so many channels."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
