@@ -20,6 +20,7 @@ from bench.folding import fold, foldable
 from bench.gate import limit, refuse, relative_error
 from sparse_engine import TicketEnsemble, densify
 from sparse_engine.batch_norm import estimate_batch_norm
+from sparse_engine.layer import SparseLayer
 
 MEMBERS = 3
 PHASE = "prediction"
@@ -73,6 +74,9 @@ class Prediction(Contender):
         for model in found:
             model.to(dtype=dtype, memory_format=torch.channels_last)
             self.rearrange(model)
+            for layer in model.modules():
+                if isinstance(layer, SparseLayer):
+                    layer.ran_on = None  # not that of the statistics
         self.model, self.network = self._together(found)
         if "compiled" in self.options:
             self.network = torch.compile(self.network)

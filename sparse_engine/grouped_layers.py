@@ -113,6 +113,8 @@ class GroupedSparseLinear(SparseLinear):
 def _runs_masked(layer: Any, x: Tensor, positions: int) -> bool:
     """Return whether a member's layer would run masked; together they are as dense as one."""
     out_channels, in_channels, *rest = layer.layout.sizes()
+    if layer.is_armed:
+        return False  # the operator's output is what a probe looks at
     members, dtype = layer.stacked, x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)

@@ -20,7 +20,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.grouped_layers import JoinInputs, Repitch, Replicate, SplitLogits
 from sparse_engine.layer import SparseLayer
 from sparse_engine.modules import SparseConv2d
-from sparse_engine.rows import _input_in_rows, to_rows
+from sparse_engine.rows import is_in_rows, to_rows
 from sparse_engine.stacking import (
     UNGROUPED,
     Stack,
@@ -76,8 +76,7 @@ def group(models: Sequence[nn.Module], shared_input: bool = True) -> fx.GraphMod
         )
     grouped = _Grouping(models, shared_input).run(graphs[0])
     grouped.train(models[0].training)
-    rows = any(hook is _input_in_rows for hook in models[0]._forward_pre_hooks.values())
-    return to_rows(grouped) if rows else grouped
+    return to_rows(grouped) if is_in_rows(models[0]) else grouped
 
 
 class _Tracer(fx.Tracer):
@@ -163,7 +162,9 @@ class _Grouping:
         flat = name == "flatten" and (*node.args[1:], *node.kwargs.values()) == (1,)
         options = {"dim": node.args[1] if len(node.args) > 1 else None, **node.kwargs}
         mean = name == "mean" and options["dim"] in _PIXELS
-        if not flat and not mean and name not in _METHODS:
+        # One image for all members may still be turned into another.
+        shared = name == "expand" and self.stacks[self.nodes[node.all_input_nodes[0]]].shared
+        if not (flat or mean or shared or name in _METHODS):
             raise InputError(f"method '{name}' cannot be grouped; {UNGROUPED}")
         return self._kept(node)
 

@@ -272,6 +272,8 @@ def test_what_torch_cannot_export(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# What the exporter warns of is its own.
+@pytest.mark.filterwarnings("ignore")
 def test_onnx_gives_the_same(tmp_path):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason=f"{name} is not installed (extra 'test')")

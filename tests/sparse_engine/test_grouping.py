@@ -108,6 +108,16 @@ def test_equals_the_members(name, backend):
         assert_equal(group(models)(x), one_by_one(models, x))
 
 
+def test_one_channel_shown_to_a_network_for_three():
+    class OneChannel(Odd):
+        def forward(self, x):
+            return super().forward(x.expand(-1, 3, -1, -1))
+
+    models, x = members(OneChannel), images()[:, :1]
+    with torch.no_grad():
+        assert_equal(group(models)(x), one_by_one(models, x))
+
+
 def test_equals_the_members_in_the_interpreter(triton_backend):
     models, x = members(Odd, (32, 16), count=2), images(count=2)
     with torch.no_grad():
