@@ -2,8 +2,8 @@
 
 Source: github.com/huggingface/safetensors, README, "Format": the length of a header in eight bytes,
 the header as JSON with each tensor's data type, shape and place, then the numbers, without holes.
-Its library refuses what it cannot read in words of its own and needs NumPy or a copy per tensor, so
-these few lines stand for it; tests hold them to the format.
+The format is so small that these lines stand for its library, which needs not be installed; tests
+hold them to the format.
 """
 
 from __future__ import annotations
