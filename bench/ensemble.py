@@ -3,7 +3,8 @@
     python -m bench.ensemble                        three tickets of WRN-28-10
     python -m bench.ensemble --tiny                 small sizes, to check the harness
 
-The rows' phase is "prediction": of one batch, by all members together (prediction.py).
+The rows' phase is "prediction": of one batch, by all members (prediction.py): one after another,
+grouped, or stacked by torch.func.vmap.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from bench.timing import STEP, milliseconds, quantile, ratios
 from bench.training import COMPILED, EAGER, take
 
 DENSE = ("dense captured", "dense compiled captured", "dense")
-ON_GPU = ("auto rows captured", "auto rows", "auto rows compiled")
-ON_CPU = ("auto", "masked")
+ON_GPU = (
+    "auto rows captured", "auto rows grouped captured", "masked vmapped captured", "auto rows",
+    "auto rows grouped", "auto rows compiled",
+)  # fmt: skip
+ON_CPU = ("auto", "auto grouped", "masked", "masked vmapped")
 
 
 class Ensembles:

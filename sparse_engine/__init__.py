@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sparse_engine.dynamic import DynamicSparsity
     from sparse_engine.ensemble import TicketEnsemble
     from sparse_engine.fused_networks import fuse
+    from sparse_engine.grouping import group
     from sparse_engine.modules import SparseConv2d, SparseLinear
     from sparse_engine.plots import draw_blocks
     from sparse_engine.rows import orders, to_rows
@@ -27,6 +28,7 @@ _HOMES = {
     "densify": "convert",
     "draw_blocks": "plots",
     "fuse": "fused_networks",
+    "group": "grouping",
     "orders": "rows",
     "report": "summary",
     "sparsify": "convert",
@@ -42,6 +44,7 @@ __all__ = [
     "densify",
     "draw_blocks",
     "fuse",
+    "group",
     "orders",
     "report",
     "sparsify",
