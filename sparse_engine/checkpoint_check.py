@@ -129,6 +129,9 @@ def check_model(model: nn.Module, state: Any, name: str = "model") -> None:
         else:
             like[f"{layer_name}.weight"] = torch.empty(shape, dtype=dtype, device="meta")
     check_like(state, like, name)
+    for key, value in state.items():
+        finite = not value.is_floating_point() or bool(value.isfinite().all())
+        demand(finite, f"{name}.{key}", "finite")
 
 
 def check_topology(state: Any, topology: Topology) -> None:
@@ -161,6 +164,9 @@ def check_rest(state: Mapping[str, Any], run: Trainer) -> None:
         _check_state(state["best"], ("accuracy", "model"), run, "best")
     _check_densities(state["densities"], progress.phase + progress.begun, progress.tickets)
     check_like(state["random_state"], torch.get_rng_state(), "random_state")
+    device_state = state["device_random_state"]
+    fits = isinstance(device_state, Tensor) and device_state.dtype == torch.uint8
+    demand(device_state is None or fits, "device_random_state", "bytes or nothing", device_state)
 
 
 def _check_whole(tensor: Tensor) -> None:
@@ -233,9 +239,10 @@ def _check_state(found: Any, keys: Iterable[str], run: Trainer, name: str) -> No
 
 def _check_densities(found: Any, phases: int, tickets: int) -> None:
     """Check the densities by layer of each phase begun and each ticket saved."""
+    check_like(found, {"phases": [], "tickets": []}, "densities")
     for name, count in (("phases", phases), ("tickets", tickets)):
-        listed = found.get(name) if isinstance(found, Mapping) else None
-        fits = isinstance(listed, list) and len(listed) == count
+        listed = found[name]
+        fits = len(listed) == count
         demand(fits, f"densities.{name}", f"a list of {count}", listed)
         for layers in listed:
             demand(isinstance(layers, Mapping), f"densities.{name}", "objects", layers)

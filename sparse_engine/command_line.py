@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sparse_engine.config import FIELDS
-from sparse_engine.config_file import check_values
+from sparse_engine.config_file import check_text, check_values
 from sparse_engine.errors import InputError, RunFailure, Stopped, nearest
 
 
@@ -23,6 +23,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse; an unknown flag is an InputError with the nearest flag's name."""
+        for argument in arguments:
+            if "{" not in argument:  # a JSON object may be longer than a name
+                check_text(argument, "flags")
         known, unknown = self.parse_known_args(arguments)
         if unknown:
             flags = [f for action in self._actions for f in action.option_strings]

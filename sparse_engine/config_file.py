@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,16 @@ def read_config_file(path: str) -> dict[str, Any]:
     return check_values(values, f"config file '{path}'")
 
 
+def check_text(text: str, source: str) -> None:
+    """Raise InputError for words that no system takes as the name of a file."""
+    try:
+        name = os.fsencode(text)
+    except UnicodeEncodeError:
+        name = b"\0"
+    if b"\0" in name or len(name) > 4000 or max(map(len, name.split(b"/"))) > 255:
+        raise InputError(f"{source}: {text[:40]!r} cannot be the name of anything; use another")
+
+
 def _check(spec: Any, value: Any, source: str) -> Any:
     kind = spec.metadata["kind"]
     accepted = (int, float) if kind is float else (kind,)
@@ -57,6 +68,8 @@ def _check(spec: Any, value: Any, source: str) -> Any:
         raise InputError(
             f"{source}: {spec.name} should be of type {kind.__name__}, found {value!r}"
         )
+    if kind is str:
+        check_text(value, source)
     choices = spec.metadata.get("choices")
     if choices and value not in choices:
         hint = nearest(value, choices)

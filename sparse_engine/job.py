@@ -16,7 +16,7 @@ from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import count_steps, split_validation
 from sparse_engine.determinism import repeatable
 from sparse_engine.distributed import World, joined
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.evaluation import batches, ensemble_metrics, predict
 from sparse_engine.member_runs import Trained, check_independent, train_members
 from sparse_engine.methods.registry import build_phases
@@ -189,5 +189,10 @@ def member_probabilities(
         for member in members_of(model.to(device=device, memory_format=torch.channels_last)):
             test = batches(data.test, data.info, 2 * config.batch_size, device, config.workers)
             probabilities, labels = predict(member, test, config.dtype)
+            if not bool(probabilities.isfinite().all()):
+                raise RunFailure(
+                    f"predictions of a ticket of run '{folder.path}' are not finite: restore its "
+                    "file, or train it again"
+                )
             members.append(probabilities)
     return members, labels

@@ -7,6 +7,7 @@ as soon as autograd has summed it over all uses of the layer, it is reduced to o
 freed, so no more than one layer's dense gradient exists at a time.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,15 @@ class GradientProbe:
         self.layout, self.memory, self._reduced = layout, memory, reduce
         self.scores: Tensor | None = None
         self.leaf = like.new_zeros(()).expand(layout.shape).detach().requires_grad_()
-        self.leaf.register_post_accumulate_grad_hook(self._reduce)
+        # A strong reference would close a circle through autograd, which is never collected.
+        probe = weakref.ref(self)
+
+        def reduce_leaf(leaf: Tensor) -> None:
+            alive = probe()
+            if alive is not None:
+                alive._reduce(leaf)
+
+        self.leaf.register_post_accumulate_grad_hook(reduce_leaf)
 
     def observe(self, y: Tensor, x: Tensor, *geometry: Sequence[int]) -> Tensor:
         """Return y, the output for x; geometry = stride, padding, dilation of a convolution."""

@@ -43,7 +43,9 @@ NUMBERS = st.sampled_from(
         "",
     ]
 )
-WORDS = st.text(max_size=12) | st.sampled_from(["none", ".", "run", "8x8", "1x1", "auto", "{}"])
+WORDS = st.text(max_size=12) | st.sampled_from(
+    ["none", ".", "run", "8x8", "1x1", "auto", "{}", "\0", "\ud800", "a" * 300, "a/" * 3000]
+)
 USUAL = {
     "method": st.sampled_from(list(METHODS)),
     "model": st.sampled_from(["mlp", "mlp", "mlp", "wrn10-1", "resnet20", "wrn0-0", "wrn9", "vgg"]),

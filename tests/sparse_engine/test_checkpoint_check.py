@@ -111,6 +111,8 @@ KEPT, MOMENTA = ("kept", "ticket", "model"), ("optimizer", "state", 0)
         (put("accuracy", math.nan), "accuracy should be from 0 to 1"),
         (put("densities", "phases", []), "densities.phases should be a list of 1"),
         (put("densities", "phases", [{"hidden1": "x"}]), "of numbers above 0, at most 1"),
+        (put("densities", {"zzz": []}), "densities should be of the entries"),
+        (put("device_random_state", torch.zeros(3)), "device_random_state should be bytes"),
         (put("random_state", lambda v: v[:9]), "random_state should be torch.uint8"),
         (put("random_state", torch.zeros_like), "does not fit the data"),
     ],
@@ -203,7 +205,7 @@ def test_a_dynamic_state_of_another_model_is_refused():
     made[0].load_state_dict(state)
     with pytest.raises(InputError, match=r"topology.ever_active. should be torch.bool \[8\]"):
         made[1].load_state_dict(state)
-    with pytest.raises(InputError, match=r"state.steps should be at least 0"):
+    with pytest.raises(InputError, match=r"state\.steps should be at least 0"):
         made[0].load_state_dict({**state, "steps": -1})
 
 

@@ -360,3 +360,9 @@ def test_settings_of_some_methods_are_decided_there_and_refused_elsewhere(method
 def test_single_weights_are_ranked_over_all_layers_and_blocks_within_each(block, scope):
     assert resolve(Config(method="pf", block=block)).prune_scope == scope
     assert resolve(Config(method="pf", block=block, prune_scope="global")).prune_scope == "global"
+
+
+@pytest.mark.parametrize("name", ["\0", "a" * 256, "a/" * 2001, "\ud800"])
+def test_what_no_file_can_be_called_is_refused(name):
+    with pytest.raises(InputError, match=r"out\.json: .* cannot be the name of anything"):
+        check_values({"data_dir": name}, "out.json")
