@@ -11,29 +11,13 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sparse_engine import TicketEnsemble
 from sparse_engine.data.load import load_dataset
 from sparse_engine.evaluation import batches
-from sparse_engine.run_folder import RunFolder
-from sparse_engine.tickets import load_tickets
 from sparse_engine.train import main as train
 
 CPU = torch.device("cpu")
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """Return the entropy in nats [...] of distributions [..., K]."""
-    return -torch.special.xlogy(probabilities, probabilities).sum(-1)
-
-
-@torch.no_grad()
-def uncertainty(ensemble: TicketEnsemble, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return classes, entropy of the mean and mutual information, each [N]."""
-    members = ensemble.member_probabilities(images)
-    mean = members.mean(0)
-    return mean.argmax(1), entropy(mean), entropy(mean) - entropy(members).mean(0)
 
 
 def main(tiny: bool, run: Path) -> None:
@@ -41,14 +25,12 @@ def main(tiny: bool, run: Path) -> None:
     if not run.exists():
         small = ["--model", "mlp", "--block", "8x8", "--epochs", "6"] if tiny else []
         train(["--method", "edst", "--members", "3", "--out", str(run), *small])
-    folder, data = RunFolder.existing(str(run)), load_dataset("digits", None)
-    tickets = load_tickets(folder.config(), data.info, folder)
-    ensemble = TicketEnsemble(list(tickets)).eval()
+    data, ensemble = load_dataset("digits", None), TicketEnsemble.load(str(run))
     parts = list(batches(data.test, data.info, 128, CPU, 0))
     images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    classes, total, disagreement = uncertainty(ensemble, images)
-    right = classes == labels
-    _, strange, strange_disagreement = uncertainty(ensemble, images.flip(2).roll(4, 3))
+    mean, total, disagreement = ensemble.uncertainty(images)
+    right = mean.argmax(1) == labels
+    _, strange, strange_disagreement = ensemble.uncertainty(images.flip(2).roll(4, 3))
     print(f"{len(ensemble)} tickets, accuracy {right.float().mean():.4f}")
     print(f"{'':22}{'images':>8}{'entropy':>10}{'mutual information':>20}")
     for what, entropies, information in (
