@@ -7,7 +7,7 @@ SETUP := setup.py pyproject.toml
 # A process a core; tests of one file stay together, for what they train is shared within it.
 PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: train test test-slow test-oldest lint bench bench-cpu bench-gpu clean
+.PHONY: train test test-slow test-oldest lint docs bench bench-cpu bench-gpu clean
 
 train: $(VENV)/.train
 	$(VENV)/bin/python -m sparse_engine.train $(ARGS)
@@ -26,6 +26,10 @@ test-oldest: $(OLDEST)/.test
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+docs: $(VENV)/.train
+	$(VENV)/bin/pip install --quiet --editable ".[docs]"
+	$(VENV)/bin/python docs/api.py
 
 bench: $(VENV)/.test
 	$(VENV)/bin/python -m pytest bench --benchmark-enable $(ARGS)

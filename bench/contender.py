@@ -74,6 +74,7 @@ class Contender:
 
     model: nn.Module
     members = 1
+    known_options = OPTIONS
     replay: Callable[..., Any] | None = None
 
     def __init__(self, case: Case, name: str, device: str) -> None:
@@ -83,7 +84,7 @@ class Contender:
             Unavailable: it is no contender.
         """
         self.kind, *self.options = name.split()
-        if self.kind not in KINDS or not set(self.options) <= set(OPTIONS):
+        if self.kind not in KINDS or not set(self.options) <= set(self.known_options):
             raise Unavailable(f"contender '{name}' is unknown")
         self.case = case.dense() if self.kind == "dense" else case
         self.name, self.device = name, device

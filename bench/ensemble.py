@@ -3,30 +3,30 @@
     python -m bench.ensemble                        three tickets of WRN-28-10
     python -m bench.ensemble --tiny                 small sizes, to check the harness
 
-The rows' phase is "prediction": of one batch, by all members together (prediction.py).
+The rows' phase is "prediction": of one batch, by all members (prediction.py): one after another,
+grouped, or stacked by torch.func.vmap.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
 from collections.abc import Sequence
 
 import torch
 
-from bench import records as files
 from bench.contender import Case
-from bench.jobs import Budget, Job, run_jobs, say_no_row
+from bench.jobs import Job, say_no_row
 from bench.measure import baseline, facts_of, line, measure, peak_of
 from bench.prediction import PHASE, Prediction
 from bench.records import Records
 from bench.timing import STEP, milliseconds, quantile, ratios
-from bench.training import COMPILED, EAGER, chosen_networks, parsed
-from sparse_engine.errors import InputError
+from bench.training import COMPILED, EAGER, take
 
 DENSE = ("dense captured", "dense compiled captured", "dense")
-ON_GPU = ("auto rows captured", "auto rows", "auto rows compiled")
-ON_CPU = ("auto", "masked")
+ON_GPU = (
+    "auto rows captured", "auto rows grouped captured", "masked vmapped captured", "auto rows",
+    "auto rows grouped", "auto rows compiled",
+)  # fmt: skip
+ON_CPU = ("auto", "auto grouped", "masked", "masked vmapped")
 
 
 class Ensembles:
@@ -85,28 +85,9 @@ class Ensembles:
             print(line(added), flush=True)
 
 
-def all_jobs(options: argparse.Namespace, ensembles: Ensembles) -> list[Job]:
-    """Return the jobs of all networks: their dense contenders first."""
-    gpu, jobs = ensembles.device == "cuda", []
-    for network in chosen_networks(options, ensembles.device):
-        if gpu:
-            jobs += ensembles.jobs(Case(network), DENSE)
-        for choice in itertools.product(options.sparsities, options.distributions, options.blocks):
-            contenders = options.contenders or (ON_GPU if gpu else ON_CPU)
-            jobs += ensembles.jobs(Case(network, *choice), contenders)
-    return jobs
-
-
 def main() -> None:
     """Measure until done or out of time."""
-    try:
-        options = parsed()
-        device, records = files.opened(options.out, "ensemble", options.threads)
-        jobs = all_jobs(options, Ensembles(records, device, options.rounds))
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None
-    run_jobs(jobs, Budget(options.budget))
-    print(f"rows appended to {records.path}")
+    take("ensemble", Ensembles, DENSE, ON_GPU, ON_CPU)
 
 
 if __name__ == "__main__":

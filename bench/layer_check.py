@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.backends import running_on
 from bench.gate import refuse, relative_error
 from bench.steps import Step
 from sparse_engine.layer import SparseLayer
 from sparse_engine.modules import SparseConv2d
+from sparse_kernels.backend import forced_backend
 from sparse_kernels.reference import gather_blocks
 
 # Weights and results are rounded once: about 4e-3 in bf16, 1e-6 in fp32.
@@ -49,7 +49,7 @@ def _inputs(step: Step) -> dict[nn.Module, Tensor]:
     layers = [m for m in step.model.modules() if isinstance(m, SparseLayer)]
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
     bf16 = torch.autocast(step.device, torch.bfloat16, enabled=step.device == "cuda")
-    with torch.no_grad(), running_on(step.backend), bf16:
+    with torch.no_grad(), forced_backend(step.backend), bf16:
         step.model(step.x)
     for handle in handles:
         handle.remove()
@@ -58,7 +58,7 @@ def _inputs(step: Step) -> dict[nn.Module, Tensor]:
 
 def _found(step: Step, layer: SparseLayer, x: Tensor) -> tuple[Tensor, ...]:
     x = x.clone().requires_grad_()
-    with running_on(step.backend):
+    with forced_backend(step.backend):
         with torch.autocast(step.device, torch.bfloat16, enabled=step.device == "cuda"):
             y = layer(x)
         return y, *torch.autograd.grad(y, (x, layer.values), _upstream(y))

@@ -45,7 +45,7 @@ def jobs(records: Records, device: str, tiny: bool = False) -> list[Job]:
     predictions = ensembles.jobs(Case(wide), DENSE_PREDICTION[:2]) if device == "cuda" else []
     for sparsity in HEADLINE:
         case = Case(wide, sparsity, "uniform", "auto")
-        predictions += ensembles.jobs(case, ("auto rows captured",))
+        predictions += ensembles.jobs(case, ("auto rows captured", "auto rows grouped captured"))
     layers = [
         kernels.job(layer, block, density)
         for density in (0.2, 0.1)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.backends import running_on
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.activation import in_order
+from sparse_kernels.backend import forced_backend
 from sparse_kernels.layout import block_grid
 from sparse_kernels.reference import gather_blocks, scatter_blocks
 
@@ -95,7 +95,7 @@ def sparse_passes(
 
 
 def _run_on(backend: str, run: Callable[[], Tensor]) -> Tensor:
-    with running_on(backend):
+    with forced_backend(backend):
         return run()
 
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.backends import running_on
 from bench.contender import Case, Contender
 from sparse_engine import densify
 from sparse_engine.layer import SparseLayer
 from sparse_engine.topology import Topology
+from sparse_kernels.backend import forced_backend
 
 
 class Step(Contender):
@@ -88,18 +88,18 @@ class Step(Contender):
             self.optimize()
             return loss.detach()
 
-        with running_on(self.backend):
+        with forced_backend(self.backend):
             self.capture(step, self.x, self.y)
 
     def forward(self) -> None:
         """Forget the gradients and compute the loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        with running_on(self.backend):
+        with forced_backend(self.backend):
             self.loss = self._loss(self.x, self.y)
 
     def backward(self) -> None:
         """Compute the gradients."""
-        with running_on(self.backend):
+        with forced_backend(self.backend):
             self.loss.backward()
 
     def optimize(self) -> None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench import records as files
 from bench.contender import Case
@@ -94,15 +95,16 @@ class Training:
         return self._references[case]
 
 
-def all_jobs(options: argparse.Namespace, training: Training) -> list[Job]:
-    """Return the jobs of all networks: their dense contenders first."""
+def all_jobs(
+    options: argparse.Namespace, subject: Any, dense: Sequence[str], contenders: Sequence[str]
+) -> list[Job]:
+    """Return the jobs of all networks: on a GPU their dense contenders first."""
     jobs = []
-    contenders = options.contenders or (ON_GPU if training.device == "cuda" else ON_CPU)
-    for network in chosen_networks(options, training.device):
-        if training.device == "cuda":
-            jobs += training.jobs(Case(network), DENSE)
+    for network in chosen_networks(options, subject.device):
+        if subject.device == "cuda":
+            jobs += subject.jobs(Case(network), dense)
         for choice in itertools.product(options.sparsities, options.distributions, options.blocks):
-            jobs += training.jobs(Case(network, *choice), contenders)
+            jobs += subject.jobs(Case(network, *choice), options.contenders or contenders)
     return jobs
 
 
@@ -148,17 +150,31 @@ def parsed() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    """Measure until done or out of time, and say what the savings are worth."""
+def take(report: str, subject_of: Callable[[Records, str, int], Any], *names: Any) -> Records:
+    """Do the jobs that the command line asks for, until done or out of time.
+
+    Args:
+        report: names the CSV.
+        subject_of: makes what has the jobs, of its records, the device and the rounds.
+        names: of the dense contenders, and of the others on a GPU and on a CPU.
+    """
+    dense, on_gpu, on_cpu = names
     try:
         options = parsed()
-        device, records = files.opened(options.out, "training", options.threads)
-        jobs = all_jobs(options, Training(records, device, options.rounds))
+        device, records = files.opened(options.out, report, options.threads)
+        subject = subject_of(records, device, options.rounds)
+        jobs = all_jobs(options, subject, dense, on_gpu if device == "cuda" else on_cpu)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
     run_jobs(jobs, Budget(options.budget))
-    print(f"\n{savings([r for r in records.rows if r['phase'] == STEP])}")
     print(f"rows appended to {records.path}")
+    return records
+
+
+def main() -> None:
+    """Measure, and say what the savings are worth."""
+    records = take("training", Training, DENSE, ON_GPU, ON_CPU)
+    print(f"\n{savings([r for r in records.rows if r['phase'] == STEP])}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from sparse_engine.dynamic import DynamicSparsity
     from sparse_engine.ensemble import TicketEnsemble
     from sparse_engine.fused_networks import fuse
+    from sparse_engine.grouping import group
     from sparse_engine.modules import SparseConv2d, SparseLinear
+    from sparse_engine.plots import draw_blocks
     from sparse_engine.rows import orders, to_rows
     from sparse_engine.summary import report
 
@@ -24,7 +26,9 @@ _HOMES = {
     "TicketEnsemble": "ensemble",
     "dense_state_dict": "convert",
     "densify": "convert",
+    "draw_blocks": "plots",
     "fuse": "fused_networks",
+    "group": "grouping",
     "orders": "rows",
     "report": "summary",
     "sparsify": "convert",
@@ -38,7 +42,9 @@ __all__ = [
     "TicketEnsemble",
     "dense_state_dict",
     "densify",
+    "draw_blocks",
     "fuse",
+    "group",
     "orders",
     "report",
     "sparsify",
@@ -49,8 +55,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sparse_engine' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"sparse_engine.{_HOMES[name]}"), name)
+    found = getattr(importlib.import_module(f"sparse_engine.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES})

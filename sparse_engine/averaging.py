@@ -13,6 +13,7 @@ from sparse_engine.batch_norm import estimate_batch_norm
 from sparse_engine.convert import dense_state_dict, densify
 from sparse_engine.pruning import strongest_layouts
 from sparse_engine.recut import load_state, recut, replace_modules
+from sparse_engine.replacement import separate_projections
 
 if TYPE_CHECKING:
     from sparse_engine.trainer import Trainer
@@ -30,6 +31,7 @@ def average_states(
     load_state(model, average)
     mean = _interpolate(dense_state_dict(model), dense_state_dict(run.network.model), share)
     densify(model).load_state_dict(mean)
+    separate_projections(model)
     layouts = strongest_layouts(model, sparsity, run.config)
     replace_modules(model, recut(model, layouts))
     estimate_batch_norm(model, run.training_images())

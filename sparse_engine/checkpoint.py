@@ -85,7 +85,13 @@ def load_file(path: Path, *keys: str) -> dict[str, Any]:
     # Bytes that are no checkpoint make torch warn, and raise almost anything, IndexError included.
     except Exception:
         raise InputError(f"checkpoint '{path}' is truncated or not a checkpoint") from None
-    if not isinstance(content, dict) or _format_of(content) != FORMAT:
+    version = _format_of(content)
+    if version != FORMAT and version.startswith("sparse-engine-"):
+        raise InputError(
+            f"checkpoint '{path}' is of version {version}, this program reads {FORMAT}: "
+            "use the version of sparse-engine that wrote it"
+        )
+    if version != FORMAT:
         raise InputError(f"checkpoint '{path}' was not written by this program ({FORMAT})")
     missing = [key for key in keys if key not in content]
     if missing:
@@ -93,9 +99,9 @@ def load_file(path: Path, *keys: str) -> dict[str, Any]:
     return content
 
 
-def _format_of(content: dict[str, Any]) -> str | None:
-    found = content.get("format")
-    return found if isinstance(found, str) else None
+def _format_of(content: Any) -> str:
+    found = content.get("format") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections import Counter, OrderedDict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.attention import ProjectedAttention
 from sparse_engine.blocks import BlockChoice
+from sparse_engine.candidates import LINEARS, changeable, dense_layers, skip_reasons
 from sparse_engine.distribution import Distribution, LayerPlan, plan_layers
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layer import SparseLayer, magnitude_layout, random_layout, with_spare_slots
 from sparse_engine.modules import SparseConv2d, SparseLinear
 from sparse_engine.ranking import scored_layouts
+from sparse_engine.replacement import replace_children, separated_projections
 from sparse_engine.summary import Report, report
 from sparse_kernels import BlockLayout
 from sparse_kernels.layout import TAPS
 
 INITS = ("magnitude", "random")
-# The output projection of nn.MultiheadAttention is a Linear under another name.
-_LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 def sparsify(
@@ -57,54 +57,41 @@ def sparsify(
     Returns:
         A report with a row per layer. Layers with groups, shared weights or a subclass's own
         forward are left alone and listed as skipped; layers that the distribution fills stay
-        ordinary modules.
+        ordinary modules. An nn.MultiheadAttention with a sparse projection becomes a
+        ProjectedAttention.
 
     Raises:
-        InputError: arguments out of range, a skip pattern that matches no layer, or a budget that
-            leaves a layer no block.
+        InputError: arguments out of range, a skip pattern that matches no layer, a budget that
+            leaves a layer no block, a lazily built layer that has no shape yet, or a model that
+            is wrapped for data-parallel training already.
     """
-    if isinstance(init, str) and init not in INITS:
-        raise InputError(f"unknown init '{init}'{nearest(init, INITS)}; use magnitude or random")
-    if taps not in TAPS:
-        raise InputError(f"unknown taps '{taps}'{nearest(taps, TAPS)}; use each or all")
-    if isinstance(model, (*_LINEARS, nn.Conv2d)):
-        raise InputError(
-            f"a bare {type(model).__name__} cannot be replaced in place; "
-            f"use Sparse{'Conv2d' if isinstance(model, nn.Conv2d) else 'Linear'}.from_dense"
-        )
-    if start_sparsity is not None and not 0 <= start_sparsity < sparsity:
-        raise InputError(
-            f"start_sparsity must be at least 0 and below sparsity {sparsity}, "
-            f"found {start_sparsity}"
-        )
-    if start_sparsity is not None and not isinstance(init, str):
-        raise InputError("scores choose blocks of one sparsity: leave start_sparsity out")
-    if not 0 <= headroom < math.inf:
-        raise InputError(f"headroom must be at least 0 and finite, found {headroom}")
-    skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
-    plans = plan_model(model, sparsity, distribution, block, skipped, taps)
-    if isinstance(init, str):
-        starts = plans
-        if start_sparsity is not None:
-            starts = plan_model(model, start_sparsity, distribution, block, skipped, taps)
-        layouts = {
-            start.name: _choose_blocks(layers[plan.name].weight, start, init, generator)
-            for plan, start in zip(plans, starts)
-            if not plan.is_dense
+    _check_arguments(model, sparsity, init, taps, start_sparsity, headroom)
+    model = changeable(model)
+    with separated_projections(model):
+        skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
+        plans = plan_model(model, sparsity, distribution, block, skipped, taps)
+        if isinstance(init, str):
+            starts = plans
+            if start_sparsity is not None:
+                starts = plan_model(model, start_sparsity, distribution, block, skipped, taps)
+            layouts = {
+                start.name: _choose_blocks(layers[plan.name].weight, start, init, generator)
+                for plan, start in zip(plans, starts)
+                if not plan.is_dense
+            }
+        else:
+            shapes = {plan.name: plan.shape for plan in plans}
+            layouts = scored_layouts(shapes, init, sparsity, block, taps)
+        replaced = {
+            layers[name]: _sparse_twin(layers[name], with_spare_slots(layout, headroom))
+            for name, layout in layouts.items()
+            if layout is not None
         }
-    else:
-        shapes = {plan.name: plan.shape for plan in plans}
-        layouts = scored_layouts(shapes, init, sparsity, block, taps)
-    replaced = {
-        layers[name]: _sparse_twin(layers[name], with_spare_slots(layout, headroom))
-        for name, layout in layouts.items()
-        if layout is not None
-    }
-    if start_sparsity is not None:
-        for plan in plans:
-            if not plan.is_dense:
-                replaced[layers[plan.name]].final_active = plan.active
-    _replace(model, replaced)
+        if start_sparsity is not None:
+            for plan in plans:
+                if not plan.is_dense:
+                    replaced[layers[plan.name]].final_active = plan.active
+        replace_children(model, replaced)
     return report(model, skipped)
 
 
@@ -129,9 +116,12 @@ def plan_model(
 
 def densify(model: nn.Module) -> nn.Module:
     """Replace every sparse layer of a model by an ordinary one, in place; returns the model."""
-    if isinstance(model, SparseConv2d | SparseLinear):
-        raise InputError(f"a bare {type(model).__name__} is made dense by its to_dense()")
-    _replace(model, {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLayer)})
+    inside = changeable(model)
+    if isinstance(inside, SparseConv2d | SparseLinear | ProjectedAttention):
+        raise InputError(f"a bare {type(inside).__name__} is made dense by its to_dense()")
+    for kind in (SparseLayer, ProjectedAttention):
+        found = [module for module in inside.modules() if isinstance(module, kind)]
+        replace_children(inside, {module: module.to_dense() for module in found})
     return model
 
 
@@ -143,43 +133,38 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
             prefix = f"{name}." if name else ""
             del state[prefix + "values"], state[prefix + "block_ids"]
             state[prefix + "weight"] = layer.dense_weight().detach()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, ProjectedAttention):
+            module.pack_(state, f"{name}." if name else "")
     return state
 
 
-def dense_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield name and module of every nn.Conv2d and nn.Linear, subclasses included, once each."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            yield name, module
-
-
-def skip_reasons(model: nn.Module, skip: Sequence[str] = ()) -> dict[str, str]:
-    """Return why layers stay dense and outside the budget, by name."""
-    names = [name for name, _ in dense_layers(model)]
-    for pattern in skip:
-        if not fnmatch.filter(names, pattern):
-            raise InputError(f"skip '{pattern}' matches no layer{nearest(pattern, names)}")
-    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
-    reasons = {}
-    for name, module in dense_layers(model):
-        reason = _skip_reason(name, module, skip, uses)
-        if reason:
-            reasons[name] = reason
-    return reasons
-
-
-def _skip_reason(name: str, module: nn.Module, skip: Iterable[str], uses: Counter) -> str | None:
-    if any(fnmatch.fnmatch(name, pattern) for pattern in skip):
-        return "skip"
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return f"groups={module.groups}"
-    if type(module) not in (*_LINEARS, nn.Conv2d):
-        return f"{type(module).__name__} is a subclass"
-    if "weight" not in module._parameters:
-        return "weight is no parameter"
-    if uses[id(module.weight)] > 1:
-        return "weight shared with another module"
-    return None
+def _check_arguments(
+    model: nn.Module,
+    sparsity: float,
+    init: str | Mapping[str, Tensor],
+    taps: str,
+    start_sparsity: float | None,
+    headroom: float,
+) -> None:
+    if isinstance(init, str) and init not in INITS:
+        raise InputError(f"unknown init '{init}'{nearest(init, INITS)}; use magnitude or random")
+    if taps not in TAPS:
+        raise InputError(f"unknown taps '{taps}'{nearest(taps, TAPS)}; use each or all")
+    if isinstance(model, (*LINEARS, nn.Conv2d)):
+        raise InputError(
+            f"a bare {type(model).__name__} cannot be replaced in place; "
+            f"use Sparse{'Conv2d' if isinstance(model, nn.Conv2d) else 'Linear'}.from_dense"
+        )
+    if start_sparsity is not None and not 0 <= start_sparsity < sparsity:
+        raise InputError(
+            f"start_sparsity must be at least 0 and below sparsity {sparsity}, "
+            f"found {start_sparsity}"
+        )
+    if start_sparsity is not None and not isinstance(init, str):
+        raise InputError("scores choose blocks of one sparsity: leave start_sparsity out")
+    if not 0 <= headroom < math.inf:
+        raise InputError(f"headroom must be at least 0 and finite, found {headroom}")
 
 
 def _choose_blocks(
@@ -193,10 +178,3 @@ def _choose_blocks(
 def _sparse_twin(module: nn.Module, layout: BlockLayout) -> SparseLayer:
     kind = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
     return kind.from_dense(module, layout=layout)
-
-
-def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in replaced:
-                parent._modules[name] = replaced[child]

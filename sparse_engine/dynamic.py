@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -90,11 +92,11 @@ class DynamicSparsity:
         """Return the share of weights that were ever active (ITOP)."""
         return self.topology.exploration_rate()
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         return {"steps": self.steps, "topology": self.topology.state_dict()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from state_dict(); the model's own state holds the blocks.
 
         Raises:

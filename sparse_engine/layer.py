@@ -20,6 +20,7 @@ from sparse_kernels.reference import block_norms, gather_blocks, scatter_blocks
 
 # Of a state dict, dense or sparse.
 PARTS = ("weight", "values", "block_ids")
+WEIGHT_READ = "dense (weight read)"
 
 
 class SparseLayer(nn.Module):
@@ -36,7 +37,8 @@ class SparseLayer(nn.Module):
     bias: nn.Parameter | None
     layout: BlockLayout
     ran_on: str | None = None
-    """What its first forward ran on, and whether it copied its input; None before."""
+    """What its first forward ran on, and whether it copied its input; WEIGHT_READ if other code
+    has only read its weight; None before."""
 
     def _make(
         self,
@@ -100,6 +102,8 @@ class SparseLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """dense_weight(), for code that reads a layer's weight; it cannot be assigned."""
+        if self.ran_on is None and not torch.compiler.is_compiling():
+            self.ran_on = WEIGHT_READ
         return self.dense_weight()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -144,7 +148,8 @@ class SparseLayer(nn.Module):
 
     def _note_run(self, x: Tensor, positions: int) -> None:
         """Remember, for the report, what a layer with input x runs on."""
-        if self.ran_on is not None or torch.compiler.is_compiling() or x.is_meta:
+        known = self.ran_on not in (None, WEIGHT_READ)
+        if known or torch.compiler.is_compiling() or x.is_meta:
             return
         backend = backend_of(x, self.layout.tensors(), self.layout.sizes(), positions)
         copied = backend == "triton" and x.ndim == 4 and order_of(x) == "contiguous"
@@ -217,7 +222,12 @@ class SparseLayer(nn.Module):
 
     def _describe_blocks(self) -> str:
         taps = ", taps='all'" if self.layout.group > 1 else ""
-        return f"density={self.density:.4g}, block={self.block}{taps}"
+        size = self.values.numel() * self.values.element_size()
+        ran_on = f", ran_on='{self.ran_on}'" if self.ran_on else ""
+        return (
+            f"density={self.density:.4g}, block={self.block}{taps}, "
+            f"blocks={self.layout.active}/{self.layout.total}, bytes={size}{ran_on}"
+        )
 
 
 def random_layout(

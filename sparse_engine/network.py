@@ -15,8 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparse_engine.architecture import dense_model, training_pair
 from sparse_engine.blocks import parse_block
 from sparse_engine.budgets import HEADROOM
+from sparse_engine.candidates import skip_reasons
 from sparse_engine.config import Config
-from sparse_engine.convert import plan_model, skip_reasons, sparsify
+from sparse_engine.convert import plan_model, sparsify
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distributed import ALONE, World
 from sparse_engine.distribution import LayerPlan

@@ -1,11 +1,55 @@
-"""Figures of an evaluation, as PNG files, with matplotlib; imports no torch."""
+"""Figures of an evaluation and of a layer's blocks, with matplotlib; imports no torch."""
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sparse_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from sparse_engine.layer import SparseLayer
+
+
+def draw_blocks(layer: SparseLayer, target: str | Path | Any) -> None:
+    """Draw which blocks of a layer are active: output blocks down, input blocks across.
+
+    Args:
+        layer: SparseConv2d or SparseLinear. Within a pair of blocks of a convolution are its taps,
+            R rows of S.
+        target: a file to write, whose ending is its format, or matplotlib axes to draw on.
+
+    Raises:
+        InputError: what is drawn is no sparse layer, or matplotlib is not installed.
+    """
+    if not hasattr(layer, "block_mask"):
+        raise InputError(
+            f"a {type(layer).__name__} has no blocks to draw; give a layer that is sparse"
+        )
+    if not isinstance(target, str | Path):
+        _draw_mask(target, layer)
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("draw_blocks needs matplotlib; install it with: pip install matplotlib")
+    _save(lambda axes: _draw_mask(axes[0], layer), 1, Path(target))
+
+
+def _draw_mask(axes: Any, layer: SparseLayer) -> None:
+    mask = layer.layout.mask()  # [OB, CB, R, S]
+    outputs, inputs, height, width = mask.shape
+    image = mask.permute(0, 2, 1, 3).reshape(outputs * height, inputs * width)
+    # The edges of the image are the first and last block's, so that ticks count blocks.
+    extent = (0, inputs, outputs, 0)
+    axes.imshow(image.int().tolist(), cmap="Blues", vmin=0, vmax=1, extent=extent, aspect="auto")
+    rows, columns = layer.block
+    axes.set(
+        xlabel=f"input block ({columns} channels)",
+        ylabel=f"output block ({rows} channels)",
+        title=f"density {layer.density:.4g}",
+    )
 
 
 def draw_all(result: Mapping[str, Any], target: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_engine.convert import dense_layers, skip_reasons
+from sparse_engine.candidates import dense_layers, skip_reasons
 from sparse_engine.flops import model_densities
 from sparse_engine.layer import SparseLayer
 from sparse_engine.modules import SparseConv2d, SparseLinear

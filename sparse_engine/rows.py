@@ -98,9 +98,14 @@ def to_rows(model: nn.Module) -> nn.Module:
         # Not on the model itself, whose hooks torch.compile runs outside of its graph.
         if module is not model and output_in_rows not in module._forward_hooks.values():
             module.register_forward_hook(output_in_rows)
-    if _input_in_rows not in model._forward_pre_hooks.values():
+    if not is_in_rows(model):
         model.register_forward_pre_hook(_input_in_rows)
     return model
+
+
+def is_in_rows(model: nn.Module) -> bool:
+    """Return whether to_rows was called on a model."""
+    return _input_in_rows in model._forward_pre_hooks.values()
 
 
 def orders(model: nn.Module, x: Tensor) -> str:

@@ -121,18 +121,22 @@ class RunFolder:
         Raises:
             InputError: there are none, or one cannot be read.
         """
+        return [load_ticket(path) for path in self.member_paths()]
+
+    def member_paths(self) -> list[Path]:
+        """Return the files of all tickets, in order.
+
+        Raises:
+            InputError: there are none.
+        """
         paths = sorted(self.path.glob("member_*.pt"), key=_number)
         if not paths:
             raise InputError(f"run '{self.path}' has no tickets yet (no member_K.pt)")
-        return [self.load_member(_number(path)) for path in paths]
+        return paths
 
     def load_member(self, number: int) -> dict[str, Any]:
         """Return the model state of one ticket; see load_members."""
-        path = self.path / f"member_{number}.pt"
-        ticket = load_file(path, "member", "model")
-        if type(ticket["member"]) is not int or ticket["member"] != number:
-            raise InputError(f"'{path}' holds another ticket; restore the file")
-        return ticket["model"]
+        return load_ticket(self.path / f"member_{number}.pt")
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.csv."""
@@ -176,6 +180,18 @@ class RunFolder:
         if not isinstance(found, dict):
             raise InputError(f"'{path}' is damaged; delete it, and --resume writes it again")
         return found
+
+
+def load_ticket(path: Path) -> dict[str, Any]:
+    """Return the model state of member_K.pt.
+
+    Raises:
+        InputError: it cannot be read, or holds another ticket.
+    """
+    ticket = load_file(path, "member", "model")
+    if type(ticket["member"]) is not int or path.name != f"member_{ticket['member']}.pt":
+        raise InputError(f"'{path}' holds another ticket; restore the file")
+    return ticket["model"]
 
 
 class WatchedFolder(RunFolder):

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_engine.architecture import training_pair
-from sparse_engine.convert import dense_layers
+from sparse_engine.candidates import dense_layers
+from sparse_engine.replacement import separate_projections
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -98,6 +99,7 @@ def start_batches(start: str, loader: Any, classes: int) -> list[Batch]:
 def _scored_copy(model: nn.Module, batches: Iterable[Batch]) -> tuple[nn.Module, Sequence[Batch]]:
     batches = list(batches)
     twin = copy.deepcopy(model).to(batches[0][0].device).train()
+    separate_projections(twin)  # as sparsify does
     return twin.requires_grad_(), batches
 
 

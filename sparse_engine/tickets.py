@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_engine.architecture import dense_model
 from sparse_engine.checkpoint_check import check_model
@@ -29,11 +29,18 @@ def load_tickets(
         InputError: there are no tickets, or one does not fit.
     """
     for state in folder.load_members():
-        model = dense_model(config, info)
-        try:
-            check_model(model, state, "its state")
-            load_state(model, state)
-        except (RuntimeError, ValueError) as error:
-            words = misfit or f"a ticket of run '{folder.path}' does not fit its configuration"
-            raise InputError(f"{words}: {error}") from None
-        yield model
+        words = misfit or f"a ticket of run '{folder.path}' does not fit its configuration"
+        yield ticket_model(config, info, state, words)
+
+
+def ticket_model(
+    config: Config, info: DatasetInfo, state: Mapping[str, Tensor], misfit: str
+) -> nn.Module:
+    """Return the network of a ticket's state dict; arguments as of load_tickets."""
+    model = dense_model(config, info)
+    try:
+        check_model(model, state, "its state")
+        load_state(model, state)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{misfit}: {error}") from None
+    return model

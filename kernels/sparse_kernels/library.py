@@ -77,7 +77,7 @@ def _function(operator: Any, backward: Callable[..., Gradients]) -> type[torch.a
             ctx.save_for_backward(first, second, *index)
             ctx.numbers = [sizes, *(r for r in rest if not isinstance(r, Tensor | None))]
             with below_autograd():
-                return operator(first, second, index, sizes, *rest)
+                return _owned(operator(first, second, index, sizes, *rest))
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -89,6 +89,14 @@ def _function(operator: Any, backward: Callable[..., Gradients]) -> type[torch.a
 
     Node.__name__ = f"{operator.overloadpacket.__name__}_autograd"
     return Node
+
+
+def _owned(result: Tensor) -> Tensor:
+    """Return a result that is no view, so that an activation may be applied to it in place."""
+    if not result._is_view():
+        return result
+    storage, start = result.untyped_storage(), result.storage_offset()
+    return result.new_empty(0).set_(storage, start, result.shape, result.stride())
 
 
 def block_flops(values_shape: Sequence[int], positions: int) -> int:

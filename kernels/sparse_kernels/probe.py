@@ -64,7 +64,8 @@ class _Observe(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, leaf: Tensor, sizes: Any, geometry: Any) -> Tensor:
         ctx.save_for_backward(x)
         ctx.sizes, ctx.geometry, ctx.dtype = sizes, geometry, leaf.dtype
-        return y.view_as(y)
+        # A view could not be written to by an activation in place.
+        return y.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):

@@ -8,7 +8,7 @@ of the scheduler's time each. Here they wait once for an operator.
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -44,6 +44,26 @@ def shared(function: Callable[..., Result], *tensors: Tensor, rows: int) -> list
 
     shares = (tensor.tensor_split(count) for tensor in tensors)
     return list(_pool(os.getpid(), threads).map(run, *shares))
+
+
+def in_threads(calls: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Make calls in torch.get_num_threads() threads of one core each; return their results.
+
+    They run in the caller's inference, gradient and autocast modes.
+    """
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu")
+
+    def run(call: Callable[[], Result]) -> Result:
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(gradients),
+            torch.autocast("cpu", dtype, enabled=autocast),
+        ):
+            return call()
+
+    return list(_pool(os.getpid(), torch.get_num_threads()).map(run, calls))
 
 
 @functools.lru_cache(maxsize=1)

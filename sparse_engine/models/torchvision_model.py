@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.replacement import separate_projections
 
 
 class RepeatedChannel(nn.Module):
@@ -49,6 +50,7 @@ def torchvision_model(
         ) from error
     if dropout > 0:
         _set_dropout(model, name, dropout)
+    separate_projections(model)  # the same layers and costs, sparse or not
     return RepeatedChannel(model) if channels == 1 else model
 
 

@@ -136,14 +136,22 @@ def test_networks_of_linear_layers_are_all_layers(name):
 
 
 def test_rows_of_ensembles(monkeypatch, tmp_path):
-    rows = run(monkeypatch, tmp_path, ensemble, "--contenders", "gemm", "masked")
-    assert {row["contender"] for row in rows} == {"dense", "gemm", "masked"}
+    contenders = ("gemm", "masked", "gemm grouped", "masked grouped", "masked vmapped")
+    rows = run(monkeypatch, tmp_path, ensemble, "--contenders", *contenders)
+    assert {row["contender"] for row in rows} == {"dense", *contenders}
     for row in rows:
+        assert row["label"] == ("sparse" if "gemm" in row["contender"] else "dense")
         assert row["phase"] == prediction.PHASE
         assert float(row["error"]) < 1e-3
         members = 1 if row["contender"] == "dense" else 3
         assert float(row["flops_ratio"]) == pytest.approx(members * float(row["density"]), abs=0.1)
         assert row["dense_ms"]
+
+
+def test_only_dense_tickets_are_vmapped(monkeypatch, tmp_path, capsys):
+    rows = run(monkeypatch, tmp_path, ensemble, "--contenders", "gemm vmapped")
+    assert {row["contender"] for row in rows} == {"dense"}
+    assert "Unavailable: only masked tickets" in capsys.readouterr().out
 
 
 def test_a_wrong_ensemble_gives_no_row(monkeypatch, tmp_path, capsys):

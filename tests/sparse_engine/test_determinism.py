@@ -53,7 +53,8 @@ def test_algorithms_are_chosen_while_it_is_entered():
         assert settings() == (True, True, False)
     assert settings() == before
     with repeatable(False):
-        assert settings() == before
+        assert settings() == (False, False, True)
+    assert settings() == before
 
 
 def test_what_cannot_be_repeated_is_told():

@@ -1,11 +1,20 @@
 """The ensemble's prediction is the mean of its members' probabilities."""
 
+import gc
+import math
+import weakref
+
+import numpy as np
 import pytest
 import torch
+from ticket_runs import make_run
 from torch import nn
 
+from sparse_engine import ensemble as ensemble_module
 from sparse_engine import metrics
 from sparse_engine.ensemble import TicketEnsemble
+from sparse_engine.errors import InputError
+from sparse_engine.ticket_file import TicketFile
 
 
 @pytest.fixture
@@ -33,15 +42,16 @@ def test_forward_is_not_the_softmax_of_mean_logits(members, inputs):
     assert (ensemble(inputs) - mean_logits.softmax(1)).abs().max() > 0.01
 
 
+class Constant(nn.Module):
+    def __init__(self, probabilities):
+        super().__init__()
+        self.register_buffer("logits", torch.tensor([probabilities]).log())
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
 def test_hand_computed_mean():
-    class Constant(nn.Module):
-        def __init__(self, probabilities):
-            super().__init__()
-            self.register_buffer("logits", torch.tensor([probabilities]).log())
-
-        def forward(self, x):
-            return self.logits.expand(len(x), -1)
-
     ensemble = TicketEnsemble([Constant([0.9, 0.1]), Constant([0.2, 0.8])])
     torch.testing.assert_close(ensemble(torch.zeros(1, 1)), torch.tensor([[0.55, 0.45]]))
 
@@ -95,3 +105,180 @@ def test_members_with_different_classes(inputs):
     ensemble = TicketEnsemble([nn.Linear(4, 3), nn.Linear(4, 2)])
     with pytest.raises(ValueError, match=r"the same number of classes, not \[3, 2\]$"):
         ensemble(inputs)
+
+
+def digits(count=4):
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_member_logits(members, inputs):
+    ensemble = TicketEnsemble(members).eval()
+    logits = ensemble.member_logits(inputs)
+    assert logits.shape == (3, 5, 3)
+    torch.testing.assert_close(logits[2], members[2](inputs))
+
+
+def test_uncertainty_by_hand():
+    apart = TicketEnsemble([Constant([1.0, 1e-9]), Constant([1e-9, 1.0])])
+    found = apart.uncertainty(torch.ones(2, 1))
+    torch.testing.assert_close(found.probabilities, torch.full((2, 2), 0.5))
+    torch.testing.assert_close(found.entropy, torch.full((2,), math.log(2)))
+    torch.testing.assert_close(found.mutual_information, torch.full((2,), math.log(2)))
+    near = TicketEnsemble([Constant([0.9, 0.1]), Constant([0.2, 0.8])])
+    found = near.uncertainty(torch.ones(1, 1))
+    entropies = [-sum(p * math.log(p) for p in row) for row in ((0.9, 0.1), (0.2, 0.8))]
+    mean = -0.55 * math.log(0.55) - 0.45 * math.log(0.45)
+    assert found.entropy.item() == pytest.approx(mean, rel=1e-5)
+    assert found.mutual_information.item() == pytest.approx(mean - sum(entropies) / 2, rel=1e-4)
+
+
+def test_a_sure_member_has_no_entropy():
+    found = TicketEnsemble([Constant([1.0, 0.0])]).uncertainty(torch.ones(1, 1))
+    assert (found.entropy.item(), found.mutual_information.item()) == (0, 0)
+
+
+def test_members_that_agree_share_no_information(members, inputs):
+    found = TicketEnsemble([members[0]] * 3).eval().uncertainty(inputs)
+    assert (found.entropy > 0.01).all()
+    assert (found.mutual_information >= 0).all()
+    assert (found.mutual_information < 1e-6).all()
+
+
+def test_grouped_is_the_same_ensemble(members, inputs):
+    for member in members:
+        member.eval()
+    ensemble, grouped = TicketEnsemble(members), TicketEnsemble(members, grouped=True)
+    assert len(grouped) == 3
+    torch.testing.assert_close(grouped.member_logits(inputs), ensemble.member_logits(inputs))
+    torch.testing.assert_close(grouped(inputs), ensemble(inputs))
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Let members run in two threads, whatever their size."""
+    monkeypatch.setattr(ensemble_module, "LEAST_PRODUCTS", 0)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_threads_give_the_same(count, batch, inputs, two_threads):
+    torch.manual_seed(0)
+    members = [nn.Linear(4, 3) for _ in range(count)]
+    ensemble, x = TicketEnsemble(members).eval(), inputs[:batch]
+    wanted = torch.stack([member(x) for member in members])
+    with torch.no_grad():
+        torch.testing.assert_close(ensemble.member_logits(x), wanted)
+    with torch.inference_mode():
+        assert ensemble.member_logits(x).is_inference()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert ensemble.member_logits(x).dtype == torch.bfloat16
+    assert torch.get_num_threads() == 2
+
+
+def test_threads_only_where_they_change_nothing(members, inputs, two_threads, monkeypatch):
+    calls = []
+
+    def in_threads(functions):
+        calls.append(len(functions))
+        return [function() for function in functions]
+
+    monkeypatch.setattr(ensemble_module, "in_threads", in_threads)
+    ensemble = TicketEnsemble(members).eval()
+    ensemble(inputs)
+    with torch.no_grad():
+        ensemble.train()(inputs)
+    assert not calls
+    with torch.no_grad():
+        ensemble.eval()(inputs)
+        # Three members on two threads: each in two halves of the batch.
+        assert calls == [6]
+        monkeypatch.setattr(ensemble_module, "LEAST_PRODUCTS", 10**6)
+        ensemble(inputs)
+    assert len(calls) == 1
+
+
+def test_compiled(members, inputs):
+    ensemble = TicketEnsemble(members).eval()
+    with torch.no_grad():
+        compiled = torch.compile(ensemble, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(inputs), ensemble(inputs))
+
+
+@pytest.mark.parametrize("options", [{}, {"resident": False}, {"grouped": True}])
+def test_runs_and_tickets(options, tmp_path):
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=5)
+    sources = (tmp_path / "a", str(tmp_path / "b" / "member_2.pt"))
+    ensemble = TicketEnsemble.load(*sources, **options)
+    assert (len(ensemble), ensemble.training) == (3, False)
+    with torch.no_grad():
+        wanted = torch.stack([model(digits()) for model in (*first, second[1])])
+        torch.testing.assert_close(ensemble.member_logits(digits()), wanted)
+
+
+def test_on_demand_one_member_is_in_memory(tmp_path, monkeypatch):
+    make_run(tmp_path / "a", members=3)
+    alive, load = weakref.WeakSet(), TicketFile.load
+
+    def watched(file):
+        gc.collect()
+        assert len(alive) == 0
+        model = load(file)
+        alive.add(model)
+        return model
+
+    ensemble = TicketEnsemble.load(tmp_path / "a", resident=False)
+    monkeypatch.setattr(TicketFile, "load", watched)
+    assert not list(ensemble.parameters())
+    with torch.no_grad():
+        assert ensemble(digits()).shape == (4, 10)
+
+
+def write_data(folder, classes=3, size=8, shade=100):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 30), ("test", 10)):
+        arrays[f"{split}_images"] = rng.integers(0, shade, (count, 1, size, size)).astype(np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count) % classes
+    np.savez(folder / "own.npz", **arrays)
+    return {"dataset": "own", "data_dir": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"classes": 5}, "number of classes is 5 in one and 3 in the other"),
+        ({"shade": 200}, r"normalisation \(mean\) is "),
+        ({"size": 6}, "image height is 6 in one and 8 in the other"),
+    ],
+)
+def test_tickets_of_different_data(other, words, tmp_path):
+    make_run(tmp_path / "a", **write_data(tmp_path / "data"))
+    make_run(tmp_path / "b", **write_data(tmp_path / "other", **other))
+    with pytest.raises(InputError, match=f"cannot be one ensemble: {words}"):
+        TicketEnsemble.load(tmp_path / "a", tmp_path / "b")
+
+
+def test_members_of_different_types():
+    members = [nn.Linear(4, 3), nn.Linear(4, 3).double()]
+    with pytest.raises(InputError, match=r"type: torch.float64 in member 2, torch.float32 in mem"):
+        TicketEnsemble(members)
+
+
+def test_sources_that_are_none(tmp_path):
+    make_run(tmp_path / "a")
+    for sources, words in (
+        ((), "at least one member"),
+        ((tmp_path / "none",), "is not a run folder"),
+        ((tmp_path / "a", tmp_path / "a" / "member_7.pt"), "is not a run folder"),
+    ):
+        with pytest.raises(InputError, match=words):
+            TicketEnsemble.load(*sources)
+    with pytest.raises(InputError, match="a grouped ensemble is resident"):
+        TicketEnsemble.load(tmp_path / "a", grouped=True, resident=False)
+    (tmp_path / "a" / "member_2.pt").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"member_2.pt' is truncated or not a checkpoint"):
+        TicketEnsemble.load(tmp_path / "a", resident=False)

@@ -10,8 +10,8 @@ from torch import nn
 
 from sparse_engine import layer_times
 from sparse_engine.architecture import dense_model
+from sparse_engine.candidates import dense_layers
 from sparse_engine.config import Config
-from sparse_engine.convert import dense_layers
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.distribution import full_plan
 from sparse_engine.layer_problems import layer_problems

@@ -7,8 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import nn
 
-from sparse_engine import evaluate, train
+from sparse_engine import SparseConv2d, SparseLinear, draw_blocks, evaluate, train
+from sparse_engine.errors import InputError
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
 DRAWN: dict[str, list] = {}
@@ -136,3 +139,33 @@ def test_a_single_ticket_without_curves_has_two_figures(drawn, runs):
     _, figures = drawn("dense")
     (runs / "kept.csv").rename(runs / "dense" / "metrics.csv")
     assert set(figures) == {"reliability", "density"}
+
+
+def test_the_blocks_of_a_layer(matplotlib, tmp_path):
+    layer = SparseConv2d(32, 48, (2, 3), density=0.4, block=(16, 16))
+    draw_blocks(layer, tmp_path / "blocks.png")
+    assert (tmp_path / "blocks.png").is_file()
+    (axes,) = DRAWN["blocks"]
+    ((image,), options), *_ = axes.called("imshow")
+    mask = layer.block_mask()
+    # Pair (1, 0) lies below (0, 0), as high as a kernel; its taps lie as in the kernel.
+    assert torch.tensor(image)[2:4, 0:3].bool().equal(mask[1, 0])
+    assert torch.tensor(image).sum() == layer.layout.active
+    assert options["extent"] == (0, 2, 3, 0)
+    assert axes.setting("title") == "density 0.3889"
+
+
+def test_blocks_are_drawn_on_axes_of_ones_own():
+    layer, axes = SparseLinear(32, 48, density=0.5, block=(16, 16)), Axes(None)
+    draw_blocks(layer, axes)
+    assert axes.called("imshow")[0][0][0] == layer.block_mask().int().tolist()
+    assert axes.setting("ylabel") == "output block (16 channels)"
+
+
+def test_what_has_no_blocks_is_not_drawn(monkeypatch, tmp_path):
+    with pytest.raises(InputError, match="a Linear has no blocks to draw"):
+        draw_blocks(nn.Linear(4, 4), tmp_path / "blocks.png")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs matplotlib; install it with"):
+        draw_blocks(SparseLinear(32, 48), tmp_path / "blocks.png")
+    assert not list(tmp_path.iterdir())

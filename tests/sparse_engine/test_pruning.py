@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparse_engine import sparsify
+from sparse_engine.candidates import dense_layers
 from sparse_engine.config import Config
-from sparse_engine.convert import dense_layers
 from sparse_engine.errors import InputError
 from sparse_engine.pruning import select_globally, strongest_layouts
 from sparse_engine.recut import model_density, recut, replace_modules, used_layouts

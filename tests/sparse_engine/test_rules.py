@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparse_engine import DynamicSparsity, densify, sparsify
-from sparse_engine.convert import dense_layers
+from sparse_engine.candidates import dense_layers
 from sparse_engine.distribution import plan_layers
 from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer

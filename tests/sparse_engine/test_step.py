@@ -274,3 +274,42 @@ def test_gradients_in_fp16_are_those_of_fp32():
         weights.append(network.model.classifier.weight.detach())
     assert torch.allclose(*weights, rtol=0, atol=5e-3)
     assert not torch.equal(*weights)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_graph_trains_what_plain_steps_do(dtype, tmp_path, monkeypatch):
+    """Through topology updates and phases, fused."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--method", "edst", "--members", "2", "--epochs", "8", "--model", "wrn10-2"]
+    flags += ["--block", "16x16", "--batch-size", "128", "--device", "cuda", "--dtype", dtype]
+    found = {}
+    for graph in ("off", "on"):
+        main([*flags, "--cuda-graph", graph, "--out", graph])
+        with Path(graph, "metrics.csv").open(newline="") as file:
+            found[graph] = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert found["on"][0] == pytest.approx(found["off"][0], rel=1e-2)
+    assert found["on"][-1] == pytest.approx(found["off"][-1], abs=0.3)
+    assert found["on"][-1] < 0.7 * found["on"][0]
+
+
+@pytest.mark.gpu
+def test_a_graph_follows_rates_and_swaps():
+    """As test_replays_equal_steps does on tapes, with a real graph."""
+    networks = []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        config = resolve(Config(method="set", model="wrn10-1", block="16x16", sparsity=0.5))
+        device = torch.device("cuda")
+        network = build_network(config, TABLE["digits"], device)
+        step = TrainingStep(network, cross_entropy, FiniteGuard(device), cuda_graph=graph)
+        network.model.train()
+        for number, (x, y) in enumerate(batches(12)):
+            network.rate.fill_(0.01 / (1 + number))
+            step(x.to(device), y.to(device))
+            if number % 4 == 3:
+                network.topology.update(0.5)
+        assert graph == (step._graph is not None and step._graph.is_recorded)
+        networks.append(everything(network))
+    for name, value in networks[0].items():
+        torch.testing.assert_close(networks[1][name], value, rtol=1e-2, atol=1e-3)

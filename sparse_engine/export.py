@@ -1,0 +1,84 @@
+"""Take a ticket somewhere else: python -m sparse_engine.export RUN --format FORMAT --out FILE.
+
+Formats: safetensors (active blocks and their layout), dense (a state dict of ordinary layers),
+onnx (dense as well), torch-export (a program that calls the kernels).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparse_engine.command_line import Parser, run_command
+from sparse_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from sparse_engine.ticket_file import TicketFile
+
+FORMATS = ("safetensors", "dense", "onnx", "torch-export")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line `arguments`."""
+    parser = Parser(
+        prog="python -m sparse_engine.export",
+        description=(__doc__ or "").splitlines()[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder, or a member_K.pt in one")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--member", type=int, metavar="K", help="which ticket of several, from 1")
+    parser.add_argument("--data-dir", help="folder with the data, if it has moved")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export")
+    flags = parser.parse_strictly(arguments)
+    if not flags.out.parent.is_dir():
+        raise InputError(f"--out: there is no folder '{flags.out.parent}'")
+    if flags.out.is_dir():
+        raise InputError(f"--out '{flags.out}' is a folder; name a file")
+    from sparse_engine.ticket_file import ticket_files  # late, like everything that needs torch
+
+    ticket = _chosen(ticket_files(flags.run, flags.data_dir), flags)
+    note = _export(ticket, flags)
+    size = flags.out.stat().st_size / 1e6
+    print(f"{ticket.path} as {flags.format}: '{flags.out}', {size:.2f} MB{note}")
+
+
+def _chosen(tickets: Sequence[TicketFile], flags: argparse.Namespace) -> TicketFile:
+    if flags.member is None and len(tickets) > 1:
+        raise InputError(f"'{flags.run}' has {len(tickets)} tickets; choose one with --member")
+    number = flags.member or 1
+    if flags.member is not None and not 1 <= number <= len(tickets):
+        raise InputError(f"--member must be from 1 to {len(tickets)}, found {number}")
+    return tickets[number - 1]
+
+
+def _export(ticket: TicketFile, flags: argparse.Namespace) -> str:
+    """Write the file; return what else is to be said."""
+    import torch
+
+    from sparse_engine import exported
+
+    if flags.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' is not available on this machine; use --device cpu")
+    model, info = ticket.load(), ticket.info
+    if flags.format == "safetensors":
+        exported.save_safetensors(model, flags.out, ticket.config, info)
+        return ""
+    if flags.format == "dense":
+        exported.save_dense(model, flags.out)
+        return "; every weight, zeros included"
+    images = torch.randn(2, info.channels, info.height, info.width)
+    if flags.format == "torch-export":
+        device = torch.device(flags.device)
+        exported.save_torch_export(model.to(device), flags.out, images.to(device))
+        return f"; runs on {flags.device}, where sparse_kernels is imported first"
+    error = exported.save_onnx(model, flags.out, images)
+    checked = "not checked, onnxruntime is missing" if error is None else f"error {error:.0e}"
+    return f"; dense, so without the speed-up; {checked}"
+
+
+if __name__ == "__main__":
+    run_command(main)

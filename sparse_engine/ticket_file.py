@@ -1,0 +1,90 @@
+"""A ticket on disk, ready to be loaded: member_K.pt beside the config.json of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from sparse_engine.config import Config
+from sparse_engine.data.catalog import DatasetInfo, dataset_info
+from sparse_engine.errors import InputError
+from sparse_engine.recipes import resolve
+from sparse_engine.run_folder import RunFolder, load_ticket
+from sparse_engine.tickets import ticket_model
+
+_PREPROCESSING = {
+    "classes": "number of classes",
+    "channels": "number of channels",
+    "height": "image height",
+    "width": "image width",
+    "mean": "normalisation (mean)",
+    "std": "normalisation (deviation)",
+}
+
+
+@dataclass(frozen=True)
+class TicketFile:
+    """Where a ticket is, the resolved configuration of its run, and its data set."""
+
+    path: Path
+    config: Config
+    info: DatasetInfo
+
+    def load(self) -> nn.Module:
+        """Return the network in eval mode, on the CPU, with the blocks it was saved with.
+
+        Raises:
+            InputError: the file cannot be read or is not of its configuration.
+        """
+        state = load_ticket(self.path)
+        misfit = f"'{self.path}' does not fit the configuration of its run"
+        return ticket_model(self.config, self.info, state, misfit).eval()
+
+
+def ticket_files(source: str | Path, data_dir: str | None = None) -> list[TicketFile]:
+    """Return the tickets of a run folder, or the one of a member_K.pt in it.
+
+    Args:
+        source: run folder or file.
+        data_dir: with the data, if it is not where it was in training; only a data set that is a
+            file of the user's own needs it.
+
+    Raises:
+        InputError: there is no run or no ticket.
+    """
+    path = Path(source)
+    folder = RunFolder.existing(str(path.parent if path.is_file() else path))
+    saved = folder.config()
+    config = resolve(replace(saved, backend="auto", data_dir=data_dir or saved.data_dir))
+    info = dataset_info(config.dataset, config.data_dir)
+    paths = [path] if path.is_file() else folder.member_paths()
+    return [TicketFile(path, config, info) for path in paths]
+
+
+def check_preprocessing(files: Iterable[TicketFile]) -> None:
+    """Raise InputError unless all tickets take the same images and have the same classes."""
+    first: TicketFile | None = None
+    for file in files:
+        first = first or file
+        for name, words in _PREPROCESSING.items():
+            found, expected = getattr(file.info, name), getattr(first.info, name)
+            if found != expected:
+                raise InputError(
+                    f"'{file.path}' and '{first.path}' cannot be one ensemble: "
+                    f"{words} is {found} in one and {expected} in the other"
+                )
+
+
+def check_data_types(models: Sequence[nn.Module]) -> None:
+    """Raise InputError unless all members have parameters of the same data types."""
+    found = [{p.dtype for p in model.parameters()} for model in models]
+    for number, dtypes in enumerate(found[1:], 2):
+        if dtypes != found[0]:
+            own, first = (" and ".join(sorted(map(str, d))) or "none" for d in (dtypes, found[0]))
+            raise InputError(
+                f"members must have one data type: {own} in member {number}, {first} in member 1; "
+                "convert them with .to(dtype)"
+            )

@@ -1,0 +1,25 @@
+"""Run folders as training leaves them, made without training."""
+
+import torch
+
+from sparse_engine.config import Config
+from sparse_engine.data.catalog import dataset_info
+from sparse_engine.network import build_network
+from sparse_engine.recipes import resolve
+from sparse_engine.recut import without_unused_slots
+from sparse_engine.run_folder import RunFolder
+
+
+def make_run(path, members=2, **settings):
+    """Make a run folder of random tickets; return their networks in eval mode."""
+    given = {"method": "dst-ensemble", "model": "mlp", "dataset": "digits", "block": "16x16"}
+    given |= {"sparsity": 0.8, "members": members, "device": "cpu", "out": str(path)}
+    config = resolve(Config(**{**given, **settings}))
+    info = dataset_info(config.dataset, config.data_dir)
+    found = []
+    with RunFolder.create(config) as folder:
+        for member in range(members):
+            model = build_network(config, info, torch.device("cpu"), member).model
+            folder.save_member(member + 1, without_unused_slots(model, model.state_dict()))
+            found.append(model.eval())
+    return found
