@@ -105,7 +105,7 @@ def layer_densities(
     if not 0 <= sparsity < 1:
         raise InputError(f"sparsity must be at least 0 and below 1, found {sparsity}")
     if not shapes:
-        raise InputError("there is no layer to make sparse: no convolution or linear layer is left")
+        raise InputError("there is no layer to make sparse: no nn.Conv2d or nn.Linear is left")
     raw = _raw_densities(shapes, distribution)
     if distribution == "uniform" or sparsity == 0:
         return dict.fromkeys(shapes, 1 - sparsity)

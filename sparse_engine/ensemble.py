@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class TicketEnsemble(nn.Module):
     network (grouping.py).
     """
 
-    def __init__(self, members: Sequence[nn.Module], *, grouped: bool = False) -> None:
+    def __init__(self, members: Iterable[nn.Module], *, grouped: bool = False) -> None:
         """Make an ensemble of networks that map the same input to logits [N, K].
 
         Args:
@@ -55,11 +55,17 @@ class TicketEnsemble(nn.Module):
             grouped: run every layer of all members in one launch; weights are copied then.
 
         Raises:
-            InputError: no members, different data types, or members that cannot be grouped.
+            InputError: no members, something else than networks, different data types, or
+                members that cannot be grouped.
         """
         super().__init__()
-        if len(members) == 0:
+        members = list(members)
+        if not members:
             raise InputError("an ensemble needs at least one member")
+        for number, member in enumerate(members, 1):
+            if not isinstance(member, nn.Module):
+                kind = type(member).__name__
+                raise InputError(f"member {number} is a {kind}, no network; load() reads runs")
         check_data_types(members)
         self.members = nn.ModuleList(() if grouped else members)
         self.grouped = group(members) if grouped else None
@@ -77,7 +83,8 @@ class TicketEnsemble(nn.Module):
         """Return the ensemble of runs, in eval mode, on the CPU.
 
         Args:
-            sources: run folders, all of whose tickets are taken, or single member_K.pt in them.
+            sources: run folders, all of whose tickets are taken, single member_K.pt in them, or
+                tickets exported as .safetensors.
             resident: keep all members in memory; else each is read for every batch, and only
                 one is in memory at a time.
             grouped: as above.
@@ -143,6 +150,11 @@ class TicketEnsemble(nn.Module):
         expected = torch.special.entr(members).sum(-1).mean(0)
         # Rounding alone may make it negative.
         return Uncertainty(mean, entropy, (entropy - expected).clamp(min=0))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep: bool) -> None:
+        if self._files:
+            raise InputError("members on demand stay in their files; load() them resident to save")
+        super()._save_to_state_dict(destination, prefix, keep)
 
     def _shares_cores(self, x: Tensor) -> bool:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         description=(__doc__ or "").splitlines()[0],
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="run folder, or a member_K.pt in one")
+    parser.add_argument("run", metavar="RUN", help="run folder, a member_K.pt in one, or an exported .safetensors")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE")
     parser.add_argument("--member", type=int, metavar="K", help="which ticket of several, from 1")
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--out: there is no folder '{flags.out.parent}'")
     if flags.out.is_dir():
         raise InputError(f"--out '{flags.out}' is a folder; name a file")
+    if flags.out.exists() and (flags.out.parent / "config.json").exists():
+        raise InputError(f"--out '{flags.out}' is a file of a run; name another")
     from sparse_engine.ticket_file import ticket_files  # late, like everything that needs torch
 
     ticket = _chosen(ticket_files(flags.run, flags.data_dir), flags)

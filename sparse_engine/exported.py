@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,7 @@ from sparse_engine.safetensors_file import read_tensors, write_tensors
 from sparse_kernels import BlockLayout
 
 VERSION = "sparse-engine-compact-1"
+SUFFIX = ".safetensors"
 # An ONNX graph sums in another order.
 _TOLERANCE = 1e-3
 
@@ -77,13 +79,10 @@ def load_safetensors(path: str | Path, model: nn.Module | None = None) -> nn.Mod
     Raises:
         InputError: the file is corrupt, of another version, or of another network.
     """
-    tensors, words = read_tensors(Path(path))
-    version = words.get("format")
-    if version != VERSION:
-        found = f"of version {version}" if version else "of no version of this program"
-        raise InputError(f"file '{path}' is {found}, and {VERSION} can be read; export it again")
+    tensors, words = _read(path)
+    facts = None if model is not None else _facts(words, path)
     try:
-        model = _model_of(words) if model is None else copy.deepcopy(model)
+        model = copy.deepcopy(model) if facts is None else dense_model(*facts)
         replaced, layers = {}, dict(budget_layers(model))
         blocks = json.loads(words["layers"])
         for name, layer in layers.items():
@@ -96,6 +95,15 @@ def load_safetensors(path: str | Path, model: nn.Module | None = None) -> nn.Mod
         return (model.to(dtypes.pop()) if len(dtypes) == 1 else model).eval()
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise InputError(f"file '{path}' cannot be loaded: {error}") from None
+
+
+def exported_facts(path: str | Path) -> tuple[Config, DatasetInfo]:
+    """Return the configuration and the data set of the run whose ticket save_safetensors wrote.
+
+    Raises:
+        InputError: as load_safetensors.
+    """
+    return _facts(_read(path)[1], path)
 
 
 def save_dense(model: nn.Module, path: str | Path) -> None:
@@ -122,6 +130,7 @@ def save_torch_export(model: nn.Module, path: str | Path, example: Tensor) -> No
         InputError: the model is in training mode, or cannot be exported.
     """
     _check_mode(model)
+    _check_example(example)
     try:
         batch = torch.export.Dim("batch")
         program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
@@ -145,8 +154,10 @@ def load_torch_export(path: str | Path) -> nn.Module:
     """
     if not Path(path).is_file():
         raise InputError(f"file '{path}' does not exist")
+    if not zipfile.is_zipfile(path):  # of which torch would log more than a line
+        raise InputError(f"file '{path}' is no program of torch.export")
     try:
-        return torch.export.load(str(path)).module()
+        return torch.export.load(io.BytesIO(Path(path).read_bytes())).module()
     except Exception as error:  # so does reading
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"file '{path}' is no program of torch.export: {reason}") from None
@@ -171,6 +182,7 @@ def save_onnx(model: nn.Module, path: str | Path, example: Tensor) -> float | No
             RunFailure: ONNX Runtime gives another result.
     """
     _check_mode(model)
+    _check_example(example)
     _need("onnx", "onnxscript")
     twin = densify(copy.deepcopy(model)).eval()
     program = torch.onnx.export(
@@ -217,13 +229,35 @@ def _check_mode(model: nn.Module) -> None:
         raise InputError("the model is in training mode: call model.eval() before exporting it")
 
 
-def _model_of(words: dict[str, str]) -> nn.Module:
+def _check_example(example: Tensor) -> None:
+    if len(example) < 2:
+        raise InputError(
+            "an example of fewer than two inputs would fix the size of the batch: give two"
+        )
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and words of a compact file of this version."""
+    tensors, words = read_tensors(Path(path))
+    version = words.get("format")
+    if version != VERSION:
+        found = f"of version {version}" if version else "of no version of this program"
+        raise InputError(f"file '{path}' is {found}, and {VERSION} can be read; export it again")
+    return tensors, words
+
+
+def _facts(words: dict[str, str], path: str | Path) -> tuple[Config, DatasetInfo]:
     if "config" not in words:
-        raise InputError("the file says no architecture; give a model of the same one")
-    config = Config(**check_values(json.loads(words["config"]), "its configuration"))
-    facts: dict[str, Any] = json.loads(words["data"])
-    lists = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
-    return dense_model(config, DatasetInfo(**lists))
+        raise InputError(
+            f"file '{path}' says no architecture; give load_safetensors a model of the same one"
+        )
+    try:
+        config = Config(**check_values(json.loads(words["config"]), "its configuration"))
+        facts: dict[str, Any] = json.loads(words["data"])
+        lists = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
+        return config, DatasetInfo(**lists)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise InputError(f"file '{path}' cannot be loaded: {error}") from None
 
 
 def _layout(layer: dict[str, Any], ids: Tensor) -> BlockLayout:

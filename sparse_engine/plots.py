@@ -23,7 +23,8 @@ def draw_blocks(layer: SparseLayer, target: str | Path | Any) -> None:
         target: a file to write, whose ending is its format, or matplotlib axes to draw on.
 
     Raises:
-        InputError: what is drawn is no sparse layer, or matplotlib is not installed.
+        InputError: what is drawn is no sparse layer, matplotlib is not installed, or the file
+            cannot be written.
     """
     if not hasattr(layer, "block_mask"):
         raise InputError(
@@ -34,7 +35,10 @@ def draw_blocks(layer: SparseLayer, target: str | Path | Any) -> None:
         return
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("draw_blocks needs matplotlib; install it with: pip install matplotlib")
-    _save(lambda axes: _draw_mask(axes[0], layer), 1, Path(target))
+    try:
+        _save(lambda axes: _draw_mask(axes[0], layer), 1, Path(target))
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{target}' cannot be drawn: {error}") from None
 
 
 def _draw_mask(axes: Any, layer: SparseLayer) -> None:

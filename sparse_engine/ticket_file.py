@@ -1,4 +1,4 @@
-"""A ticket on disk, ready to be loaded: member_K.pt beside the config.json of its run."""
+"""A ticket on disk, ready to be loaded: member_K.pt in its run's folder, or an exported one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo, dataset_info
 from sparse_engine.errors import InputError
+from sparse_engine.exported import SUFFIX, exported_facts, load_safetensors
 from sparse_engine.recipes import resolve
 from sparse_engine.run_folder import RunFolder, load_ticket
 from sparse_engine.tickets import ticket_model
@@ -39,16 +40,18 @@ class TicketFile:
         Raises:
             InputError: the file cannot be read or is not of its configuration.
         """
+        if self.path.suffix == SUFFIX:
+            return load_safetensors(self.path)
         state = load_ticket(self.path)
         misfit = f"'{self.path}' does not fit the configuration of its run"
         return ticket_model(self.config, self.info, state, misfit).eval()
 
 
 def ticket_files(source: str | Path, data_dir: str | None = None) -> list[TicketFile]:
-    """Return the tickets of a run folder, or the one of a member_K.pt in it.
+    """Return the tickets of a run folder, or the one of a file.
 
     Args:
-        source: run folder or file.
+        source: run folder, a member_K.pt in one, or a ticket exported as .safetensors.
         data_dir: with the data, if it is not where it was in training; only a data set that is a
             file of the user's own needs it.
 
@@ -56,6 +59,15 @@ def ticket_files(source: str | Path, data_dir: str | None = None) -> list[Ticket
         InputError: there is no run or no ticket.
     """
     path = Path(source)
+    if path.suffix in (SUFFIX, ".pt") and not path.exists():
+        raise InputError(f"ticket '{path}' does not exist")
+    if path.suffix == SUFFIX:
+        return [TicketFile(path, *exported_facts(path))]
+    if path.is_file() and not path.match("member_*.pt"):
+        raise InputError(
+            f"'{path}' is no ticket: give the folder of a run, a member_K.pt in it, "
+            f"or an exported {SUFFIX} file"
+        )
     folder = RunFolder.existing(str(path.parent if path.is_file() else path))
     saved = folder.config()
     config = resolve(replace(saved, backend="auto", data_dir=data_dir or saved.data_dir))

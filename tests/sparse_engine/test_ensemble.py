@@ -12,9 +12,11 @@ from torch import nn
 
 from sparse_engine import ensemble as ensemble_module
 from sparse_engine import metrics
+from sparse_engine.checkpoint import save_file
 from sparse_engine.ensemble import TicketEnsemble
 from sparse_engine.errors import InputError
-from sparse_engine.ticket_file import TicketFile
+from sparse_engine.exported import save_dense, save_safetensors
+from sparse_engine.ticket_file import TicketFile, ticket_files
 
 
 @pytest.fixture
@@ -207,6 +209,60 @@ def test_compiled(members, inputs):
         torch.testing.assert_close(compiled(inputs), ensemble(inputs))
 
 
+def exported(path, model, folder):
+    """Write a ticket as the export command does; return the file."""
+    file = path.with_suffix(".safetensors")
+    (ticket,) = ticket_files(folder / "member_1.pt")
+    save_safetensors(model, file, ticket.config, ticket.info)
+    return file
+
+
+@pytest.mark.parametrize("options", [{}, {"resident": False}, {"grouped": True}])
+def test_exported_tickets_are_members(options, tmp_path):
+    first, second = make_run(tmp_path / "a")
+    file = exported(tmp_path / "taken away", second, tmp_path / "a")
+    ensemble = TicketEnsemble.load(tmp_path / "a" / "member_1.pt", file, **options)
+    with torch.no_grad():
+        wanted = torch.stack([model(digits()) for model in (first, second)])
+        torch.testing.assert_close(ensemble.member_logits(digits()), wanted)
+
+
+def test_an_exported_ticket_of_other_data(tmp_path):
+    make_run(tmp_path / "a")
+    (other,) = make_run(tmp_path / "b", members=1, **write_data(tmp_path / "data"))
+    file = exported(tmp_path / "b", other, tmp_path / "b")
+    with pytest.raises(InputError, match="cannot be one ensemble: number of classes is 3 in one"):
+        TicketEnsemble.load(tmp_path / "a", file)
+    save_safetensors(other, file)
+    with pytest.raises(InputError, match="says no architecture"):
+        TicketEnsemble.load(file)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_ticket_of_another_version(resident, tmp_path, monkeypatch):
+    make_run(tmp_path / "a")
+    monkeypatch.setattr("sparse_engine.checkpoint.FORMAT", "sparse-engine-0")
+    save_file({"member": 2, "model": {}}, tmp_path / "a" / "member_2.pt")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"member_2.pt' is of version sparse-engine-0, this prog"):
+        TicketEnsemble.load(tmp_path / "a", resident=resident)
+
+
+def test_what_is_on_demand_cannot_be_saved(tmp_path):
+    make_run(tmp_path / "a")
+    ensemble = TicketEnsemble.load(tmp_path / "a", resident=False)
+    for save in (save_safetensors, save_dense):
+        with pytest.raises(InputError, match="stay in their files"):
+            save(ensemble, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_members_that_are_no_networks():
+    with pytest.raises(InputError, match=r"member 2 is a str, no network; load\(\) reads runs"):
+        TicketEnsemble([nn.Linear(2, 2), "runs/edst-digits-1"])
+    assert len(TicketEnsemble(nn.Linear(2, 2) for _ in range(3))) == 3
+
+
 @pytest.mark.parametrize("options", [{}, {"resident": False}, {"grouped": True}])
 def test_runs_and_tickets(options, tmp_path):
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=5)
@@ -273,7 +329,9 @@ def test_sources_that_are_none(tmp_path):
     for sources, words in (
         ((), "at least one member"),
         ((tmp_path / "none",), "is not a run folder"),
-        ((tmp_path / "a", tmp_path / "a" / "member_7.pt"), "is not a run folder"),
+        ((tmp_path / "a", tmp_path / "a" / "member_7.pt"), r"ticket '.*member_7.pt' does not exist"),
+        ((tmp_path / "none.safetensors",), "none.safetensors' does not exist"),
+        ((tmp_path / "a" / "config.json",), r"config.json' is no ticket: give the folder of a run"),
     ):
         with pytest.raises(InputError, match=words):
             TicketEnsemble.load(*sources)

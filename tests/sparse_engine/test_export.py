@@ -260,6 +260,15 @@ def test_what_is_no_program(tmp_path):
     (tmp_path / "x.pt2").write_bytes(b"no program")
     with pytest.raises(InputError, match=r"is no program of torch\.export"):
         load_torch_export(tmp_path / "x.pt2")
+    torch.save({}, tmp_path / "y.pt2")
+    with pytest.raises(InputError, match=r"is no program of torch\.export"):
+        load_torch_export(tmp_path / "y.pt2")
+
+
+@pytest.mark.parametrize("save", [save_torch_export, save_onnx])
+def test_an_example_of_one_input(save, tmp_path):
+    with pytest.raises(InputError, match="would fix the size of the batch: give two"):
+        save(network(), tmp_path / "x", images(1))
 
 
 def test_what_torch_cannot_export(tmp_path):
@@ -322,6 +331,26 @@ def test_the_command(kind, run, tmp_path, capsys):
         found = build_model("mlp", **SIZES).eval()
         found.load_state_dict(torch.load(out, weights_only=True))
     torch.testing.assert_close(found(images()), wanted)
+
+
+def test_the_command_takes_what_it_has_written(run, tmp_path):
+    compact, out = tmp_path / "x.safetensors", tmp_path / "x.pt"
+    given = [str(run), "--member", "2", "--format", "safetensors", "--out", str(compact)]
+    export.main(given)
+    export.main([str(compact), "--format", "dense", "--out", str(out)])
+    export.main([str(run / "member_2.pt"), "--format", "dense", "--out", str(tmp_path / "y.pt")])
+    found, wanted = (torch.load(f, weights_only=True) for f in (out, tmp_path / "y.pt"))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_files_of_a_run_are_never_written_over(run):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for name in before:
+        given = [str(run), "--member", "1", "--format", "safetensors", "--out", str(run / name)]
+        with pytest.raises(InputError, match=f"{name}' is a file of a run; name another"):
+            export.main(given)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_the_command_takes_one_ticket(run, tmp_path):
