@@ -7,7 +7,7 @@ SETUP := setup.py pyproject.toml
 # A process a core; tests of one file stay together, for what they train is shared within it.
 PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: train test test-slow test-oldest lint docs bench bench-cpu bench-gpu clean
+.PHONY: train test test-slow test-oldest lint types docs bench bench-cpu bench-gpu clean
 
 train: $(VENV)/.train
 	$(VENV)/bin/python -m sparse_engine.train $(ARGS)
@@ -26,6 +26,10 @@ test-oldest: $(OLDEST)/.test
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.train
+	$(VENV)/bin/pip install --quiet --editable ".[dev]"
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 docs: $(VENV)/.train
 	$(VENV)/bin/pip install --quiet --editable ".[docs]"

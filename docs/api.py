@@ -1,27 +1,38 @@
 """The reference of the public interface as HTML pages in build/docs: `make docs` (extra `docs`)."""
 
+import importlib
+import warnings
 from pathlib import Path
-
-import pdoc
 
 import sparse_engine
 
 MODULES = (
     "sparse_engine",
     "sparse_engine.attention",
+    "sparse_engine.ensemble",
     "sparse_engine.errors",
+    "sparse_engine.exported",
     "sparse_engine.initialisation",
     "sparse_engine.starts",
+    "sparse_engine.summary",
+    "sparse_engine.together",
     "sparse_kernels",
 )
 
 
 def main(target: Path) -> None:
     """Write a page for each module, and an index."""
+    import pdoc
+
     for name in sparse_engine.__all__:
         getattr(sparse_engine, name)  # imported when first used, and shown once it is there
+    for name in MODULES:
+        importlib.import_module(name)
     pdoc.render.configure(docformat="google")
-    pdoc.pdoc(*MODULES, output_directory=target)
+    with warnings.catch_warnings():
+        # pdoc looks up a NamedTuple's hints in another module, and shows them as written.
+        warnings.filterwarnings("ignore", r"Error parsing type annotation ForwardRef\('Tensor'\)")
+        pdoc.pdoc(*MODULES, output_directory=target)
     print(f"wrote {target / 'index.html'}")
 
 

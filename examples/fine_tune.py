@@ -60,7 +60,9 @@ def main(name: str, weights: str | None, sparsity: float, tiny: bool, out: Path)
         test = test[:40]
     model = get_model(name, weights=weights, num_classes=1000 if weights else 10)
     if weights:
-        model.fc = nn.Linear(model.fc.in_features, 10)
+        head = model.get_submodule("fc")
+        assert isinstance(head, nn.Linear)
+        model.fc = nn.Linear(head.in_features, 10)
     else:
         train(model, images[rest], labels[rest], 2 if tiny else 150, None)
         print(f"dense accuracy {accuracy(model, images[test], labels[test]):.4f}")
@@ -79,7 +81,7 @@ def main(name: str, weights: str | None, sparsity: float, tiny: bool, out: Path)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="resnet18", help="a ResNet of torchvision")
     parser.add_argument("--weights", help="of torchvision, such as DEFAULT")
     parser.add_argument("--sparsity", type=float, default=0.8)

@@ -18,11 +18,11 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        sparse = {"density": 0.2, "block": (16, 16)}
+        block = (16, 16)
         self.conv1 = nn.Conv2d(1, 64, 3, padding=1)
-        self.conv2 = SparseConv2d(64, 128, 3, stride=2, padding=1, bias=False, **sparse)
+        self.conv2 = SparseConv2d(64, 128, 3, 2, 1, bias=False, density=0.2, block=block)
         self.norm2 = nn.BatchNorm2d(128)
-        self.hidden = SparseLinear(128 * 16, 128, **sparse)
+        self.hidden = SparseLinear(128 * 16, 128, density=0.2, block=block)
         self.head = nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def main(tiny: bool, blocks: str | None) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="one epoch")
     parser.add_argument("--blocks", metavar="FILE", help="draw the second layer's blocks here")
     arguments = parser.parse_args()

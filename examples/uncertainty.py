@@ -44,7 +44,7 @@ def main(tiny: bool, run: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small network, six epochs")
     parser.add_argument("--out", type=Path, help="the run's folder; a temporary one by default")
     arguments = parser.parse_args()

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from sparse_engine.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sparse_engine.layer import SparseLayer
 
 
-def draw_blocks(layer: SparseLayer, target: str | Path | Any) -> None:
+def draw_blocks(layer: nn.Module, target: str | Path | Any) -> None:
     """Draw which blocks of a layer are active: output blocks down, input blocks across.
 
     Args:
@@ -30,13 +32,14 @@ def draw_blocks(layer: SparseLayer, target: str | Path | Any) -> None:
         raise InputError(
             f"a {type(layer).__name__} has no blocks to draw; give a layer that is sparse"
         )
+    sparse: Any = layer
     if not isinstance(target, str | Path):
-        _draw_mask(target, layer)
+        _draw_mask(target, sparse)
         return
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("draw_blocks needs matplotlib; install it with: pip install matplotlib")
     try:
-        _save(lambda axes: _draw_mask(axes[0], layer), 1, Path(target))
+        _save(lambda axes: _draw_mask(axes[0], sparse), 1, Path(target))
     except (OSError, ValueError) as error:
         raise InputError(f"'{target}' cannot be drawn: {error}") from None
 

@@ -1,5 +1,6 @@
 """What a type checker sees of the two packages: both are typed, and nothing is left out."""
 
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -54,3 +55,16 @@ def test_lazily_imported_names_are_known_to_type_checkers():
     source = Path(sparse_engine.__file__).read_text(encoding="utf-8")
     block = source.split("if TYPE_CHECKING:")[1].split("__version__")[0]
     assert sorted(re.findall(r"\b(\w+)(?=,|$)", block, re.MULTILINE)) == sparse_engine.__all__
+
+
+def test_a_typed_program_uses_every_public_name_and_runs():
+    source = Path(__file__).with_name("typed_user.py")
+    words = set(re.findall(r"\w+", source.read_text(encoding="utf-8")))
+    assert {*sparse_engine.__all__, *sparse_kernels.__all__} <= words
+    spec = importlib.util.spec_from_file_location("typed_user", source)
+    user = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(user)
+    assert [row.split()[0] for row in user.make_and_train()] == ["0", "2", "5"]
+    assert user.predict().shape == (4,)
+    assert user.look_at_layers()[-1] == 0.5
+    assert len(user.call_kernels()) == 2

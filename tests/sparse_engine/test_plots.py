@@ -162,6 +162,16 @@ def test_blocks_are_drawn_on_axes_of_ones_own():
     assert axes.setting("ylabel") == "output block (16 channels)"
 
 
+def test_a_file_that_cannot_be_drawn(monkeypatch):
+    def refuse(*_):
+        raise ValueError("Format 'qqq' is not supported")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("sparse_engine.plots._save", refuse)
+    with pytest.raises(InputError, match=r"^'blocks.qqq' cannot be drawn: Format 'qqq' is not sup"):
+        draw_blocks(SparseLinear(32, 48), "blocks.qqq")
+
+
 def test_what_has_no_blocks_is_not_drawn(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="a Linear has no blocks to draw"):
         draw_blocks(nn.Linear(4, 4), tmp_path / "blocks.png")
