@@ -19,6 +19,8 @@ from sparse_engine.update_schedule import UpdateSchedule
 class DynamicSparsity:
     """Dynamic sparse training in one's own loop: make it once, call step() after optimizer.step().
 
+    A loop is then
+
         sparsify(model, sparsity=0.8)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         dynamic = DynamicSparsity(model, optimizer, rule="rigl", total_steps=10_000)

@@ -27,7 +27,9 @@ def main(arguments: Sequence[str]) -> None:
         description=(__doc__ or "").splitlines()[0],
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="run folder, a member_K.pt in one, or an exported .safetensors")
+    parser.add_argument(
+        "run", metavar="RUN", help="run folder, a member_K.pt in one, or an exported .safetensors"
+    )
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE")
     parser.add_argument("--member", type=int, metavar="K", help="which ticket of several, from 1")

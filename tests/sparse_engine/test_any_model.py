@@ -141,6 +141,21 @@ def test_attention_equals_the_dense_one(batch_first):
         sparse(query, query, query, is_causal=True)
 
 
+def test_attention_drops_out_in_training_alone():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(32, 4, dropout=0.5)})
+    sparsify(model, 0.5, block=(8, 8))
+    attention, x = model["attention"], torch.randn(5, 2, 32)
+    for weights in (True, False):
+        torch.manual_seed(0)
+        attention.eval()
+        first, second = (attention(x, x, x, need_weights=weights)[0] for _ in range(2))
+        assert torch.equal(first, second)
+        attention.train()
+        first, second = (attention(x, x, x, need_weights=weights)[0] for _ in range(2))
+        assert not torch.allclose(first, second)
+    assert densify(model)["attention"].dropout == 0.5
+
+
 def test_an_encoder_with_padding_takes_no_path_around_its_sparse_layers():
     model = Encoder(batch_first=True).eval()
     padding = torch.arange(32) >= torch.tensor([[32], [20], [9], [1]])
@@ -210,6 +225,13 @@ def test_weights_that_two_modules_share_stay_shared():
     sparsify(model, 0.5, block=(8, 8))
     assert model["second"].weight is model["first"].weight
     assert list(sparse_layers(model)) == ["alone"]
+
+
+def test_a_weight_of_another_kind_stays():
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    model[0].weight = type("Quantised", (nn.Parameter,), {})(torch.randn(32, 32))
+    notes = [row.note for row in sparsify(model, 0.5, block=(8, 8)).rows]
+    assert notes == ["weight is a Quantised", ""]
 
 
 @pytest.mark.parametrize("layer", [nn.LazyLinear(16), nn.LazyConv2d(16, 3)])

@@ -209,6 +209,39 @@ def test_compiled(members, inputs):
         torch.testing.assert_close(compiled(inputs), ensemble(inputs))
 
 
+@pytest.mark.parametrize("options", [{}, {"resident": False}, {"grouped": True}])
+def test_runs_compiled_and_under_autocast(options, tmp_path):
+    models = make_run(tmp_path / "a")
+    ensemble = TicketEnsemble.load(tmp_path / "a", **options)
+    with torch.no_grad():
+        compiled = torch.compile(ensemble, backend="eager")(digits())
+        torch.testing.assert_close(compiled, ensemble(digits()))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, wanted = ensemble.member_logits(digits()), models[1](digits())
+            assert ensemble(digits()).dtype == torch.float32
+    assert logits.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(logits[1], wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_members_of_one_network_count_one_by_one(resident, tmp_path):
+    (model,) = make_run(
+        tmp_path / "a", 3, tickets=1, method="mimo", batch_repetition=1, input_repetition=0.0
+    )
+    ensemble = TicketEnsemble.load(tmp_path / "a", resident=resident)
+    with torch.no_grad():
+        logits = ensemble.member_logits(digits())
+        torch.testing.assert_close(logits, model.member_logits(digits()))
+        torch.testing.assert_close(ensemble(digits()).log(), model(digits()))
+    assert len(ensemble) == len(logits) == 3
+
+
+def test_members_on_demand_follow_their_input(tmp_path):
+    make_run(tmp_path / "a")
+    ensemble = TicketEnsemble.load(tmp_path / "a", resident=False)
+    assert ensemble(digits().to("meta")).device.type == "meta"
+
+
 def exported(path, model, folder):
     """Write a ticket as the export command does; return the file."""
     file = path.with_suffix(".safetensors")
@@ -329,7 +362,10 @@ def test_sources_that_are_none(tmp_path):
     for sources, words in (
         ((), "at least one member"),
         ((tmp_path / "none",), "is not a run folder"),
-        ((tmp_path / "a", tmp_path / "a" / "member_7.pt"), r"ticket '.*member_7.pt' does not exist"),
+        (
+            (tmp_path / "a", tmp_path / "a" / "member_7.pt"),
+            r"ticket '.*member_7.pt' does not exist",
+        ),
         ((tmp_path / "none.safetensors",), "none.safetensors' does not exist"),
         ((tmp_path / "a" / "config.json",), r"config.json' is no ticket: give the folder of a run"),
     ):

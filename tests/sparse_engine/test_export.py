@@ -12,7 +12,7 @@ from torch import nn
 from sparse_engine import SparseConv2d, export, sparsify
 from sparse_engine.checkpoint import load_file, save_file
 from sparse_engine.command_line import run_command
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.exported import (
     load_safetensors,
     load_torch_export,
@@ -152,6 +152,22 @@ def overlap(header):
     entries[1]["data_offsets"] = entries[0]["data_offsets"]
 
 
+def hole(content):
+    """Leave eight bytes without a tensor before the last one's numbers."""
+
+    def move(header):
+        entry = max(
+            (e for e in header.values() if "data_offsets" in e), key=lambda e: e["data_offsets"]
+        )
+        places.append(entry["data_offsets"][0])
+        entry["data_offsets"] = [place + 8 for place in entry["data_offsets"]]
+
+    places = []
+    changed = header_changed(move)(content)
+    start = 8 + int.from_bytes(changed[:8], "little") + places[0]
+    return changed[:start] + bytes(8) + changed[start:]
+
+
 def unknown_type(header):
     header["stem.weight"]["dtype"] = "F13"
 
@@ -168,6 +184,7 @@ DAMAGES = {
     "shape": header_changed(set_shape),
     "negative": header_changed(negative_shape),
     "overlap": header_changed(overlap),
+    "hole": hole,
     "type": header_changed(unknown_type),
     "a picture": lambda content: b"\x89PNG\r\n\x1a\n" + bytes(100),
 }
@@ -294,6 +311,16 @@ def test_onnx_gives_the_same(tmp_path):
     (found,) = session.run(["logits"], {"images": images(5).numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(images(5)), rtol=1e-3, atol=1e-4)
     assert isinstance(model.get_submodule("blocks.0.conv2"), SparseConv2d)
+
+
+def test_onnx_that_gives_something_else_is_not_written(tmp_path, monkeypatch):
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name, reason=f"{name} is not installed (extra 'test')")
+    for error in (0.01, float("nan")):
+        monkeypatch.setattr("sparse_engine.exported._onnx_error", lambda *_, error=error: error)
+        with pytest.raises(RunFailure, match=r"ONNX Runtime differs by .*; nothing was written"):
+            save_onnx(nn.Sequential(nn.Linear(4, 4)).eval(), tmp_path / "x.onnx", torch.ones(2, 4))
+    assert not list(tmp_path.iterdir())
 
 
 def test_onnx_without_its_packages(tmp_path, monkeypatch):
