@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import bench.study
 from bench.small_data import averaged, cut
 from bench.study import main
 from bench.study_grid import Data, read_study
@@ -18,6 +20,7 @@ from bench.study_table import pareto, points_of, table, write
 from bench.study_times import point_of, read_times
 from sparse_engine.errors import InputError, RunFailure
 
+STUDIES = Path(bench.study.__file__).parent / "studies"
 DIGITS = {
     "title": "tiny",
     "data": {"dataset": "digits", "train": 128, "test": 50},
@@ -270,3 +273,9 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: study '")
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.json")), ids=lambda path: path.stem)
+def test_the_studies_here_can_be_read(path):
+    assert read_study(path).runs()
+    Table(path.with_suffix(".csv"))
