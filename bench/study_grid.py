@@ -82,11 +82,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Study:
-    """A whole file; `name` is the file's."""
+    """A whole file; `name` is the file's, `settings` those of all runs."""
 
     name: str
     title: str
     data: Data
+    settings: Settings
     grids: tuple[Grid, ...]
 
     def runs(self) -> list[Run]:
@@ -114,7 +115,7 @@ def read_study(path: Path) -> Study:
     shared = _object(found.get("settings", {}), f"{where}, settings")
     grids = _object(found["grids"], f"{where}, grids")
     read = (_grid(name, grids[name], shared, data, f"{where}, grid '{name}'") for name in grids)
-    return Study(path.stem, found.get("title", path.stem), data, tuple(read))
+    return Study(path.stem, found.get("title", path.stem), data, shared, tuple(read))
 
 
 def _data(found: Any, where: str) -> Data:

@@ -30,10 +30,10 @@ TRAIN = (sys.executable, "-m", "sparse_engine.train")
 # process on a CPU; run: when it ended, UTC.
 COLUMNS = (
     "key", "model", "dataset", "method", "topology", "sparsity", "block", "taps", "distribution",
-    "seed", "settings", "accuracy", "nll", "ece", "brier", "member_accuracy", "train_flops_ratio",
-    "test_flops_ratio", "parameters", "bytes", "epochs", "train_seconds", "seconds_per_epoch",
-    "peak_mb", "backend", "kernel_flops_share", "dtype", "device", "driver", "threads", "torch",
-    "triton", "commit", "run",
+    "seed", "settings", "accuracy", "nll", "ece", "brier", "member_accuracy", "train_flops",
+    "train_flops_ratio", "test_flops_ratio", "parameters", "bytes", "epochs", "train_seconds",
+    "seconds_per_epoch", "peak_mb", "backend", "kernel_flops_share", "dtype", "device", "driver",
+    "threads", "torch", "triton", "commit", "run",
 )  # fmt: skip
 
 

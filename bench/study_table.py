@@ -83,7 +83,7 @@ def table(grid: Grid, rows: Rows, times: Rows) -> str:
     points = points_of(grid, rows, times)
     if not points:
         return "no rows yet"
-    axes = [axis for axis, _ in points[0].place] or ["run"]
+    axes, dense = [axis for axis, _ in points[0].place] or ["run"], dense_flops(rows)
     lines = ["| " + " | ".join((*axes, *HEAD)) + " |", "|---" * (len(axes) + len(HEAD)) + "|"]
     for point in points:
         cells = [str(value) for _, value in point.place] or [grid.name]
@@ -97,11 +97,17 @@ def table(grid: Grid, rows: Rows, times: Rows) -> str:
             f"{point.mean('nll'):.3f}",
             f"{point.mean('ece'):.3f}",
             f"{point.mean('parameters') / 1e6:.3f} M",
-            f"{point.mean('train_flops_ratio'):.2f}",
+            f"{point.mean('train_flops') / dense:.2f}" if dense else "",
             time_of(point),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def dense_flops(rows: Rows) -> float:
+    """Return the training FLOPs of one dense network: the largest; 0 without any dense run."""
+    found = [float(row["train_flops"]) for row in rows.values() if row["method"] == "dense"]
+    return max(found, default=0.0)
 
 
 def time_of(point: Point) -> str:

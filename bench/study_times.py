@@ -10,7 +10,6 @@ import csv
 import json
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from sparse_engine.recipes import resolve
 from sparse_engine.step import TrainingStep
 
 # point: of a run without its seed. step_ratio, update_ratio: median of the rounds' ratios to a
-# usual step of the dense network. training_ratio: of a whole training to `dense_epochs` of it.
+# usual step of the dense network that the study's own settings name. training_ratio: of a whole
+# training to `dense_epochs` of it.
 COLUMNS = (
     "point", "step_ratio", "ratio_p20", "ratio_p80", "update_ratio", "training_ratio",
     "dense_ms", "n", "dtype", "device", "driver", "threads", "torch", "triton", "commit", "run",
@@ -70,24 +70,29 @@ def time_study(
     info = dataset_info(study.data.name, data_dir)
     facts = {**environment(device.type), "run": now(), "n": rounds}
     done = read_times(path)
+    dense = _resolved(_shared_with_dense(study), study, data_dir)
     for run in study.runs():
         point = point_of(run)
         if point in done:
             continue
-        config = resolve(Config(**check_values(run.settings, "study"), data_dir=data_dir))
+        config = _resolved(run.settings, study, data_dir)
         if config.method not in METHODS:
             print(f"no time of method '{config.method}': its networks change size", flush=True)
             continue
-        done[point] = row = _row(config, info, device, rounds, facts)
+        done[point] = row = _row(config, dense, info, device, rounds, facts)
         row["point"] = point
         _append(path, row)
         print(f"{row['step_ratio']:.3f} {row['training_ratio']:.3f} {run.point}", flush=True)
 
 
 def _row(
-    config: Config, info: DatasetInfo, device: torch.device, rounds: int, facts: dict[str, Any]
+    config: Config,
+    dense: Config,
+    info: DatasetInfo,
+    device: torch.device,
+    rounds: int,
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
-    dense = resolve(replace(_plain(config), method="dense"))
     contenders = {
         "dense": {STEP: _step(dense, info, device)},
         "own": {STEP: _step(config, info, device)},
@@ -115,10 +120,16 @@ def _row(
     }
 
 
-def _plain(config: Config) -> Config:
-    """Return the settings that a dense run shares with a sparse one."""
-    kept = ("model", "dataset", "data_dir", "batch_size", "dtype", "epochs", "dense_epochs", "fuse")
-    return Config(**{name: getattr(config, name) for name in kept})
+def _shared_with_dense(study: Study) -> dict[str, Any]:
+    """Return what the study says of all runs, as far as it is of a dense one."""
+    kept = ("model", "batch_size", "dtype", "epochs", "dense_epochs", "dropout")
+    shared = {name: value for name, value in study.settings.items() if name in kept}
+    return {**shared, "dataset": study.data.name, "method": "dense"}
+
+
+def _resolved(settings: dict[str, Any], study: Study, data_dir: str | None) -> Config:
+    checked = check_values(settings, f"study '{study.name}'")
+    return resolve(Config(**checked, data_dir=data_dir))
 
 
 def _step(
