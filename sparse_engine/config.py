@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from sparse_engine.criteria import SCORES, Criteria
 from sparse_engine.run_settings import RunSettings, setting
 from sparse_engine.update_schedule import UPDATE_RULES
 
@@ -115,6 +116,13 @@ class Config(RunSettings):
     )
     topology: str | None = setting(
         "sparsity", "update rule of ensembles", kind=str, choices=UPDATE_RULES
+    )
+    score: str = setting(
+        "sparsity",
+        "norm of a block's weights, and of its gradient, that decides what updates drop and grow",
+        "l1",
+        kind=str,
+        choices=SCORES,
     )
     start_sparsity: float | None = setting(
         "sparsity",
@@ -235,6 +243,11 @@ class Config(RunSettings):
     def layer_densities(self) -> str | Mapping[str, float]:
         """What spreads a sparsity over the layers: what was decided, or a distribution's name."""
         return self.densities or self.distribution
+
+    @property
+    def criteria(self) -> Criteria:
+        """What decides which blocks an update drops and grows."""
+        return Criteria(self.score)
 
     def saved(self) -> dict[str, Any]:
         """Return what config.json holds: every setting that decides the result."""

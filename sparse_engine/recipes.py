@@ -181,6 +181,7 @@ def _check_contradictions(config: Config) -> None:
             f"--weight-init {config.weight_init} is for networks that start sparse, and method "
             f"'{config.method}' starts dense"
         )
+    config.criteria.check_rule(rule)
     starts_dense = config.method in ("dense", *PRUNING) or rule == "granet"
     if config.start != "random" and (starts_dense or config.sparsity == 0):
         what = "topology 'granet'" if rule == "granet" else f"method '{config.method}'"
