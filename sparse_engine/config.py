@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sparse_engine.criteria import SCORES, Criteria
+from sparse_engine.criteria import FAN_INS, SCORES, Criteria
 from sparse_engine.run_settings import RunSettings, setting
 from sparse_engine.update_schedule import UPDATE_RULES
 
@@ -123,6 +123,21 @@ class Config(RunSettings):
         "l1",
         kind=str,
         choices=SCORES,
+    )
+    fan_in: str = setting(
+        "sparsity",
+        "constant: all output blocks of a layer have as many blocks, within one",
+        "free",
+        kind=str,
+        choices=FAN_INS,
+    )
+    ablation: float = setting(
+        "sparsity",
+        "constant fan-in: share of salient blocks below which an output block loses all",
+        0.0,
+        kind=float,
+        least=0,
+        most=1,
     )
     start_sparsity: float | None = setting(
         "sparsity",
@@ -247,7 +262,7 @@ class Config(RunSettings):
     @property
     def criteria(self) -> Criteria:
         """What decides which blocks an update drops and grows."""
-        return Criteria(self.score)
+        return Criteria(self.score, self.fan_in, self.ablation)
 
     def saved(self) -> dict[str, Any]:
         """Return what config.json holds: every setting that decides the result."""

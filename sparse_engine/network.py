@@ -191,6 +191,7 @@ def _make_sparse(
         taps=config.taps,
         start_sparsity=config.start_sparsity,
         headroom=HEADROOM if config.topology == "snfs" else 0.0,
+        fan_in=config.fan_in,
     )
     if config.weight_init == "fan-in":
         draw_by_fan_in(model, generator)

@@ -85,18 +85,19 @@ def assert_invariants(layer: SparseLayer, optimizer: Optimizer | None, changed: 
         AssertionError: at once on a CPU; on a GPU the check runs on the device, without a sync.
     """
     layout, values = layer.layout, layer.values.detach()
-    _check(layout.mask().sum() == layout.active, "the count of active blocks changed")
+    check(layout.mask().sum() == layout.active, "the count of active blocks changed")
     whole = layout.expand_groups(layout.group_ids).clamp(max=layout.total)
-    _check((layout.block_ids == whole).all(), "a group has lost a tap")
-    _check(~values.index_select(0, changed).any(), "a grown block does not start at zero")
+    check((layout.block_ids == whole).all(), "a group has lost a tap")
+    check(~values.index_select(0, changed).any(), "a grown block does not start at zero")
     if any(n % b for n, b in zip(layout.shape[:2], layout.block)) or layout.active < layout.slots:
         real = gather_blocks(values.new_ones(layout.shape), layout.tensors(), layout.sizes())
-        _check(~values.masked_fill(real > 0, 0).any(), "a value outside the weight is not zero")
+        check(~values.masked_fill(real > 0, 0).any(), "a value outside the weight is not zero")
     for state in state_tensors(optimizer, layer.values) if optimizer is not None else ():
-        _check(~state.index_select(0, changed).any(), "a grown block has momentum")
+        check(~state.index_select(0, changed).any(), "a grown block has momentum")
 
 
-def _check(condition: Tensor, message: str) -> None:
+def check(condition: Tensor, message: str) -> None:
+    """Raise AssertionError, at once on a CPU, unless a condition holds; see assert_invariants."""
     if condition.is_cuda:
         torch._assert_async(condition, message)
     elif not condition:

@@ -22,6 +22,7 @@ from sparse_engine.budgets import Budget, Swap, gradual, redistributed, steady
 from sparse_engine.criteria import USUAL, Criteria
 from sparse_engine.distributed import ALONE, World
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.fan_in import assert_constant, select_rows
 from sparse_engine.layer import SparseLayer
 from sparse_engine.swap import assert_invariants, select_swap, swap_blocks
 from sparse_engine.update_schedule import UpdateSchedule
@@ -97,6 +98,8 @@ class Topology:
             hint = nearest(rule, RULES)
             raise InputError(f"unknown topology rule '{rule}'{hint}; choose from {choices}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+        weighted = (SparseLayer, nn.Linear, nn.Conv2d)
+        self._last = [n for n, m in model.named_modules() if isinstance(m, weighted)][-1:]
         self.optimizer, self.rule, self.seed, self.world = optimizer, rule, seed, world
         self.criteria = criteria
         self._reduce = world.mean if world.size > 1 else None
@@ -158,15 +161,29 @@ class Topology:
             swap, group = swaps[name], layer.layout.group
             drop, grow = layer.layout.active // group - swap.kept, swap.active - swap.kept
             if drop or grow:
-                norm = self.criteria.score
-                scores = norm_over(layer.values, (1, 2), norm), grow_scores[name]
-                slots, ids = select_swap(layer.layout, *scores, drop, grow, norm)
+                slots, ids = self._select(name, layer, grow_scores[name], drop, grow)
                 swap_blocks(layer, self.optimizer, slots, ids, swap.active * group)
                 assert_invariants(layer, self.optimizer, slots)
+                if self.criteria.fan_in == "constant":
+                    assert_constant(layer.layout, self._ablation(name))
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
         if self.world.size > 1:
             self.world.check_equal(self._checksums(), f"the blocks after update {self.updates}")
+
+    def _select(
+        self, name: str, layer: SparseLayer, grow_score: Tensor, drop: int, grow: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return which slots of a layer change, and the blocks that they get."""
+        norm = self.criteria.score
+        drop_score = norm_over(layer.values, (1, 2), norm)
+        if self.criteria.fan_in == "free":
+            return select_swap(layer.layout, drop_score, grow_score, drop, grow, norm)
+        scores = drop_score, grow_score
+        return select_rows(layer.layout, *scores, drop, grow, norm, self._ablation(name))
+
+    def _ablation(self, name: str) -> float:
+        return 0.0 if name in self._last else self.criteria.ablation
 
     def _checksums(self) -> dict[str, int]:
         """Return a number of which block lives in which slot, by layer; synchronises."""
