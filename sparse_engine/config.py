@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from sparse_engine.blocks import LayerBlocks
 from sparse_engine.run_settings import RunSettings, setting
 from sparse_engine.update_schedule import UPDATE_RULES
 
 # Settings of which each may decide the densities anew, in place of those in a file.
-BUDGET = ("distribution", "time_budget", "match", "sparsity", "model", "block", "taps")
+BUDGET = (
+    *("distribution", "time_budget", "match", "sparsity", "model", "block", "layer_blocks", "taps"),
+)
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale", "tune")
 # A resumed run may move to other hardware and other paths, and nothing else may change.
@@ -67,6 +70,12 @@ class Config(RunSettings):
         "sparsity", "share of weights that is absent, in [0, 1)", kind=float, least=0, most=0.999999
     )
     block: str | None = setting("sparsity", "BOxBC, 1x1 for unstructured, or auto", kind=str)
+    layer_blocks: Mapping[str, str] | None = setting(
+        "sparsity",
+        "JSON object, pattern of layer names: BOxBC, auto, or dense (full, counts in the budget); "
+        "the first that matches, others have --block",
+        kind=dict,
+    )
     taps: str = setting(
         "sparsity",
         "a block's taps are stored or absent each by itself, or all together",
@@ -230,6 +239,12 @@ class Config(RunSettings):
     label_smoothing: float | None = setting(
         "optimisation", "of the training loss", kind=float, least=0, most=0.99
     )
+
+    @property
+    def blocks(self) -> LayerBlocks:
+        """What each layer is cut into: --layer-blocks, and for all others --block."""
+        named, others = self.layer_blocks or {}, self.block or "1x1"
+        return {**named, "*": named.get("*", others)} if named else others
 
     @property
     def layer_densities(self) -> str | Mapping[str, float]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.architecture import dense_model, training_pair
-from sparse_engine.blocks import parse_block
 from sparse_engine.budgets import HEADROOM
 from sparse_engine.candidates import skip_reasons
 from sparse_engine.config import Config
@@ -185,7 +184,7 @@ def _make_sparse(
         model,
         sparsity,
         config.layer_densities,
-        parse_block(config.block),
+        config.blocks,
         init=SCORES[config.start](model, batches) if batches else "random",
         generator=generator,
         taps=config.taps,
@@ -214,7 +213,7 @@ def plan_network(
     config: Config, model: nn.Module, sparsity: float | None = None
 ) -> list[LayerPlan]:
     """Return how build_network cuts a dense model, which may be on the meta device."""
-    block = parse_block(config.block)
     skipped = skip_reasons(model)
     sparsity = config.sparsity if sparsity is None else sparsity
-    return plan_model(model, sparsity or 0.0, config.layer_densities, block, skipped, config.taps)
+    settings = (config.layer_densities, config.blocks, skipped, config.taps)
+    return plan_model(model, sparsity or 0.0, *settings)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sparse_engine.blocks import BlockChoice
-from sparse_engine.distribution import full_plan
+from sparse_engine.blocks import LayerBlocks
+from sparse_engine.distribution import full_plans
 from sparse_engine.errors import InputError
 from sparse_kernels import BlockLayout
 from sparse_kernels.reference import block_sums
@@ -18,7 +18,7 @@ def scored_layouts(
     shapes: Mapping[str, Sequence[int]],
     scores: Mapping[str, Tensor],
     sparsity: float,
-    block: BlockChoice,
+    block: LayerBlocks,
     taps: str = "each",
 ) -> dict[str, BlockLayout | None]:
     """Return the blocks with the highest scores of a network; None for a layer that is full.
@@ -31,10 +31,10 @@ def scored_layouts(
         block, taps: see plan_layers.
 
     Raises:
-        InputError: a layer without scores, scores of another shape or not finite, or a budget too
-            small to leave every layer one block.
+        InputError: a layer without scores, scores of another shape or not finite, a pattern that
+            matches no layer, or a budget too small to leave every layer one block.
     """
-    plans = [full_plan(name, shape, block, taps) for name, shape in shapes.items()]
+    plans = full_plans(shapes, block, taps)
     grouped = {}
     for plan in plans:
         found = scores.get(plan.name)

@@ -5,10 +5,11 @@ CIFAR and ImageNet: FreeTickets (Liu et al. 2022), appendix C. The others are ou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparse_engine.blocks import parse_block
+from sparse_engine.blocks import DENSE, parse_block
 from sparse_engine.checkpoint_schedule import check_period
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import check_name as check_dataset
@@ -84,6 +85,7 @@ def resolve(config: Config) -> Config:
     _check_contradictions(config)
     block = config.block or recipe.block
     parse_block(block)
+    _check_layer_blocks(config.layer_blocks or {})
     rule = _rule(config)
     settled = {"sparsity": _sparsity(config), "members": _members(config, recipe), "block": block}
     config = replace(config, **settled)
@@ -200,6 +202,16 @@ def _check_contradictions(config: Config) -> None:
         )
     if config.method == "kd-ticket" and not (config.teacher or config.dry_run):
         raise InputError("method 'kd-ticket' needs --teacher RUN, the folder of a dense run")
+
+
+def _check_layer_blocks(blocks: Mapping[str, Any]) -> None:
+    """Raise InputError for what is no block; whether there are such layers is known later."""
+    for pattern, block in blocks.items():
+        if block != DENSE:
+            try:
+                parse_block(str(block))
+            except InputError as error:
+                raise InputError(f"layer_blocks: '{pattern}': {error} (or dense)") from None
 
 
 def _check_budget(config: Config) -> None:
