@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sparse_engine.blocks import LayerBlocks
+from sparse_engine.erdos_renyi import ErdosRenyi
 from sparse_engine.run_settings import RunSettings, setting
 from sparse_engine.update_schedule import UPDATE_RULES
 
 # Settings of which each may decide the densities anew, in place of those in a file.
 BUDGET = (
-    *("distribution", "time_budget", "match", "sparsity", "model", "block", "layer_blocks", "taps"),
+    *("distribution", "erk_power", "time_budget", "match", "sparsity"),
+    *("model", "block", "layer_blocks", "taps"),
 )
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale", "tune")
@@ -89,6 +91,14 @@ class Config(RunSettings):
         "erk",
         kind=str,
         choices=("erk", "er", "uniform", "timed"),
+    )
+    erk_power: float = setting(
+        "sparsity",
+        "erk and er: power of the densities, 0 uniform, above 1 less in wide layers",
+        1.0,
+        kind=float,
+        least=0,
+        most=10,
     )
     time_budget: float | None = setting(
         "sparsity",
@@ -247,8 +257,10 @@ class Config(RunSettings):
         return {**named, "*": named.get("*", others)} if named else others
 
     @property
-    def layer_densities(self) -> str | Mapping[str, float]:
-        """What spreads a sparsity over the layers: what was decided, or a distribution's name."""
+    def layer_densities(self) -> str | ErdosRenyi | Mapping[str, float]:
+        """What spreads a sparsity over the layers: what was decided, or a distribution."""
+        if self.erk_power != 1:
+            return ErdosRenyi(self.distribution == "erk", self.erk_power)
         return self.densities or self.distribution
 
     def saved(self) -> dict[str, Any]:

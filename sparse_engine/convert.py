@@ -42,7 +42,8 @@ def sparsify(
     Args:
         model: any nn.Module; build the optimizer after this call.
         sparsity: share of all convolution and linear weights to drop, in [0, 1).
-        distribution: "erk", "er", "uniform", or densities by layer name (see plan_layers).
+        distribution: "erk", "er", "uniform", an ErdosRenyi of some power, or densities by layer
+            name (see plan_layers).
         block: (BO, BC), "BOxBC" or "auto"; (1, 1) is unstructured. Or these by patterns of layer
             names, the first that matches: {"*shortcut*": (1, 1), "conv1": "dense", "*": (32, 32)};
             a "dense" layer stays an ordinary module and counts in the budget.

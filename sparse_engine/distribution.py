@@ -1,7 +1,6 @@
 """How a network's budget of weights is spread over its layers, in whole blocks.
 
-Sources: Erdos-Renyi, Mocanu et al. 2018; its kernel form (ERK), Evci et al. 2020, section 3.
-A budget of seconds is spent in timed.py.
+Erdos-Renyi densities: erdos_renyi.py. A budget of seconds is spent in timed.py.
 """
 
 from __future__ import annotations
@@ -18,13 +17,15 @@ from sparse_engine.blocks import (
     check_patterns,
     layer_block,
 )
+from sparse_engine.erdos_renyi import ErdosRenyi
 from sparse_engine.errors import InputError, nearest
 from sparse_kernels.layout import block_grid, clamp_block, group_size
 
-DISTRIBUTIONS = ("erk", "er", "uniform")
+BY_NAME = {"erk": ErdosRenyi(), "er": ErdosRenyi(kernel=False), "uniform": ErdosRenyi(power=0.0)}
+DISTRIBUTIONS = tuple(BY_NAME)
 Shape = Sequence[int]
 # By name, or each layer's density, which other sparsities have in proportion.
-Distribution = str | Mapping[str, float]
+Distribution = str | ErdosRenyi | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def plan_layers(
     Args:
         shapes: weight shape (O, C[, R, S]) of each layer by name.
         sparsity: share of all weights that is absent, in [0, 1).
-        distribution: "erk", "er", "uniform", or a density for each layer's name, which all are
-            scaled by one factor to meet the sparsity, up to 1.
+        distribution: "erk", "er", "uniform", an ErdosRenyi of some power, or a density for each
+            layer's name, which all are scaled by one factor to meet the sparsity, up to 1.
         block: (BO, BC) or "auto", or these by patterns of layer names, of which the first that
             matches counts; "dense" there means a layer with all of its weights, which leaves the
             others less.
@@ -154,23 +155,17 @@ def total_sparsity(plans: Sequence[LayerPlan]) -> float:
     return 1 - sum(p.weights * p.density for p in plans) / sum(p.weights for p in plans)
 
 
-def erk_weight(shape: Shape) -> int:
-    """Return n_in + n_out + k_h + k_w of a weight: its channels, in proportion to which ERK keeps
-    weights."""
-    return sum(shape)
-
-
 def _raw_densities(shapes: Mapping[str, Shape], distribution: Distribution) -> dict[str, float]:
     """Return the densities of layers up to a common factor."""
     if isinstance(distribution, str):
-        if distribution not in DISTRIBUTIONS:
+        if distribution not in BY_NAME:
             raise InputError(
                 f"unknown distribution '{distribution}'{nearest(distribution, DISTRIBUTIONS)}; "
                 f"choose from {', '.join(DISTRIBUTIONS)}"
             )
-        if distribution == "uniform":
-            return dict.fromkeys(shapes, 1.0)
-        return {n: _raw_density(s, kernel=distribution == "erk") for n, s in shapes.items()}
+        distribution = BY_NAME[distribution]
+    if isinstance(distribution, ErdosRenyi):
+        return {n: distribution.density(s) for n, s in shapes.items()}
     if different := sorted(set(shapes) ^ set(distribution)):
         raise InputError(
             f"the densities are of another network: layer '{different[0]}' is not in both; take "
@@ -186,11 +181,6 @@ def _raw_densities(shapes: Mapping[str, Shape], distribution: Distribution) -> d
                 f"the density of layer '{name}' must be above 0 and at most 1, found {density!r}"
             )
     return dict(distribution)
-
-
-def _raw_density(shape: Shape, kernel: bool) -> float:
-    sizes = shape if kernel else shape[:2]
-    return erk_weight(sizes) / math.prod(sizes)
 
 
 def scale_to_budget(

@@ -215,7 +215,7 @@ def _check_layer_blocks(blocks: Mapping[str, Any]) -> None:
 
 
 def _check_budget(config: Config) -> None:
-    """Raise InputError for budgets of time or FLOPs that contradict other settings."""
+    """Raise InputError for budgets and densities that contradict other settings."""
     timed, match = config.distribution == "timed", config.match
     if config.densities and not timed:
         raise InputError("densities are of distribution 'timed'; leave them out, or use it")
@@ -233,9 +233,16 @@ def _check_budget(config: Config) -> None:
             "with distribution 'timed' the sparsity is a result of --time-budget: leave --sparsity "
             "out"
         )
-    if not timed and match == "params":
+    power = config.erk_power
+    if power != 1 and config.distribution not in ("erk", "er"):
+        raise InputError(
+            f"--erk-power {power:g} is of distributions erk and er, found '{config.distribution}'"
+        )
+    if not timed and match == "params" and power == 1:
         return
     what = "distribution 'timed'" if timed else f"--match {match}"
+    if power != 1:
+        what = f"--erk-power {power:g}"
     if config.method in ("dense", "deep-ensemble"):
         raise InputError(f"method '{config.method}' is dense, and {what} of sparse networks")
     if config.start != "random":
