@@ -78,6 +78,15 @@ class Config(RunSettings):
         "the first that matches, others have --block",
         kind=dict,
     )
+    start_block: str | None = setting(
+        "sparsity", "begin with these finer blocks, BOxBC, and later cut into --block", kind=str
+    )
+    coarsen_at: str | None = setting(
+        "sparsity",
+        "--start-block: share of training (edst, sup-tickets: of the first phase) at which blocks "
+        "become --block; several, such as 0.1,0.3, double them on the way [0.25]",
+        kind=str,
+    )
     taps: str = setting(
         "sparsity",
         "a block's taps are stored or absent each by itself, or all together",

@@ -15,6 +15,7 @@ from sparse_engine.config import Config
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
 from sparse_engine.methods.baselines import BASELINES, check_baseline
+from sparse_engine.methods.fine_start import USUAL_SHARE, check_fine_start
 from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.options import method_options
 from sparse_engine.methods.registry import DYNAMIC, ENSEMBLES, PRUNING, RUN_COUNTS, check_method
@@ -94,6 +95,7 @@ def resolve(config: Config) -> Config:
     chosen: dict[str, Any] = {
         "topology": None if rule == "dense" else rule,
         "start_sparsity": _start_sparsity(config, rule),
+        "coarsen_at": config.coarsen_at or (USUAL_SHARE if config.start_block else None),
         "epochs": config.epochs or _epochs(config, recipe),
     }
     for name in ("batch_size", "lr", "weight_decay", "label_smoothing", "norm_decay"):
@@ -102,6 +104,7 @@ def resolve(config: Config) -> Config:
     chosen["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or chosen["epochs"]
     config = replace(config, **{**chosen, **_scaled(config, chosen)})
     check_baseline(config)
+    check_fine_start(config)
     return config
 
 
