@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.architecture import dense_model, training_pair
-from sparse_engine.blocks import parse_block
 from sparse_engine.budgets import HEADROOM
 from sparse_engine.candidates import skip_reasons
 from sparse_engine.config import Config
@@ -80,11 +79,16 @@ class Network:
         replace_modules(self.model, replaced)
         self._changed()
         old = self.topology
-        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed, self.world)
+        self.topology = old.of(self.model, self.optimizer)
         # A layer that was full until now has had all of its weights active.
         full = {n: torch.ones_like(mask) for n, mask in self.topology.ever_active.items()}
         state = old.state_dict()
-        self.topology.load_state_dict({**state, "ever_active": {**full, **state["ever_active"]}})
+        explored = {**full, **state["ever_active"]}
+        # In other blocks a layer begins to explore anew.
+        for name, present in self.topology.ever_active.items():
+            if explored[name].shape != present.shape:
+                explored[name] = present
+        self.topology.load_state_dict({**state, "ever_active": explored})
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Become the network of a state dict, without momentum and with nothing else explored."""
@@ -96,7 +100,7 @@ class Network:
         self.optimizer.state.clear()
         start_momenta(self.optimizer)
         old = self.topology
-        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed, self.world)
+        self.topology = old.of(self.model, self.optimizer)
         self.topology.updates = old.updates
 
     def load_momenta(self, state: dict[int, Any]) -> None:
@@ -157,7 +161,7 @@ def build_network(
     )
     start_momenta(optimizer)
     rule = config.topology if config.topology in RULES else "static"
-    topology = Topology(model, optimizer, rule, seed, world)
+    topology = Topology(model, optimizer, rule, seed, world, config.criteria)
     fused = runs_fused(config, model, device)
     return Network(model, optimizer, topology, rate, norm_decay, world, fused)
 
@@ -185,12 +189,13 @@ def _make_sparse(
         model,
         sparsity,
         config.layer_densities,
-        parse_block(config.block),
+        replace(config, block=config.start_block or config.block).blocks,
         init=SCORES[config.start](model, batches) if batches else "random",
         generator=generator,
         taps=config.taps,
         start_sparsity=config.start_sparsity,
         headroom=HEADROOM if config.topology == "snfs" else 0.0,
+        fan_in=config.fan_in,
     )
     if config.weight_init == "fan-in":
         draw_by_fan_in(model, generator)
@@ -214,7 +219,7 @@ def plan_network(
     config: Config, model: nn.Module, sparsity: float | None = None
 ) -> list[LayerPlan]:
     """Return how build_network cuts a dense model, which may be on the meta device."""
-    block = parse_block(config.block)
     skipped = skip_reasons(model)
     sparsity = config.sparsity if sparsity is None else sparsity
-    return plan_model(model, sparsity or 0.0, config.layer_densities, block, skipped, config.taps)
+    settings = (config.layer_densities, config.blocks, skipped, config.taps)
+    return plan_model(model, sparsity or 0.0, *settings)
