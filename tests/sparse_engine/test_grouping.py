@@ -108,6 +108,21 @@ def test_equals_the_members(name, backend):
         assert_equal(group(models)(x), one_by_one(models, x))
 
 
+def test_spare_slots_stay_out_of_every_member():
+    torch.manual_seed(0)
+    models, x = [build_model("mlp", **SIZES).eval() for _ in range(3)], images()
+    for model in models:
+        sparsify(model, 0.7, "uniform", block=(16, 16), init="random", headroom=0.25)
+    with torch.no_grad():
+        grouped = group(models)
+        assert_equal(grouped(x), one_by_one(models, x))
+    for name, layer in grouped.named_modules():
+        if isinstance(layer, SparseLayer):
+            layouts = [model.get_submodule(name).layout for model in models]
+            assert layer.layout.slots > layer.layout.active == sum(a.active for a in layouts)
+            assert layer.layout.validate(layer.layout.block_ids) == layer.layout.active
+
+
 def test_one_channel_shown_to_a_network_for_three():
     class OneChannel(Odd):
         def forward(self, x):
