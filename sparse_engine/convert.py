@@ -17,6 +17,7 @@ from sparse_engine.errors import InputError, nearest
 from sparse_engine.layer import SparseLayer, magnitude_layout, random_layout, with_spare_slots
 from sparse_engine.modules import SparseConv2d, SparseLinear
 from sparse_engine.ranking import scored_layouts
+from sparse_engine.regroup import regroup_for
 from sparse_engine.replacement import replace_children, separated_projections
 from sparse_engine.summary import Report, report
 from sparse_kernels import BlockLayout
@@ -36,6 +37,7 @@ def sparsify(
     taps: str = "each",
     start_sparsity: float | None = None,
     headroom: float = 0.0,
+    regroup: bool = False,
 ) -> Report:
     """Replace the convolutions and linear layers of a model by sparse ones, in place.
 
@@ -53,6 +55,8 @@ def sparsify(
         start_sparsity: begin as dense as this, for rules that prune to `sparsity` (GraNet).
         headroom: spare slots of a layer / its active blocks, for rules that move budgets between
             layers (SNFS).
+        regroup: for init="magnitude": first put the model's channels in an order in which strong
+            weights share blocks (see regroup.py); it computes the same, and names stay.
 
     Returns:
         A report with a row per layer. Layers with groups, shared weights or a subclass's own
@@ -62,14 +66,16 @@ def sparsify(
 
     Raises:
         InputError: arguments out of range, a skip pattern that matches no layer, a budget that
-            leaves a layer no block, a lazily built layer that has no shape yet, or a model that
-            is wrapped for data-parallel training already.
+            leaves a layer no block, a lazily built layer that has no shape yet, a model that
+            is wrapped for data-parallel training already, or one that cannot be regrouped.
     """
-    _check_arguments(model, sparsity, init, taps, start_sparsity, headroom)
+    _check_arguments(model, sparsity, init, taps, start_sparsity, headroom, regroup)
     model = changeable(model)
     with separated_projections(model):
         skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
         plans = plan_model(model, sparsity, distribution, block, skipped, taps)
+        if regroup:
+            regroup_for(model, {plan.name: None if plan.is_dense else plan for plan in plans})
         if isinstance(init, str):
             starts = plans
             if start_sparsity is not None:
@@ -146,6 +152,7 @@ def _check_arguments(
     taps: str,
     start_sparsity: float | None,
     headroom: float,
+    regroup: bool,
 ) -> None:
     if isinstance(init, str) and init not in INITS:
         raise InputError(f"unknown init '{init}'{nearest(init, INITS)}; use magnitude or random")
@@ -163,6 +170,8 @@ def _check_arguments(
         )
     if start_sparsity is not None and not isinstance(init, str):
         raise InputError("scores choose blocks of one sparsity: leave start_sparsity out")
+    if regroup and init != "magnitude":
+        raise InputError("regroup is for init='magnitude', which keeps the strongest blocks")
     if not 0 <= headroom < math.inf:
         raise InputError(f"headroom must be at least 0 and finite, found {headroom}")
 

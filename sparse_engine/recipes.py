@@ -88,6 +88,10 @@ def resolve(config: Config) -> Config:
     settled = {"sparsity": _sparsity(config), "members": _members(config, recipe), "block": block}
     config = replace(config, **settled)
     config = replace(config, **method_options(config))
+    if config.regroup and block == "1x1":
+        raise InputError(
+            "--regroup orders channels for blocks, and --block 1x1 has none: leave it out"
+        )
     _check_budget(config)
     chosen: dict[str, Any] = {
         "topology": None if rule == "dense" else rule,

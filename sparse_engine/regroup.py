@@ -23,8 +23,8 @@ from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
 
 ROUNDS = 12
-# Width of the soft choice in the first rounds, relative to the norm of the weakest chosen block.
-WIDTHS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
+# Width of the soft choice in the first rounds, in standard deviations of a layer's block norms.
+WIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1)
 ENOUGH = 1e-4
 _TINY = 1e-30
 
@@ -157,8 +157,8 @@ class _Layer:
         best = norms.flatten().topk(self.count)
         if not width:
             return torch.zeros(norms.numel()).index_fill_(0, best.indices, 1.0).view(norms.shape)
-        limit = best.values[-1].clamp(min=_TINY)
-        return torch.sigmoid((norms - limit) / (width * limit))
+        spread = norms.std(correction=0).clamp(min=_TINY)
+        return torch.sigmoid((norms - best.values[-1]) / (width * spread))
 
     def worth(self, dimension: int, chosen: Tensor) -> Tensor:
         """Return the norm that each row (0) or column (1) keeps in each block of them.
