@@ -80,7 +80,7 @@ class Network:
         replace_modules(self.model, replaced)
         self._changed()
         old = self.topology
-        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed, self.world)
+        self.topology = old.of(self.model, self.optimizer)
         # A layer that was full until now has had all of its weights active.
         full = {n: torch.ones_like(mask) for n, mask in self.topology.ever_active.items()}
         state = old.state_dict()
@@ -96,7 +96,7 @@ class Network:
         self.optimizer.state.clear()
         start_momenta(self.optimizer)
         old = self.topology
-        self.topology = Topology(self.model, self.optimizer, old.rule, old.seed, self.world)
+        self.topology = old.of(self.model, self.optimizer)
         self.topology.updates = old.updates
 
     def load_momenta(self, state: dict[int, Any]) -> None:
@@ -157,7 +157,7 @@ def build_network(
     )
     start_momenta(optimizer)
     rule = config.topology if config.topology in RULES else "static"
-    topology = Topology(model, optimizer, rule, seed, world)
+    topology = Topology(model, optimizer, rule, seed, world, config.criteria)
     fused = runs_fused(config, model, device)
     return Network(model, optimizer, topology, rate, norm_decay, world, fused)
 
@@ -191,6 +191,7 @@ def _make_sparse(
         taps=config.taps,
         start_sparsity=config.start_sparsity,
         headroom=HEADROOM if config.topology == "snfs" else 0.0,
+        fan_in=config.fan_in,
     )
     if config.weight_init == "fan-in":
         draw_by_fan_in(model, generator)
