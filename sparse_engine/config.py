@@ -200,9 +200,10 @@ class Config(RunSettings):
         "baselines", "treenet: stages of the trunk [all but the last]", kind=int, least=1
     )
 
-    regroup: bool | None = setting(
+    regroup: bool = setting(
         "pruning",
         "before the first cut, order channels so that strong weights share blocks",
+        False,
         kind=bool,
     )
     rounds: int | None = setting(

@@ -23,7 +23,7 @@ def usual_scope(config: Config) -> str:
     return "global" if config.block == "1x1" else "layer"
 
 
-_PRUNING = {"prune_scope": usual_scope, "regroup": None}
+_PRUNING = {"prune_scope": usual_scope}
 _REWINDING = {"rewind_point": 0.05, **_PRUNING}
 DEFAULTS: dict[str, dict[str, Default]] = {
     "edst": {"escape": 0.8},
@@ -31,7 +31,7 @@ DEFAULTS: dict[str, dict[str, Default]] = {
         "escape": 0.5,
         "cycles": lambda config: cycles_for(config.dataset).count,
         "averaging": "caa",
-        "prune_scope": usual_scope,
+        **_PRUNING,
     },
     "lottery": {"rounds": usual_rounds, "rewind": "weights", **_REWINDING},
     "ltr": {"rounds": 20, **_REWINDING},

@@ -258,11 +258,8 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_order(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (
-            ["--method", "rigl"],
-            "method 'rigl' has no --regroup, which belongs to lottery, ltr, pf, kd-ticket",
-        ),
-        (["--method", "sup-tickets"], "method 'sup-tickets' has no --regroup"),
+        (["--method", "rigl"], r"\(kd-ticket, lottery, ltr, pf\), and method 'rigl' does not"),
+        (["--method", "sup-tickets"], "and method 'sup-tickets' does not"),
         (["--method", "lottery", "--block", "1x1"], "--block 1x1 has none: leave it out"),
         (
             ["--method", "pf", "--model", "torchvision/vit_b_16", "--dataset", "imagenet"],
