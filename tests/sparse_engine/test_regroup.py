@@ -201,7 +201,7 @@ def run(out, *flags):
 )
 def test_a_run_regroups_once_and_rewinds_in_the_new_order(method, flags, tmp_path, monkeypatch):
     regrouped, rewound = watch(monkeypatch, Regroup), watch(monkeypatch, Rewind)
-    run(tmp_path / "out", "--method", method, "--epochs", "10", *flags)
+    run(tmp_path / "out", "--method", method, "--epochs", "5", *flags)
     assert len(regrouped) == (2 if method == "pf" else 1)
     x = torch.randn(4, 1, 8, 8)
     for action, before, after in regrouped:
@@ -237,7 +237,7 @@ def test_a_kd_ticket_is_cut_in_the_order_of_its_teacher(tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_stopped_goes_on_in_the_same_order(tmp_path, monkeypatch):
-    flags = ["--method", "lottery", "--rounds", "1", "--epochs", "6", "--rewind-point", "0.1"]
+    flags = ["--method", "lottery", "--rounds", "1", "--epochs", "4", "--rewind-point", "0.1"]
     run(tmp_path / "whole", *flags)
     seen, close = watch(monkeypatch, Prune), Trainer._close_epoch
 
