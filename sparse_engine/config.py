@@ -228,6 +228,12 @@ class Config(RunSettings):
         "baselines", "treenet: stages of the trunk [all but the last]", kind=int, least=1
     )
 
+    regroup: bool = setting(
+        "pruning",
+        "before the first cut, order channels so that strong weights share blocks",
+        False,
+        kind=bool,
+    )
     rounds: int | None = setting(
         "pruning", "lottery: prunings [a fifth each]; ltr [20]", kind=int, least=1, most=1000
     )

@@ -8,7 +8,7 @@ from sparse_engine.config import Config
 from sparse_engine.costs import run_costs
 from sparse_engine.data.catalog import dataset_info
 from sparse_engine.errors import InputError
-from sparse_engine.job import choose_device, plan_phases
+from sparse_engine.job import check_regroup, choose_device, plan_phases
 from sparse_engine.phases import Phase
 from sparse_engine.result import backend_shares, backends_in_words, describe, print_json
 from sparse_engine.settle import settled
@@ -29,6 +29,7 @@ def dry_run(config: Config) -> None:
     train_size = info.train_size
     if config.select == "validation":
         train_size -= round(config.validation * train_size)
+    check_regroup(config, info)
     phases = plan_phases(config, train_size)
     costs = run_costs(config, info, phases)
     load_teacher(config, info, device)

@@ -7,6 +7,8 @@ Where no sparse layer of a block runs on the Triton kernels, the block runs as i
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -127,12 +129,30 @@ def fuse(model: nn.Module) -> nn.Module:
     Returns:
         The model.
     """
-    known = dict(FUSED)
-    if "torchvision.models.resnet" in sys.modules:
-        from sparse_engine.fused_torchvision import FUSED_TORCHVISION
-
-        known |= FUSED_TORCHVISION
+    known = _known()
     for module in model.modules():
         if type(module) in known:
             module.__class__ = known[type(module)]
     return model
+
+
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Let a model run as before `fuse` for a while."""
+    usual = {fused: kind for kind, fused in _known().items()}
+    kinds = {module: type(module) for module in model.modules() if type(module) in usual}
+    for module, kind in kinds.items():
+        module.__class__ = usual[kind]
+    try:
+        yield
+    finally:
+        for module, kind in kinds.items():
+            module.__class__ = kind
+
+
+def _known() -> dict[type[nn.Module], type[nn.Module]]:
+    if "torchvision.models.resnet" not in sys.modules:
+        return FUSED
+    from sparse_engine.fused_torchvision import FUSED_TORCHVISION
+
+    return FUSED | FUSED_TORCHVISION

@@ -7,15 +7,13 @@ members (stacking.py), and what works on each channel or number by itself is kep
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sparse_engine.channelwise import LAYERS, is_channelwise, is_flatten, is_pixel_mean, traced
 from sparse_engine.errors import InputError
 from sparse_engine.grouped_layers import JoinInputs, Repitch, Replicate, SplitLogits
 from sparse_engine.layer import SparseLayer
@@ -29,21 +27,6 @@ from sparse_engine.stacking import (
     stack_norms,
     stack_sparse,
 )
-
-# Modules, functions and methods that know nothing of channels' order.
-_MODULES = (
-    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish),
-    *(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh),
-)
-_FUNCTIONS = (
-    *(operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, torch.add, torch.mul),
-    *(torch.relu, torch.sigmoid, torch.tanh, F.relu, F.gelu, F.silu, F.leaky_relu, F.hardswish),
-    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
-)
-_METHODS = ("relu", "relu_", "sigmoid", "tanh", "add", "add_", "mul", "contiguous")
-_LAYERS = (nn.Conv2d, nn.Linear, SparseLayer, _BatchNorm)
-_PIXELS = ((2, 3), [2, 3], (-2, -1), [-2, -1])
 
 
 def group(models: Sequence[nn.Module], shared_input: bool = True) -> fx.GraphModule:
@@ -79,18 +62,11 @@ def group(models: Sequence[nn.Module], shared_input: bool = True) -> fx.GraphMod
     return to_rows(grouped) if is_in_rows(models[0]) else grouped
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        known = isinstance(module, (*_LAYERS, *_MODULES))
-        return known or super().is_leaf_module(module, name)
-
-
 def _traced(model: nn.Module) -> fx.Graph:
     try:
-        return _Tracer().trace(model)
-    except (TypeError, ValueError, RuntimeError, fx.proxy.TraceError) as error:
-        kind = type(model).__name__
-        raise InputError(f"a {kind} cannot be grouped: {error}; {UNGROUPED}") from None
+        return traced(model, "grouped")
+    except InputError as error:
+        raise InputError(f"{error}; {UNGROUPED}") from None
 
 
 class _Grouping:
@@ -133,13 +109,11 @@ class _Grouping:
     def _call_module(self, node: fx.Node) -> tuple[fx.Node, Stack]:
         name = str(node.target)
         layers = [model.get_submodule(name) for model in self.models]
-        if not isinstance(layers[0], _LAYERS):
-            first = layers[0]
-            flat = isinstance(first, nn.Flatten) and (first.start_dim, first.end_dim) == (1, -1)
-            if not flat and not isinstance(first, _MODULES):
-                kind = type(first).__name__
+        if not isinstance(layers[0], LAYERS):
+            if not (is_flatten(node, layers[0]) or is_channelwise(node, layers[0])):
+                kind = type(layers[0]).__name__
                 raise InputError(f"layer '{name}' ({kind}) cannot be grouped; {UNGROUPED}")
-            self.modules[name] = first
+            self.modules[name] = layers[0]
             return self._kept(node)
         if name in self.modules:
             raise InputError(f"layer '{name}' is used twice; {UNGROUPED}")
@@ -149,23 +123,16 @@ class _Grouping:
         return self.graph.call_module(name, (x,)), after
 
     def _call_function(self, node: fx.Node) -> tuple[fx.Node, Stack]:
-        flat = node.target is torch.flatten and (*node.args[1:], *node.kwargs.values()) == (1,)
-        if node.target is torch.mean:
-            return self._call_method(node)
-        if not flat and node.target not in _FUNCTIONS:
-            name = getattr(node.target, "__name__", node.target)
-            raise InputError(f"function '{name}' cannot be grouped; {UNGROUPED}")
-        return self._kept(node)
+        return self._called(node, "function", getattr(node.target, "__name__", str(node.target)))
 
     def _call_method(self, node: fx.Node) -> tuple[fx.Node, Stack]:
-        name = getattr(node.target, "__name__", node.target)
-        flat = name == "flatten" and (*node.args[1:], *node.kwargs.values()) == (1,)
-        options = {"dim": node.args[1] if len(node.args) > 1 else None, **node.kwargs}
-        mean = name == "mean" and options["dim"] in _PIXELS
+        return self._called(node, "method", str(node.target))
+
+    def _called(self, node: fx.Node, kind: str, name: str) -> tuple[fx.Node, Stack]:
         # One image for all members may still be turned into another.
         shared = name == "expand" and self.stacks[self.nodes[node.all_input_nodes[0]]].shared
-        if not (flat or mean or shared or name in _METHODS):
-            raise InputError(f"method '{name}' cannot be grouped; {UNGROUPED}")
+        if not (shared or is_channelwise(node) or is_flatten(node) or is_pixel_mean(node)):
+            raise InputError(f"{kind} '{name}' cannot be grouped; {UNGROUPED}")
         return self._kept(node)
 
     def _kept(self, node: fx.Node) -> tuple[fx.Node, Stack]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from sparse_engine.architecture import members_of
+from sparse_engine.architecture import dense_model, members_of
+from sparse_engine.channel_groups import channel_groups
 from sparse_engine.config import Config
 from sparse_engine.costs import run_costs
 from sparse_engine.data.arrays import DataSet
+from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import count_steps, split_validation
 from sparse_engine.determinism import repeatable
@@ -71,6 +73,7 @@ def _train(
         data = load_dataset(config.dataset, config.data_dir, config.download)
     # Measured times decide: one process's for all.
     config = world.of_first(settled(config, data.info, device) if world.is_first else None)
+    check_regroup(config, data.info)
     phases = plan_phases(config, training_images(config, data))
     costs = run_costs(config, data.info, phases)
     teacher = load_teacher(config, data.info, device)
@@ -158,6 +161,17 @@ def choose_device(config: Config) -> torch.device:
     if config.backend != "auto":
         os.environ[VARIABLE] = config.backend
     return device
+
+
+def check_regroup(config: Config, info: DatasetInfo) -> None:
+    """Raise InputError for a model whose channels --regroup cannot follow."""
+    if config.regroup:
+        with torch.device("meta"):
+            model = dense_model(config, info)
+        if not channel_groups(model):
+            raise InputError(
+                f"--regroup: the order of all channels of {config.model} is fixed; leave it out"
+            )
 
 
 def check_parallel(config: Config, size: int) -> None:

@@ -88,6 +88,7 @@ def resolve(config: Config) -> Config:
     parse_block(block)
     _check_layer_blocks(config.layer_blocks or {})
     rule = _rule(config)
+    _check_regroup(config, block)
     settled = {"sparsity": _sparsity(config), "members": _members(config, recipe), "block": block}
     config = replace(config, **settled)
     config = replace(config, **method_options(config))
@@ -210,6 +211,19 @@ def _check_contradictions(config: Config) -> None:
         )
     if config.method == "kd-ticket" and not (config.teacher or config.dry_run):
         raise InputError("method 'kd-ticket' needs --teacher RUN, the folder of a dense run")
+
+
+def _check_regroup(config: Config, block: str) -> None:
+    """Raise InputError for an order of channels that nothing would come of."""
+    if config.regroup and config.method not in PRUNING:
+        raise InputError(
+            f"--regroup is for methods that prune a dense network ({', '.join(PRUNING)}), and "
+            f"method '{config.method}' does not; leave it out"
+        )
+    if config.regroup and block == "1x1" and not config.layer_blocks:
+        raise InputError(
+            "--regroup orders channels for blocks, and --block 1x1 has none: leave it out"
+        )
 
 
 def _check_layer_blocks(blocks: Mapping[str, Any]) -> None:

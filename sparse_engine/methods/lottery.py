@@ -13,7 +13,7 @@ import math
 from sparse_engine.actions import Action, Prune, Rewind, SaveTicket
 from sparse_engine.config import Config
 from sparse_engine.errors import InputError
-from sparse_engine.methods.rewinding import POINT, dense_run
+from sparse_engine.methods.rewinding import POINT, dense_run, regrouping
 from sparse_engine.phases import Phase, split_steps
 
 PRUNED_A_ROUND = 0.2
@@ -48,7 +48,8 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
         """Return what comes before round `number`, every round pruning the same share."""
         density = (1 - (config.sparsity or 0.0)) ** (number / rounds)
         prune = Prune(config.sparsity or 0.0 if number == rounds else 1 - density)
-        return (prune, Rewind(POINT)) if config.rewind != "learning-rate" else (prune,)
+        rewind = (Rewind(POINT),) if config.rewind != "learning-rate" else ()
+        return (*(regrouping(config) if number == 1 else ()), prune, *rewind)
 
     found = [*opening, Phase("dense", lengths[0], run.rest, begin=begin, end=cut(1))]
     for number, length in enumerate(lengths[1:], 1):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sparse_engine.actions import Keep, Prune, Restore, Rewind, SaveTicket
 from sparse_engine.config import Config
-from sparse_engine.methods.rewinding import POINT, dense_run
+from sparse_engine.methods.rewinding import POINT, dense_run, regrouping
 from sparse_engine.phases import Phase, split_steps
 
 TICKET = "ticket"
@@ -34,6 +34,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     for number, length in enumerate(pruning, 1):
         sparsity = (config.sparsity or 0.0) * (1 - (1 - number / rounds) ** 3)
         end = (Prune(sparsity),) if number <= rounds else (Rewind(POINT), Keep(TICKET))
+        end = (*regrouping(config), *end) if number == 1 else end
         name = f"prune {number}" if number <= rounds else "settle"
         found.append(Phase(name, length, run.part(done), begin=begin, end=end))
         done, begin = done + length, ()

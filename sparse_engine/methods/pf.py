@@ -8,6 +8,7 @@ from sparse_engine.actions import Fresh, Prune, SaveTicket
 from sparse_engine.config import Config
 from sparse_engine.learning_rate import LearningRate
 from sparse_engine.methods.freetickets import schedule_for
+from sparse_engine.methods.rewinding import regrouping
 from sparse_engine.phases import Phase, split_steps
 
 
@@ -20,12 +21,12 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     """Return a dense phase and a fine-tuning phase for each member."""
     schedule = schedule_for(config.dataset)
     lengths = split_steps(steps, [1.0] * 2 * (config.members or 1))
-    prune = Prune(config.sparsity or 0.0)
+    cut = (*regrouping(config), Prune(config.sparsity or 0.0))
     found = []
     for number, (dense, tune) in enumerate(zip(lengths[::2], lengths[1::2]), 1):
         rate = LearningRate(schedule.member, warmup * steps / dense)
         begin = (Fresh(0.0),)
-        found.append(Phase(f"dense {number}", dense, rate, begin=begin, end=(prune,)))
+        found.append(Phase(f"dense {number}", dense, rate, begin=begin, end=cut))
         rate = LearningRate(schedule.refinement)
         found.append(Phase(f"tune {number}", tune, rate, end=(SaveTicket(),)))
     return found

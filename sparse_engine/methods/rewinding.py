@@ -1,10 +1,10 @@
-"""A dense run with a point to which later phases go back: shared by lottery, LTR and KD tickets."""
+"""A dense run with a point to go back to, and what its first pruning begins with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparse_engine.actions import Action, Fresh, Keep
+from sparse_engine.actions import Action, Fresh, Keep, Regroup
 from sparse_engine.config import Config
 from sparse_engine.learning_rate import LearningRate, Part
 from sparse_engine.methods.freetickets import schedule_for
@@ -42,3 +42,11 @@ def dense_run(config: Config, start: int, whole: int, warmup_steps: float) -> De
     """Return a run with the learning rate of one network of the data set's recipe."""
     milestones = schedule_for(config.dataset).member
     return DenseRun(start, whole, LearningRate(milestones, warmup_steps / whole))
+
+
+def regrouping(config: Config) -> tuple[Action, ...]:
+    """Return what comes before the first pruning of a dense network.
+
+    Channels are ordered for the blocks of the end: a network that has blocks keeps its order.
+    """
+    return (Regroup(config.sparsity or 0.0),) if config.regroup else ()
