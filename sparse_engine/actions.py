@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sparse_engine.channel_order import ChannelOrder
     from sparse_engine.config import Config
-    from sparse_engine.recut import Layouts
+    from sparse_engine.regroup import Targets
     from sparse_engine.trainer import Trainer
 
 
@@ -192,7 +192,10 @@ class Prune(Action):
 
 @dataclass(frozen=True)
 class Coarsen(Action):
-    """Cut the network into coarser blocks (--block) and keep the strongest (see coarsening.py)."""
+    """Cut the network into coarser blocks (--block) and keep the strongest (see coarsening.py).
+
+    With --regroup its channels are first put in an order that suits these blocks.
+    """
 
     block: str
 
@@ -200,9 +203,14 @@ class Coarsen(Action):
         """Replace the layers; optimizer state inside the blocks that stay is carried over."""
         from sparse_engine.coarsening import coarse_plans, coarsen
 
-        model = run.network.model
-        plans = coarse_plans(model, replace(run.config, block=self.block))
-        run.network.replace_layers(coarsen(model, plans))
+        network = run.network
+        plans = coarse_plans(network.model, replace(run.config, block=self.block))
+        if run.config.regroup:
+            targets = {plan.name: None if plan.is_dense else plan for plan in plans}
+            order = _order_for(run, network.model, targets)
+            network.topology.forget(order.layers)
+            order.apply_(network.model, network.optimizer)
+        network.replace_layers(coarsen(network.model, plans))
 
     def block_after(self, block: str | None, config: Config) -> str | None:
         """Return the coarser one."""
@@ -282,15 +290,15 @@ class Average(Action):
         return sparsity
 
 
-def _order_for(run: Trainer, model: nn.Module, layouts: Layouts) -> ChannelOrder:
-    """Return the order of a model's channels that suits layouts best, in all processes the same."""
+def _order_for(run: Trainer, model: nn.Module, targets: Targets) -> ChannelOrder:
+    """Return the order of a model's channels that suits blocks best, in all processes the same."""
     from tqdm import tqdm
 
     from sparse_engine.regroup import find_order
 
     if not run.world.is_first:
         return run.world.of_first(None)
-    found = find_order(model, layouts)
+    found = find_order(model, targets)
     if found.after:
         before, after = (sum(kept.values()) / len(kept) for kept in (found.before, found.after))
         tqdm.write(f"regrouped: best blocks keep {after:.4f} of the L1 norm, {before:.4f} before")

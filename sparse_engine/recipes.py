@@ -215,10 +215,10 @@ def _check_contradictions(config: Config) -> None:
 
 def _check_regroup(config: Config, block: str) -> None:
     """Raise InputError for an order of channels that nothing would come of."""
-    if config.regroup and config.method not in PRUNING:
+    if config.regroup and config.method not in PRUNING and not config.start_block:
         raise InputError(
             f"--regroup is for methods that prune a dense network ({', '.join(PRUNING)}), and "
-            f"method '{config.method}' does not; leave it out"
+            f"method '{config.method}' does not; leave it out, or begin with a --start-block"
         )
     if config.regroup and block == "1x1" and not config.layer_blocks:
         raise InputError(

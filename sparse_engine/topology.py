@@ -11,7 +11,7 @@ update. So gradients that point to and fro do not cancel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -204,6 +204,11 @@ class Topology:
             found = contributions(self.layers, grow_scores, self.criteria.score)
             return redistributed(budgets, rate, found)
         return steady(budgets, rate)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Count nothing as explored in some layers, whose weights are about to change places."""
+        for name in set(names) & set(self.layers):
+            self.ever_active[name] = self.ever_active[name].new_zeros(0)
 
     def exploration_rate(self) -> float:
         """Return R_s, the share of the sparse layers' weights that were ever active (ITOP).
