@@ -13,6 +13,7 @@ from sparse_engine.checkpoint_schedule import check_period
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
+from sparse_engine.grouped_run import check_grouped
 from sparse_engine.methods.baselines import BASELINES, check_baseline
 from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.options import method_options
@@ -100,6 +101,7 @@ def resolve(config: Config) -> Config:
     chosen["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or chosen["epochs"]
     config = replace(config, **{**chosen, **_scaled(config, chosen)})
     check_baseline(config)
+    check_grouped(config)
     return config
 
 

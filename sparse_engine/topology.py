@@ -98,6 +98,12 @@ class Topology:
         self.updates = 0
         self.ever_active = {n: m.layout.mask().flatten() for n, m in self.layers.items()}
 
+    def anew(self, model: nn.Module) -> Topology:
+        """Return the topology of a model whose layers are new, of which nothing is explored."""
+        found = Topology(model, self.optimizer, self.rule, self.seed, self.world)
+        found.updates = self.updates
+        return found
+
     @property
     def needs_gradient(self) -> bool:
         """Whether an update must be armed before the forward pass it takes its gradient from."""
