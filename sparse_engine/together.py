@@ -117,7 +117,8 @@ class GroupTopology(Topology):
 
     def anew(self, model: nn.Module) -> GroupTopology:
         """Return the topology of members that were grouped again."""
-        assert isinstance(model, Together) and self.optimizer is not None
+        assert isinstance(model, Together)
+        assert self.optimizer is not None
         found = GroupTopology(model, self.optimizer, self.rule, self.seeds)
         found.updates = self.updates
         return found
