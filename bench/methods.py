@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from bench.small_data import cut
 
 NAME = "cifar10-small"
 MEMBERS = ("--members", "3")
@@ -57,16 +57,7 @@ COLUMNS = ("accuracy", "nll", "ece", "training FLOPs", "test_flops_ratio")
 
 def prepare(folder: Path, train: int, test: int) -> None:
     """Write the small set from folder/cifar10.npz."""
-    with np.load(folder / "cifar10.npz") as found:
-        arrays = {}
-        for split, count in (("train", train), ("test", test)):
-            images = found[f"{split}_images"][:count].astype(np.float32)
-            pooled = images.reshape(count, 3, 16, 2, 16, 2).mean((3, 5)).round().astype(np.uint8)
-            arrays |= {
-                f"{split}_images": pooled,
-                f"{split}_labels": found[f"{split}_labels"][:count],
-            }
-    np.savez(folder / f"{NAME}.npz", **arrays)
+    cut(folder / "cifar10.npz", folder / f"{NAME}.npz", (train, test), 16)
 
 
 def command(method: str, seed: int, out: Path, common: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from sparse_engine.criteria import FAN_INS, SCORES, Criteria
 from sparse_engine.run_settings import RunSettings, setting
 from sparse_engine.update_schedule import UPDATE_RULES
 
@@ -115,6 +116,28 @@ class Config(RunSettings):
     )
     topology: str | None = setting(
         "sparsity", "update rule of ensembles", kind=str, choices=UPDATE_RULES
+    )
+    score: str = setting(
+        "sparsity",
+        "norm of a block's weights, and of its gradient, that decides what updates drop and grow",
+        "l1",
+        kind=str,
+        choices=SCORES,
+    )
+    fan_in: str = setting(
+        "sparsity",
+        "constant: all output blocks of a layer have as many blocks, within one",
+        "free",
+        kind=str,
+        choices=FAN_INS,
+    )
+    ablation: float = setting(
+        "sparsity",
+        "constant fan-in: share of salient blocks below which an output block loses all",
+        0.0,
+        kind=float,
+        least=0,
+        most=1,
     )
     start_sparsity: float | None = setting(
         "sparsity",
@@ -235,6 +258,11 @@ class Config(RunSettings):
     def layer_densities(self) -> str | Mapping[str, float]:
         """What spreads a sparsity over the layers: what was decided, or a distribution's name."""
         return self.densities or self.distribution
+
+    @property
+    def criteria(self) -> Criteria:
+        """What decides which blocks an update drops and grows."""
+        return Criteria(self.score, self.fan_in, self.ablation)
 
     def saved(self) -> dict[str, Any]:
         """Return what config.json holds: every setting that decides the result."""

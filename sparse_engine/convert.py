@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from sparse_engine.attention import ProjectedAttention
 from sparse_engine.blocks import BlockChoice
 from sparse_engine.candidates import LINEARS, changeable, dense_layers, skip_reasons
+from sparse_engine.criteria import Criteria
 from sparse_engine.distribution import Distribution, LayerPlan, plan_layers
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.fan_in import constant_layout
 from sparse_engine.layer import SparseLayer, magnitude_layout, random_layout, with_spare_slots
 from sparse_engine.modules import SparseConv2d, SparseLinear
 from sparse_engine.ranking import scored_layouts
@@ -36,6 +38,7 @@ def sparsify(
     taps: str = "each",
     start_sparsity: float | None = None,
     headroom: float = 0.0,
+    fan_in: str = "free",
 ) -> Report:
     """Replace the convolutions and linear layers of a model by sparse ones, in place.
 
@@ -53,6 +56,8 @@ def sparsify(
         start_sparsity: begin as dense as this, for rules that prune to `sparsity` (GraNet).
         headroom: spare slots of a layer / its active blocks, for rules that move budgets between
             layers (SNFS).
+        fan_in: "free", or "constant": every output block has as many blocks of its layer, within
+            one (see fan_in.py); updates keep that with DynamicSparsity(fan_in="constant").
 
     Returns:
         A report with a row per layer. Layers with groups, shared weights or a subclass's own
@@ -66,6 +71,7 @@ def sparsify(
             is wrapped for data-parallel training already.
     """
     _check_arguments(model, sparsity, init, taps, start_sparsity, headroom)
+    fan_in = Criteria(fan_in=fan_in).fan_in
     model = changeable(model)
     with separated_projections(model):
         skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
@@ -75,13 +81,13 @@ def sparsify(
             if start_sparsity is not None:
                 starts = plan_model(model, start_sparsity, distribution, block, skipped, taps)
             layouts = {
-                start.name: _choose_blocks(layers[plan.name].weight, start, init, generator)
+                start.name: _choose_blocks(layers[plan.name].weight, start, init, generator, fan_in)
                 for plan, start in zip(plans, starts)
                 if not plan.is_dense
             }
         else:
             shapes = {plan.name: plan.shape for plan in plans}
-            layouts = scored_layouts(shapes, init, sparsity, block, taps)
+            layouts = scored_layouts(shapes, init, sparsity, block, taps, fan_in)
         replaced = {
             layers[name]: _sparse_twin(layers[name], with_spare_slots(layout, headroom))
             for name, layout in layouts.items()
@@ -168,8 +174,16 @@ def _check_arguments(
 
 
 def _choose_blocks(
-    weight: Tensor, plan: LayerPlan, init: str, generator: torch.Generator | None
+    weight: Tensor,
+    plan: LayerPlan,
+    init: str,
+    generator: torch.Generator | None,
+    fan_in: str,
 ) -> BlockLayout:
+    if fan_in == "constant":
+        given = None if init == "random" else weight
+        sizes = plan.shape, plan.block, plan.active, plan.taps
+        return constant_layout(*sizes, given, generator)
     if init == "random":
         return random_layout(plan.shape, plan.block, plan.active, generator, plan.taps)
     return magnitude_layout(weight, plan.block, plan.active, plan.taps)

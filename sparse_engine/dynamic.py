@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparse_engine.checkpoint_check import check_like, check_topology, demand
+from sparse_engine.criteria import Criteria
 from sparse_engine.errors import InputError
 from sparse_engine.topology import Topology
 from sparse_engine.update_schedule import UpdateSchedule
@@ -39,6 +40,9 @@ class DynamicSparsity:
         total_steps: int | None = None,
         schedule: str = "cosine",
         seed: int = 0,
+        score: str = "l1",
+        fan_in: str = "free",
+        ablation: float = 0.0,
     ) -> None:
         """Prepare the updates.
 
@@ -54,7 +58,15 @@ class DynamicSparsity:
                 a constant rate (and a log line says so).
             schedule: "cosine" or "constant" drop rate.
             seed: of the random choices.
+            score: norm of a block's weights, and of its dense gradient, that decides what is
+                dropped and what grows: "l1", "l2" or "max".
+            fan_in: "constant" gives all output blocks of a layer as many blocks, within one, from
+                the first update on; from the start after sparsify(fan_in="constant").
+            ablation: with constant fan-in, an output block loses all its blocks to the others if
+                the share of them that is salient falls below this; 0 for never (see Criteria).
         """
+        criteria = Criteria(score, fan_in, ablation)
+        criteria.check_rule(rule)
         dynamic = rule != "static"
         if dynamic and not any(True for _ in _sparse_parameters(model, optimizer)):
             raise InputError("no sparse layer's values are in the optimizer: call sparsify first")
@@ -73,7 +85,7 @@ class DynamicSparsity:
                 f"a run of {total_steps} steps is too short for a topology update every "
                 f"{interval} steps; make it longer, the interval shorter, or stop later"
             )
-        self.topology = Topology(model, optimizer, rule, seed)
+        self.topology = Topology(model, optimizer, rule, seed, criteria=criteria)
         if rule == "granet":
             self._check_pruning()
         self.steps = 0

@@ -89,7 +89,8 @@ class Network:
             carry_state(self.optimizer, self.model.get_submodule(name), layer)
         replace_modules(self.model, replaced)
         self._changed()
-        old, self.topology = self.topology, self.topology.anew(self.model)
+        old = self.topology
+        self.topology = old.of(self.model, self.optimizer)
         # A layer that was full until now has had all of its weights active.
         full = {n: torch.ones_like(mask) for n, mask in self.topology.ever_active.items()}
         state = old.state_dict()
@@ -104,7 +105,9 @@ class Network:
             group["params"] = parameters
         self.optimizer.state.clear()
         start_momenta(self.optimizer)
-        self.topology = self.topology.anew(self.model)
+        old = self.topology
+        self.topology = old.of(self.model, self.optimizer)
+        self.topology.updates = old.updates
 
     def load_momenta(self, state: dict[int, Any]) -> None:
         """Continue from the state in the optimizer's state_dict(); what it is set to stays."""
@@ -145,7 +148,8 @@ def build_network(
     """
     model = build_model(config, info, device, member, sparsity, batches, world)
     optimizer, rate = build_optimizer(config, model, device)
-    topology = Topology(model, optimizer, rule_of(config), member_seed(config.seed, member), world)
+    seed, rule = member_seed(config.seed, member), rule_of(config)
+    topology = Topology(model, optimizer, rule, seed, world, config.criteria)
     fused = runs_fused(config, model, device)
     return Network(model, optimizer, topology, rate, config.norm_decay != "off", world, fused)
 
@@ -222,6 +226,7 @@ def _make_sparse(
         taps=config.taps,
         start_sparsity=config.start_sparsity,
         headroom=HEADROOM if config.topology == "snfs" else 0.0,
+        fan_in=config.fan_in,
     )
     if config.weight_init == "fan-in":
         draw_by_fan_in(model, generator)

@@ -10,7 +10,9 @@ from torch import Tensor
 from sparse_engine.blocks import BlockChoice
 from sparse_engine.distribution import full_plan
 from sparse_engine.errors import InputError
+from sparse_engine.fan_in import constant_mask
 from sparse_kernels import BlockLayout
+from sparse_kernels.layout import block_grid
 from sparse_kernels.reference import block_sums
 
 
@@ -20,6 +22,7 @@ def scored_layouts(
     sparsity: float,
     block: BlockChoice,
     taps: str = "each",
+    fan_in: str = "free",
 ) -> dict[str, BlockLayout | None]:
     """Return the blocks with the highest scores of a network; None for a layer that is full.
 
@@ -29,6 +32,7 @@ def scored_layouts(
             is the sum over its weights over the weights of its layer's average block.
         sparsity: share of all weights that is absent; exact in whole blocks.
         block, taps: see plan_layers.
+        fan_in: "constant" gives every output block of a layer as many of its blocks, within one.
 
     Raises:
         InputError: a layer without scores, scores of another shape or not finite, or a budget too
@@ -51,6 +55,9 @@ def scored_layouts(
     layouts: dict[str, BlockLayout | None] = dict.fromkeys(masks)
     for plan in plans:
         mask = masks[plan.name]
+        if fan_in == "constant":
+            rows = block_grid(plan.shape, plan.block)[0]
+            mask = constant_mask(grouped[plan.name], rows, int(mask.sum()))
         if not mask.all():
             ids = mask.repeat_interleave(plan.group).nonzero().flatten()
             layouts[plan.name] = BlockLayout(plan.shape, plan.block, ids, taps=taps)

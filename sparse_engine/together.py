@@ -18,6 +18,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_engine.criteria import USUAL, Criteria
+from sparse_engine.distributed import ALONE
 from sparse_engine.errors import InputError
 from sparse_engine.grouping import group
 from sparse_engine.layer import SparseLayer
@@ -92,7 +94,12 @@ class GroupTopology(Topology):
     """Topology updates of each member by itself, as if it were trained alone."""
 
     def __init__(
-        self, together: Together, optimizer: Optimizer, rule: str, seeds: Sequence[int]
+        self,
+        together: Together,
+        optimizer: Optimizer,
+        rule: str,
+        seeds: Sequence[int],
+        criteria: Criteria = USUAL,
     ) -> None:
         """Watch the sparse layers.
 
@@ -101,27 +108,26 @@ class GroupTopology(Topology):
             optimizer: of together.parameters().
             rule: "static", "set", "rigl" or "granet".
             seeds: of each member's choices.
+            criteria: what decides between blocks.
         """
         if rule not in RULES:
             raise InputError(f"members train together by {', '.join(RULES)}, not '{rule}'")
         members = nn.ModuleList(together.members)
-        super().__init__(members, optimizer, rule)
+        super().__init__(members, optimizer, rule, criteria=criteria)
         self.seeds = list(seeds)
         self.parts = [
-            Topology(model, _MemberState(optimizer, together, number), rule, seed)  # type: ignore
+            Topology(model, _MemberState(optimizer, together, number), rule, seed, ALONE, criteria)  # type: ignore
             for number, (model, seed) in enumerate(zip(members, seeds, strict=True))
         ]
         for number, part in enumerate(self.parts):
             part.ever_active = {n: self.ever_active[f"{number}.{n}"] for n in part.ever_active}
         self._found = list(together.sparse_layers().values())
 
-    def anew(self, model: nn.Module) -> GroupTopology:
-        """Return the topology of members that were grouped again."""
+    def of(self, model: nn.Module, optimizer: Optimizer | None) -> GroupTopology:
+        """Return the topology of members that were grouped again, with nothing explored yet."""
         assert isinstance(model, Together)
-        assert self.optimizer is not None
-        found = GroupTopology(model, self.optimizer, self.rule, self.seeds)
-        found.updates = self.updates
-        return found
+        assert optimizer is not None
+        return GroupTopology(model, optimizer, self.rule, self.seeds, self.criteria)
 
     @property
     def is_armed(self) -> bool:
@@ -134,7 +140,7 @@ class GroupTopology(Topology):
         Those of a grouped layer are dense between members too: M times the work of an update.
         """
         for grouped, _ in self._found if self.needs_gradient else ():
-            grouped.arm()
+            self._arm(grouped)
 
     def disarm(self) -> None:
         """Stop collecting dense gradients and forget those collected."""

@@ -4,7 +4,7 @@ Sources: SET, Mocanu et al. 2018; SNFS, Dettmers & Zettlemoyer 2019; RigL, Evci 
 Liu et al. 2021 (Boosting Pruning Plasticity); exploration rate, Liu et al. 2021 (ITOP).
 
 SNFS in its paper keeps a momentum of the dense gradient, updated in every step. Here a block's
-score is a momentum of the gradient's L1 norm: one number a block, over the last steps before an
+score is a momentum of the gradient's norm: one number a block, over the last steps before an
 update. So gradients that point to and fro do not cancel.
 """
 
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_engine.budgets import Budget, Swap, gradual, redistributed, steady
+from sparse_engine.criteria import USUAL, Criteria
 from sparse_engine.distributed import ALONE, World
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.fan_in import assert_constant, select_rows
 from sparse_engine.layer import SparseLayer
 from sparse_engine.swap import assert_invariants, select_swap, swap_blocks
 from sparse_engine.update_schedule import UpdateSchedule
+from sparse_kernels.reference import norm_over
 
 GrowScore = Callable[[SparseLayer, torch.Generator], Tensor]
 
@@ -34,7 +37,7 @@ def random_score(layer: SparseLayer, generator: torch.Generator) -> Tensor:
 
 
 def gradient_score(layer: SparseLayer, generator: torch.Generator) -> Tensor:
-    """Score blocks by the L1 norms of the dense weight's gradients (RigL; SNFS over some steps)."""
+    """Score blocks by norms of the dense weight's gradients (RigL; SNFS over some steps)."""
     scores = layer.disarm()
     if scores is None:
         raise RuntimeError(
@@ -77,6 +80,7 @@ class Topology:
         rule: str = "rigl",
         seed: int = 0,
         world: World = ALONE,
+        criteria: Criteria = USUAL,
     ) -> None:
         """Watch the sparse layers of a model.
 
@@ -87,22 +91,24 @@ class Topology:
             seed: the draws of an update depend on it and on the number of updates before.
             world: the processes that train the model together: dense gradients are averaged, one
                 layer at a time, and then scored.
+            criteria: what decides between blocks.
         """
         if rule not in RULES:
             choices = ", ".join(RULES)
             hint = nearest(rule, RULES)
             raise InputError(f"unknown topology rule '{rule}'{hint}; choose from {choices}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+        weighted = (SparseLayer, nn.Linear, nn.Conv2d)
+        self._last = [n for n, m in model.named_modules() if isinstance(m, weighted)][-1:]
         self.optimizer, self.rule, self.seed, self.world = optimizer, rule, seed, world
+        self.criteria = criteria
         self._reduce = world.mean if world.size > 1 else None
         self.updates = 0
         self.ever_active = {n: m.layout.mask().flatten() for n, m in self.layers.items()}
 
-    def anew(self, model: nn.Module) -> Topology:
-        """Return the topology of a model whose layers are new, of which nothing is explored."""
-        found = Topology(model, self.optimizer, self.rule, self.seed, self.world)
-        found.updates = self.updates
-        return found
+    def of(self, model: nn.Module, optimizer: Optimizer | None) -> Topology:
+        """Return a topology of other layers that decides as this one, with nothing explored yet."""
+        return Topology(model, optimizer, self.rule, self.seed, self.world, self.criteria)
 
     @property
     def needs_gradient(self) -> bool:
@@ -117,7 +123,10 @@ class Topology:
     def arm(self) -> None:
         """Collect dense gradients by block from the next backward, if the rule needs them."""
         for layer in self.layers.values() if self.needs_gradient else ():
-            layer.arm(RULES[self.rule].memory, reduce=self._reduce)
+            self._arm(layer)
+
+    def _arm(self, layer: SparseLayer, scores: Tensor | None = None) -> None:
+        layer.arm(RULES[self.rule].memory, scores, self._reduce, self.criteria.score)
 
     def arm_before(self, schedule: UpdateSchedule, step: int) -> None:
         """Collect in step `step` (counted from 1) if an update that looks at it is to come."""
@@ -152,14 +161,29 @@ class Topology:
             swap, group = swaps[name], layer.layout.group
             drop, grow = layer.layout.active // group - swap.kept, swap.active - swap.kept
             if drop or grow:
-                drop_score = layer.values.abs().sum((1, 2))
-                slots, ids = select_swap(layer.layout, drop_score, grow_scores[name], drop, grow)
+                slots, ids = self._select(name, layer, grow_scores[name], drop, grow)
                 swap_blocks(layer, self.optimizer, slots, ids, swap.active * group)
                 assert_invariants(layer, self.optimizer, slots)
+                if self.criteria.fan_in == "constant":
+                    assert_constant(layer.layout, self._ablation(name))
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
         if self.world.size > 1:
             self.world.check_equal(self._checksums(), f"the blocks after update {self.updates}")
+
+    def _select(
+        self, name: str, layer: SparseLayer, grow_score: Tensor, drop: int, grow: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return which slots of a layer change, and the blocks that they get."""
+        norm = self.criteria.score
+        drop_score = norm_over(layer.values, (1, 2), norm)
+        if self.criteria.fan_in == "free":
+            return select_swap(layer.layout, drop_score, grow_score, drop, grow, norm)
+        scores = drop_score, grow_score
+        return select_rows(layer.layout, *scores, drop, grow, norm, self._ablation(name))
+
+    def _ablation(self, name: str) -> float:
+        return 0.0 if name in self._last else self.criteria.ablation
 
     def _checksums(self) -> dict[str, int]:
         """Return a number of which block lives in which slot, by layer; synchronises."""
@@ -177,7 +201,8 @@ class Topology:
         if self.rule == "granet" and pruned is not None:
             return gradual(budgets, rate, pruned)
         if self.rule == "snfs" and budgets:
-            return redistributed(budgets, rate, contributions(self.layers, grow_scores))
+            found = contributions(self.layers, grow_scores, self.criteria.score)
+            return redistributed(budgets, rate, found)
         return steady(budgets, rate)
 
     def exploration_rate(self) -> float:
@@ -207,7 +232,7 @@ class Topology:
             layer = self.layers[name]
             layer.disarm()
             scores = scores.to(layer.layout.device)
-            layer.arm(RULES[self.rule].memory, scores, self._reduce)
+            self._arm(layer, scores)
 
     def _generator(self, layer: SparseLayer, number: int) -> torch.Generator:
         seed = hash((self.seed, self.updates, number)) % 2**63
@@ -215,15 +240,22 @@ class Topology:
 
 
 def contributions(
-    layers: Mapping[str, SparseLayer], scores: Mapping[str, Tensor]
+    layers: Mapping[str, SparseLayer], scores: Mapping[str, Tensor], norm: str = "l1"
 ) -> dict[str, float]:
     """Return the mean score of each layer's active weights (SNFS).
+
+    Layers may differ in blocks, so a norm that grows with a block is taken for each weight: with
+    "l2" the root of the mean square in a block counts, with "max" the norm itself.
 
     The only thing in an update that waits for the device: one copy of a number a layer, because
     the sizes of what the update does depend on it.
     """
     sums = [(scores[n] * m.layout.mask().flatten()).sum() for n, m in layers.items()]
-    sizes = [m.density * math.prod(m.layout.shape) for m in layers.values()]
+    power = {"l1": 1.0, "l2": 0.5, "max": 0.0}[norm]
+    sizes = [
+        m.layout.active * (math.prod(m.layout.shape) / m.layout.total) ** power
+        for m in layers.values()
+    ]
     found = torch.stack(sums).tolist()
     return {n: total / size for n, total, size in zip(layers, found, sizes)}
 

@@ -19,7 +19,7 @@ from sparse_kernels.layout import BlockLayout
 
 
 class GradientProbe:
-    """Collects the L1 norm of the dense gradient of every block of one layer."""
+    """Collects a norm of the dense gradient of every block of one layer."""
 
     def __init__(
         self,
@@ -27,13 +27,15 @@ class GradientProbe:
         like: Tensor,
         memory: float = 1.0,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        norm: str = "l1",
     ) -> None:
         """Watch a layer with `layout` whose values have the dtype and device of `like`.
 
-        Every backward multiplies the scores of those before by `memory`, and adds its own, of the
-        gradient that `reduce` makes of the dense one: its mean over processes, for example.
+        Every backward multiplies the scores of those before by `memory`, and adds its own, a `norm`
+        ("l1", "l2" or "max") of the gradient that `reduce` makes of the dense one: its mean over
+        processes, for example.
         """
-        self.layout, self.memory, self._reduced = layout, memory, reduce
+        self.layout, self.memory, self._reduced, self._norm = layout, memory, reduce, norm
         self.scores: Tensor | None = None
         self.leaf = like.new_zeros(()).expand(layout.shape).detach().requires_grad_()
         # A strong reference would close a circle through autograd, which is never collected.
@@ -54,7 +56,7 @@ class GradientProbe:
         gradient = leaf.grad.float()
         if self._reduced is not None:
             gradient = self._reduced(gradient)
-        scores = reference.block_norms(gradient, self.layout.sizes())
+        scores = reference.block_norms(gradient, self.layout.sizes(), self._norm)
         self.scores = scores if self.scores is None else self.memory * self.scores + scores
         leaf.grad = None
 

@@ -51,22 +51,33 @@ def gather_blocks(dense: Tensor, index: Sequence[Tensor], sizes: Sequence[int]) 
         values = flat.index_select(0, index[0].clamp(max=len(flat) - 1))
         return torch.where(used, values[:, None, None], 0)
     out_block, in_block, tap_h, tap_w = SlotIndex.of(index)
-    places = _whole_blocks(dense, sizes).unflatten(0, (ob, bo)).unflatten(2, (cb, bc))
+    places = _by_block(dense, sizes)
     values = places[out_block.clamp(max=ob - 1), :, in_block, :, tap_h, tap_w]
     return torch.where(used, values.transpose(1, 2), 0).contiguous()
 
 
-def block_norms(dense: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the L1 norm of every block of a weight [O, C, R, S], as [OB * CB * R * S]."""
-    return block_sums(dense.abs(), sizes)
+def norm_over(x: Tensor, dims: int | tuple[int, ...], norm: str = "l1") -> Tensor:
+    """Return the "l1", "l2" or "max" norm of x over some of its dimensions."""
+    if norm == "max":
+        return x.abs().amax(dims)
+    return x.abs().sum(dims) if norm == "l1" else x.square().sum(dims).sqrt()
+
+
+def block_norms(dense: Tensor, sizes: Sequence[int], norm: str = "l1") -> Tensor:
+    """Return a norm of every block of a weight [O, C, R, S], as [OB * CB * R * S]."""
+    return norm_over(_by_block(dense, sizes), (1, 3), norm).flatten()
 
 
 def block_sums(dense: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return the sum over every block of a weight [O, C, R, S], as [OB * CB * R * S]."""
+    return _by_block(dense, sizes).sum((1, 3)).flatten()
+
+
+def _by_block(dense: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return a weight [O, C, R, S] as [OB, BO, CB, BC, R, S]."""
     bo, bc = sizes[4:]
     ob, cb, _, _ = block_grid(sizes[:4], (bo, bc))
-    blocks = _whole_blocks(dense, sizes).unflatten(0, (ob, bo)).unflatten(2, (cb, bc))
-    return blocks.sum((1, 3)).flatten()
+    return _whole_blocks(dense, sizes).unflatten(0, (ob, bo)).unflatten(2, (cb, bc))
 
 
 def _whole_blocks(dense: Tensor, sizes: Sequence[int]) -> Tensor:

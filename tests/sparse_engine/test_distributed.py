@@ -48,7 +48,7 @@ def together(folder, *tasks, size=2):
 def trained(tmp_path_factory):
     """Return the folder of runs of two processes and of one each, and what the first printed."""
     folder = tmp_path_factory.mktemp("runs")
-    tasks = ("rigl", "fp16", "norms", "members", "bytes_sent", "one_norm", "other_topology")
+    tasks = ("rigl", "rows", "fp16", "norms", "members", "bytes_sent", "one_norm", "other_topology")
     codes, printed = together(folder, *tasks)
     assert codes == [0, 0], printed
     with pytest.MonkeyPatch.context() as patch:
@@ -72,7 +72,9 @@ def assert_close_runs(first, second, tolerance):
                 assert torch.allclose(value, other[name], atol=tolerance), name
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("rigl", 1e-5), ("fp16", 3e-3), ("norms", 1e-4)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("rigl", 1e-5), ("rows", 1e-5), ("fp16", 3e-3), ("norms", 1e-4)]
+)
 def test_two_processes_train_what_one_does(name, tolerance, trained, monkeypatch):
     """Gradients that are scored are averaged first, so the blocks are the same."""
     monkeypatch.chdir(trained[0])

@@ -1,6 +1,5 @@
 """Runs whose members train as one network: equal to one after another, resumed, refused."""
 
-import csv
 import functools
 import json
 import math
@@ -21,8 +20,11 @@ from test_resume import (
 )
 
 from sparse_engine.checkpoint import load_file, save_file
+from sparse_engine.config import Config
 from sparse_engine.errors import InputError, RunFailure, Stopped
 from sparse_engine.grouped_network import GroupedNetwork
+from sparse_engine.job import check_parallel
+from sparse_engine.recipes import resolve
 from sparse_engine.train import main
 from sparse_engine.trainer import Trainer
 
@@ -75,7 +77,7 @@ def assert_close_tickets(first, second, tolerance):
     [
         (["--topology", "static"], 1e-5),
         (["--topology", "set"], 1e-5),
-        (["--topology", "rigl", "--label-smoothing", "0.1"], 1e-5),
+        (["--topology", "rigl", "--label-smoothing", "0.1", "--fan-in", "constant"], 1e-5),
         (["--topology", "granet", "--start-sparsity", "0.2"], 1e-5),
         (["--topology", "rigl", "--select", "validation"], 1e-5),
         (["--topology", "rigl", "--weight-init", "fan-in", "--backend", "gemm"], 1e-5),
@@ -202,8 +204,8 @@ def test_a_run_fails_at_a_bad_gradient_of_one_member(monkeypatch):
     break_a_member(monkeypatch, range(7, 99))
     with pytest.raises(
         RunFailure,
-        match="a gradient is not finite at step 7; first layer in backward with one: .*classifier; "
-        "any checkpoint is from before",
+        match=r"a gradient is not finite at step 7; first layer in backward with one: .*classifier;"
+        r" any checkpoint is from before",
     ):
         train("run", *DST, *GROUPED)
 
@@ -235,7 +237,7 @@ def test_checkpoints_hold_members_as_they_are_alone(monkeypatch):
     assert names == {"0", "1", "2"}
     state["model"]["1.hidden1.block_ids"] += 10**6
     save_file(state, Path("out/last.pt"))
-    with pytest.raises(InputError, match="does not fit the data: .*1.hidden1"):
+    with pytest.raises(InputError, match=r"does not fit the data: .*1\.hidden1"):
         main(["--resume", "out"])
 
 
@@ -271,3 +273,9 @@ def test_what_cannot_be_grouped_is_refused(flags, message):
         train("out", *DST, *GROUPED, *flags)
     assert "\n" not in str(found.value)
     assert not Path("out").exists()
+
+
+def test_several_processes_are_refused():
+    config = resolve(Config(method="dst-ensemble", parallel="grouped"))
+    with pytest.raises(InputError, match="--parallel grouped is for one process, found 2; --par"):
+        check_parallel(config, 2)

@@ -19,6 +19,10 @@ FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", 
 RUNS = {
     "rigl": ["--method", "rigl", "--epochs", "4", "--checkpoint-every", "3"],
     "fp16": ["--method", "snfs", "--epochs", "4", "--dtype", "fp16"],
+    "rows": [
+        *("--method", "rigl", "--epochs", "4", "--score", "l2"),
+        *("--fan-in", "constant", "--ablation", "0.7"),
+    ],
     "norms": [
         "--method",
         "static",
