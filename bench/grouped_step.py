@@ -105,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parallel="grouped",
     )
     rows = [
-        measure(resolve(replace(config, sparsity=s)), device, flags.rounds)
-        for s in flags.sparsities
+        measure(resolve(replace(config, sparsity=sparsity)), device, flags.rounds)
+        for sparsity in flags.sparsities
     ]
     print(markdown(COLUMNS, rows))
 
