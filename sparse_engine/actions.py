@@ -7,10 +7,11 @@ name, which the checkpoint holds too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from sparse_engine.config import Config
     from sparse_engine.trainer import Trainer
 
 
@@ -41,6 +42,10 @@ class Action:
         """Return the network's sparsity afterwards, and note that of states kept by name."""
         return sparsity
 
+    def block_after(self, block: str | None, config: Config) -> str | None:
+        """Return --block as the network is cut afterwards."""
+        return block
+
 
 @dataclass(frozen=True)
 class Fresh(Action):
@@ -56,6 +61,10 @@ class Fresh(Action):
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
         """Return that of the new network."""
         return self.sparsity
+
+    def block_after(self, block: str | None, config: Config) -> str | None:
+        """Return that of the new network."""
+        return config.start_block or config.block
 
 
 @dataclass(frozen=True)
@@ -167,6 +176,25 @@ class Prune(Action):
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
         """Return the target."""
         return self.sparsity
+
+
+@dataclass(frozen=True)
+class Coarsen(Action):
+    """Cut the network into coarser blocks (--block) and keep the strongest (see coarsening.py)."""
+
+    block: str
+
+    def __call__(self, run: Trainer) -> None:
+        """Replace the layers; optimizer state inside the blocks that stay is carried over."""
+        from sparse_engine.coarsening import coarse_plans, coarsen
+
+        model = run.network.model
+        plans = coarse_plans(model, replace(run.config, block=self.block))
+        run.network.replace_layers(coarsen(model, plans))
+
+    def block_after(self, block: str | None, config: Config) -> str | None:
+        """Return the coarser one."""
+        return self.block
 
 
 @dataclass(frozen=True)

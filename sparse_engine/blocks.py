@@ -1,13 +1,22 @@
-"""Block sizes as users write them: `32x32`, (32, 32) or `auto`. Imports no torch."""
+"""Block sizes as users write them: `32x32`, (32, 32) or `auto`, for layers by name or for all.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, nearest
 
+# Of one layer.
 BlockChoice = tuple[int, int] | Sequence[int] | str
+# Of a network: one for all layers, or by patterns of their names, the first that matches.
+LayerBlocks = BlockChoice | Mapping[str, BlockChoice]
+# A layer that counts in the budget with all of its weights.
+DENSE = "dense"
 AUTOMATIC_WIDTHS = (128, 64, 32)
 
 
@@ -30,9 +39,30 @@ def layer_block(block: BlockChoice, shape: Sequence[int]) -> tuple[int, int]:
         if isinstance(parsed, str):
             return _widest(shape[0]), _widest(shape[1])
         return parsed
-    if len(block) != 2 or not all(isinstance(b, int) and b > 0 for b in block):
+    sizes = block if isinstance(block, Sequence) else ()
+    if len(sizes) != 2 or not all(isinstance(b, int) and b > 0 for b in sizes):
         raise InputError(f"block must be two positive integers (BO, BC), found {block!r}")
-    return block[0], block[1]
+    return sizes[0], sizes[1]
+
+
+def block_for(name: str, blocks: LayerBlocks) -> BlockChoice:
+    """Return a layer's block, which may be DENSE: of patterns the first that matches its name."""
+    if not isinstance(blocks, Mapping):
+        return blocks
+    for pattern, block in blocks.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            return block
+    raise InputError(f"no block is given for layer '{name}'; add one for '*', all other layers")
+
+
+def check_patterns(blocks: LayerBlocks, names: Collection[str]) -> None:
+    """Raise InputError for a pattern other than `*` that matches none of the layers' names."""
+    for pattern in blocks if isinstance(blocks, Mapping) else ():
+        if pattern != "*" and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                f"block of '{pattern}': no layer that can be sparse has such a name"
+                f"{nearest(pattern, names)}"
+            )
 
 
 def _widest(channels: int) -> int:

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from sparse_engine.blocks import LayerBlocks
 from sparse_engine.criteria import FAN_INS, SCORES, Criteria
+from sparse_engine.erdos_renyi import ErdosRenyi
 from sparse_engine.run_settings import RunSettings, setting
 from sparse_engine.update_schedule import UPDATE_RULES
 
 # Settings of which each may decide the densities anew, in place of those in a file.
-BUDGET = ("distribution", "time_budget", "match", "sparsity", "model", "block", "taps")
+BUDGET = (
+    *("distribution", "erk_power", "time_budget", "match", "sparsity"),
+    *("model", "block", "layer_blocks", "taps"),
+)
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale", "tune")
 # A resumed run may move to other hardware and other paths, and nothing else may change.
@@ -68,6 +73,21 @@ class Config(RunSettings):
         "sparsity", "share of weights that is absent, in [0, 1)", kind=float, least=0, most=0.999999
     )
     block: str | None = setting("sparsity", "BOxBC, 1x1 for unstructured, or auto", kind=str)
+    layer_blocks: Mapping[str, str] | None = setting(
+        "sparsity",
+        "JSON object, pattern of layer names: BOxBC, auto, or dense (full, counts in the budget); "
+        "the first that matches, others have --block",
+        kind=dict,
+    )
+    start_block: str | None = setting(
+        "sparsity", "begin with these finer blocks, BOxBC, and later cut into --block", kind=str
+    )
+    coarsen_at: str | None = setting(
+        "sparsity",
+        "--start-block: share of training (edst, sup-tickets: of the first phase) at which blocks "
+        "become --block; several, such as 0.1,0.3, double them on the way [0.25]",
+        kind=str,
+    )
     taps: str = setting(
         "sparsity",
         "a block's taps are stored or absent each by itself, or all together",
@@ -81,6 +101,14 @@ class Config(RunSettings):
         "erk",
         kind=str,
         choices=("erk", "er", "uniform", "timed"),
+    )
+    erk_power: float = setting(
+        "sparsity",
+        "erk and er: power of the densities, 0 uniform, above 1 less in wide layers",
+        1.0,
+        kind=float,
+        least=0,
+        most=10,
     )
     time_budget: float | None = setting(
         "sparsity",
@@ -255,8 +283,16 @@ class Config(RunSettings):
     )
 
     @property
-    def layer_densities(self) -> str | Mapping[str, float]:
-        """What spreads a sparsity over the layers: what was decided, or a distribution's name."""
+    def blocks(self) -> LayerBlocks:
+        """What each layer is cut into: --layer-blocks, and for all others --block."""
+        named, others = self.layer_blocks or {}, self.block or "1x1"
+        return {**named, "*": named.get("*", others)} if named else others
+
+    @property
+    def layer_densities(self) -> str | ErdosRenyi | Mapping[str, float]:
+        """What spreads a sparsity over the layers: what was decided, or a distribution."""
+        if self.erk_power != 1:
+            return ErdosRenyi(self.distribution == "erk", self.erk_power)
         return self.densities or self.distribution
 
     @property

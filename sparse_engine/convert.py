@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.attention import ProjectedAttention
-from sparse_engine.blocks import BlockChoice
+from sparse_engine.blocks import LayerBlocks
 from sparse_engine.candidates import LINEARS, changeable, dense_layers, skip_reasons
 from sparse_engine.criteria import Criteria
 from sparse_engine.distribution import Distribution, LayerPlan, plan_layers
@@ -31,7 +31,7 @@ def sparsify(
     model: nn.Module,
     sparsity: float = 0.8,
     distribution: Distribution = "erk",
-    block: BlockChoice = (32, 32),
+    block: LayerBlocks = (32, 32),
     skip: Sequence[str] = (),
     init: str | Mapping[str, Tensor] = "magnitude",
     generator: torch.Generator | None = None,
@@ -45,8 +45,11 @@ def sparsify(
     Args:
         model: any nn.Module; build the optimizer after this call.
         sparsity: share of all convolution and linear weights to drop, in [0, 1).
-        distribution: "erk", "er", "uniform", or densities by layer name (see plan_layers).
-        block: (BO, BC), "BOxBC" or "auto"; (1, 1) is unstructured.
+        distribution: "erk", "er", "uniform", an ErdosRenyi of some power, or densities by layer
+            name (see plan_layers).
+        block: (BO, BC), "BOxBC" or "auto"; (1, 1) is unstructured. Or these by patterns of layer
+            names, the first that matches: {"*shortcut*": (1, 1), "conv1": "dense", "*": (32, 32)};
+            a "dense" layer stays an ordinary module and counts in the budget.
         skip: names of layers to leave dense and outside the budget; `*` matches anything.
         init: which blocks stay: "magnitude" (largest L1 norm), "random", or scores of single
             weights by layer name (see starts.py), which choose the layers' densities as well, in
@@ -66,9 +69,9 @@ def sparsify(
         ProjectedAttention.
 
     Raises:
-        InputError: arguments out of range, a skip pattern that matches no layer, a budget that
-            leaves a layer no block, a lazily built layer that has no shape yet, or a model that
-            is wrapped for data-parallel training already.
+        InputError: arguments out of range, a pattern that matches no layer, a budget that leaves a
+            layer no block, a lazily built layer that has no shape yet, or a model that is wrapped
+            for data-parallel training already.
     """
     _check_arguments(model, sparsity, init, taps, start_sparsity, headroom)
     fan_in = Criteria(fan_in=fan_in).fan_in
@@ -105,7 +108,7 @@ def plan_model(
     model: nn.Module,
     sparsity: float,
     distribution: Distribution,
-    block: BlockChoice,
+    block: LayerBlocks,
     skipped: Container[str],
     taps: str = "each",
 ) -> list[LayerPlan]:

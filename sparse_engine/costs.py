@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,23 +82,23 @@ def run_costs(
 
 def planned_densities(config: Config, model: torch.nn.Module, phases: Sequence[Phase]) -> Densities:
     """Return the densities that phases would have, were pruned layers as the distribution says."""
-    by_sparsity: dict[float, dict[str, float]] = {}
 
-    def layers(sparsity: float) -> dict[str, float]:
-        if sparsity not in by_sparsity:
-            plans = plan_network(config, model, sparsity)
-            by_sparsity[sparsity] = {p.name: p.density for p in plans if not p.is_dense}
-        return by_sparsity[sparsity]
+    @cache
+    def layers(sparsity: float, block: str | None) -> dict[str, float]:
+        plans = plan_network(replace(config, block=block), model, sparsity)
+        return {p.name: p.density for p in plans if not p.is_dense}
 
-    found, sparsity, kept = Densities(), 0.0, {}
+    found, sparsity, block, kept = Densities(), 0.0, config.block, {}
     for phase in phases:
         for action in phase.begin:
             sparsity = action.sparsity_after(sparsity, kept)
-        found.phases.append(layers(sparsity))
+            block = action.block_after(block, config)
+        found.phases.append(layers(sparsity, block))
         for action in phase.end:
             sparsity = action.sparsity_after(sparsity, kept)
+            block = action.block_after(block, config)
             if isinstance(action, SaveTicket):
-                found.tickets.append(layers(kept[action.kept] if action.kept else sparsity))
+                found.tickets.append(layers(kept[action.kept] if action.kept else sparsity, block))
     return found
 
 
@@ -131,7 +132,7 @@ def _phase_flops(phase: Phase, sparse: float, dense: float) -> float:
     gradient_steps = RULES[phase.topology.rule].gradient_steps if phase.topology else 0
     if schedule is None or not gradient_steps:
         return teacher + phase.steps * step_flops(sparse, dense, None)
-    dynamic = min(phase.steps, schedule.stop or phase.steps)
+    dynamic = schedule.steps_before_stop(phase.steps)
     each = step_flops(sparse, dense, schedule.interval, gradient_steps)
     return teacher + dynamic * each + (phase.steps - dynamic) * step_flops(sparse, dense, None)
 

@@ -1,23 +1,31 @@
 """How a network's budget of weights is spread over its layers, in whole blocks.
 
-Sources: Erdos-Renyi, Mocanu et al. 2018; its kernel form (ERK), Evci et al. 2020, section 3.
-A budget of seconds is spent in timed.py.
+Erdos-Renyi densities: erdos_renyi.py. A budget of seconds is spent in timed.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sparse_engine.blocks import BlockChoice, layer_block
+from sparse_engine.blocks import (
+    DENSE,
+    BlockChoice,
+    LayerBlocks,
+    block_for,
+    check_patterns,
+    layer_block,
+)
+from sparse_engine.erdos_renyi import ErdosRenyi
 from sparse_engine.errors import InputError, nearest
 from sparse_kernels.layout import block_grid, clamp_block, group_size
 
-DISTRIBUTIONS = ("erk", "er", "uniform")
+BY_NAME = {"erk": ErdosRenyi(), "er": ErdosRenyi(kernel=False), "uniform": ErdosRenyi(power=0.0)}
+DISTRIBUTIONS = tuple(BY_NAME)
 Shape = Sequence[int]
 # By name, or each layer's density, which other sparsities have in proportion.
-Distribution = str | Mapping[str, float]
+Distribution = str | ErdosRenyi | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ def plan_layers(
     shapes: Mapping[str, Shape],
     sparsity: float,
     distribution: Distribution,
-    block: BlockChoice,
+    block: LayerBlocks,
     taps: str = "each",
 ) -> list[LayerPlan]:
     """Spread (1 - sparsity) of all weights over layers, in whole blocks.
@@ -69,9 +77,11 @@ def plan_layers(
     Args:
         shapes: weight shape (O, C[, R, S]) of each layer by name.
         sparsity: share of all weights that is absent, in [0, 1).
-        distribution: "erk", "er", "uniform", or a density for each layer's name, which all are
-            scaled by one factor to meet the sparsity, up to 1.
-        block: (BO, BC) or "auto".
+        distribution: "erk", "er", "uniform", an ErdosRenyi of some power, or a density for each
+            layer's name, which all are scaled by one factor to meet the sparsity, up to 1.
+        block: (BO, BC) or "auto", or these by patterns of layer names, of which the first that
+            matches counts; "dense" there means a layer with all of its weights, which leaves the
+            others less.
         taps: "each" or "all"; with "all" a layer has a whole number of groups of R * S blocks.
 
     Returns:
@@ -79,11 +89,12 @@ def plan_layers(
         miss it by less than the smallest block (or group) that still fits somewhere.
 
     Raises:
-        InputError: unknown distribution, densities of other layers, sparsity out of range, or a
-            budget too small to leave every layer one block.
+        InputError: unknown distribution, densities of other layers, sparsity out of range, a
+            pattern that matches no layer, or a budget too small to leave every layer one block.
     """
-    densities = layer_densities(shapes, sparsity, distribution)
-    full = [full_plan(n, s, block, taps) for n, s in shapes.items()]
+    dense = [name for name in shapes if block_for(name, block) == DENSE]
+    densities = layer_densities(shapes, sparsity, distribution, dense)
+    full = full_plans(shapes, block, taps)
     totals = {p.name: p.total // p.group for p in full}
     size = {p.name: p.weights / totals[p.name] for p in full}
     ideal = {n: densities[n] * totals[n] for n in shapes}
@@ -91,25 +102,52 @@ def plan_layers(
     return [replace(p, active=groups[p.name] * p.group) for p in full]
 
 
+def full_plans(
+    shapes: Mapping[str, Shape], block: LayerBlocks, taps: str = "each"
+) -> list[LayerPlan]:
+    """Return the plans of layers with every block active; arguments as in plan_layers."""
+    check_patterns(block, shapes)
+    return [full_plan(name, shape, block_for(name, block), taps) for name, shape in shapes.items()]
+
+
 def full_plan(name: str, shape: Shape, block: BlockChoice, taps: str = "each") -> LayerPlan:
-    """Return the plan of a layer with every block active."""
+    """Return the plan of a layer with every block active; its block may be DENSE."""
+    if block == DENSE:
+        # One block that spans the weight: every layer keeps one.
+        total = group_size(shape, "all")
+        return LayerPlan(name, tuple(shape), (shape[0], shape[1]), total, total, "all")
     sizes = clamp_block(layer_block(block, shape), shape[0], shape[1])
     total = math.prod(block_grid(shape, sizes))
     return LayerPlan(name, tuple(shape), sizes, total, total, taps)
 
 
 def layer_densities(
-    shapes: Mapping[str, Shape], sparsity: float, distribution: Distribution
+    shapes: Mapping[str, Shape],
+    sparsity: float,
+    distribution: Distribution,
+    dense: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Return each layer's density before rounding to blocks; arguments as in plan_layers."""
+    """Return each layer's density before rounding to blocks.
+
+    Args:
+        shapes, sparsity, distribution: see plan_layers.
+        dense: names of layers with density 1, whatever the distribution says.
+    """
     if not 0 <= sparsity < 1:
         raise InputError(f"sparsity must be at least 0 and below 1, found {sparsity}")
     if not shapes:
         raise InputError("there is no layer to make sparse: no convolution or linear layer is left")
     raw = _raw_densities(shapes, distribution)
-    if distribution == "uniform" or sparsity == 0:
+    if sparsity == 0 or (distribution == "uniform" and not dense):
         return dict.fromkeys(shapes, 1 - sparsity)
-    return scale_to_budget(raw, {n: math.prod(s) for n, s in shapes.items()}, 1 - sparsity)
+    weights = {n: math.prod(s) for n, s in shapes.items()}
+    share = sum(weights[n] for n in dense) / sum(weights.values())
+    if share > 1 - sparsity:
+        raise InputError(
+            f"layers that stay dense ('{dense[0]}', {len(dense)} in all) have {share:.4g} of the "
+            f"weights, and {1 - sparsity:.4g} may stay; lower the sparsity, or give them blocks"
+        )
+    return scale_to_budget(raw, weights, 1 - sparsity, dense)
 
 
 def total_sparsity(plans: Sequence[LayerPlan]) -> float:
@@ -117,21 +155,17 @@ def total_sparsity(plans: Sequence[LayerPlan]) -> float:
     return 1 - sum(p.weights * p.density for p in plans) / sum(p.weights for p in plans)
 
 
-def erk_weight(shape: Shape) -> int:
-    """Return n_in + n_out + k_h + k_w of a weight: its channels, in proportion to which ERK keeps
-    weights."""
-    return sum(shape)
-
-
 def _raw_densities(shapes: Mapping[str, Shape], distribution: Distribution) -> dict[str, float]:
     """Return the densities of layers up to a common factor."""
     if isinstance(distribution, str):
-        if distribution not in DISTRIBUTIONS:
+        if distribution not in BY_NAME:
             raise InputError(
                 f"unknown distribution '{distribution}'{nearest(distribution, DISTRIBUTIONS)}; "
                 f"choose from {', '.join(DISTRIBUTIONS)}"
             )
-        return {n: _raw_density(s, kernel=distribution == "erk") for n, s in shapes.items()}
+        distribution = BY_NAME[distribution]
+    if isinstance(distribution, ErdosRenyi):
+        return {n: distribution.density(s) for n, s in shapes.items()}
     if different := sorted(set(shapes) ^ set(distribution)):
         raise InputError(
             f"the densities are of another network: layer '{different[0]}' is not in both; take "
@@ -149,16 +183,17 @@ def _raw_densities(shapes: Mapping[str, Shape], distribution: Distribution) -> d
     return dict(distribution)
 
 
-def _raw_density(shape: Shape, kernel: bool) -> float:
-    sizes = shape if kernel else shape[:2]
-    return erk_weight(sizes) / math.prod(sizes)
-
-
 def scale_to_budget(
-    raw: Mapping[str, float], weights: Mapping[str, int], density: float
+    raw: Mapping[str, float],
+    weights: Mapping[str, int],
+    density: float,
+    dense: Collection[str] = (),
 ) -> dict[str, float]:
-    """Return min(1, scale * raw), with the scale that makes its mean over all weights `density`."""
-    full: set[str] = set()
+    """Return min(1, scale * raw), with the scale that makes its mean over all weights `density`.
+
+    Layers in `dense` have 1.
+    """
+    full = set(dense)
     while True:
         open_layers = [n for n in raw if n not in full]
         left = density * sum(weights.values()) - sum(weights[n] for n in full)

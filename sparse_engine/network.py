@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.architecture import dense_model, training_pair
-from sparse_engine.blocks import parse_block
 from sparse_engine.budgets import HEADROOM
 from sparse_engine.candidates import skip_reasons
 from sparse_engine.config import Config
@@ -94,7 +93,12 @@ class Network:
         # A layer that was full until now has had all of its weights active.
         full = {n: torch.ones_like(mask) for n, mask in self.topology.ever_active.items()}
         state = old.state_dict()
-        self.topology.load_state_dict({**state, "ever_active": {**full, **state["ever_active"]}})
+        explored = {**full, **state["ever_active"]}
+        # In other blocks a layer begins to explore anew.
+        for name, present in self.topology.ever_active.items():
+            if explored[name].shape != present.shape:
+                explored[name] = present
+        self.topology.load_state_dict({**state, "ever_active": explored})
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Become the network of a state dict, without momentum and with nothing else explored."""
@@ -220,7 +224,7 @@ def _make_sparse(
         model,
         sparsity,
         config.layer_densities,
-        parse_block(config.block),
+        replace(config, block=config.start_block or config.block).blocks,
         init=SCORES[config.start](model, batches) if batches else "random",
         generator=generator,
         taps=config.taps,
@@ -250,7 +254,7 @@ def plan_network(
     config: Config, model: nn.Module, sparsity: float | None = None
 ) -> list[LayerPlan]:
     """Return how build_network cuts a dense model, which may be on the meta device."""
-    block = parse_block(config.block)
     skipped = skip_reasons(model)
     sparsity = config.sparsity if sparsity is None else sparsity
-    return plan_model(model, sparsity or 0.0, config.layer_densities, block, skipped, config.taps)
+    settings = (config.layer_densities, config.blocks, skipped, config.taps)
+    return plan_model(model, sparsity or 0.0, *settings)

@@ -11,14 +11,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.blocks import layer_block
 from sparse_engine.config import Config
-from sparse_engine.distribution import plan_layers
+from sparse_engine.distribution import full_plans, plan_layers
 from sparse_engine.layer import SparseLayer
 from sparse_engine.ranking import select_globally
 from sparse_engine.recut import budget_layers, weight_shape
 from sparse_kernels import BlockLayout
-from sparse_kernels.layout import block_grid, clamp_block, group_size
+from sparse_kernels.layout import block_grid
 from sparse_kernels.reference import block_norms
 
 
@@ -31,23 +30,26 @@ def strongest_layouts(
     Args:
         model: dense or sparse; only blocks that are active now can stay.
         sparsity: of all weights, exactly in whole blocks, every layer keeping one at least.
-        config: `block` for layers that are full now, `prune_scope` ("global" ranks all blocks
+        config: `blocks` for layers that are full now, `prune_scope` ("global" ranks all blocks
             of the network, "layer" those of each layer within the run's distribution).
 
     Raises:
         InputError: the budget leaves a layer without a block.
     """
     layers = dict(budget_layers(model))
-    blocks = {name: _block_of(layer, config) for name, layer in layers.items()}
     shapes = {name: weight_shape(layer) for name, layer in layers.items()}
-    groups = {name: group_size(shape, config.taps) for name, shape in shapes.items()}
+    full = {plan.name: plan for plan in full_plans(shapes, config.blocks, config.taps)}
+    groups = {name: plan.group for name, plan in full.items()}
+    blocks = {
+        name: layer.block if isinstance(layer, SparseLayer) else full[name].block
+        for name, layer in layers.items()
+    }
     scores = {
         name: _scores(layer, blocks[name]).view(-1, groups[name]).mean(1)
         for name, layer in layers.items()
     }
     if config.prune_scope == "layer":
-        block = config.block or "1x1"
-        plans = plan_layers(shapes, sparsity, config.layer_densities, block, config.taps)
+        plans = plan_layers(shapes, sparsity, config.layer_densities, config.blocks, config.taps)
         masks = {plan.name: _top(scores[plan.name], plan.active // plan.group) for plan in plans}
     else:
         weights = {name: math.prod(shape) for name, shape in shapes.items()}
@@ -85,10 +87,3 @@ def _scores(layer: nn.Module, block: tuple[int, int]) -> Tensor:
     norms = layer.values.detach().float().abs().sum((1, 2)) / size
     scores[layer.layout.block_ids.long()] = norms
     return scores[:-1]
-
-
-def _block_of(layer: nn.Module, config: Config) -> tuple[int, int]:
-    if isinstance(layer, SparseLayer):
-        return layer.layout.block
-    shape = tuple(layer.weight.shape)
-    return clamp_block(layer_block(config.block or "1x1", shape), *shape[:2])

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sparse_engine.blocks import BlockChoice
-from sparse_engine.distribution import full_plan
+from sparse_engine.blocks import LayerBlocks
+from sparse_engine.distribution import full_plans
 from sparse_engine.errors import InputError
 from sparse_engine.fan_in import constant_mask
 from sparse_kernels import BlockLayout
@@ -20,7 +20,7 @@ def scored_layouts(
     shapes: Mapping[str, Sequence[int]],
     scores: Mapping[str, Tensor],
     sparsity: float,
-    block: BlockChoice,
+    block: LayerBlocks,
     taps: str = "each",
     fan_in: str = "free",
 ) -> dict[str, BlockLayout | None]:
@@ -35,10 +35,10 @@ def scored_layouts(
         fan_in: "constant" gives every output block of a layer as many of its blocks, within one.
 
     Raises:
-        InputError: a layer without scores, scores of another shape or not finite, or a budget too
-            small to leave every layer one block.
+        InputError: a layer without scores, scores of another shape or not finite, a pattern that
+            matches no layer, or a budget too small to leave every layer one block.
     """
-    plans = [full_plan(name, shape, block, taps) for name, shape in shapes.items()]
+    plans = full_plans(shapes, block, taps)
     grouped = {}
     for plan in plans:
         found = scores.get(plan.name)

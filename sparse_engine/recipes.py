@@ -5,16 +5,18 @@ CIFAR and ImageNet: FreeTickets (Liu et al. 2022), appendix C. The others are ou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparse_engine.blocks import parse_block
+from sparse_engine.blocks import DENSE, parse_block
 from sparse_engine.checkpoint_schedule import check_period
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
 from sparse_engine.grouped_run import check_grouped
 from sparse_engine.methods.baselines import BASELINES, check_baseline
+from sparse_engine.methods.fine_start import USUAL_SHARE, check_fine_start
 from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.options import method_options
 from sparse_engine.methods.registry import DYNAMIC, ENSEMBLES, PRUNING, RUN_COUNTS, check_method
@@ -85,6 +87,7 @@ def resolve(config: Config) -> Config:
     _check_contradictions(config)
     block = config.block or recipe.block
     parse_block(block)
+    _check_layer_blocks(config.layer_blocks or {})
     rule = _rule(config)
     settled = {"sparsity": _sparsity(config), "members": _members(config, recipe), "block": block}
     config = replace(config, **settled)
@@ -93,6 +96,7 @@ def resolve(config: Config) -> Config:
     chosen: dict[str, Any] = {
         "topology": None if rule == "dense" else rule,
         "start_sparsity": _start_sparsity(config, rule),
+        "coarsen_at": config.coarsen_at or (USUAL_SHARE if config.start_block else None),
         "epochs": config.epochs or _epochs(config, recipe),
     }
     for name in ("batch_size", "lr", "weight_decay", "label_smoothing", "norm_decay"):
@@ -101,6 +105,7 @@ def resolve(config: Config) -> Config:
     chosen["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or chosen["epochs"]
     config = replace(config, **{**chosen, **_scaled(config, chosen)})
     check_baseline(config)
+    check_fine_start(config)
     check_grouped(config)
     return config
 
@@ -209,8 +214,18 @@ def _check_contradictions(config: Config) -> None:
         raise InputError("method 'kd-ticket' needs --teacher RUN, the folder of a dense run")
 
 
+def _check_layer_blocks(blocks: Mapping[str, Any]) -> None:
+    """Raise InputError for what is no block; whether there are such layers is known later."""
+    for pattern, block in blocks.items():
+        if block != DENSE:
+            try:
+                parse_block(str(block))
+            except InputError as error:
+                raise InputError(f"layer_blocks: '{pattern}': {error} (or dense)") from None
+
+
 def _check_budget(config: Config) -> None:
-    """Raise InputError for budgets of time or FLOPs that contradict other settings."""
+    """Raise InputError for budgets and densities that contradict other settings."""
     timed, match = config.distribution == "timed", config.match
     if config.densities and not timed:
         raise InputError("densities are of distribution 'timed'; leave them out, or use it")
@@ -228,9 +243,16 @@ def _check_budget(config: Config) -> None:
             "with distribution 'timed' the sparsity is a result of --time-budget: leave --sparsity "
             "out"
         )
-    if not timed and match == "params":
+    power = config.erk_power
+    if power != 1 and config.distribution not in ("erk", "er"):
+        raise InputError(
+            f"--erk-power {power:g} is of distributions erk and er, found '{config.distribution}'"
+        )
+    if not timed and match == "params" and power == 1:
         return
     what = "distribution 'timed'" if timed else f"--match {match}"
+    if power != 1:
+        what = f"--erk-power {power:g}"
     if config.method in ("dense", "deep-ensemble"):
         raise InputError(f"method '{config.method}' is dense, and {what} of sparse networks")
     if config.start != "random":

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparse_engine.distribution import LayerPlan, erk_weight
+from sparse_engine.distribution import LayerPlan
+from sparse_engine.erdos_renyi import erk_weight
 from sparse_engine.errors import InputError
 
 # Numbers of blocks to choose from in a layer: with more blocks than these, neighbours are less

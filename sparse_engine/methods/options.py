@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sparse_engine.blocks import DENSE
 from sparse_engine.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.methods.lottery import usual_rounds
@@ -20,7 +21,8 @@ def usual_scope(config: Config) -> str:
     A block's mean hides how its weights differ within a layer, so between layers their scale
     alone would decide: whole layers would fall to one block.
     """
-    return "global" if config.block == "1x1" else "layer"
+    blocks = {config.block, *(config.layer_blocks or {}).values()}
+    return "global" if blocks - {DENSE} == {"1x1"} else "layer"
 
 
 _PRUNING = {"prune_scope": usual_scope}

@@ -8,6 +8,7 @@ from sparse_engine.blocks import layer_block, parse_block
 from sparse_engine.command_line import parse_flags, run_command
 from sparse_engine.config import FIELDS, TRANSIENT, Config
 from sparse_engine.config_file import check_values, read_config_file
+from sparse_engine.erdos_renyi import ErdosRenyi
 from sparse_engine.errors import InputError, RunFailure, Stopped, nearest
 from sparse_engine.methods.options import DEFAULTS, OWNED
 from sparse_engine.methods.registry import METHODS
@@ -17,7 +18,7 @@ NUMBERS = {n: f.metadata["kind"] for n, f in FIELDS.items() if f.metadata["kind"
 MAY_BE_ZERO = {
     *("seed", "workers", "dropout", "sparsity", "momentum", "weight_decay", "label_smoothing"),
     *("start_sparsity", "downsample_rate", "rewind_point", "input_repetition", "ablation"),
-    "skip_nonfinite",
+    *("skip_nonfinite", "erk_power"),
 }
 CHOICES = {n: f.metadata["choices"] for n, f in FIELDS.items() if "choices" in f.metadata}
 
@@ -219,6 +220,13 @@ def test_null_means_as_the_recipe_says():
         ({"method": "lottery", "start": "grasp"}, "sparse first blocks, method 'lottery' has none"),
         ({"method": "pf", "weight_init": "fan-in"}, "--weight-init fan-in .* 'pf' starts dense"),
         ({"method": "rigl", "start_sparsity": 0.5}, "--start-sparsity is of topology 'granet'"),
+        (
+            {"distribution": "uniform", "erk_power": 2.0},
+            "--erk-power 2 is of distributions erk",
+        ),
+        ({"method": "dense", "erk_power": 2.0}, "'dense' is dense, and --erk-power 2 of sparse"),
+        ({"method": "rigl", "start": "snip", "erk_power": 2.0}, "itself: leave --erk-power 2 out"),
+        ({"method": "pf", "block": "1x1", "erk_power": 0.5}, "use --prune-scope layer"),
         ({"method": "granet", "sparsity": 0.5}, "from --start-sparsity 0.5 to --sparsity 0.5"),
     ],
 )
@@ -293,6 +301,12 @@ def test_given_settings_win_over_the_recipe():
 def test_sparsity_zero_leaves_nothing_to_update(method):
     with pytest.raises(InputError, match="no blocks to update at sparsity 0"):
         resolve(Config(method=method, sparsity=0.0))
+
+
+def test_a_power_of_the_densities():
+    assert resolve(Config(erk_power=0.5)).layer_densities == ErdosRenyi(power=0.5)
+    assert resolve(Config(erk_power=2.0, distribution="er")).layer_densities.kernel is False
+    assert resolve(Config()).layer_densities == "erk"
 
 
 def test_an_ensemble_may_be_of_dense_networks():

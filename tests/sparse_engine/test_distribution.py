@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_engine.distribution import DISTRIBUTIONS, layer_densities, plan_layers
+from sparse_engine.erdos_renyi import ErdosRenyi
 from sparse_engine.errors import InputError
 
 SIZES = st.sampled_from([1, 3, 10, 16, 40, 64, 100])
@@ -102,6 +103,30 @@ def test_erk_counts_the_kernel():
     scale = 0.2 * (2304 + 1024) / ((16 + 16 + 3 + 3) + (16 + 64))
     found = layer_densities(shapes, 0.8, "erk")
     assert found == pytest.approx({"conv": scale * 38 / 2304, "linear": scale * 80 / 1024})
+
+
+def test_a_power_of_erk_by_hand():
+    # Raw densities 38 / 2304 and 80 / 1024, squared; neither layer is full.
+    shapes = {"conv": (16, 16, 3, 3), "linear": (16, 64)}
+    raw = {"conv": (38 / 2304) ** 2, "linear": (80 / 1024) ** 2}
+    scale = 0.1 * (2304 + 1024) / (raw["conv"] * 2304 + raw["linear"] * 1024)
+    found = layer_densities(shapes, 0.9, ErdosRenyi(power=2))
+    assert found == pytest.approx({n: scale * r for n, r in raw.items()})
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_power_goes_from_uniform_over_the_papers_to_narrow_layers(kernel):
+    shapes = {"wide": (256, 256, 3, 3), "narrow": (64, 64, 3, 3)}
+
+    def ratio(distribution):
+        found = layer_densities(shapes, 0.9, distribution)
+        return found["narrow"] / found["wide"]
+
+    assert ratio(ErdosRenyi(kernel, 0.0)) == pytest.approx(1)
+    assert ratio(ErdosRenyi(kernel)) == ratio("erk" if kernel else "er")
+    powers = [ratio(ErdosRenyi(kernel, power)) for power in (0.0, 0.5, 1.0, 1.5)]
+    assert powers == sorted(powers)
+    assert powers[-1] == pytest.approx(powers[2] ** 1.5)
 
 
 def test_blocks_are_clamped_and_chosen_by_layer():
