@@ -40,7 +40,7 @@ def measure(model: str, block: str, sparsity: float, repeats: int) -> tuple[floa
         run = Trainer(config, phases, data, folder, torch.device("cpu"))
         for action in phases[0].begin:
             action(run)
-        run.densities.phases.append(run.network.densities())
+        run.densities.phases += run.network.densities()
         run.progress.begun = True
         write = seconds(lambda: folder.save_checkpoint(state_of(run)), repeats)
         again = Trainer(config, phases, data, folder, torch.device("cpu"))

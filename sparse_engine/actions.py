@@ -25,10 +25,14 @@ class Action:
     """Base of all actions: what the loop and the cost model ask of one."""
 
     needs_gradient: ClassVar[bool] = False
-    saves: ClassVar[int] = 0
     starts_member: ClassVar[bool] = False
     # What a state holds that it keeps under its name.
     keeps: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def saves(self) -> int:
+        """How many tickets it saves."""
+        return 0
 
     @property
     def selects(self) -> bool:
@@ -70,10 +74,18 @@ class Fresh(Action):
 
 @dataclass(frozen=True)
 class SaveTicket(Action):
-    """Save the network as a ticket, or a state that was kept under a name."""
+    """Save the network as a ticket, or a state that was kept under a name.
+
+    members: networks that train as one, each of which is a ticket.
+    """
 
     kept: str | None = None
-    saves: ClassVar[int] = 1
+    members: int = 1
+
+    @property
+    def saves(self) -> int:
+        """One ticket for each member."""
+        return self.members
 
     @property
     def selects(self) -> bool:
@@ -82,10 +94,9 @@ class SaveTicket(Action):
 
     def __call__(self, run: Trainer) -> None:
         """Write member_K.pt."""
-        if self.kept is None:
-            run.save_ticket(run.best or run.present_state())
-        else:
-            run.save_ticket(run.kept[self.kept])
+        found = run.best or run.present_states()
+        for state in found if self.kept is None else [run.kept[self.kept]]:
+            run.save_ticket(state)
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ class Keep(Action):
 
     def __call__(self, run: Trainer) -> None:
         """Copy it."""
-        run.kept[self.name] = run.present_state()
+        [run.kept[self.name]] = run.present_states()
 
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
         """Note the sparsity of the kept state."""
@@ -275,7 +286,7 @@ class Average(Action):
         """Update run.kept."""
         from sparse_engine.averaging import average_states
 
-        kept, present = run.kept.get(self.name), run.present_state()
+        kept, [present] = run.kept.get(self.name), run.present_states()
         if kept is None:
             run.kept[self.name] = {**present, "count": 1}
             return

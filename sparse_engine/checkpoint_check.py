@@ -158,11 +158,16 @@ def check_rest(state: Mapping[str, Any], run: Trainer) -> None:
     check_like(state["optimizer"].get("state"), momenta, "optimizer.state")
     check_topology(state["topology"], network.topology)
     _check_guard(state["guard"], run)
-    _check_accuracy(state["accuracy"], "accuracy")
+    members = len(network.members)
+    demand(len(state["accuracy"]) == members, "accuracy", f"a list of {members}", state["accuracy"])
+    for found in state["accuracy"]:
+        _check_accuracy(found, "accuracy")
     _check_kept(state["kept"], run)
-    if state["best"] is not None:
-        _check_state(state["best"], ("accuracy", "model"), run, "best")
-    _check_densities(state["densities"], progress.phase + progress.begun, progress.tickets)
+    demand(len(state["best"]) in (0, members), "best", f"a list of {members} states, or empty")
+    for found in state["best"]:
+        _check_state(found, ("accuracy", "model"), run, "best")
+    begun = members * (progress.phase + progress.begun)
+    _check_densities(state["densities"], begun, progress.tickets)
     check_like(state["random_state"], torch.get_rng_state(), "random_state")
     device_state = state["device_random_state"]
     fits = isinstance(device_state, Tensor) and device_state.dtype == torch.uint8
@@ -232,7 +237,7 @@ def _check_state(found: Any, keys: Iterable[str], run: Trainer, name: str) -> No
     fits = isinstance(found, Mapping) and found.keys() == set(keys)
     demand(fits, name, f"an object with {', '.join(keys)}")
     _check_accuracy(found["accuracy"], f"{name}.accuracy")
-    check_model(run.network.model, found["model"], f"{name}.model")
+    check_model(run.network.members[0], found["model"], f"{name}.model")
     count = found.get("count", 1)
     demand(type(count) is int and count >= 1, f"{name}.count", "a whole number from 1", count)
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.data.arrays import ImageArrays, ImageFiles
+from sparse_engine.config import Config
+from sparse_engine.data.arrays import DataSet, ImageArrays, ImageFiles
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.folder import FolderLoader, folder_evaluation_batches
-from sparse_engine.data.loader import ArrayLoader, evaluation_batches
+from sparse_engine.data.loader import ArrayLoader, evaluation_batches, split_validation
 from sparse_engine.distributed import World, merged
 from sparse_engine.evaluation_report import named_members
 from sparse_engine.metrics import (
@@ -28,6 +29,18 @@ from sparse_engine.precision import autocast
 from sparse_engine.summary import format_table
 
 Split = ImageArrays | ImageFiles
+
+
+def choosing_split(config: Config, data: DataSet) -> tuple[Split, str, Split]:
+    """Return what a run trains on, and name and images of the split it is evaluated on meanwhile.
+
+    With --select validation these are training images held out, and may choose; else the test
+    split, which never does.
+    """
+    if config.select == "validation":
+        train, held_out = split_validation(data.train, config.validation, config.seed)
+        return train, "validation", held_out
+    return data.train, "test", data.test
 
 
 def training_loader(

@@ -15,11 +15,13 @@ from sparse_engine.costs import run_costs
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.load import load_dataset
-from sparse_engine.data.loader import count_steps, split_validation
+from sparse_engine.data.loader import count_steps
 from sparse_engine.determinism import repeatable
 from sparse_engine.distributed import World, joined
 from sparse_engine.errors import InputError, RunFailure
-from sparse_engine.evaluation import batches, ensemble_metrics, predict
+from sparse_engine.evaluation import batches, choosing_split, ensemble_metrics, predict
+from sparse_engine.grouped_network import start_group
+from sparse_engine.grouped_run import as_one, is_grouped
 from sparse_engine.member_runs import Trained, check_independent, train_members
 from sparse_engine.methods.registry import build_phases
 from sparse_engine.phases import Phase
@@ -79,6 +81,8 @@ def _train(
     teacher = load_teacher(config, data.info, device)
     if config.parallel == "members":
         check_independent(config, phases)
+    if is_grouped(config):
+        _check_group(config, data, device, phases)
     if config.tune:
         if world.is_first:
             print(f"tuned {tune_run(config, data.info, device)}")
@@ -97,6 +101,17 @@ def _train(
         folder.save_result(result)
     print_result(result, found)
     return result
+
+
+def _check_group(
+    config: Config, data: DataSet, device: torch.device, phases: Sequence[Phase]
+) -> None:
+    """Raise InputError if members cannot train as one, which only trying tells for sure."""
+    train, *_ = choosing_split(config, data)
+    try:
+        start_group(config, train, data.info, device, phases[0].steps)
+    except InputError as error:
+        raise InputError(f"--parallel grouped: {error}, without that flag") from None
 
 
 def _own_device(device: torch.device, world: World) -> torch.device:
@@ -126,6 +141,8 @@ def _run(
             return Trainer(config, phases, data, folder, device, teacher)
 
         return train_members(alone, phases, folder, world)
+    if is_grouped(config):
+        phases = [as_one(phases)]
     trainer = Trainer(config, phases, data, folder, device, teacher, world)
     restore(trainer)
     trainer.run()
@@ -141,9 +158,7 @@ def plan_phases(config: Config, train_size: int) -> list[Phase]:
 
 def training_images(config: Config, data: DataSet) -> int:
     """Return how many images are trained on, after the validation split."""
-    if config.select == "validation":
-        return len(split_validation(data.train, config.validation, config.seed)[0])
-    return len(data.train)
+    return len(choosing_split(config, data)[0])
 
 
 def choose_device(config: Config) -> torch.device:
@@ -183,6 +198,11 @@ def check_parallel(config: Config, size: int) -> None:
         raise InputError(
             f"a batch of {config.batch_size} images cannot be shared by {size} processes equally; "
             f"use a multiple of {size} as --batch-size"
+        )
+    if is_grouped(config):
+        raise InputError(
+            f"--parallel grouped is for one process, found {size}; --parallel members gives each "
+            "process whole members"
         )
 
 

@@ -55,6 +55,16 @@ class Network:
     def __post_init__(self) -> None:
         self._changed()
 
+    @property
+    def members(self) -> list[nn.Module]:
+        """The networks that become tickets: the model itself, unless several train as one."""
+        return [self.model]
+
+    @property
+    def stored(self) -> nn.Module:
+        """What a checkpoint holds the state dict of."""
+        return self.model
+
     def _changed(self) -> None:
         """Prepare layers that are new for the way the model runs."""
         if self.fused:
@@ -92,7 +102,7 @@ class Network:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Become the network of a state dict, without momentum and with nothing else explored."""
-        load_state(self.model, state)
+        load_state(self.stored, state)
         self._changed()
         groups = decay_groups(self.model, self.norm_decay)
         for group, parameters in zip(self.optimizer.param_groups, groups, strict=True):
@@ -110,9 +120,9 @@ class Network:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
 
-    def densities(self) -> dict[str, float]:
-        """Return the density of every sparse layer by name."""
-        return model_densities(self.model)
+    def densities(self) -> list[dict[str, float]]:
+        """Return the density of every sparse layer by name, of each member."""
+        return [model_densities(model) for model in self.members]
 
 
 def member_seed(seed: int, member: int) -> int:
@@ -140,6 +150,24 @@ def build_network(
         batches: of starts.start_batches; without any, the blocks of a sparse network are random.
         world: the processes that train it together, each of which builds it alike.
     """
+    model = build_model(config, info, device, member, sparsity, batches, world)
+    optimizer, rate = build_optimizer(config, model, device)
+    seed, rule = member_seed(config.seed, member), rule_of(config)
+    topology = Topology(model, optimizer, rule, seed, world, config.criteria)
+    fused = runs_fused(config, model, device)
+    return Network(model, optimizer, topology, rate, config.norm_decay != "off", world, fused)
+
+
+def build_model(
+    config: Config,
+    info: DatasetInfo,
+    device: torch.device,
+    member: int = 0,
+    sparsity: float | None = None,
+    batches: Sequence[Batch] = (),
+    world: World = ALONE,
+) -> nn.Module:
+    """Return a fresh model by itself; arguments as of build_network."""
     seed = member_seed(config.seed, member)
     torch.manual_seed(seed)
     model = dense_model(config, info)
@@ -148,9 +176,14 @@ def build_network(
         _make_sparse(model, config, sparsity, torch.Generator().manual_seed(seed), batches)
     if config.sync_batch_norm and world.size > 1:
         model = synchronise(model, device)
-    model = model.to(device=device, memory_format=torch.channels_last)
-    norm_decay = config.norm_decay != "off"
-    decayed, *others = decay_groups(model, norm_decay)
+    return model.to(device=device, memory_format=torch.channels_last)
+
+
+def build_optimizer(
+    config: Config, model: nn.Module, device: torch.device
+) -> tuple[torch.optim.Optimizer, Tensor]:
+    """Return a model's optimizer, and the learning rate that it reads in every step."""
+    decayed, *others = decay_groups(model, config.norm_decay != "off")
     rate = torch.tensor(config.lr, device=device)
     optimizer = torch.optim.SGD(
         [{"params": decayed}, *({"params": group, "weight_decay": 0.0} for group in others)],
@@ -160,10 +193,12 @@ def build_network(
         fused=True,
     )
     start_momenta(optimizer)
-    rule = config.topology if config.topology in RULES else "static"
-    topology = Topology(model, optimizer, rule, seed, world, config.criteria)
-    fused = runs_fused(config, model, device)
-    return Network(model, optimizer, topology, rate, norm_decay, world, fused)
+    return optimizer, rate
+
+
+def rule_of(config: Config) -> str:
+    """Return the rule of a run's topology updates."""
+    return config.topology if config.topology in RULES else "static"
 
 
 def runs_fused(config: Config, model: nn.Module, device: torch.device) -> bool:

@@ -14,6 +14,7 @@ from sparse_engine.checkpoint_schedule import check_period
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
+from sparse_engine.grouped_run import check_grouped
 from sparse_engine.methods.baselines import BASELINES, check_baseline
 from sparse_engine.methods.fine_start import USUAL_SHARE, check_fine_start
 from sparse_engine.methods.freetickets import schedule_for
@@ -106,6 +107,7 @@ def resolve(config: Config) -> Config:
     config = replace(config, **{**chosen, **_scaled(config, chosen)})
     check_baseline(config)
     check_fine_start(config)
+    check_grouped(config)
     return config
 
 

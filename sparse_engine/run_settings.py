@@ -74,10 +74,11 @@ class RunSettings:
     )
     parallel: str = setting(
         "run",
-        "several processes (torchrun) share each batch, or the members of an ensemble",
+        "processes (torchrun) share each batch, or the members of an ensemble; or members are "
+        "grouped: one process trains all as one network",
         "data",
         kind=str,
-        choices=("data", "members"),
+        choices=("data", "members", "grouped"),
     )
     sync_batch_norm: bool = setting(
         "run", "batch-norm statistics over the images of all processes", False, kind=bool

@@ -25,7 +25,7 @@ from sparse_engine.modules import SparseConv2d, SparseLinear
 from sparse_kernels import BlockLayout
 from sparse_kernels.reference import gather_blocks, scatter_blocks
 
-UNGROUPED = "run the members one by one (grouped=False)"
+UNGROUPED = "run the members one by one"
 
 
 class Stack(NamedTuple):

@@ -18,10 +18,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_engine.criteria import USUAL, Criteria
+from sparse_engine.distributed import ALONE
 from sparse_engine.errors import InputError
 from sparse_engine.grouping import group
 from sparse_engine.layer import SparseLayer
-from sparse_engine.stacking import Stack, diagonal_layout
+from sparse_engine.stacking import UNGROUPED, Stack, diagonal_layout
 from sparse_engine.topology import Topology
 
 RULES = ("static", "set", "rigl", "granet")
@@ -59,6 +61,16 @@ class Together(nn.Module):
         """Map a batch of N inputs for each member, [M, N, ...], to logits [M, N, K]."""
         return self.network(x)
 
+    def training_pair(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [M, N, K] and labels [M, N] of members' batches, one after another.
+
+        Args:
+            x: [M * N, ...].
+            y: [M * N].
+        """
+        members = len(self._models)
+        return self(x.unflatten(0, (members, -1))), y.unflatten(0, (members, -1))
+
     def train(self, mode: bool = True) -> Together:
         """Set the mode of the group and of the models."""
         for model in self._models:
@@ -78,11 +90,16 @@ class Together(nn.Module):
         return [model.get_submodule(name) for model in self._models] if name in known else []
 
 
-class GroupTopology:
+class GroupTopology(Topology):
     """Topology updates of each member by itself, as if it were trained alone."""
 
     def __init__(
-        self, together: Together, optimizer: Optimizer, rule: str, seeds: Sequence[int]
+        self,
+        together: Together,
+        optimizer: Optimizer,
+        rule: str,
+        seeds: Sequence[int],
+        criteria: Criteria = USUAL,
     ) -> None:
         """Watch the sparse layers.
 
@@ -91,33 +108,55 @@ class GroupTopology:
             optimizer: of together.parameters().
             rule: "static", "set", "rigl" or "granet".
             seeds: of each member's choices.
+            criteria: what decides between blocks.
         """
         if rule not in RULES:
             raise InputError(f"members train together by {', '.join(RULES)}, not '{rule}'")
-        self.together, members = together, together.members
+        members = nn.ModuleList(together.members)
+        super().__init__(members, optimizer, rule, criteria=criteria)
+        self.seeds = list(seeds)
         self.parts = [
-            Topology(model, _MemberState(optimizer, together, number), rule, seed)  # type: ignore
+            Topology(model, _MemberState(optimizer, together, number), rule, seed, ALONE, criteria)  # type: ignore
             for number, (model, seed) in enumerate(zip(members, seeds, strict=True))
         ]
+        for number, part in enumerate(self.parts):
+            part.ever_active = {n: self.ever_active[f"{number}.{n}"] for n in part.ever_active}
+        self._found = list(together.sparse_layers().values())
+
+    def of(self, model: nn.Module, optimizer: Optimizer | None) -> GroupTopology:
+        """Return the topology of members that were grouped again, with nothing explored yet."""
+        assert isinstance(model, Together)
+        assert optimizer is not None
+        return GroupTopology(model, optimizer, self.rule, self.seeds, self.criteria)
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether the next backward collects dense gradients."""
+        return any(grouped.is_armed for grouped, _ in self._found)
 
     def arm(self) -> None:
         """Collect dense gradients from the next backward, if the rule needs them.
 
         Those of a grouped layer are dense between members too: M times the work of an update.
         """
-        if self.parts[0].needs_gradient:
-            for layer, _ in self.together.sparse_layers().values():
-                layer.arm()
+        for grouped, _ in self._found if self.needs_gradient else ():
+            self._arm(grouped)
+
+    def disarm(self) -> None:
+        """Stop collecting dense gradients and forget those collected."""
+        for grouped, _ in self._found:
+            grouped.disarm()
 
     def update(self, rate: float, pruned: float | None = None) -> None:
         """Update every member's blocks; arguments as of Topology.update."""
-        found = self.together.sparse_layers().values()
-        for grouped, layers in found:
+        for grouped, layers in self._found:
             if grouped.is_armed:
                 _hand_out(grouped, layers)
-        for topology in self.parts:
-            topology.update(rate, pruned)
-        for grouped, layers in found:
+        for part in self.parts:
+            part.updates = self.updates
+            part.update(rate, pruned)
+        self.updates = self.parts[0].updates
+        for grouped, layers in self._found:
             fresh = _diagonal(grouped, layers)
             grouped.layout.update_(fresh.block_ids, fresh.active)
 
@@ -150,7 +189,10 @@ def _share(grouped: nn.Module, layers: Sequence[nn.Module]) -> None:
     for key, tensor in {**grouped._parameters, **grouped._buffers}.items():
         for member, layer in enumerate(layers):
             own = getattr(layer, key)
-            if own is None or own.ndim == 0:
+            if own is None:
+                continue
+            if own.ndim == 0:
+                own.data = tensor.data  # a norm's count of batches, the same for all
                 continue
             rows = tensor if tensor.ndim > own.ndim else tensor.unflatten(0, (len(layers), -1))
             own.data = rows.data[member][tuple(slice(size) for size in own.shape)]
@@ -158,7 +200,7 @@ def _share(grouped: nn.Module, layers: Sequence[nn.Module]) -> None:
 
 def _share_sparse(name: str, grouped: SparseLayer, layers: Sequence[Any]) -> None:
     if not all(isinstance(layer, SparseLayer) for layer in layers):
-        raise InputError(f"layer '{name}' is sparse in some members only; train them one by one")
+        raise InputError(f"layer '{name}' is sparse in some members only; {UNGROUPED}")
     parts = grouped.values.data.split([layer.layout.slots for layer in layers])
     for member, (layer, values) in enumerate(zip(layers, parts, strict=True)):
         layer.values.data = values

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from statistics import fmean
 from typing import Any, NoReturn
 
 import torch
@@ -17,13 +18,15 @@ from sparse_engine.checkpoint_schedule import CheckpointSchedule
 from sparse_engine.config import Config
 from sparse_engine.costs import Densities
 from sparse_engine.data.arrays import DataSet
-from sparse_engine.data.loader import split_validation
 from sparse_engine.distributed import ALONE, World
 from sparse_engine.downsampling import is_downsampled, some_smaller
+from sparse_engine.epoch import broken, row_of
 from sparse_engine.errors import RunFailure, Stopped
-from sparse_engine.evaluation import batches, predict_together, training_loader
-from sparse_engine.finite import FiniteGuard, diagnose, first_bad_layer
-from sparse_engine.metrics import accuracy, negative_log_likelihood
+from sparse_engine.evaluation import batches, choosing_split, predict_together, training_loader
+from sparse_engine.finite import FiniteGuard, diagnose
+from sparse_engine.grouped_network import start_group
+from sparse_engine.grouped_run import is_grouped
+from sparse_engine.metrics import accuracy
 from sparse_engine.network import Network, build_network, member_seed
 from sparse_engine.phases import Phase
 from sparse_engine.recut import saved_densities, without_unused_slots
@@ -62,16 +65,13 @@ class Trainer:
         """
         self.config, self.phases, self.data = config, phases, data
         self.folder, self.device, self.teacher, self.world = folder, device, teacher, world
-        train, self.split, self.held_out = data.train, "test", data.test
-        if config.select == "validation":
-            train, self.held_out = split_validation(train, config.validation, config.seed)
-            self.split = "validation"
-        self.train_split = train
+        self.train_split, self.split, self.held_out = choosing_split(config, data)
         self.progress = Progress()
-        self.best: dict[str, Any] | None = None
+        # Of each member that trains, where several do as one network.
+        self.accuracies = [0.0] * (config.members if is_grouped(config) else 1)
+        self.best: list[dict[str, Any]] = []
         self.kept: dict[str, dict[str, Any]] = {}
         self.densities = Densities()
-        self.accuracy = 0.0
         self.guard = FiniteGuard(device, config.dtype == "fp16", config.skip_nonfinite)
         self.schedule = CheckpointSchedule(config.checkpoint_every)
         self._since: float | None = None
@@ -105,7 +105,7 @@ class Trainer:
         if not self.progress.begun:
             for action in phase.begin:
                 action(self)
-            self.densities.phases.append(self.network.densities())
+            self.densities.phases += self.network.densities()
             self.progress.begun = True
             if self.progress.step == 0:
                 self._save_checkpoint()
@@ -125,9 +125,17 @@ class Trainer:
         self.guard.begin_at(progress.step)
 
     def start_member(self, member: int, sparsity: float | None = None) -> None:
-        """Go on with a fresh network, whose seed and data order are those of a member."""
+        """Go on with a fresh network, whose seed and data order are those of a member.
+
+        Members that train as one all start, one after another, as they would alone.
+        """
         self.progress.member = member
         config, info, world = self.config, self.data.info, self.world
+        if is_grouped(config):
+            place, steps = (self.train_split, info, self.device), self.phases[0].steps
+            self.network, self.whole_loader = start_group(config, *place, steps, sparsity)
+            self.loader = self.whole_loader
+            return
         seed = member_seed(config.seed, member)
         self.whole_loader = training_loader(
             self.train_split, info, config.batch_size, self.device, seed, config.workers
@@ -141,9 +149,13 @@ class Trainer:
             # Dropout drops other activations of other images.
             torch.manual_seed(member_seed(seed, world.rank))
 
-    def present_state(self) -> dict[str, Any]:
-        """Return a copy of the network's state dict, with its accuracy on the held-out split."""
-        return {"accuracy": self.accuracy, "model": copy_of(self.network.model.state_dict())}
+    def present_states(self) -> list[dict[str, Any]]:
+        """Return a copy of each member's state dict, with its accuracy on the held-out split."""
+        return [self._present_state(number) for number in range(len(self.accuracies))]
+
+    def _present_state(self, number: int) -> dict[str, Any]:
+        model = copy_of(self.network.members[number].state_dict())
+        return {"accuracy": self.accuracies[number], "model": model}
 
     def state_of(self, model: nn.Module) -> dict[str, Any]:
         """Return the same of another model."""
@@ -152,9 +164,10 @@ class Trainer:
     def save_ticket(self, state: dict[str, Any]) -> None:
         """Write the next member_K.pt."""
         self.progress.tickets += 1
-        ticket = without_unused_slots(self.network.model, state["model"])
+        model = self.network.members[0]
+        ticket = without_unused_slots(model, state["model"])
         self.folder.save_member(self.progress.tickets, ticket)
-        self.densities.tickets.append(saved_densities(self.network.model, ticket))
+        self.densities.tickets.append(saved_densities(model, ticket))
         if self.world.is_first:
             tqdm.write(
                 f"ticket {self.progress.tickets}: {self.split} accuracy {state['accuracy']:.4f} "
@@ -190,7 +203,7 @@ class Trainer:
                 self._check_steps()
                 self._save_checkpoint()
                 self._stop_if_asked()
-        self.mean_loss = self.guard.mean()
+        self.mean_loss = self.guard.mean() / len(self.network.members)
         self.world.share_buffers(self.network.model)
         self._count_seconds()
         self._since = None
@@ -250,43 +263,27 @@ class Trainer:
     def _close_epoch(self, phase: Phase, bar: tqdm) -> None:
         """Evaluate, log, end the phase if it is over, and write a checkpoint."""
         progress = self.progress
-        probabilities, labels = self._predict(self.network.model)
-        self._check_predictions(probabilities)
-        found = self.accuracy = accuracy(probabilities, labels)
-        bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{found:.4f}")
-        is_best = self.best is None or found > self.best["accuracy"]
-        if phase.selects and self.split == "validation" and is_best:
-            self.best = self.present_state()
-        self.folder.add_row(
-            {
-                "epoch": -(-progress.step // self.loader.steps_per_epoch),
-                "step": progress.step,
-                "phase": phase.name,
-                "learning_rate": f"{float(self.network.rate):.6g}",
-                "train_loss": f"{self.mean_loss:.6f}",
-                "split": self.split,
-                "nll": f"{negative_log_likelihood(probabilities, labels):.6f}",
-                "accuracy": f"{found:.6f}",
-                "exploration_rate": f"{self.network.topology.exploration_rate():.6f}",
-                "train_seconds": f"{progress.train_seconds:.3f}",
-            }
-        )
+        predicted = [self._predict(model) for model in self.network.members]
+        if (found := broken(self, predicted)) is not None:
+            self._fail(found)
+        self.accuracies = [accuracy(*pair) for pair in predicted]
+        mean = fmean(self.accuracies)
+        bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{mean:.4f}")
+        if phase.selects and self.split == "validation":
+            self._keep_best()
+        self.folder.add_row(row_of(self, phase, predicted))
         if progress.phase_step == phase.steps:
             for action in phase.end:
                 action(self)
-            self.best = None
+            self.best = []
             progress.phase, progress.phase_step, progress.begun = progress.phase + 1, 0, False
         self._save_checkpoint()
 
-    def _check_predictions(self, probabilities: Tensor) -> None:
-        """Raise RunFailure if the last update has broken the weights."""
-        if not bool(torch.isfinite(probabilities).all()):
-            x = self.whole_loader.batch(self.progress.step - 1)[0]
-            layer = first_bad_layer(self.network.model.eval(), x)
-            self._fail(
-                f"predictions are not finite at step {self.progress.step}; "
-                f"first layer with such an output: {layer}"
-            )
+    def _keep_best(self) -> None:
+        """Remember the present state of every member that was never better."""
+        for number, found in enumerate(self.accuracies):
+            if len(self.best) == number or found > self.best[number]["accuracy"]:
+                self.best[number : number + 1] = [self._present_state(number)]
 
     def _predict(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         size = 2 * self.config.batch_size

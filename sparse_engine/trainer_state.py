@@ -70,13 +70,13 @@ def state_of(run: Trainer) -> dict[str, Any]:
     return {
         "config": run.config.saved(),
         "progress": asdict(run.progress),
-        "model": run.network.model.state_dict(),
+        "model": run.network.stored.state_dict(),
         "optimizer": run.network.optimizer.state_dict(),
         "topology": run.network.topology.state_dict(),
         "guard": run.guard.state_dict(),
         "best": run.best,
         "kept": run.kept,
-        "accuracy": run.accuracy,
+        "accuracy": run.accuracies,
         "densities": asdict(run.densities),
         "random_state": torch.get_rng_state(),
         "device_random_state": torch.cuda.get_rng_state(run.device) if on_gpu else None,
@@ -112,17 +112,17 @@ def _continue(run: Trainer, state: dict[str, Any]) -> None:
     run.progress = Progress(**state["progress"])
     run.start_member(run.progress.member)
     network = run.network
-    check_model(network.model, state["model"])
+    check_model(network.stored, state["model"])
     # They are needed in the end: better told now than after hours.
     for number in range(1, run.progress.tickets + 1):
-        check_model(network.model, run.folder.load_member(number), f"ticket {number}")
+        check_model(network.members[0], run.folder.load_member(number), f"ticket {number}")
     network.load(state["model"])
     check_rest(state, run)
     network.load_momenta(state["optimizer"]["state"])
     network.topology.load_state_dict(state["topology"])
     run.guard.load_state_dict(state["guard"])
     run.best, run.kept = state["best"], state["kept"]
-    run.accuracy = state["accuracy"]
+    run.accuracies = state["accuracy"]
     run.densities = Densities(**state["densities"])
     if not run.world.is_first:
         torch.manual_seed(member_seed(run.progress.step, run.world.rank))
@@ -151,7 +151,14 @@ def _load(folder: RunFolder) -> dict[str, Any] | None:
 def _read(path: Path) -> dict[str, Any]:
     state = load_file(path, *KEYS)
     check_like(state["progress"], asdict(Progress()), f"checkpoint '{path}': progress")
-    return state
+    return {**state, **{name: _listed(state[name]) for name in ("accuracy", "best")}}
+
+
+def _listed(found: Any) -> list[Any]:
+    """Return a list of one for each member, where older checkpoints have the one by itself."""
+    if isinstance(found, list):
+        return found
+    return [] if found is None else [found]
 
 
 def _check_configuration(run: Trainer, saved: Any) -> None:
