@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sparse_engine.blocks import LayerBlocks
-from sparse_engine.criteria import FAN_INS, SCORES, Criteria
-from sparse_engine.erdos_renyi import ErdosRenyi
 from sparse_engine.run_settings import RunSettings, setting
-from sparse_engine.update_schedule import UPDATE_RULES
+from sparse_engine.sparsity_settings import SparsitySettings
 
-# Settings of which each may decide the densities anew, in place of those in a file.
-BUDGET = (
-    *("distribution", "erk_power", "time_budget", "match", "sparsity"),
-    *("model", "block", "layer_blocks", "taps"),
-)
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale", "tune")
 # A resumed run may move to other hardware and other paths, and nothing else may change.
@@ -37,7 +28,7 @@ MOVABLE = (
 
 
 @dataclass(frozen=True)
-class Config(RunSettings):
+class Config(SparsitySettings, RunSettings):
     """Everything a run depends on. None means: as the recipe of the data set says."""
 
     dataset: str = setting(
@@ -68,134 +59,6 @@ class Config(RunSettings):
 
     model: str | None = setting("model", "wrn28-10, resnet18, torchvision/NAME, ...", kind=str)
     dropout: float = setting("model", "dropout rate", 0.0, kind=float, least=0, most=0.99)
-
-    sparsity: float | None = setting(
-        "sparsity", "share of weights that is absent, in [0, 1)", kind=float, least=0, most=0.999999
-    )
-    block: str | None = setting("sparsity", "BOxBC, 1x1 for unstructured, or auto", kind=str)
-    layer_blocks: Mapping[str, str] | None = setting(
-        "sparsity",
-        "JSON object, pattern of layer names: BOxBC, auto, or dense (full, counts in the budget); "
-        "the first that matches, others have --block",
-        kind=dict,
-    )
-    start_block: str | None = setting(
-        "sparsity", "begin with these finer blocks, BOxBC, and later cut into --block", kind=str
-    )
-    coarsen_at: str | None = setting(
-        "sparsity",
-        "--start-block: share of training (edst, sup-tickets: of the first phase) at which blocks "
-        "become --block; several, such as 0.1,0.3, double them on the way [0.25]",
-        kind=str,
-    )
-    taps: str = setting(
-        "sparsity",
-        "a block's taps are stored or absent each by itself, or all together",
-        "each",
-        kind=str,
-        choices=("each", "all"),
-    )
-    distribution: str = setting(
-        "sparsity",
-        "layer densities; timed spends --time-budget by measured times",
-        "erk",
-        kind=str,
-        choices=("erk", "er", "uniform", "timed"),
-    )
-    erk_power: float = setting(
-        "sparsity",
-        "erk and er: power of the densities, 0 uniform, above 1 less in wide layers",
-        1.0,
-        kind=float,
-        least=0,
-        most=10,
-    )
-    time_budget: float | None = setting(
-        "sparsity",
-        "timed: seconds of all sparsifiable convolutions and linear layers, forward and gradients, "
-        "over those of the dense ones; sparsity is a result",
-        kind=float,
-        above=0,
-        most=1,
-    )
-    match: str = setting(
-        "sparsity",
-        "what --sparsity S counts: weights, test FLOPs or measured layer time are 1 - S of dense",
-        "params",
-        kind=str,
-        choices=("params", "flops", "time"),
-    )
-    densities: Mapping[str, float] | None = setting(
-        "sparsity", "JSON object, density by layer name: what timed decided in a run", kind=dict
-    )
-    start: str = setting(
-        "sparsity",
-        "first blocks; snip and grasp choose them, and the layer densities, from a few batches",
-        "random",
-        kind=str,
-        choices=("random", "snip", "grasp"),
-    )
-    weight_init: str = setting(
-        "sparsity",
-        "weights of sparse layers as drawn for dense ones, or by active fan-in of each channel",
-        "dense",
-        kind=str,
-        choices=("dense", "fan-in"),
-    )
-    topology: str | None = setting(
-        "sparsity", "update rule of ensembles", kind=str, choices=UPDATE_RULES
-    )
-    score: str = setting(
-        "sparsity",
-        "norm of a block's weights, and of its gradient, that decides what updates drop and grow",
-        "l1",
-        kind=str,
-        choices=SCORES,
-    )
-    fan_in: str = setting(
-        "sparsity",
-        "constant: all output blocks of a layer have as many blocks, within one",
-        "free",
-        kind=str,
-        choices=FAN_INS,
-    )
-    ablation: float = setting(
-        "sparsity",
-        "constant fan-in: share of salient blocks below which an output block loses all",
-        0.0,
-        kind=float,
-        least=0,
-        most=1,
-    )
-    start_sparsity: float | None = setting(
-        "sparsity",
-        "granet begins with this sparsity and prunes to --sparsity [0.5]",
-        kind=float,
-        least=0,
-        most=0.999999,
-    )
-    prune_scope: str | None = setting(
-        "sparsity",
-        "pruning ranks all blocks together, or those of each layer [1x1 global, else layer]",
-        kind=str,
-        choices=("global", "layer"),
-    )
-    update_interval: int | None = setting(
-        "sparsity", "steps between topology updates [scales with the run]", kind=int, least=1
-    )
-    drop: float | None = setting(
-        "sparsity", "share of active blocks an update replaces", kind=float, above=0, most=1
-    )
-    drop_schedule: str | None = setting(
-        "sparsity", "of the drop rate", kind=str, choices=("constant", "cosine")
-    )
-    stop: float | None = setting(
-        "sparsity",
-        "share of a phase that saves a ticket after which topology is fixed",
-        kind=float,
-        above=0,
-        most=1,
-    )
 
     members: int | None = setting("ensemble", "tickets", kind=int, least=1, most=1000)
     escape: float | None = setting(
@@ -287,24 +150,6 @@ class Config(RunSettings):
     label_smoothing: float | None = setting(
         "optimisation", "of the training loss", kind=float, least=0, most=0.99
     )
-
-    @property
-    def blocks(self) -> LayerBlocks:
-        """What each layer is cut into: --layer-blocks, and for all others --block."""
-        named, others = self.layer_blocks or {}, self.block or "1x1"
-        return {**named, "*": named.get("*", others)} if named else others
-
-    @property
-    def layer_densities(self) -> str | ErdosRenyi | Mapping[str, float]:
-        """What spreads a sparsity over the layers: what was decided, or a distribution."""
-        if self.erk_power != 1:
-            return ErdosRenyi(self.distribution == "erk", self.erk_power)
-        return self.densities or self.distribution
-
-    @property
-    def criteria(self) -> Criteria:
-        """What decides which blocks an update drops and grows."""
-        return Criteria(self.score, self.fan_in, self.ablation)
 
     def saved(self) -> dict[str, Any]:
         """Return what config.json holds: every setting that decides the result."""

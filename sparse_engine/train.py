@@ -13,11 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from sparse_engine.command_line import parse_flags, run_command
-from sparse_engine.config import BUDGET, MOVABLE, Config
+from sparse_engine.config import MOVABLE, Config
 from sparse_engine.config_file import read_config_file
 from sparse_engine.errors import InputError
 from sparse_engine.recipes import resolve
 from sparse_engine.run_folder import RunFolder
+from sparse_engine.sparsity_settings import BUDGET
 
 
 def main(arguments: Sequence[str]) -> None:

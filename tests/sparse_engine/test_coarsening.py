@@ -22,6 +22,7 @@ from sparse_engine.methods.registry import build_phases
 from sparse_engine.network import build_network, dense_model, plan_network
 from sparse_engine.recipes import resolve
 from sparse_engine.recut import weight_parameter
+from sparse_engine.regroup import find_order
 from sparse_engine.train import main
 from sparse_engine.trainer import Trainer
 from sparse_engine.update_schedule import UpdateSchedule
@@ -174,9 +175,9 @@ def test_densities_that_scores_have_chosen_stay():
     images = torch.randn(32, 1, 8, 8, generator=generator)
     labels = torch.randint(10, (32,), generator=generator)
     network = build_network(config, INFO, torch.device("cpu"), batches=[(images, labels)])
-    before = network.densities()
+    (before,) = network.densities()
     network.replace_layers(coarsen(network.model, coarse_plans(network.model, config)))
-    for name, density in network.densities().items():
+    for name, density in network.densities()[0].items():
         total = network.model.get_submodule(name).layout.total
         assert density == pytest.approx(before.get(name, 1.0), abs=1.5 / total)
 
@@ -207,6 +208,50 @@ def test_a_run_resumed_across_a_cut_equals_one_that_was_not_cut_off(step, monkey
     one, other = (load_file(Path(f, "last.pt"), "topology")["topology"] for f in ("whole", "out"))
     assert one["updates"] == other["updates"] > 0
     assert all(torch.equal(m, other["ever_active"][n]) for n, m in one["ever_active"].items())
+
+
+@pytest.mark.parametrize("fuse", ["off", "on"])
+def test_regrouping_at_a_cut_keeps_more_and_leaves_the_function(fuse):
+    config = config_for(regroup=True, start_block="1x1", block="8x8", fuse=fuse, sparsity=0.7)
+    network = build_network(replace(config, block="1x1"), INFO, torch.device("cpu"))
+    with torch.no_grad():
+        for layer in network.topology.layers.values():
+            layer.values.copy_(layer.values**3)  # a few strong ones
+    network.optimizer.step()
+    before = {n: m.values.detach().abs().sum() for n, m in network.topology.layers.items()}
+    images = torch.randn(8, 1, 8, 8)
+    expected = network.model.eval()(images)
+    plans = {p.name: None if p.is_dense else p for p in coarse_plans(network.model, config)}
+    found = find_order(network.model, plans)
+    network.topology.forget(found.order.layers)
+    found.order.apply_(network.model, network.optimizer)
+    assert torch.allclose(network.model(images), expected, atol=1e-4)
+    network.replace_layers(coarsen(network.model, coarse_plans(network.model, config)))
+    after = {n: m.values.detach().abs().sum() for n, m in network.topology.layers.items()}
+    shares = {name: float(after[name] / before[name]) for name in before}
+    assert shares == pytest.approx({n: found.after[n] for n in shares}, abs=1e-3)
+    assert sum(found.after.values()) > 1.02 * sum(found.before.values())
+    assert network.topology.exploration_rate() < 0.5
+
+
+@pytest.mark.parametrize("rest", [[], ["--parallel", "data", "--fuse", "on"]])
+def test_a_regrouped_run_resumes_across_its_cut(rest, monkeypatch):
+    flags = ["--method", "rigl", "--epochs", "4", "--sparsity", "0.6", "--regroup", *rest]
+    train(*flags, "--out", "whole")
+    save = Trainer._save_checkpoint
+
+    def save_and_die(self):
+        save(self)
+        if self.progress.step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", save_and_die)
+        with pytest.raises(Killed):
+            train(*flags, "--out", "out", "--checkpoint-every", "1")
+    main(["--resume", "out"])
+    one, other = (load_file(Path(f, "member_1.pt"), "model")["model"] for f in ("whole", "out"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(
