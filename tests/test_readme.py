@@ -1,7 +1,9 @@
-"""README's example runs as printed, and its file tree names every module."""
+"""README's example runs as printed, its file tree names every module, its flags exist."""
 
 import re
 from pathlib import Path
+
+from sparse_engine.config import FIELDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,3 +24,19 @@ def test_the_file_tree_names_every_module():
     for folder in (ROOT / "kernels" / "sparse_kernels", ROOT / "sparse_engine"):
         for path in folder.glob("*.py"):
             assert path.name in tree or path.name == "__init__.py", path
+
+
+def test_every_flag_that_is_told_of_exists():
+    known = {f"--{name.replace('_', '-')}" for name in FIELDS}
+    for folder in ("sparse_engine", "bench", "docs", "examples"):
+        for path in (ROOT / folder).rglob("*.py"):
+            source = path.read_text(encoding="utf-8")
+            known |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source))
+    known |= {"--nproc-per-node", "--help"}
+    for name in ("README.md", "docs/training.md", "docs/blocks.md"):
+        told = flags_of((ROOT / name).read_text(encoding="utf-8"))
+        assert told <= known, (name, told - known)
+
+
+def flags_of(text):
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text))
