@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from sparse_engine.config import Config
 from sparse_engine.costs import run_costs
 from sparse_engine.data.catalog import dataset_info
 from sparse_engine.errors import InputError
-from sparse_engine.job import check_regroup, choose_device, plan_phases
+from sparse_engine.job import check_regroup, choose_device, on_backend, plan_phases
 from sparse_engine.phases import Phase
 from sparse_engine.result import backend_shares, backends_in_words, describe, print_json
 from sparse_engine.settle import settled
@@ -21,7 +23,11 @@ def dry_run(config: Config) -> None:
 
     Budgets of time are measured all the same, and the times kept for the run.
     """
-    device = choose_device(config)
+    with on_backend(config):
+        _dry_run(config, choose_device(config))
+
+
+def _dry_run(config: Config, device: torch.device) -> None:
     if config.data_dir and not config.download and not Path(config.data_dir).is_dir():
         raise InputError(f"data folder '{config.data_dir}' does not exist")
     info = dataset_info(config.dataset, config.data_dir)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ from sparse_engine.tickets import load_tickets
 from sparse_engine.trainer import Trainer
 from sparse_engine.trainer_state import restore
 from sparse_engine.tune import tune_run
-from sparse_kernels.backend import VARIABLE, BackendError, check_backend
+from sparse_kernels.backend import BackendError, check_backend, forced_backend
 
 
 def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | None:
@@ -55,7 +55,7 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         InputError: before anything is written; RunFailure: after the last good checkpoint;
             Stopped: by a signal, after a checkpoint.
     """
-    with repeatable(config.deterministic):
+    with repeatable(config.deterministic), on_backend(config):
         return _train_together(config, folder)
 
 
@@ -173,9 +173,12 @@ def choose_device(config: Config) -> torch.device:
         check_backend(config.backend, device)
     except BackendError as error:
         raise InputError(str(error)) from None
-    if config.backend != "auto":
-        os.environ[VARIABLE] = config.backend
     return device
+
+
+def on_backend(config: Config) -> AbstractContextManager[None]:
+    """Run what is inside on a configuration's backend; `auto` is what the environment says."""
+    return nullcontext() if config.backend == "auto" else forced_backend(config.backend)
 
 
 def check_regroup(config: Config, info: DatasetInfo) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,6 +207,16 @@ def test_static_keeps_its_blocks_and_trains_their_values(run):
     assert same_blocks(start, ticket)
     assert not torch.equal(start["hidden1.values"], ticket["hidden1.values"])
     assert len(set(column("out", "exploration_rate"))) == 1
+
+
+@pytest.mark.parametrize("rest", [[], ["--dry-run"]])
+def test_a_backend_is_that_of_its_run_alone(rest, run, monkeypatch):
+    for before in (None, "masked"):
+        if before:
+            monkeypatch.setenv("SPARSE_ENGINE_BACKEND", before)
+        flags = ["--method", "static", "--block", "16x16", "--epochs", "1", *rest]
+        assert run(f"out-{before}", *flags, "--backend", "gemm")["backend"] == "gemm"
+        assert os.environ.get("SPARSE_ENGINE_BACKEND") == before
 
 
 def test_dense_has_no_sparse_layer(run):
