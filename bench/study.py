@@ -24,7 +24,8 @@ from sparse_engine.errors import InputError, RunFailure
 def main(arguments: Sequence[str]) -> None:
     """Read the study, then make runs, or time them, or write what there is."""
     options = _parser().parse_args(arguments)
-    if (options.budget or 1) <= 0 or min(options.processes, options.threads) < 1:
+    budget = 1.0 if options.budget is None else options.budget
+    if not budget > 0 or min(options.processes, options.threads) < 1:
         raise InputError("--budget, --processes and --threads must be above 0")
     study = read_study(options.study)
     path = options.table or options.study.with_suffix(".csv")

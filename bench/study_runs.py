@@ -115,7 +115,7 @@ class Runner:
     def stop(self) -> None:
         """Begin no other run, and let those at work stop after a checkpoint."""
         self._over.set()
-        for child in self._children:
+        for child in list(self._children):
             child.send_signal(signal.SIGTERM)
 
     def _make(self, run: Run) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import bench.study
+import bench.study_runs
 from bench.small_data import averaged, cut
 from bench.study import main
 from bench.study_grid import Data, read_study
@@ -134,52 +135,71 @@ def test_files_that_are_none_are_told_in_one_line(tmp_path):
         )
 
 
-def test_runs_are_made_once_and_failed_ones_again(tmp_path, capsys):
-    grid = {**DIGITS["grids"]["blocks"], "seeds": 1}
-    path = study_file(tmp_path, grids={"blocks": grid})
+# In place of a training, which takes seconds: it fails in block 16x16 unless `mended` is there.
+FAKE = """
+import json, pathlib, sys, time
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+folder = pathlib.Path(given.get("--resume") or given["--out"])
+settings = json.loads(pathlib.Path(f"{folder}.json").read_text())
+if settings["block"] == "16x16" and not (folder.parent / "mended").exists():
+    sys.exit("failed: on purpose")
+folder.mkdir(exist_ok=True)
+(folder / "config.json").write_text(json.dumps(settings))
+if "--resume" not in given:
+    (folder / "last.pt").write_text("")
+    time.sleep(60 if settings["block"] == "4x4" else 0)
+result = {"accuracy": 0.5, "member_accuracy": [0.4, 0.5], "train_seconds": 6.0, "epochs": 2,
+          "peak_memory_bytes": 1e6, "device": "cpu"}
+(folder / "metrics.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(bench.study_runs, "TRAIN", (sys.executable, "-c", FAKE))
+
+
+def test_a_run_is_a_training_and_a_row(tmp_path, capsys):
+    grids = {"g": {"settings": {"method": "set", "block": "8x8"}, "seeds": [3]}}
+    path = study_file(tmp_path, grids=grids)
     command = [str(path), "--data-dir", str(digits(tmp_path)), "--out", str(tmp_path / "out")]
-    command += ["--device", "cpu", "--processes", "2"]
-    victim = read_study(path).runs()[0].key
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / f"{victim}.json").mkdir()  # its settings cannot be written
-    with pytest.raises(IsADirectoryError):
-        main(command)
-    (tmp_path / "out" / f"{victim}.json").rmdir()
-    main(command)
+    main([*command, "--device", "cpu"])
     with (tmp_path / "tiny.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert sorted(row["key"] for row in rows) == sorted(r.key for r in read_study(path).runs())
-    assert {row["block"] for row in rows} == {"8x8", "16x16"}
-    for row in rows:
-        assert 0 <= float(row["accuracy"]) <= 1
-        assert float(row["seconds_per_epoch"]) > 0
-        assert row["dataset"] == "digits-128-50"
+        (row,) = csv.DictReader(file)
+    assert row["key"] == read_study(path).runs()[0].key
+    known = {"block": "8x8", "seed": "3", "method": "set", "dataset": "digits-128-50"}
+    assert {name: row[name] for name in known} == known
+    assert 0 <= float(row["accuracy"]) <= 1
+    assert float(row["seconds_per_epoch"]) > 0
+    assert json.loads(row["settings"])["sparsity"] == 0.5
     assert not list((tmp_path / "out").glob("*/last.pt"))
-    capsys.readouterr()
-    main(command)
-    assert "0 of 2 runs to make" in capsys.readouterr().out
 
 
-def test_a_run_that_fails_is_named_and_leaves_no_row(tmp_path):
-    diverging = {"model": "mlp", "epochs": 2, "sparsity": 0.5, "lr": 1e30}
-    grids = {"g": {"settings": {"method": "static", "block": "8x8"}, "seeds": 1}}
-    path = study_file(tmp_path, settings=diverging, grids=grids)
+def test_finished_runs_stay_and_failed_ones_are_made_again(tmp_path, fake, capsys):
+    path = study_file(tmp_path)
     command = [str(path), "--data-dir", str(digits(tmp_path)), "--out", str(tmp_path / "out")]
-    with pytest.raises(RunFailure, match=r"1 runs failed, see .*\.log"):
-        main([*command, "--device", "cpu"])
-    assert not (tmp_path / "tiny.csv").exists()
+    with pytest.raises(RunFailure, match=r"2 runs failed, see .*\.log"):
+        main([*command, "--processes", "3"])
+    assert {row["block"] for row in Table(tmp_path / "tiny.csv").rows.values()} == {"8x8"}
+    assert "exit 1, failed: on purpose" in capsys.readouterr().out
+    (tmp_path / "out" / "mended").touch()
+    main([*command, "--processes", "3"])
+    assert "2 of 4 runs to make" in capsys.readouterr().out
+    rows = Table(tmp_path / "tiny.csv").rows
+    assert set(rows) == {run.key for run in read_study(path).runs()}
+    assert {row["member_accuracy"] for row in rows.values()} == {"0.45"}
+    assert {row["seconds_per_epoch"] for row in rows.values()} == {"3"}
 
 
-def test_a_run_that_is_stopped_is_resumed(tmp_path, monkeypatch):
-    grids = {"g": {"settings": {"method": "static", "block": "8x8", "epochs": 4000}, "seeds": 1}}
+def test_a_run_that_is_stopped_is_resumed(tmp_path, fake):
+    grids = {"g": {"settings": {"method": "static", "block": "4x4"}, "seeds": 1}}
     study = read_study(study_file(tmp_path, grids=grids))
-    cut(digits(tmp_path) / "digits.npz", tmp_path / f"{study.data.name}.npz", (128, 50), None)
     runner = Runner(study, Table(tmp_path / "t.csv"), tmp_path / "out", str(tmp_path), "cpu")
     folder = tmp_path / "out" / study.runs()[0].key
 
     def stop_after_a_checkpoint():
         while not (folder / "last.pt").exists():
-            time.sleep(0.05)
+            time.sleep(0.02)
         runner.stop()
 
     watcher = threading.Thread(target=stop_after_a_checkpoint)
@@ -188,17 +208,19 @@ def test_a_run_that_is_stopped_is_resumed(tmp_path, monkeypatch):
     watcher.join()
     assert runner.failed == []
     assert runner.table.rows == {}
-    given = []
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: given.append(command) or Ended())
     Runner(study, runner.table, runner.out, runner.data_dir, "cpu").run(1)
-    assert given[0][-2:] == ["--resume", str(folder)]
+    assert set(runner.table.rows) == {folder.name}
 
 
-class Ended:
-    """A process that ended with an error at once."""
-
-    def wait(self):
-        return 1
+def test_a_budget_ends_a_study_without_a_failure(tmp_path, fake):
+    grids = {"g": {"settings": {"method": "static", "block": "4x4"}, "seeds": 2}}
+    path = study_file(tmp_path, grids=grids)
+    command = [str(path), "--data-dir", str(digits(tmp_path)), "--out", str(tmp_path / "out")]
+    main([*command, "--budget", "0.5"])
+    assert not (tmp_path / "tiny.csv").exists()
+    for wrong in ("0", "-1"):
+        with pytest.raises(InputError, match="must be above 0"):
+            main([*command, "--budget", wrong])
 
 
 def test_the_times_are_of_every_point_and_its_whole_training(tmp_path):
