@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from sparse_engine.actions import Coarsen, Fresh
+from sparse_engine.actions import Fresh
 from sparse_engine.blocks import AUTOMATIC_WIDTHS, parse_block
 from sparse_engine.config import Config
+from sparse_engine.cuts import Coarsen
 from sparse_engine.errors import InputError
 from sparse_engine.learning_rate import Part
 from sparse_engine.phases import Phase, split_steps

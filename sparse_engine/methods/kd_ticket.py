@@ -5,8 +5,9 @@ their values are those of the initialisation, or of an early step (KD rewinding)
 has the teacher's seed; and it is trained with the teacher's soft labels.
 """
 
-from sparse_engine.actions import CutAsTeacher, Fresh, SaveTicket
+from sparse_engine.actions import Fresh, SaveTicket
 from sparse_engine.config import Config
+from sparse_engine.cuts import CutAsTeacher
 from sparse_engine.learning_rate import LearningRate, Part
 from sparse_engine.losses import Distillation
 from sparse_engine.methods.freetickets import schedule_for

@@ -6,8 +6,9 @@ go back to those at 5 % of the run, and this ticket is trained M times with diff
 
 from __future__ import annotations
 
-from sparse_engine.actions import Keep, Prune, Restore, Rewind, SaveTicket
+from sparse_engine.actions import Keep, Restore, Rewind, SaveTicket
 from sparse_engine.config import Config
+from sparse_engine.cuts import Prune
 from sparse_engine.methods.rewinding import POINT, dense_run, regrouping
 from sparse_engine.phases import Phase, split_steps
 

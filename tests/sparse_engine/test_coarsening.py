@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_engine.actions import Coarsen
 from sparse_engine.checkpoint import load_file
 from sparse_engine.coarsening import coarse_plans, coarsen
 from sparse_engine.config import Config
+from sparse_engine.cuts import Coarsen
 from sparse_engine.data.catalog import dataset_info
 from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer
@@ -186,9 +186,8 @@ class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
-@pytest.mark.parametrize("step", [4, 5, 10, 13])
-def test_a_run_resumed_across_a_cut_equals_one_that_was_not_cut_off(step, monkeypatch):
-    flags = ["--method", "rigl", "--epochs", "4", "--sparsity", "0.6", "--update-interval", "3"]
+def whole_and_resumed(step, monkeypatch, *flags):
+    """Train into `whole`, and into `out` with a kill at a step; return the tickets' states."""
     train(*flags, "--out", "whole")
     save = Trainer._save_checkpoint
 
@@ -202,7 +201,13 @@ def test_a_run_resumed_across_a_cut_equals_one_that_was_not_cut_off(step, monkey
         with pytest.raises(Killed):
             train(*flags, "--out", "out", "--checkpoint-every", "1")
     main(["--resume", "out"])
-    one, other = (load_file(Path(f, "member_1.pt"), "model")["model"] for f in ("whole", "out"))
+    return [load_file(Path(f, "member_1.pt"), "model")["model"] for f in ("whole", "out")]
+
+
+@pytest.mark.parametrize("step", [4, 5, 10, 13])
+def test_a_run_resumed_across_a_cut_equals_one_that_was_not_cut_off(step, monkeypatch):
+    flags = ["--method", "rigl", "--epochs", "4", "--sparsity", "0.6", "--update-interval", "3"]
+    one, other = whole_and_resumed(step, monkeypatch, *flags)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     one, other = (load_file(Path(f, "last.pt"), "topology")["topology"] for f in ("whole", "out"))
@@ -237,20 +242,7 @@ def test_regrouping_at_a_cut_keeps_more_and_leaves_the_function(fuse):
 @pytest.mark.parametrize("rest", [[], ["--parallel", "data", "--fuse", "on"]])
 def test_a_regrouped_run_resumes_across_its_cut(rest, monkeypatch):
     flags = ["--method", "rigl", "--epochs", "4", "--sparsity", "0.6", "--regroup", *rest]
-    train(*flags, "--out", "whole")
-    save = Trainer._save_checkpoint
-
-    def save_and_die(self):
-        save(self)
-        if self.progress.step == 5:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save_checkpoint", save_and_die)
-        with pytest.raises(Killed):
-            train(*flags, "--out", "out", "--checkpoint-every", "1")
-    main(["--resume", "out"])
-    one, other = (load_file(Path(f, "member_1.pt"), "model")["model"] for f in ("whole", "out"))
+    one, other = whole_and_resumed(5, monkeypatch, *flags)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from sparse_engine import sparsify
-from sparse_engine.actions import CutAsTeacher, Prune, Regroup, Rewind
+from sparse_engine.actions import Rewind
 from sparse_engine.checkpoint import load_file
 from sparse_engine.config import Config
 from sparse_engine.convert import dense_state_dict, plan_model
+from sparse_engine.cuts import CutAsTeacher, Prune, Regroup
 from sparse_engine.errors import InputError
 from sparse_engine.layer import SparseLayer, magnitude_layout
 from sparse_engine.models.build import build_model
