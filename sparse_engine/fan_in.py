@@ -1,8 +1,8 @@
 """Constant fan-in: every row of blocks of a layer has as many active blocks, within one.
 
 A row is an output block. Its equal share makes rows equal work, and keeps every output connected.
-Source: SRigL, Lasby et al. 2023 (Dynamic Sparse Training with Structured Sparsity), section 3,
-whose rows are neurons and whose blocks are weights. Blocks are counted in groups, which are single
+Source: SRigL, Lasby et al. 2023 (Dynamic Sparse Training with Structured Sparsity), whose rows
+are neurons and whose blocks are weights. Blocks are counted in groups, which are single
 blocks, or with taps="all" the blocks of all taps.
 
 Everything an update needs is tensor arithmetic of fixed shapes: nothing waits for the device.
@@ -54,7 +54,7 @@ def fill_rows(kept: Tensor, grow: Tensor, active: int, open_rows: Tensor | None 
 def salient_rows(
     kept: Tensor, grow: Tensor, active: int, fan_in: Tensor, ablation: float
 ) -> Tensor:
-    """Return which rows are not ablated, bool [OB] (section 3, steps 3 and 4).
+    """Return which rows are not ablated, bool [OB] (SRigL's neuron ablation).
 
     Salient are the groups that survive the drop, and of all others those with the best grow scores,
     `active` in all: what the layer would have after the same update with free fan-in. A row is
