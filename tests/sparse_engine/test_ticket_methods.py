@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_engine import actions
+from sparse_engine import actions, cuts
 from sparse_engine.checkpoint import load_file
 from sparse_engine.config import Config
 from sparse_engine.config_file import read_config_file
@@ -200,7 +200,7 @@ def test_lottery_tickets_go_back_to_early_weights(block, point, run, monkeypatch
 
 
 def test_learning_rate_rewinding_keeps_the_weights(run, monkeypatch):
-    rewinds, prunings = watch(monkeypatch, actions.Rewind), watch(monkeypatch, actions.Prune)
+    rewinds, prunings = watch(monkeypatch, actions.Rewind), watch(monkeypatch, cuts.Prune)
     flags = ["--rounds", "1", "--rewind-point", "0.2", "--rewind", "learning-rate"]
     run("out", "--method", "lottery", "--epochs", "18", *flags, "--block", "8x8")
     assert not rewinds
@@ -222,7 +222,7 @@ def test_lottery_rounds_prune_equal_shares_and_may_all_be_tickets(run):
 @BLOCKS
 def test_ltr_members_are_one_ticket_trained_apart(block, run, monkeypatch):
     kept, starts = watch(monkeypatch, actions.Keep), watch(monkeypatch, actions.Restore)
-    prunings = watch(monkeypatch, actions.Prune)
+    prunings = watch(monkeypatch, cuts.Prune)
     flags = ["--rounds", "3", "--members", "2", "--rewind-point", "0.2", "--block", block]
     run("out", "--method", "ltr", "--epochs", "14", "--sparsity", "0.6", *flags)
     (_, _, early, _), (_, _, ticket, _) = kept
@@ -238,7 +238,7 @@ def test_ltr_members_are_one_ticket_trained_apart(block, run, monkeypatch):
 
 
 def test_pf_members_are_pruned_from_networks_of_their_own(run, monkeypatch):
-    prunings = watch(monkeypatch, actions.Prune)
+    prunings = watch(monkeypatch, cuts.Prune)
     run("out", "--method", "pf", "--members", "2", "--epochs", "12", "--block", "4x4")
     (_, one, _, first), (_, other, _, second) = prunings
     assert not torch.equal(one["hidden1.weight"], other["hidden1.weight"])
@@ -261,12 +261,12 @@ def test_kd_tickets_are_cut_as_their_teacher_from_its_own_start(block, point, ru
         patch.setattr(Trainer, "_close_epoch", remember)
         run("teacher", "--method", "dense", "--epochs", "10", "--seed", "3")
     start = weights_of(build_network(config_of("teacher"), TABLE["digits"], CPU).model)
-    cuts = watch(monkeypatch, actions.CutAsTeacher)
+    found_cuts = watch(monkeypatch, cuts.CutAsTeacher)
     flags = ["--teacher", "teacher", "--rewind-point", point, "--block", block, "--seed", "3"]
     found = run("out", "--method", "kd-ticket", "--epochs", "10", "--sparsity", "0.6", *flags)
     (teacher,) = ticket_models("teacher")
     layouts = strongest_layouts(teacher, 0.6, config_of("out"))
-    ((_, _, after, masks),) = cuts
+    ((_, _, after, masks),) = found_cuts
     origin = early[epoch - 1] if epoch else start
     for name, layout in layouts.items():
         assert (masks[name] is None) == (layout is None)
