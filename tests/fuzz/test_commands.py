@@ -106,9 +106,10 @@ def configurations(draw):
     if draw(st.integers(0, 9)) == 0:
         return draw(st.text(max_size=40) | JSON.map(json.dumps))
     settings_ = {"model": "mlp", "batch_size": 256, "block": "8x8", "device": "cpu"}
-    for name in draw(st.lists(st.sampled_from(list(FIELDS)), min_size=1, max_size=5)):
+    for name in draw(st.lists(st.sampled_from(list(FIELDS)), min_size=1, max_size=4)):
         kind = FIELDS[name].metadata["kind"]
-        value = draw(usual(name)) if kind in (str, int, float) else draw(JSON)
+        value = draw(st.booleans() | JSON if kind is bool else usual(name))
+        value = draw(JSON) if kind is dict else value
         if draw(st.integers(0, 5)) == 0:
             value = draw(JSON)
         elif kind in (int, float) and isinstance(value, str):
