@@ -10,45 +10,23 @@ single networks fused as a run has them; on a CPU in fp32. They take turns; rati
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from bench.tables import markdown
 from bench.timing import STEP, clock_of, in_turn, quantile
+from bench.trainer_step import trainer_step
 from sparse_engine.config import Config
 from sparse_engine.data.arrays import ImageArrays
 from sparse_engine.data.catalog import TABLE
-from sparse_engine.finite import FiniteGuard
 from sparse_engine.grouped_network import start_group
-from sparse_engine.network import Network, build_network
+from sparse_engine.network import build_network
 from sparse_engine.recipes import resolve
-from sparse_engine.step import TrainingStep
 
 COLUMNS = ("sparsity", "one by one, ms", "as one, ms", "as one / one by one")
 INFO = TABLE["cifar10"]
-
-
-def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum over members of the mean cross-entropy."""
-    mean = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
-    return mean * logits.shape[:-2].numel()
-
-
-def step_of(network: Network, config: Config, images: int) -> Callable[[], None]:
-    """Return a network's training step on random images."""
-    device = network.rate.device
-    x = torch.randn(images, INFO.channels, INFO.height, INFO.width, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.randint(INFO.classes, (images,), device=device)
-    network.model.train()
-    graph = device.type == "cuda"
-    step = TrainingStep(network, loss, FiniteGuard(device), config.dtype, graph)
-    return partial(step, x, y)
 
 
 def measure(config: Config, device: torch.device, rounds: int) -> list[str]:
@@ -59,8 +37,10 @@ def measure(config: Config, device: torch.device, rounds: int) -> list[str]:
     group, _ = start_group(config, split, INFO, device, steps=1)
     alone = [build_network(config, INFO, device, member) for member in range(members)]
     contenders = {
-        "as one": {"step": step_of(group, config, members * batch)},
-        "one by one": {f"{n}": step_of(own, config, batch) for n, own in enumerate(alone)},
+        "as one": {"step": trainer_step(group, config, INFO, members * batch)},
+        "one by one": {
+            f"{n}": trainer_step(own, config, INFO, batch) for n, own in enumerate(alone)
+        },
     }
     # Three steps before a graph is recorded, and that one.
     times = in_turn(

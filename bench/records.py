@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,22 @@ class Records:
             csv.DictWriter(file, COLUMNS).writerow(row)
         self.rows.append(row)
         return row
+
+
+def append_row(path: Path, columns: Sequence[str], values: Mapping[str, Any]) -> Row:
+    """Append a row to a CSV, which is made with its folder if it is not there; return its cells.
+
+    Columns not given stay empty.
+    """
+    row = {name: text_of(values.get(name)) for name in columns}
+    fresh = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+    return row
 
 
 def best_dense(rows: Iterable[Row], subject: str, phase: str) -> dict[str, Any]:

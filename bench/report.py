@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+from bench import tables
 from bench.figures import draw_all
 from bench.records import REPORTS, Row, file_name, read_all
 from bench.tables import latest, sections, speed_table
@@ -32,10 +33,7 @@ def with_block(text: str, block: str) -> str:
     Raises:
         InputError: it has no marks.
     """
-    if BEGIN not in text or END not in text:
-        raise InputError(f"README.md needs the marks {BEGIN} and {END} around its speed table")
-    head, rest = text.split(BEGIN, 1)
-    return head + block + rest.split(END, 1)[1]
+    return tables.with_block(text, (BEGIN, END), block, "README.md", "its speed table")
 
 
 def by_device(rows: list[Row]) -> dict[str, list[Row]]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.config import Config
-from sparse_engine.config_file import check_values
+from sparse_engine.config_file import check_values, read_json
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.recipes import resolve
 
@@ -101,14 +101,7 @@ def read_study(path: Path) -> Study:
     Raises:
         InputError: no such file, no JSON, unknown names, or settings that contradict each other.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"study '{path}' does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"study '{path}' cannot be read: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"study '{path}' is not JSON: {error}") from None
+    found = read_json(path, "study")
     where = f"study '{path}'"
     found = _object(found, where, ("title", "data", "settings", "grids"), ("data", "grids"))
     data = _data(found["data"], f"{where}, data")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.records import environment, now, text_of
+from bench.records import append_row, environment, now
 from bench.study_grid import Run, Study
 from sparse_engine.errors import InputError
 
@@ -60,15 +60,8 @@ class Table:
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Append a row."""
-        row = {name: text_of(values.get(name)) for name in COLUMNS}
         with self._lock:
-            fresh = not self.path.exists()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                if fresh:
-                    writer.writeheader()
-                writer.writerow(row)
+            row = append_row(self.path, COLUMNS, values)
             self.rows[row["key"]] = row
 
 

@@ -6,12 +6,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.study_grid import Grid, Run, Study
 from bench.study_times import point_of, read_times
-from sparse_engine.errors import InputError
+from bench.tables import markdown, with_block
 
 Rows = Mapping[str, Mapping[str, str]]
 HEAD = ("n", "accuracy %", "difference", "NLL", "ECE", "weights", "training FLOPs", "time / dense")
@@ -84,7 +85,7 @@ def table(grid: Grid, rows: Rows, times: Rows) -> str:
     if not points:
         return "no rows yet"
     axes, dense = [axis for axis, _ in points[0].place] or ["run"], dense_flops(rows)
-    lines = ["| " + " | ".join((*axes, *HEAD)) + " |", "|---" * (len(axes) + len(HEAD)) + "|"]
+    lines = []
     for point in points:
         cells = [str(value) for _, value in point.place] or [grid.name]
         spread = (
@@ -100,8 +101,8 @@ def table(grid: Grid, rows: Rows, times: Rows) -> str:
             f"{point.mean('train_flops') / dense:.2f}" if dense else "",
             time_of(point),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown((*axes, *HEAD), lines)
 
 
 def dense_flops(rows: Rows) -> float:
@@ -192,13 +193,10 @@ def write(study: Study, rows: Rows, times_path: Path, document: Path) -> None:
     """
     begin, end = f"<!-- study {study.name} -->", f"<!-- end of study {study.name} -->"
     text = document.read_text(encoding="utf-8") if document.is_file() else ""
-    if begin not in text or end not in text:
-        raise InputError(f"'{document}' needs the marks {begin} and {end} around the tables")
+    put = partial(with_block, text, (begin, end), where=f"'{document}'", what="the tables")
+    put(block="")  # before anything is drawn
     times = read_times(times_path)
     picture = document.parent / f"{document.stem}-{study.name}.png"
     drawn = draw(study, rows, times, picture)
-    head, rest = text.split(begin, 1)
     body = block(study, rows, times, picture.name if drawn else None)
-    document.write_text(
-        f"{head}{begin}\n\n{body}\n\n{end}{rest.split(end, 1)[1]}", encoding="utf-8"
-    )
+    document.write_text(put(block=f"{begin}\n\n{body}\n\n{end}"), encoding="utf-8")

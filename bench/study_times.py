@@ -15,21 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from bench.records import environment, now, text_of
+from bench.records import append_row, environment, now
 from bench.study_grid import Run, Study
 from bench.timing import STEP, clock_of, in_turn, ratios
+from bench.trainer_step import trainer_step
 from sparse_engine.config import Config
 from sparse_engine.config_file import check_values
 from sparse_engine.data.catalog import DatasetInfo, dataset_info
-from sparse_engine.finite import FiniteGuard
 from sparse_engine.job import plan_phases
 from sparse_engine.network import build_network
 from sparse_engine.phases import Phase
 from sparse_engine.recipes import resolve
-from sparse_engine.step import TrainingStep
 
 # point: of a run without its seed. step_ratio, update_ratio: median of the rounds' ratios to a
 # usual step of the dense network that the study's own settings name, with the run's last blocks.
@@ -83,7 +80,7 @@ def time_study(
             continue
         done[point] = row = _row(config, dense, info, device, rounds, facts)
         row["point"] = point
-        _append(path, row)
+        append_row(path, COLUMNS, row)
         print(f"{row['step_ratio']:.3f} {row['training_ratio']:.3f} {run.point}", flush=True)
 
 
@@ -157,30 +154,13 @@ def _step(
 ) -> Callable[[], None]:
     """Return a training step of a run's network, or one after which its blocks change."""
     network = build_network(config, info, device)
-    size = (config.batch_size, info.channels, info.height, info.width)
-    x = torch.randn(size, device=device).contiguous(memory_format=torch.channels_last)
-    y = torch.randint(info.classes, size[:1], device=device)
-    guard = FiniteGuard(device, config.dtype == "fp16", 0)
-    step = TrainingStep(network, _loss, guard, config.dtype, device.type == "cuda", config.compile)
+    step = trainer_step(network, config, info, config.batch_size)
 
     def run() -> None:
         if update:
             network.topology.arm()
-        step(x, y)
+        step()
         if update:
             network.topology.update(config.drop or 0.3)
 
     return run
-
-
-def _loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), labels)
-
-
-def _append(path: Path, values: dict[str, Any]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if fresh:
-            writer.writeheader()
-        writer.writerow({name: text_of(values.get(name)) for name in COLUMNS})

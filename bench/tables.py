@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bench.records import Row, is_dense
 from bench.saving import TARGET, ensemble_seconds, realised, savings, time_ratio
+from sparse_engine.errors import InputError
 
 IDENTITY = (
     "report", "device", "threads", "dtype", "subject", "batch", "contender", "sparsity",
@@ -33,6 +34,19 @@ def markdown(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
+
+
+def with_block(text: str, marks: tuple[str, str], block: str, where: str, what: str) -> str:
+    """Return a document with another block in place of two marks and what is between them.
+
+    Raises:
+        InputError: it has no marks; `where` and `what` say which document and what they are around.
+    """
+    begin, end = marks
+    if begin not in text or end not in text:
+        raise InputError(f"{where} needs the marks {begin} and {end} around {what}")
+    head, rest = text.split(begin, 1)
+    return head + block + rest.split(end, 1)[1]
 
 
 def speed_table(rows: Sequence[Row]) -> str:

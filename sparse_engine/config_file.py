@@ -35,20 +35,29 @@ def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 def read_config_file(path: str) -> dict[str, Any]:
     """Return the settings in a JSON file, checked; its key "paper" is ignored."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"config file '{path}' does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config file '{path}' cannot be read: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"config file '{path}' is not JSON: {error}") from None
+    values = read_json(path, "config file")
     if not isinstance(values, dict):
         found = type(values).__name__
         raise InputError(f"config file '{path}' must hold one JSON object, found {found}")
     # What a paper reports stands beside its settings, for people.
     values.pop("paper", None)
     return check_values(values, f"config file '{path}'")
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        InputError: it is not there, cannot be read or is no JSON; `what` says what it should be.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{what} '{path}' does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} '{path}' cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} '{path}' is not JSON: {error}") from None
 
 
 def check_text(text: str, source: str) -> None:
