@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from bench.study_times import point_of, read_times
 from bench.tables import markdown, with_block
 
 Rows = Mapping[str, Mapping[str, str]]
+Labelled = tuple[str, tuple[float, float]]
 HEAD = ("n", "accuracy %", "difference", "NLL", "ECE", "weights", "training FLOPs", "time / dense")
 
 
@@ -129,31 +131,39 @@ def pareto(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def draw(study: Study, rows: Rows, times: Rows, target: Path) -> bool:
-    """Draw accuracy against time, of whole trainings; return whether there was a point."""
+def places_of(study: Study, rows: Rows, times: Rows) -> dict[str, list[Labelled]]:
+    """Return label, time and accuracy of every timed point, by the name of its grid."""
+    found: dict[str, list[Labelled]] = {}
+    for grid in study.grids:
+        for point in points_of(grid, rows, times):
+            if point.time is not None:
+                ratio, accuracy = float(point.time["training_ratio"]), point.mean("accuracy")
+                labelled = (point.name or grid.name, (ratio, 100 * accuracy))
+                found.setdefault(grid.name, []).append(labelled)
+    return found
+
+
+def draw(title: str, places: Mapping[str, Sequence[Labelled]], target: Path) -> bool:
+    """Draw accuracy against time, of whole trainings; return whether there is a figure.
+
+    Without matplotlib there is none, and it says so.
+    """
+    if not places:
+        return False
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no figure: it needs matplotlib, pip install -e '.[plots]'")
+        return False
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
-    axes, places = figure.subplots(), []
-    for grid in study.grids:
-        timed = [p for p in points_of(grid, rows, times) if p.time is not None]
-        where = [(float(p.time["training_ratio"]), 100 * p.mean("accuracy")) for p in timed]
-        if not where:
-            continue
-        axes.scatter(*zip(*where), s=18, label=grid.name)
-        for point, place in zip(timed, where):
-            axes.annotate(
-                point.name or grid.name,
-                place,
-                fontsize=6,
-                xytext=(3, 3),
-                textcoords="offset points",
-            )
-        places += where
-    if not places:
-        return False
-    axes.plot(*zip(*pareto(places)), color="gray", linewidth=0.8, zorder=0, label="front")
-    axes.set(xlabel="time of the training / dense", ylabel="accuracy %", title=study.title)
+    axes = figure.subplots()
+    for name, labelled in places.items():
+        axes.scatter(*zip(*(place for _, place in labelled)), s=18, label=name)
+        for label, place in labelled:
+            axes.annotate(label, place, fontsize=6, xytext=(3, 3), textcoords="offset points")
+    front = pareto([place for labelled in places.values() for _, place in labelled])
+    axes.plot(*zip(*front), color="gray", linewidth=0.8, zorder=0, label="front")
+    axes.set(xlabel="time of the training / dense", ylabel="accuracy %", title=title)
     axes.legend(fontsize=7)
     figure.savefig(target, dpi=110)
     return True
@@ -197,6 +207,6 @@ def write(study: Study, rows: Rows, times_path: Path, document: Path) -> None:
     put(block="")  # before anything is drawn
     times = read_times(times_path)
     picture = document.parent / f"{document.stem}-{study.name}.png"
-    drawn = draw(study, rows, times, picture)
+    drawn = draw(study.title, places_of(study, rows, times), picture)
     body = block(study, rows, times, picture.name if drawn else None)
     document.write_text(put(block=f"{begin}\n\n{body}\n\n{end}"), encoding="utf-8")

@@ -1,11 +1,14 @@
 """A study: its file is checked before a run, runs are made once, its tables tell the truth."""
 
 import csv
+import importlib.machinery
+import importlib.util
 import json
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from bench.small_data import averaged, cut
 from bench.study import main
 from bench.study_grid import Data, read_study
 from bench.study_runs import COLUMNS, Runner, Table
-from bench.study_table import pareto, points_of, table, write
+from bench.study_table import draw, pareto, places_of, points_of, table, write
 from bench.study_times import point_of, read_times
 from sparse_engine.errors import InputError, RunFailure
 
@@ -263,7 +266,6 @@ def test_the_front_keeps_what_nothing_beats():
 
 
 def test_only_what_stands_between_the_marks_is_written(tmp_path):
-    pytest.importorskip("matplotlib")
     study = read_study(study_file(tmp_path))
     rows = {run.key: row_of(run, 0.5) for run in study.runs()}
     document = tmp_path / "blocks.md"
@@ -276,6 +278,53 @@ def test_only_what_stands_between_the_marks_is_written(tmp_path):
     assert text.split("-->")[-1] == "\nb\n"
     assert "old" not in text
     assert "| 8x8 | 2 | 50.00 ± 0.00 |" in text
+
+
+class Canvas:
+    """The calls of matplotlib.figure.Figure and its axes that the study's figure uses."""
+
+    def __init__(self, **_):
+        self.said = []
+
+    def subplots(self):
+        return self
+
+    def savefig(self, path, dpi):
+        Path(path).write_text("\n".join(self.said))
+
+    def __getattr__(self, name):
+        if name not in ("scatter", "annotate", "plot", "set", "legend"):
+            raise AttributeError(name)
+        return lambda *values, **_: self.said.append(f"{name} {values}")
+
+
+def test_every_timed_point_is_drawn_and_the_front(tmp_path, monkeypatch):
+    places = {
+        "blocks": [("8x8", (0.5, 80.0)), ("16x16", (0.4, 85.0))],
+        "dense": [("", (1.0, 90.0))],
+    }
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not draw("tiny", places, tmp_path / "none.png")
+    monkeypatch.undo()
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+    sys.modules["matplotlib.figure"].Figure = Canvas
+    assert draw("tiny", places, tmp_path / "some.png")
+    said = (tmp_path / "some.png").read_text()
+    assert "scatter ((0.5, 0.4), (80.0, 85.0))" in said
+    assert "plot ((0.4, 1.0), (85.0, 90.0))" in said
+    assert not draw("tiny", {}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_a_point_without_a_time_has_no_place(tmp_path):
+    study = read_study(study_file(tmp_path))
+    rows = {run.key: row_of(run, 0.5) for run in study.runs()}
+    point = points_of(study.grids[0], rows, {})[0]
+    key = point_of(next(run for run in study.runs() if run.key == point.rows[0]["key"]))
+    times = {key: {"training_ratio": "0.4"}}
+    assert places_of(study, rows, times) == {"blocks": [(point.name, (0.4, 50.0))]}
 
 
 def test_a_small_set_is_averaged_and_whole_or_not_there(tmp_path):
