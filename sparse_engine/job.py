@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ from sparse_engine.trainer import Trainer
 from sparse_engine.trainer_state import restore
 from sparse_engine.tune import tune_run
 from sparse_kernels.backend import BackendError, check_backend, forced_backend
+from sparse_kernels.picks import measured_picks, with_picks
 
 
 def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | None:
@@ -83,11 +84,11 @@ def _train(
         check_independent(config, phases)
     if is_grouped(config):
         _check_group(config, data, device, phases)
-    if config.tune:
+    if config.tune and folder is None:
         if world.is_first:
             print(f"tuned {tune_run(config, data.info, device)}")
         world.gather(None)
-    with _open_folder(config, folder, world) as folder:
+    with _open_folder(config, folder, world) as folder, _same_picks(folder, device, world):
         if world.is_first:
             print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
             print(backends_in_words(backend_shares(config, device, costs)))
@@ -124,6 +125,24 @@ def _open_folder(config: Config, folder: RunFolder | None, world: World) -> RunF
         folder = RunFolder.create(config)
     path = world.of_first(folder.path if folder else None)
     return folder if world.is_first else WatchedFolder(path)
+
+
+@contextmanager
+def _same_picks(folder: RunFolder, device: torch.device, world: World) -> Iterator[None]:
+    """Let every process, now and when the run is continued, take the kernels of its first start."""
+    picks = folder.picks() if world.is_first else None
+    if picks is None and world.is_first:
+        picks = measured_picks(device)
+        folder.save_picks(picks)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(with_picks(device, world.of_first(picks)))
+        except (TypeError, ValueError, AttributeError):
+            raise InputError(
+                f"'{folder.path}/picks.json' is damaged; delete it, and the run takes the kernels "
+                "that this machine would choose today"
+            ) from None
+        yield
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, metrics.csv, metrics.json, last.pt and member_K.pt."""
+"""The folder of a run: config.json, picks.json, metrics.csv and .json, last.pt, member_K.pt."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import io
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sparse_engine.checkpoint import failing_clearly, load_file, replacing, save_file, save_json
 from sparse_engine.config import Config
-from sparse_engine.config_file import read_config_file
+from sparse_engine.config_file import read_config_file, read_json
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.folder_lock import LOCK, FolderLock
 
@@ -90,6 +91,15 @@ class RunFolder:
     def config(self) -> Config:
         """Return the saved configuration."""
         return Config(**read_config_file(str(self.path / "config.json")))
+
+    def save_picks(self, picks: Mapping[str, Any]) -> None:
+        """Write picks.json: what was measured and decides which kernels the run takes."""
+        save_json(dict(picks), self.path / "picks.json")
+
+    def picks(self) -> dict[str, Any] | None:
+        """Return what is in picks.json, None if there is none; InputError if it is no JSON."""
+        path = self.path / "picks.json"
+        return read_json(path, "file") if path.exists() else None
 
     @property
     def last(self) -> Path:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,15 @@ def _read(path: Path) -> dict[str, Tile]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {key: _checked(numbers) for key, numbers in found.items()}
+        return {key: checked_tile(numbers) for key, numbers in found.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         message = "tuned tiles '%s' cannot be used, the table's are: %s"
         logging.getLogger(__name__).warning(message, path, error)
         return {}
 
 
-def _checked(numbers: list[int]) -> Tile:
+def checked_tile(numbers: Sequence[int]) -> Tile:
+    """Return a tile from a file; TypeError or ValueError if it is none."""
     tile = Tile(*numbers)
     for name, value, most in zip(Tile._fields, tile, LARGEST):
         if not isinstance(value, int) or not 0 <= value <= most:

@@ -126,7 +126,8 @@ def test_bytes_of_checkpoints(cases):
 def test_bytes_of_text_files(cases):
     def damage(seed):
         draw = random.Random(seed)
-        path = Path("copy", draw.choice(["config.json", "metrics.csv", "metrics.json"]))
+        names = ["config.json", "picks.json", "metrics.csv", "metrics.json"]
+        path = Path("copy", draw.choice(names))
         if path.name == "metrics.json":
             path.write_text('{"accuracy": 0.5}')
         path.write_bytes(damage_bytes(path.read_bytes(), draw))

@@ -12,6 +12,8 @@ from sparse_engine.checkpoint import load_file, save_file
 from sparse_engine.errors import InputError
 from sparse_engine.train import main
 from sparse_engine.trainer import Trainer
+from sparse_kernels.gemm_limit import kept_limits
+from sparse_kernels.picks import measured_picks
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
 # Nine epochs: three of exploration and three tickets of two. Five: phases end within epochs.
@@ -217,6 +219,36 @@ def test_paths_and_hardware_may_change(monkeypatch):
     stopped_run(monkeypatch)
     main(["--resume", "out", "--device", "auto", "--workers", "0", "--data-dir", "."])
     assert_equal_runs("whole", "out")
+
+
+def test_kernels_stay_those_the_run_began_with(monkeypatch):
+    stopped_run(monkeypatch)
+    kept, seen, run = json.loads(Path("out/picks.json").read_text()), [], Trainer.run
+    monkeypatch.setitem(kept_limits().numbers, "measured since", [0.5])
+
+    def run_and_look(self):
+        seen.append(measured_picks(torch.device("cpu")))
+        run(self)
+
+    monkeypatch.setattr(Trainer, "run", run_and_look)
+    main(["--resume", "out"])
+    assert seen == [kept]
+    assert "measured since" in kept_limits().numbers
+    assert json.loads(Path("out/picks.json").read_text()) == kept
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"FILE": {"key": ["x"]}}'])
+def test_damaged_picks_are_refused_and_may_be_deleted(text, monkeypatch):
+    stopped_run(monkeypatch)
+    file = kept_limits().path.name
+    Path("out/picks.json").write_text(text.replace("FILE", file))
+    files = contents("out")
+    with pytest.raises(InputError, match=r"out/picks.json' is (damaged; delete it|not JSON)"):
+        main(["--resume", "out"])
+    assert contents("out") == files
+    Path("out/picks.json").unlink()
+    main(["--resume", "out"])
+    assert len(rows_of("out")) == 4
 
 
 @pytest.mark.parametrize(
