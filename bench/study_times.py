@@ -9,8 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,11 @@ from sparse_engine.config_file import check_values
 from sparse_engine.data.catalog import DatasetInfo, dataset_info
 from sparse_engine.job import plan_phases
 from sparse_engine.network import build_network
-from sparse_engine.phases import Phase
 from sparse_engine.recipes import resolve
 
 # point: of a run without its seed. step_ratio, update_ratio: median of the rounds' ratios to a
-# usual step of the dense network that the study's own settings name, with the run's last blocks.
-# training_ratio: of a whole training to `dense_epochs` of it.
+# usual step of the dense network that the study's own settings name. training_ratio: of a whole
+# training to `dense_epochs` of it.
 COLUMNS = (
     "point", "step_ratio", "ratio_p20", "ratio_p80", "update_ratio", "training_ratio",
     "dense_ms", "n", "dtype", "device", "driver", "threads", "torch", "triton", "commit", "run",
@@ -92,49 +90,31 @@ def _row(
     rounds: int,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    stages = _stages(config, plan_phases(config, info.train_size))
-    contenders = {"dense": {STEP: _step(dense, info, device)}}
-    for number, (stage, _, updates) in enumerate(stages):
-        contenders[f"step {number}"] = {STEP: _step(stage, info, device)}
-        if updates:
-            contenders[f"update {number}"] = {STEP: _step(stage, info, device, update=True)}
+    contenders = {
+        "dense": {STEP: _step(dense, info, device)},
+        "own": {STEP: _step(config, info, device)},
+        "update": {STEP: _step(config, info, device, update=True)},
+    }
     clock = clock_of(device.type, torch.get_num_threads())
     seconds = {n: t[STEP] for n, t in in_turn(contenders, rounds, clock, warm_up=4).items()}
-    ratio = {
-        name: statistics.median(a / b for a, b in zip(taken, seconds["dense"]))
-        for name, taken in seconds.items()
-    }
-    whole = sum(
-        ratio[f"step {number}"] * (steps - updates) + ratio.get(f"update {number}", 0.0) * updates
-        for number, (_, steps, updates) in enumerate(stages)
+    phases = plan_phases(config, info.train_size)
+    steps = sum(phase.steps for phase in phases)
+    schedules = [(phase.steps, phase.update_schedule()) for phase in phases]
+    updates = sum(schedule.updates_in(n) for n, schedule in schedules if schedule)
+    step, update = (
+        statistics.median(a / b for a, b in zip(seconds[n], seconds["dense"]))
+        for n in ("own", "update")
     )
-    steps, last = sum(steps for _, steps, _ in stages), len(stages) - 1
+    dense_steps = steps * config.dense_epochs / config.epochs
     return {
         **facts,
-        **ratios(seconds[f"step {last}"], seconds["dense"]),
-        "step_ratio": ratio[f"step {last}"],
-        "update_ratio": ratio.get(f"update {last}", ratio.get("update 0")),
-        "training_ratio": whole / (steps * config.dense_epochs / config.epochs),
+        **ratios(seconds["own"], seconds["dense"]),
+        "step_ratio": step,
+        "update_ratio": update if updates else None,
+        "training_ratio": (step * (steps - updates) + update * updates) / dense_steps,
         "dense_ms": 1e3 * statistics.median(seconds["dense"]),
         "dtype": config.dtype,
     }
-
-
-def _stages(config: Config, phases: Sequence[Phase]) -> list[tuple[Config, int, int]]:
-    """Return the blocks that a run has one after the other: settings, steps, updates."""
-    found: dict[str | None, tuple[int, int]] = {}
-    block = config.block
-    for phase in phases:
-        for action in phase.begin:
-            block = action.block_after(block, config)
-        schedule = phase.update_schedule()
-        updates = schedule.updates_in(phase.steps) if schedule else 0
-        before = found.get(block, (0, 0))
-        found[block] = (before[0] + phase.steps, before[1] + updates)
-        for action in phase.end:
-            block = action.block_after(block, config)
-    plain = replace(config, start_block=None, coarsen_at=None)
-    return [(replace(plain, block=b), *counts) for b, counts in found.items()]
 
 
 def _shared_with_dense(study: Study) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from sparse_engine.config import Config
     from sparse_engine.trainer import Trainer
 
 
@@ -42,10 +41,6 @@ class Action:
         """Return the network's sparsity afterwards, and note that of states kept by name."""
         return sparsity
 
-    def block_after(self, block: str | None, config: Config) -> str | None:
-        """Return --block as the network is cut afterwards."""
-        return block
-
 
 @dataclass(frozen=True)
 class Fresh(Action):
@@ -61,10 +56,6 @@ class Fresh(Action):
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
         """Return that of the new network."""
         return self.sparsity
-
-    def block_after(self, block: str | None, config: Config) -> str | None:
-        """Return that of the new network."""
-        return config.start_block or config.block
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,6 @@ class ChannelOrder:
                 moves.setdefault(axis.tensor, []).append((axis.dimension, places))
         return cls(moves)
 
-    @property
-    def layers(self) -> set[str]:
-        """Names of the modules whose tensors change."""
-        return {name.rpartition(".")[0] for name in self.moves}
-
     @torch.no_grad()
     def apply_(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
         """Give a network this order, in place; what it computes stays the same within rounding.
@@ -50,7 +45,7 @@ class ChannelOrder:
         next cut makes them sparse again. Gradients and the optimizer's state of the parameters move
         along.
         """
-        _make_dense(model, self.layers, optimizer)
+        _make_dense(model, {name.rpartition(".")[0] for name in self.moves}, optimizer)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name in self.moves:
             tensor = tensors[name]

@@ -84,21 +84,19 @@ def planned_densities(config: Config, model: torch.nn.Module, phases: Sequence[P
     """Return the densities that phases would have, were pruned layers as the distribution says."""
 
     @cache
-    def layers(sparsity: float, block: str | None) -> dict[str, float]:
-        plans = plan_network(replace(config, block=block), model, sparsity)
+    def layers(sparsity: float) -> dict[str, float]:
+        plans = plan_network(config, model, sparsity)
         return {p.name: p.density for p in plans if not p.is_dense}
 
-    found, sparsity, block, kept = Densities(), 0.0, config.block, {}
+    found, sparsity, kept = Densities(), 0.0, {}
     for phase in phases:
         for action in phase.begin:
             sparsity = action.sparsity_after(sparsity, kept)
-            block = action.block_after(block, config)
-        found.phases.append(layers(sparsity, block))
+        found.phases.append(layers(sparsity))
         for action in phase.end:
             sparsity = action.sparsity_after(sparsity, kept)
-            block = action.block_after(block, config)
             if isinstance(action, SaveTicket):
-                found.tickets.append(layers(kept[action.kept] if action.kept else sparsity, block))
+                found.tickets.append(layers(kept[action.kept] if action.kept else sparsity))
     return found
 
 
@@ -132,7 +130,7 @@ def _phase_flops(phase: Phase, sparse: float, dense: float) -> float:
     gradient_steps = RULES[phase.topology.rule].gradient_steps if phase.topology else 0
     if schedule is None or not gradient_steps:
         return teacher + phase.steps * step_flops(sparse, dense, None)
-    dynamic = schedule.steps_before_stop(phase.steps)
+    dynamic = min(phase.steps, schedule.stop or phase.steps)
     each = step_flops(sparse, dense, schedule.interval, gradient_steps)
     return teacher + dynamic * each + (phase.steps - dynamic) * step_flops(sparse, dense, None)
 

@@ -18,14 +18,10 @@ class Criteria:
         decides what grows: "l1", "l2" (root of the sum of squares) or "max" (largest magnitude).
         Nothing is divided by a size, so a ragged edge block counts by the weights that it has.
     fan_in: "free", or "constant": all output blocks of a layer have as many blocks, within one.
-    ablation: with constant fan-in, an output block loses all blocks to the others if the share of
-        its blocks that are salient falls below this (fan_in.salient_rows); 0 for never. A model's
-        last layer is left alone, because its outputs are the classes.
     """
 
     score: str = "l1"
     fan_in: str = "free"
-    ablation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
@@ -33,22 +29,14 @@ class Criteria:
         if self.fan_in not in FAN_INS:
             hint = nearest(str(self.fan_in), FAN_INS)
             raise InputError(f"unknown fan-in '{self.fan_in}'{hint}; use {' or '.join(FAN_INS)}")
-        if not 0 <= self.ablation <= 1:
-            raise InputError(f"ablation must be from 0 to 1, found {self.ablation}")
-        if self.ablation and self.fan_in != "constant":
-            raise InputError(
-                f"ablation {self.ablation:g} shares blocks out to the other output blocks equally, "
-                "and needs constant fan-in"
-            )
 
     def check_rule(self, rule: str) -> None:
         """Raise InputError for criteria of updates where a rule, or a dense method, has none."""
-        if rule not in ("static", "dense") or (self.score == "l1" and not self.ablation):
-            return
-        what = f"score '{self.score}'" if self.score != "l1" else f"ablation {self.ablation:g}"
-        raise InputError(
-            f"{what} is of topology updates, and topology '{rule}' has none; leave it out"
-        )
+        if rule in ("static", "dense") and self.score != "l1":
+            raise InputError(
+                f"score '{self.score}' is of topology updates, and topology '{rule}' has none; "
+                "leave it out"
+            )
 
 
 USUAL = Criteria()

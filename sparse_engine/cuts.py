@@ -6,7 +6,7 @@ Imports torch when they run.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparse_engine.actions import Action
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparse_engine.channel_order import ChannelOrder
-    from sparse_engine.config import Config
     from sparse_engine.regroup import Targets
     from sparse_engine.trainer import Trainer
 
@@ -56,33 +55,6 @@ class Prune(Action):
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
         """Return the target."""
         return self.sparsity
-
-
-@dataclass(frozen=True)
-class Coarsen(Action):
-    """Cut the network into coarser blocks (--block) and keep the strongest (see coarsening.py).
-
-    With --regroup its channels are first put in an order that suits these blocks.
-    """
-
-    block: str
-
-    def __call__(self, run: Trainer) -> None:
-        """Replace the layers; optimizer state inside the blocks that stay is carried over."""
-        from sparse_engine.coarsening import coarse_plans, coarsen
-
-        network = run.network
-        plans = coarse_plans(network.model, replace(run.config, block=self.block))
-        if run.config.regroup:
-            targets = {plan.name: None if plan.is_dense else plan for plan in plans}
-            order = _order_for(run, network.model, targets)
-            network.topology.forget(order.layers)
-            order.apply_(network.model, network.optimizer)
-        network.replace_layers(coarsen(network.model, plans))
-
-    def block_after(self, block: str | None, config: Config) -> str | None:
-        """Return the coarser one."""
-        return self.block
 
 
 @dataclass(frozen=True)

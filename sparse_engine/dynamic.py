@@ -43,7 +43,6 @@ class DynamicSparsity:
         seed: int = 0,
         score: str = "l1",
         fan_in: str = "free",
-        ablation: float = 0.0,
     ) -> None:
         """Prepare the updates.
 
@@ -63,10 +62,8 @@ class DynamicSparsity:
                 dropped and what grows: "l1", "l2" or "max".
             fan_in: "constant" gives all output blocks of a layer as many blocks, within one, from
                 the first update on; from the start after sparsify(fan_in="constant").
-            ablation: with constant fan-in, an output block loses all its blocks to the others if
-                the share of them that is salient falls below this; 0 for never (see Criteria).
         """
-        criteria = Criteria(score, fan_in, ablation)
+        criteria = Criteria(score, fan_in)
         criteria.check_rule(rule)
         dynamic = rule != "static"
         if dynamic and not any(True for _ in _sparse_parameters(model, optimizer)):

@@ -21,8 +21,8 @@ from sparse_kernels.layout import block_grid, group_size
 from sparse_kernels.reference import block_norms
 
 
-def fill_rows(kept: Tensor, grow: Tensor, active: int, open_rows: Tensor | None = None) -> Tensor:
-    """Choose groups so that all open rows have equally many, within one.
+def fill_rows(kept: Tensor, grow: Tensor, active: int) -> Tensor:
+    """Choose groups so that all rows have equally many, within one.
 
     A row takes the groups that it keeps, the best first, and then grows the best of the others.
     Where `active` is no multiple of the rows, those have one more whose next group is the best:
@@ -31,47 +31,18 @@ def fill_rows(kept: Tensor, grow: Tensor, active: int, open_rows: Tensor | None 
     Args:
         kept: scores [OB, L] of what is to be kept, -inf for all others.
         grow: scores [OB, L] of the others.
-        active: groups in all, at most L for each open row.
-        open_rows: bool [OB]; the others get nothing. All rows unless said.
+        active: groups in all.
 
     Returns:
         The choice, bool [OB, L], exactly `active` true.
     """
     rows, width = kept.shape
-    if open_rows is None:
-        open_rows = kept.new_ones(rows, dtype=torch.bool)
     order = _best_first(kept, grow)
-    share = active // open_rows.sum()
-    following = order.gather(1, share.clamp(max=width - 1).expand(rows, 1))
-    closed = ~open_rows
-    next_kept = kept.gather(1, following)[:, 0].masked_fill(closed, -torch.inf)
-    next_grow = grow.gather(1, following)[:, 0].masked_fill(closed, -torch.inf)
-    has_more = _places(_best_first(next_kept, next_grow)) < active - share * open_rows.sum()
-    fan_in = (share + has_more).masked_fill(closed, 0)
-    return _places(order) < fan_in[:, None]
-
-
-def salient_rows(
-    kept: Tensor, grow: Tensor, active: int, fan_in: Tensor, ablation: float
-) -> Tensor:
-    """Return which rows are not ablated, bool [OB] (SRigL's neuron ablation).
-
-    Salient are the groups that survive the drop, and of all others those with the best grow scores,
-    `active` in all: what the layer would have after the same update with free fan-in. A row is
-    ablated if fewer of its groups are salient than `ablation` times the present fan-in. However, as
-    many rows stay as can hold `active` groups, one at least: those with most salient groups. A row
-    that was ablated comes back once enough of its groups are salient.
-
-    Args:
-        kept, grow, active: see fill_rows.
-        fan_in: `active` over the rows that have groups now.
-        ablation: the paper's gamma_sal.
-    """
-    rows, width = kept.shape
-    best = _best_first(kept.flatten(), grow.flatten())
-    salient = (_places(best) < active).view(rows, width).sum(1)
-    most_first = _places(salient.argsort(descending=True, stable=True))
-    return (salient >= ablation * fan_in) | (most_first < max(1, -(-active // width)))
+    share, more = divmod(active, rows)
+    following = order[:, min(share, width - 1), None]
+    next_kept, next_grow = (scores.gather(1, following)[:, 0] for scores in (kept, grow))
+    has_more = _places(_best_first(next_kept, next_grow)) < more
+    return _places(order) < (share + has_more)[:, None]
 
 
 def select_rows(
@@ -81,14 +52,11 @@ def select_rows(
     drop: int,
     grow: int,
     norm: str = "l1",
-    ablation: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Choose which slots change and which blocks they get, with constant fan-in afterwards.
 
-    Drop as select_swap, over the whole layer; then rows are ablated, what rows have too much
-    goes as well, and every row grows to its share. Arguments as of select_swap, and:
-
-    ablation: see salient_rows; 0 for none.
+    Drop as select_swap, over the whole layer; then what rows have too much goes as well, and
+    every row grows to its share. Arguments as of select_swap.
 
     Returns:
         slots [Z] and the new block ids that go into them, as select_swap. How many slots change
@@ -104,11 +72,7 @@ def select_rows(
     kept = drop_score.new_full((total + 1,), -torch.inf)
     kept[ids] = drop_score.masked_fill(~survives, -torch.inf)
     kept = kept[:-1].view(rows, -1)
-    open_rows = None
-    if ablation:
-        fan_in = active / layout.mask().flatten(1).any(1).sum()
-        open_rows = salient_rows(kept, growth, active, fan_in, ablation)
-    chosen = fill_rows(kept, growth, active, open_rows).flatten()
+    chosen = fill_rows(kept, growth, active).flatten()
     stays = survives & chosen[ids.clamp(max=total - 1)]
     numbers = torch.arange(total, device=ids.device)
     grown = numbers.where(chosen & (kept.flatten() == -torch.inf), total).sort().values
@@ -156,12 +120,11 @@ def constant_layout(
     return BlockLayout(shape, block, mask.nonzero().flatten(), taps=taps)
 
 
-def assert_constant(layout: BlockLayout, ablation: float = 0.0) -> None:
-    """Check that rows, but those that are ablated, differ by one group at most; see check."""
+def assert_constant(layout: BlockLayout) -> None:
+    """Check that rows differ by one group at most; see check."""
     counts = layout.mask().flatten(1).sum(1)
-    ablated = (counts == 0) & (ablation > 0)
-    least = counts.masked_fill(ablated, layout.total).amin()
-    check(counts.amax() - least <= layout.group, "the fan-in of rows differs by more than one")
+    spread = counts.amax() - counts.amin()
+    check(spread <= layout.group, "the fan-in of rows differs by more than one")
 
 
 def _best_first(first: Tensor, second: Tensor) -> Tensor:

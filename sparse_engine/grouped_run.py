@@ -41,8 +41,6 @@ def check_grouped(config: Config) -> None:
             f"{flag} keeps each layer's number of blocks, and --topology snfs moves them between "
             "layers; use static, set, rigl or granet"
         )
-    if config.start_block is not None:
-        raise InputError(f"{flag} has one phase for all members: leave --start-block out")
     if config.fuse == "on":
         raise InputError(f"{flag} and --fuse on exclude each other; leave --fuse out")
     if epochs % members:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -93,12 +93,7 @@ class Network:
         # A layer that was full until now has had all of its weights active.
         full = {n: torch.ones_like(mask) for n, mask in self.topology.ever_active.items()}
         state = old.state_dict()
-        explored = {**full, **state["ever_active"]}
-        # In other blocks a layer begins to explore anew.
-        for name, present in self.topology.ever_active.items():
-            if explored[name].shape != present.shape:
-                explored[name] = present
-        self.topology.load_state_dict({**state, "ever_active": explored})
+        self.topology.load_state_dict({**state, "ever_active": {**full, **state["ever_active"]}})
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Become the network of a state dict, without momentum and with nothing else explored."""
@@ -224,7 +219,7 @@ def _make_sparse(
         model,
         sparsity,
         config.layer_densities,
-        replace(config, block=config.start_block or config.block).blocks,
+        config.blocks,
         init=SCORES[config.start](model, batches) if batches else "random",
         generator=generator,
         taps=config.taps,

@@ -21,18 +21,13 @@ LEAST_UPDATES = 4
 
 @dataclass(frozen=True)
 class TopologyRule:
-    """Which updates a phase makes; `stop` is the share of the phase after which there are none.
-
-    skip, whole: updates come as if the phase began `skip` steps into one of `whole` steps.
-    """
+    """Which updates a phase makes; `stop` is the share of the phase after which there are none."""
 
     rule: str
     interval: int
     drop: float
     schedule: str
     stop: float | None
-    skip: int = 0
-    whole: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +67,8 @@ class Phase:
         rule = self.topology
         if rule is None:
             return None
-        stop = math.ceil((1.0 if rule.stop is None else rule.stop) * (rule.whole or self.steps))
-        return UpdateSchedule(rule.interval, rule.drop, stop, rule.schedule, rule.skip)
+        stop = math.ceil((1.0 if rule.stop is None else rule.stop) * self.steps)
+        return UpdateSchedule(rule.interval, rule.drop, stop, rule.schedule)
 
 
 def split_steps(total: int, weights: Sequence[float]) -> list[int]:

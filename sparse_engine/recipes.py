@@ -16,7 +16,6 @@ from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
 from sparse_engine.grouped_run import check_grouped
 from sparse_engine.methods.baselines import BASELINES, check_baseline
-from sparse_engine.methods.fine_start import USUAL_SHARE, check_fine_start
 from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.options import method_options
 from sparse_engine.methods.registry import DYNAMIC, ENSEMBLES, PRUNING, RUN_COUNTS, check_method
@@ -97,7 +96,6 @@ def resolve(config: Config) -> Config:
     chosen: dict[str, Any] = {
         "topology": None if rule == "dense" else rule,
         "start_sparsity": _start_sparsity(config, rule),
-        "coarsen_at": config.coarsen_at or (USUAL_SHARE if config.start_block else None),
         "epochs": config.epochs or _epochs(config, recipe),
     }
     for name in ("batch_size", "lr", "weight_decay", "label_smoothing", "norm_decay"):
@@ -106,7 +104,6 @@ def resolve(config: Config) -> Config:
     chosen["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or chosen["epochs"]
     config = replace(config, **{**chosen, **_scaled(config, chosen)})
     check_baseline(config)
-    check_fine_start(config)
     check_grouped(config)
     return config
 
@@ -217,10 +214,10 @@ def _check_contradictions(config: Config) -> None:
 
 def _check_regroup(config: Config, block: str) -> None:
     """Raise InputError for an order of channels that nothing would come of."""
-    if config.regroup and config.method not in PRUNING and not config.start_block:
+    if config.regroup and config.method not in PRUNING:
         raise InputError(
             f"--regroup is for methods that prune a dense network ({', '.join(PRUNING)}), and "
-            f"method '{config.method}' does not; leave it out, or begin with a --start-block"
+            f"method '{config.method}' does not; leave it out"
         )
     if config.regroup and block == "1x1" and not config.layer_blocks:
         raise InputError(

@@ -32,15 +32,6 @@ class SparsitySettings:
         "the first that matches, others have --block",
         kind=dict,
     )
-    start_block: str | None = setting(
-        "sparsity", "begin with these finer blocks, BOxBC, and later cut into --block", kind=str
-    )
-    coarsen_at: str | None = setting(
-        "sparsity",
-        "--start-block: share of training (edst, sup-tickets: of the first phase) at which blocks "
-        "become --block; several, such as 0.1,0.3, double them on the way [0.25]",
-        kind=str,
-    )
     taps: str = setting(
         "sparsity",
         "a block's taps are stored or absent each by itself, or all together",
@@ -112,14 +103,6 @@ class SparsitySettings:
         kind=str,
         choices=FAN_INS,
     )
-    ablation: float = setting(
-        "sparsity",
-        "constant fan-in: share of salient blocks below which an output block loses all",
-        0.0,
-        kind=float,
-        least=0,
-        most=1,
-    )
     start_sparsity: float | None = setting(
         "sparsity",
         "granet begins with this sparsity and prunes to --sparsity [0.5]",
@@ -166,4 +149,4 @@ class SparsitySettings:
     @property
     def criteria(self) -> Criteria:
         """What decides which blocks an update drops and grows."""
-        return Criteria(self.score, self.fan_in, self.ablation)
+        return Criteria(self.score, self.fan_in)

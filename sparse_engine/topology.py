@@ -11,7 +11,7 @@ update. So gradients that point to and fro do not cancel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -98,8 +98,6 @@ class Topology:
             hint = nearest(rule, RULES)
             raise InputError(f"unknown topology rule '{rule}'{hint}; choose from {choices}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
-        weighted = (SparseLayer, nn.Linear, nn.Conv2d)
-        self._last = [n for n, m in model.named_modules() if isinstance(m, weighted)][-1:]
         self.optimizer, self.rule, self.seed, self.world = optimizer, rule, seed, world
         self.criteria = criteria
         self._reduce = world.mean if world.size > 1 else None
@@ -161,29 +159,25 @@ class Topology:
             swap, group = swaps[name], layer.layout.group
             drop, grow = layer.layout.active // group - swap.kept, swap.active - swap.kept
             if drop or grow:
-                slots, ids = self._select(name, layer, grow_scores[name], drop, grow)
+                slots, ids = self._select(layer, grow_scores[name], drop, grow)
                 swap_blocks(layer, self.optimizer, slots, ids, swap.active * group)
                 assert_invariants(layer, self.optimizer, slots)
                 if self.criteria.fan_in == "constant":
-                    assert_constant(layer.layout, self._ablation(name))
+                    assert_constant(layer.layout)
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
         if self.world.size > 1:
             self.world.check_equal(self._checksums(), f"the blocks after update {self.updates}")
 
     def _select(
-        self, name: str, layer: SparseLayer, grow_score: Tensor, drop: int, grow: int
+        self, layer: SparseLayer, grow_score: Tensor, drop: int, grow: int
     ) -> tuple[Tensor, Tensor]:
         """Return which slots of a layer change, and the blocks that they get."""
         norm = self.criteria.score
         drop_score = norm_over(layer.values, (1, 2), norm)
         if self.criteria.fan_in == "free":
             return select_swap(layer.layout, drop_score, grow_score, drop, grow, norm)
-        scores = drop_score, grow_score
-        return select_rows(layer.layout, *scores, drop, grow, norm, self._ablation(name))
-
-    def _ablation(self, name: str) -> float:
-        return 0.0 if name in self._last else self.criteria.ablation
+        return select_rows(layer.layout, drop_score, grow_score, drop, grow, norm)
 
     def _checksums(self) -> dict[str, int]:
         """Return a number of which block lives in which slot, by layer; synchronises."""
@@ -204,11 +198,6 @@ class Topology:
             found = contributions(self.layers, grow_scores, self.criteria.score)
             return redistributed(budgets, rate, found)
         return steady(budgets, rate)
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Count nothing as explored in some layers, whose weights are about to change places."""
-        for name in set(names) & set(self.layers):
-            self.ever_active[name] = self.ever_active[name].new_zeros(0)
 
     def exploration_rate(self) -> float:
         """Return R_s, the share of the sparse layers' weights that were ever active (ITOP).

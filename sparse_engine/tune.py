@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -84,8 +83,7 @@ def tune_run(config: Config, info: DatasetInfo, device: torch.device) -> str:
         plans = plan_network(config, model)
         found = tune_gemm(plans, model, image, config.batch_size, dtype)
         return f"break-even densities of {len(found)} layers"
-    # Blocks that a run begins with are not those it spends its time on.
-    model = build_network(replace(config, start_block=None), info, device).model
+    model = build_network(config, info, device).model
     generator = torch.Generator().manual_seed(config.seed)
     x = torch.randn((config.batch_size, *image), generator=generator)
     x = x.to(device, memory_format=torch.channels_last)

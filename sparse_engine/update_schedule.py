@@ -19,14 +19,12 @@ class UpdateSchedule:
     drop: share of active blocks replaced, at the start; "cosine" anneals it to 0 at `stop`
     (Evci et al. 2020, section 3.2), "constant" keeps it (Liu et al. 2022).
     stop: first step without updates, None for never.
-    skip: steps of the schedule that are over when the phase begins, whose steps count from 1.
     """
 
     interval: int
     drop: float
     stop: int | None
     kind: str = "cosine"
-    skip: int = 0
 
     def __post_init__(self) -> None:
         if self.interval < 1:
@@ -38,7 +36,6 @@ class UpdateSchedule:
 
     def rate(self, step: int) -> float:
         """Return the share to replace after step `step` (counted from 1), 0 between updates."""
-        step += self.skip
         if step % self.interval or (self.stop is not None and step >= self.stop):
             return 0.0
         if self.kind == "constant" or self.stop is None:
@@ -47,11 +44,8 @@ class UpdateSchedule:
 
     def updates_in(self, steps: int) -> int:
         """Return how many updates fall into the first `steps` steps."""
-        return self._updates_to(self.skip + steps) - self._updates_to(self.skip)
-
-    def steps_before_stop(self, steps: int) -> int:
-        """Return how many of the first `steps` steps come before `stop`."""
-        return steps if self.stop is None else max(0, min(steps, self.stop - self.skip))
+        last = steps if self.stop is None else min(steps, self.stop - 1)
+        return max(0, last) // self.interval
 
     def pruned_share(self, step: int) -> float:
         """Return how much of gradual pruning is done after step `step`, from 0 to 1.
@@ -61,8 +55,8 @@ class UpdateSchedule:
         """
         if self.stop is None:
             return 1.0
-        last = max(1, round(PRUNING_SHARE * self._updates_to(self.stop)))
-        return 1 - (1 - min(1.0, self._updates_to(self.skip + step) / last)) ** 3
+        last = max(1, round(PRUNING_SHARE * self.updates_in(self.stop)))
+        return 1 - (1 - min(1.0, self.updates_in(step) / last)) ** 3
 
     def mean_pruned_share(self, steps: int) -> float:
         """Return the mean over the first `steps` steps of the pruned share they run with.
@@ -73,8 +67,3 @@ class UpdateSchedule:
         stretches = range(0, steps, self.interval)
         whole = sum(self.pruned_share(n) * min(self.interval, steps - n) for n in stretches)
         return whole / steps
-
-    def _updates_to(self, step: int) -> int:
-        """Return how many updates the schedule has up to one of its own steps."""
-        last = step if self.stop is None else min(step, self.stop - 1)
-        return max(0, last) // self.interval

@@ -20,7 +20,6 @@ from sparse_engine.methods import (
     sup_tickets,
 )
 from sparse_engine.methods.baselines import SEVERAL_MEMBERS
-from sparse_engine.methods.fine_start import coarsening
 from sparse_engine.phases import Phase
 
 METHODS: dict[str, Callable[[Config, int, float], list[Phase]]] = {
@@ -86,4 +85,4 @@ def build_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]
                 f"phase '{phase.name}' of {phase.steps} steps is too short for a topology update "
                 f"every {schedule.interval}; use more epochs or a smaller --update-interval"
             )
-    return coarsening(config, found) if config.start_block else found
+    return found

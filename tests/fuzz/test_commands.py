@@ -58,8 +58,6 @@ USUAL = {
     "out": st.sampled_from(["new", "run", "data/own.npz", "new/new", "\0", "a" * 300]),
     "densities": st.sampled_from(["{}", '{"hidden1": 0.5}', '{"a": "b"}', "[]", "1", "{"]),
     "layer_blocks": st.sampled_from(["{}", '{"h*1": "dense"}', '{"*": "4x4"}', '{"x": 1}', "[]"]),
-    "start_block": st.sampled_from(["1x1", "4x4", "2x8", "16x16", "auto", "4"]),
-    "coarsen_at": st.sampled_from(["0.5", "0.1,0.5", "0.5,0.1", "1", "nan", ",", "0.001"]),
     "checkpoint_every": st.sampled_from(["5", "60s", "0", "s", "nan"]),
     "epochs": st.sampled_from(["1", "2", "9", "60", "0"]),
 }

@@ -105,7 +105,6 @@ def make_run(name, **settings):
         (["--block", "0x32"], "block must be BOxBC with positive sizes"),
         (["--layer-blocks", '{"conv1": "8"}'], "layer_blocks: 'conv1': block must be BOxBC"),
         (["--layer-blocks", "[1]"], "layer_blocks should be of type dict, found [1]"),
-        (["--start-block", "64x64"], "--start-block 64x64 should be finer than --block 8x8"),
         (["--block=-8x8"], "block must be BOxBC with positive sizes"),
         (["--epochs", "0"], "epochs must be at least 1, found 0"),
         (["--epochs", "ten"], "takes a whole number, found 'ten'"),

@@ -17,7 +17,7 @@ from sparse_engine.recipes import RECIPES, recipe_for, resolve, warmup_share
 NUMBERS = {n: f.metadata["kind"] for n, f in FIELDS.items() if f.metadata["kind"] in (int, float)}
 MAY_BE_ZERO = {
     *("seed", "workers", "dropout", "sparsity", "momentum", "weight_decay", "label_smoothing"),
-    *("start_sparsity", "downsample_rate", "rewind_point", "input_repetition", "ablation"),
+    *("start_sparsity", "downsample_rate", "rewind_point", "input_repetition"),
     *("skip_nonfinite", "erk_power"),
 }
 CHOICES = {n: f.metadata["choices"] for n, f in FIELDS.items() if "choices" in f.metadata}

@@ -1,8 +1,7 @@
-"""Constant fan-in and ablation against naive loops, and what must hold after every update."""
+"""Constant fan-in against a naive loop, and what must hold after every update."""
 
 import copy
 import json
-import math
 
 import pytest
 import torch
@@ -26,34 +25,18 @@ from sparse_kernels import BlockLayout
 CONSTANT = Criteria(fan_in="constant")
 
 
-def naive_fill(rows, width, drop, grow, survivors, active, open_rows):
+def naive_fill(rows, width, drop, grow, survivors, active):
     """Choose groups row by row; drop and grow are distinct scores by group."""
-    ranked = {
-        row: sorted(
-            range(row * width, (row + 1) * width),
-            key=lambda b: (b in survivors, drop[b] if b in survivors else grow[b]),
-            reverse=True,
-        )
-        for row in open_rows
-    }
-    share, more = divmod(active, len(open_rows))
-    chosen = {b for row in open_rows for b in ranked[row][:share]}
-    following = [ranked[row][share] for row in open_rows if share < width]
-    following.sort(
-        key=lambda b: (b in survivors, drop[b] if b in survivors else grow[b]), reverse=True
-    )
+
+    def strength(b):
+        return b in survivors, drop[b] if b in survivors else grow[b]
+
+    blocks = [range(row * width, (row + 1) * width) for row in range(rows)]
+    ranked = [sorted(row, key=strength, reverse=True) for row in blocks]
+    share, more = divmod(active, rows)
+    chosen = {b for row in ranked for b in row[:share]}
+    following = sorted((row[share] for row in ranked if share < width), key=strength, reverse=True)
     return chosen | set(following[:more])
-
-
-def naive_open_rows(rows, width, drop, grow, survivors, before, active, ablation):
-    others = sorted((b for b in range(rows * width) if b not in survivors), key=lambda b: -grow[b])
-    salient = survivors | set(others[: active - len(survivors)])
-    counts = [sum(b // width == row for b in salient) for row in range(rows)]
-    present = len({b // width for b in before})
-    order = sorted(range(rows), key=lambda row: (-counts[row], row))
-    needed = max(1, math.ceil(active / width))
-    enough = [row for row in range(rows) if counts[row] * present >= ablation * active]
-    return sorted({*enough, *order[:needed]})
 
 
 @st.composite
@@ -70,8 +53,8 @@ def cases(draw):
 
 
 @settings(max_examples=200, deadline=None)
-@given(cases(), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-def test_an_update_equals_a_naive_one(case, ablation):
+@given(cases())
+def test_an_update_equals_a_naive_one(case):
     (rows, width), ids, active, drop, grow, dropped, grown = case
     total = rows * width
     layout = BlockLayout((rows, width), (1, 1), torch.tensor(ids), active)
@@ -81,7 +64,7 @@ def test_an_update_equals_a_naive_one(case, ablation):
     layer = SparseLinear(width, rows, layout=layout)
     with torch.no_grad():
         layer.values.fill_(1)
-    slots, new = select_rows(layout, *scores, dropped, grown, ablation=ablation)
+    slots, new = select_rows(layout, *scores, dropped, grown)
     after = active - dropped + grown
     swap_blocks(layer, None, slots, new, after)
 
@@ -89,16 +72,11 @@ def test_an_update_equals_a_naive_one(case, ablation):
     lasting = sorted(used, key=lambda slot: -drop[slot])[: active - dropped]
     survivors = {ids[slot] for slot in lasting}
     by_block = {block: drop[slot] for slot, block in enumerate(ids)}
-    open_rows = list(range(rows))
-    if ablation:
-        before = {ids[slot] for slot in used}
-        sizes = rows, width, by_block, grow, survivors
-        open_rows = naive_open_rows(*sizes, before, after, ablation)
-    wanted = naive_fill(rows, width, by_block, grow, survivors, after, open_rows)
+    wanted = naive_fill(rows, width, by_block, grow, survivors, after)
     found = layout.block_ids.tolist()
     assert {b for b in found if b < total} == wanted
     assert layout.validate(layout.block_ids) == layout.active == after
-    assert_constant(layout, ablation)
+    assert_constant(layout)
     for slot in range(len(ids)):
         stays = slot in lasting and ids[slot] in wanted
         assert bool(layer.values[slot].all()) == stays
@@ -246,72 +224,27 @@ def test_the_first_update_makes_any_start_equal(rule):
 
 
 @pytest.mark.parametrize("taps", ["each", "all"])
-@pytest.mark.parametrize("rule", ["set", "rigl", "snfs", "granet"])
-def test_ablated_rows_are_empty_and_the_others_have_their_share(rule, taps):
-    start = {"snfs": STARTS["spare slots"], "granet": STARTS["denser"]}.get(rule, {})
-    model = network(taps=taps, **start)
-    optimizer = sgd(model)
-    topology = Topology(model, optimizer, rule, criteria=Criteria("l2", "constant", 0.9))
-    for seed in range(3):
-        topology.arm()
-        train_step(model, optimizer, seed)
-        topology.update(0.5, 0.5)
-        found = fan_ins(model)
-        *inner, last = found
-        assert spread(found[last]) <= 1
-        assert any(not all(found[name]) for name in inner)
-        for name in inner:
-            rows = [count for count in found[name] if count]
-            assert rows
-            assert spread(rows) <= 1
-            assert sum(rows) == layers(model)[name].layout.active / layers(model)[name].layout.group
-    train_step(model, optimizer)
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(model(x), densify(copy.deepcopy(model))(x))
-
-
-def test_a_weak_row_is_ablated_and_comes_back_when_its_gradient_is_large():
-    # Three rows of four blocks, six of which are active; row 2 is weak.
-    layout = BlockLayout((3, 4), (1, 1), torch.tensor([0, 1, 4, 5, 8, 9]))
-    layer = SparseLinear(4, 3, layout=layout)
-    strength = torch.tensor([5.0, 5.0, 5.0, 5.0, 1.0, 1.0])
-    growth = torch.tensor([[1.0, 1, 9, 8], [1, 1, 7, 6], [0, 0, 0, 0]]).flatten()
-    chosen = select_rows(layout, strength, growth, 2, 2, ablation=0.5)
-    swap_blocks(layer, None, *chosen)
-    assert layout.mask().flatten(1).sum(1).tolist() == [3, 3, 0]
-    assert set(layout.block_ids.tolist()) == {0, 1, 2, 4, 5, 6}
-
-    growth = torch.tensor([[0.0] * 4, [0.0] * 4, [9.0, 8, 1, 1]]).flatten()
-    strength = torch.tensor([float(layout.block_ids[slot] not in (2, 6)) for slot in range(6)])
-    swap_blocks(layer, None, *select_rows(layout, strength, growth, 2, 2, ablation=0.5))
-    assert set(layout.block_ids.tolist()) == {0, 1, 4, 5, 8, 9}
-
-
-@pytest.mark.parametrize("taps", ["each", "all"])
-@pytest.mark.parametrize("ablation", [0.0, 0.5])
-def test_a_choice_never_asks_the_device_for_a_number(taps, ablation):
+def test_a_choice_never_asks_the_device_for_a_number(taps):
     with FakeTensorMode():
         ids = torch.cat([torch.arange(18), torch.full((18,), 144)])
         layout = BlockLayout((64, 64, 3, 3), (16, 16), ids, 18, taps)
         layer = SparseConv2d(64, 64, 3, layout=layout)
         scores = torch.rand(36), torch.rand(layout.total)
-        swap_blocks(layer, None, *select_rows(layout, *scores, 2, 1, "max", ablation), 18)
+        swap_blocks(layer, None, *select_rows(layout, *scores, 2, 1, "max"), 18)
 
 
 def test_rows_that_differ_are_seen():
     layout = BlockLayout((3, 4), (1, 1), torch.tensor([0, 1, 2, 4]))
     with pytest.raises(AssertionError, match="fan-in of rows differs"):
         assert_constant(layout)
-    with pytest.raises(AssertionError, match="fan-in of rows differs"):
-        assert_constant(layout, 0.5)
-    layout.update_(torch.tensor([0, 1, 4, 5]))
-    assert_constant(layout, 0.5)
+    layout.update_(torch.tensor([0, 1, 4, 8]))
+    assert_constant(layout)
 
 
 def test_an_own_loop_continues_from_its_state():
     def made():
         model = network()
-        options = {"fan_in": "constant", "ablation": 0.7, "score": "max"}
+        options = {"fan_in": "constant", "score": "max"}
         optimizer = sgd(model)
         return model, optimizer, DynamicSparsity(model, optimizer, interval=2, **options)
 
@@ -328,26 +261,13 @@ def test_an_own_loop_continues_from_its_state():
     train(*resumed, range(5, 9))
     states = whole[0].state_dict(), resumed[0].state_dict()
     assert all(value.equal(states[1][key]) for key, value in states[0].items())
-    assert any(0 in counts for counts in fan_ins(whole[0]).values())
+    assert all(spread(counts) <= 1 for counts in fan_ins(whole[0]).values())
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"fan_in": "constnat"}, "unknown fan-in 'constnat'; did you mean 'constant'"),
-        ({"ablation": 0.3}, "ablation 0.3 shares blocks out .* needs constant fan-in"),
-        ({"ablation": 1.5, "fan_in": "constant"}, "ablation must be from 0 to 1, found 1.5"),
-        ({"ablation": math.nan, "fan_in": "constant"}, "ablation must be from 0 to 1, found nan"),
-        (
-            {"ablation": 0.3, "fan_in": "constant", "rule": "static"},
-            "ablation 0.3 is of topology updates, and topology 'static' has none",
-        ),
-    ],
-)
-def test_an_own_loop_refuses(options, message):
+def test_an_own_loop_refuses_an_unknown_fan_in():
     model = network()
-    with pytest.raises(InputError, match=message):
-        DynamicSparsity(model, sgd(model), **options)
+    with pytest.raises(InputError, match="unknown fan-in 'constnat'; did you mean 'constant'"):
+        DynamicSparsity(model, sgd(model), fan_in="constnat")
 
 
 def test_sparsify_refuses_an_unknown_fan_in():
@@ -358,8 +278,6 @@ def test_sparsify_refuses_an_unknown_fan_in():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "rigl", "--ablation", "0.3"], "ablation 0.3 .* needs constant fan-in"),
-        (["--method", "static", "--fan-in", "constant", "--ablation", "0.3"], "'static' has none"),
         (["--method", "dense", "--fan-in", "constant"], "'dense' is dense: leave --fan-in"),
         (["--method", "snapshot", "--fan-in", "constant"], "'snapshot' is dense: leave --fan-in"),
         (["--method", "pf", "--fan-in", "constant"], "'pf' keeps the strongest blocks"),
@@ -398,14 +316,3 @@ def test_a_command_trains_with_constant_fan_in(method, start, tmp_path, capsys):
     found = rows_of_tickets(out)
     assert len(found) > 1
     assert all(spread(counts) <= 1 for counts in found.values())
-
-
-def test_a_command_ablates_but_never_classes(tmp_path):
-    flags = ["--model", "mlp", "--block", "8x8", "--batch-size", "512", "--epochs", "8"]
-    flags += ["--method", "rigl", "--fan-in", "constant", "--ablation", "0.9", "--device", "cpu"]
-    main([*flags, "--out", str(tmp_path / "out")])
-    found = rows_of_tickets(tmp_path / "out")
-    assert 0 in found["member_1 hidden1"]
-    for counts in found.values():
-        assert spread([count for count in counts if count]) <= 1
-    assert all(found.get("member_1 classifier", [1]))

@@ -262,7 +262,6 @@ def test_checkpoints_of_before_say_one_for_one(monkeypatch):
         (["--members", "1"], "needs two members or more, found --members 1"),
         (["--epochs", "7"], "7 are no multiple of 3; use --epochs 6 or 9"),
         (["--epochs", "2"], "2 are no multiple of 3; use --epochs 3"),
-        (["--start-block", "4x4"], "one phase for all members: leave --start-block out"),
         (["--fuse", "on"], "--fuse on exclude each other; leave --fuse out"),
         (["--model", "torchvision/shufflenet_v2_x0_5"], "'expand' cannot be grouped; run the mem"),
         (["--start", "snip", "--sparsity", "0.1"], "'classifier' is sparse in some members only; "),

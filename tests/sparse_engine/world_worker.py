@@ -21,7 +21,7 @@ RUNS = {
     "fp16": ["--method", "snfs", "--epochs", "4", "--dtype", "fp16"],
     "rows": [
         *("--method", "rigl", "--epochs", "4", "--score", "l2"),
-        *("--fan-in", "constant", "--ablation", "0.7"),
+        *("--fan-in", "constant"),
     ],
     "norms": [
         "--method",
