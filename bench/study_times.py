@@ -90,28 +90,29 @@ def _row(
     rounds: int,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    contenders = {
-        "dense": {STEP: _step(dense, info, device)},
-        "own": {STEP: _step(config, info, device)},
-        "update": {STEP: _step(config, info, device, update=True)},
-    }
-    clock = clock_of(device.type, torch.get_num_threads())
-    seconds = {n: t[STEP] for n, t in in_turn(contenders, rounds, clock, warm_up=4).items()}
     phases = plan_phases(config, info.train_size)
     steps = sum(phase.steps for phase in phases)
     schedules = [(phase.steps, phase.update_schedule()) for phase in phases]
     updates = sum(schedule.updates_in(n) for n, schedule in schedules if schedule)
-    step, update = (
-        statistics.median(a / b for a, b in zip(seconds[n], seconds["dense"]))
-        for n in ("own", "update")
-    )
-    dense_steps = steps * config.dense_epochs / config.epochs
+    contenders = {
+        "dense": {STEP: _step(dense, info, device)},
+        "step": {STEP: _step(config, info, device)},
+    }
+    if updates:
+        contenders["update"] = {STEP: _step(config, info, device, update=True)}
+    clock = clock_of(device.type, torch.get_num_threads())
+    seconds = {n: t[STEP] for n, t in in_turn(contenders, rounds, clock, warm_up=4).items()}
+    ratio = {
+        name: statistics.median(a / b for a, b in zip(taken, seconds["dense"]))
+        for name, taken in seconds.items()
+    }
+    whole = ratio["step"] * (steps - updates) + ratio.get("update", 0.0) * updates
     return {
         **facts,
-        **ratios(seconds["own"], seconds["dense"]),
-        "step_ratio": step,
-        "update_ratio": update if updates else None,
-        "training_ratio": (step * (steps - updates) + update * updates) / dense_steps,
+        **ratios(seconds["step"], seconds["dense"]),
+        "step_ratio": ratio["step"],
+        "update_ratio": ratio.get("update"),
+        "training_ratio": whole / (steps * config.dense_epochs / config.epochs),
         "dense_ms": 1e3 * statistics.median(seconds["dense"]),
         "dtype": config.dtype,
     }
