@@ -25,6 +25,7 @@ from sparse_engine.data.catalog import DatasetInfo, dataset_info
 from sparse_engine.job import plan_phases
 from sparse_engine.network import build_network
 from sparse_engine.recipes import resolve
+from sparse_engine.settle import settled
 
 # point: of a run without its seed. step_ratio, update_ratio: median of the rounds' ratios to a
 # usual step of the dense network that the study's own settings name. training_ratio: of a whole
@@ -76,6 +77,7 @@ def time_study(
         if config.method not in METHODS:
             print(f"no time of method '{config.method}': its networks change size", flush=True)
             continue
+        config = settled(config, info, device)
         done[point] = row = _row(config, dense, info, device, rounds, facts)
         row["point"] = point
         append_row(path, COLUMNS, row)

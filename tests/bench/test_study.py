@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 import bench.study
 import bench.study_runs
+import bench.study_times
 from bench.small_data import averaged, cut
 from bench.study import main
 from bench.study_grid import Data, read_study
@@ -241,6 +243,21 @@ def test_the_times_are_of_every_point_and_its_whole_training(tmp_path):
     for row in rows.values():
         steps = float(row["training_ratio"]) / float(row["step_ratio"])
         assert row["update_ratio"] or steps == pytest.approx(2, rel=1e-3)
+
+
+def test_a_budget_of_time_is_settled_before_it_is_timed(tmp_path, monkeypatch):
+    given = {"method": "static", "distribution": "timed", "time_budget": 0.5}
+    settings = {"model": "mlp", "epochs": 2}
+    path = study_file(tmp_path, grids={"timed": {"settings": given, "seeds": 1}}, settings=settings)
+    seen = []
+
+    def settled(config, info, device):
+        seen.append(config.distribution)
+        return replace(config, distribution="uniform", time_budget=None, sparsity=0.5)
+
+    monkeypatch.setattr(bench.study_times, "settled", settled)
+    main([str(path), "--data-dir", str(digits(tmp_path)), "--out", str(tmp_path / "out"), "--time"])
+    assert seen == ["timed"]
 
 
 def test_differences_are_paired_by_seed(tmp_path):
