@@ -12,6 +12,9 @@ from typing import Any
 from sparse_engine.config import FIELDS
 from sparse_engine.errors import InputError, nearest
 
+# Settings that earlier versions wrote into every config.json, as runs have them that did without.
+GONE = {"start_block": None, "coarsen_at": None, "ablation": 0.0}
+
 
 def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return settings with their types and limits checked.
@@ -41,6 +44,7 @@ def read_config_file(path: str) -> dict[str, Any]:
         raise InputError(f"config file '{path}' must hold one JSON object, found {found}")
     # What a paper reports stands beside its settings, for people.
     values.pop("paper", None)
+    values = {n: v for n, v in values.items() if n not in GONE or v != GONE[n]}
     return check_values(values, f"config file '{path}'")
 
 

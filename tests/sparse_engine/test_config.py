@@ -353,6 +353,15 @@ def test_nearest():
     assert nearest("zzz", ["epochs", "lr"]) == ""
 
 
+def test_runs_of_before_are_read_unless_they_used_what_is_gone(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"method": "rigl", "start_block": null, "coarsen_at": null, "ablation": 0.0}')
+    assert read_config_file(str(path)) == {"method": "rigl"}
+    path.write_text('{"method": "rigl", "ablation": 0.3}')
+    with pytest.raises(InputError, match="unknown setting 'ablation'"):
+        read_config_file(str(path))
+
+
 def test_a_paper_beside_the_settings_is_for_people(tmp_path):
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"paper": {"accuracy": 0.963}, "method": "edst"}))
