@@ -52,6 +52,20 @@ def poisoned_kernels(triton_backend, monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Keep what is measured in a folder of the test's own, with `auto` as the backend."""
+    from sparse_kernels.backend import VARIABLE
+    from sparse_kernels.gemm_limit import kept_limits
+    from sparse_kernels.tile_cache import FOLDER
+
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    kept_limits.cache_clear()
+    yield
+    kept_limits.cache_clear()
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """Fail a run in CI that skipped anything but GPU tests: a green line must mean tested."""
     skipped = terminalreporter.stats.get("skipped", [])

@@ -11,21 +11,14 @@ from sparse_engine.break_even import crossing, tune_gemm
 from sparse_engine.distribution import full_plan
 from sparse_engine.errors import InputError
 from sparse_kernels import gemm_limit
-from sparse_kernels.backend import VARIABLE, choose_backend
+from sparse_kernels.backend import choose_backend
 from sparse_kernels.gemm_cost import gemm_is_faster
-from sparse_kernels.tile_cache import FOLDER
 
 CPU = torch.device("cpu")
 SIZES = (64, 64, 3, 3, 16, 16)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv(FOLDER, str(tmp_path))
-    monkeypatch.delenv(VARIABLE, raising=False)
-    gemm_limit.kept_limits.cache_clear()
-    yield
-    gemm_limit.kept_limits.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def tune(monkeypatch, slope):

@@ -5,23 +5,15 @@ import json
 import pytest
 import torch
 
-from sparse_kernels import gemm_limit
-from sparse_kernels.backend import VARIABLE, choose_backend
+from sparse_kernels.backend import choose_backend
 from sparse_kernels.gemm_limit import kept_limits, limit_key
 from sparse_kernels.picks import measured_picks, with_picks
-from sparse_kernels.tile_cache import FOLDER
 
 CPU = torch.device("cpu")
 SIZES = (64, 64, 3, 3, 16, 16)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv(FOLDER, str(tmp_path))
-    monkeypatch.delenv(VARIABLE, raising=False)
-    gemm_limit.kept_limits.cache_clear()
-    yield
-    gemm_limit.kept_limits.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def measure(limit):
