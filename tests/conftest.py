@@ -1,6 +1,9 @@
 """GPU tests skip, with the reason, where there is no GPU; kernels then run interpreted."""
 
 import os
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 import torch
@@ -50,6 +53,20 @@ def poisoned_kernels(triton_backend, monkeypatch):
         use_small_tiles(monkeypatch)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def draw_with(monkeypatch):
+    """Return what puts a stand-in of Figure where matplotlib is imported from, installed or not."""
+
+    def put(figure):
+        for name in ("matplotlib", "matplotlib.figure"):
+            module = ModuleType(name)
+            module.__spec__ = ModuleSpec(name, None)
+            monkeypatch.setitem(sys.modules, name, module)
+        sys.modules["matplotlib.figure"].Figure = figure
+
+    return put
 
 
 @pytest.fixture

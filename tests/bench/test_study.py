@@ -1,14 +1,12 @@
 """A study: its file is checked before a run, runs are made once, its tables tell the truth."""
 
 import csv
-import importlib.machinery
 import importlib.util
 import json
 import subprocess
 import sys
 import threading
 import time
-import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,7 +311,7 @@ class Canvas:
         return lambda *values, **_: self.said.append(f"{name} {values}")
 
 
-def test_every_timed_point_is_drawn_and_the_front(tmp_path, monkeypatch):
+def test_every_timed_point_is_drawn_and_the_front(tmp_path, monkeypatch, draw_with):
     places = {
         "blocks": [("8x8", (0.5, 80.0)), ("16x16", (0.4, 85.0))],
         "dense": [("", (1.0, 90.0))],
@@ -321,10 +319,7 @@ def test_every_timed_point_is_drawn_and_the_front(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not draw("tiny", places, tmp_path / "none.png")
     monkeypatch.undo()
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
-    sys.modules["matplotlib.figure"].Figure = Canvas
+    draw_with(Canvas)
     assert draw("tiny", places, tmp_path / "some.png")
     said = (tmp_path / "some.png").read_text()
     assert "scatter ((0.5, 0.4), (80.0, 85.0))" in said

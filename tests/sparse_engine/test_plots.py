@@ -1,10 +1,7 @@
 """Figures show what the evaluation found: a stand-in for matplotlib records what is drawn."""
 
 import json
-import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -56,14 +53,10 @@ class Figure:
 
 
 @pytest.fixture
-def matplotlib(monkeypatch):
-    """Put the stand-in where matplotlib is imported from, installed or not."""
+def matplotlib(draw_with):
+    """Draw with the stand-in."""
     DRAWN.clear()
-    for name in ("matplotlib", "matplotlib.figure"):
-        module = ModuleType(name)
-        module.__spec__ = ModuleSpec(name, None)
-        monkeypatch.setitem(sys.modules, name, module)
-    sys.modules["matplotlib.figure"].Figure = Figure
+    draw_with(Figure)
 
 
 @pytest.fixture(scope="module")
