@@ -76,7 +76,7 @@ class World:
     def share_buffers(self, model: nn.Module) -> None:
         """Give all the first process's buffers: batch-norm statistics are of one's own images."""
         for buffer in model.buffers() if self.size > 1 else ():
-            dist.broadcast(buffer, 0)
+            dist.broadcast(buffer, 0, group=self._scores)
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
@@ -96,6 +96,15 @@ class World:
                     f"{what} of layer {name} differ between processes; "
                     "--resume continues from the last checkpoint"
                 )
+
+    def leave(self) -> None:
+        """End the process group, and with it the threads that send.
+
+        A thread that still lets go of a tensor while Python ends aborts the process, so none may
+        outlive a run, whoever holds this world.
+        """
+        self._scores = self._control = None
+        dist.destroy_process_group()
 
     def parallel(self, model: nn.Module) -> DistributedDataParallel:
         """Return training_pair of a model as a module whose backward averages the gradients."""
@@ -141,10 +150,11 @@ def joined(timeout: float, cuda: bool) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     with failing_together(rank):
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        world = World(rank, size, local_rank)
         try:
-            yield World(rank, size, local_rank)
+            yield world
         finally:
-            dist.destroy_process_group()
+            world.leave()
 
 
 @contextmanager

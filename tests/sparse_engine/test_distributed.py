@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ import pytest
 import torch
 import world_worker
 from test_resume import assert_equal_runs, rows_of, tickets_of
+from torch.distributed import TCPStore
 from world_worker import FLAGS, RUNS
 
 from sparse_engine.config import Config
@@ -21,16 +21,19 @@ from sparse_engine.job import check_parallel
 from sparse_engine.train import main
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
 def together(folder, *tasks, size=2):
-    """Let processes do tasks of world_worker; return their exit codes and what they print."""
-    port = str(free_port())
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    """Let processes do tasks of world_worker; return their exit codes and what they print.
+
+    As torchrun does, this process holds the stores in which they meet, and from the start, so that
+    no other program can have taken a port in between.
+    """
+    stores = [TCPStore("localhost", 0, is_master=True, wait_for_workers=False) for _ in range(12)]
+    common = {
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "localhost",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MEETING_PORTS": " ".join(str(store.port) for store in stores),
+    }
     command = [sys.executable, world_worker.__file__, *tasks]
     with ExitStack() as stack:
         logs = [stack.enter_context(Path(folder, f"log-{r}").open("w+")) for r in range(size)]
@@ -84,6 +87,12 @@ def test_two_processes_train_what_one_does(name, tolerance, trained, monkeypatch
 def test_a_norm_over_two_processes_is_that_of_all_images(trained):
     for printed in trained[1]:
         assert float(re.search(r"NORM (\S+)", printed)[1]) < 1e-12
+
+
+def test_no_thread_outlives_a_process_group(trained):
+    """One that lets go of a tensor while Python ends would abort the process."""
+    for printed in trained[1]:
+        assert "THREADS 0 of" in printed
 
 
 def test_members_apart_equal_members_one_after_another(trained, monkeypatch):

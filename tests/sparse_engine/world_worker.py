@@ -38,9 +38,15 @@ RUNS = {
 }
 
 
+def meet_anew():
+    """Take the next port: a store holds what the processes said when they last met."""
+    os.environ["MASTER_PORT"], os.environ["MEETING_PORTS"] = os.environ["MEETING_PORTS"].split(
+        maxsplit=1
+    )
+
+
 def main(flags):
-    """Run the command; processes meet anew, and at another port, for the old one may be busy."""
-    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    meet_anew()
     command.main(flags)
 
 
@@ -86,8 +92,12 @@ def bytes_sent():
 
 
 def one_norm():
-    """Print how far a synchronised norm of two halves is from an ordinary one of the whole."""
-    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    """Print how far a synchronised norm of two halves is from an ordinary one of the whole.
+
+    And how many threads are left of the process group, while the world is still held.
+    """
+    meet_anew()
+    threads = len(os.listdir("/proc/self/task"))
     torch.manual_seed(0)
     whole = torch.randn(6, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(6, 3, 4, 5, dtype=torch.float64)
@@ -104,7 +114,8 @@ def one_norm():
     pairs += [(norm.running_mean * 1.9, plain.running_mean)]  # plain has seen the images twice
     pairs += list(zip(gradients, (p.grad for p in plain.parameters()), strict=True))
     worst = max(float((one - other).detach().abs().max()) for one, other in pairs)
-    print(f"NORM {worst}", flush=True)
+    left = len(os.listdir("/proc/self/task")) - threads
+    print(f"NORM {worst} THREADS {left} of {world}", flush=True)
 
 
 def other_topology():
