@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -16,6 +17,11 @@ if not torch.cuda.is_available():
     import sparse_kernels.weight_grad_kernels  # noqa: F401 (and with it the gather kernels)
 
     del os.environ["TRITON_INTERPRET"]
+
+    from triton.runtime.interpreter import interpreter_builder
+
+    # Two fifths of the interpreter's time, for what it then discards unless it is debugging.
+    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
 
 
 @pytest.fixture(autouse=True, scope="session")
