@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparse_engine.architecture import members_of
 from sparse_engine.errors import InputError
 from sparse_engine.grouping import group
+from sparse_engine.models.members import joint_calls
 from sparse_engine.ticket_file import (
     TicketFile,
     check_data_types,
@@ -125,13 +126,13 @@ class TicketEnsemble(nn.Module):
         if self._files:
             logits = [found for file in self._files for found in _read_and_run(file, x)]
         elif self._shares_cores(x):
-            logits = _in_threads(list(self.members), x)
+            logits = _in_threads(joint_calls(self.members), x)
         else:
-            logits = [member(x) for member in self.members]
-        counts = [member_logits.shape[-1] for member_logits in logits]
+            logits = [call(x) for call in joint_calls(self.members)]
+        counts = [found.shape[-1] for found in logits for _ in found]
         if len(set(counts)) > 1:
             raise InputError(f"members must have the same number of classes, not {counts}")
-        return torch.stack(logits)
+        return torch.cat(logits)
 
     def member_probabilities(self, x: Tensor) -> Tensor:
         """Map a batch of N inputs to each member's probabilities [M, N, K], float32 or wider."""
@@ -166,22 +167,22 @@ class TicketEnsemble(nn.Module):
         return several and not whole and weights * len(x) >= LEAST_PRODUCTS
 
 
-def _in_threads(members: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """Return members' logits; the batch is cut so that as many calls fall to every thread."""
+def _in_threads(calls: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[Tensor]:
+    """Return what calls give [m, N, K]; the batch is cut so that every thread makes as many."""
     threads = torch.get_num_threads()
-    shares = x.tensor_split(max(1, min(len(x), threads // math.gcd(threads, len(members)))))
-    calls = [partial(member, share) for member in members for share in shares]
-    found = in_threads(calls)
+    shares = x.tensor_split(max(1, min(len(x), threads // math.gcd(threads, len(calls)))))
+    found = in_threads([partial(call, share) for call in calls for share in shares])
     return [
-        torch.cat(found[start : start + len(shares)]) for start in range(0, len(found), len(shares))
+        torch.cat(found[start : start + len(shares)], 1)
+        for start in range(0, len(found), len(shares))
     ]
 
 
 @torch.compiler.disable
 def _read_and_run(file: TicketFile, x: Tensor) -> list[Tensor]:
-    """Return the logits of a ticket's members, which are in memory until then."""
+    """Return the logits [m, N, K] of a ticket's members, which are in memory until then."""
     model = file.load().to(device=x.device, memory_format=torch.channels_last)
-    return [member(x) for member in members_of(model)]
+    return [call(x) for call in joint_calls(members_of(model))]
 
 
 def _member_facts(file: TicketFile) -> tuple[int, nn.Module]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,33 @@ class Member(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the member's logits [N, K]."""
         return self.network.member_logits(x)[self.index]
+
+    def is_whole(self, models: list[nn.Module]) -> bool:
+        """Whether models are all members of this one's network, in order."""
+        found = [m.index for m in models if isinstance(m, Member) and m.network is self.network]
+        return found == list(range(self.network.members))
+
+
+def joint_calls(members: Iterable[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
+    """Return functions that give logits [m, N, K], which stacked are those of models in order.
+
+    Where all members of one network stand together, they are one call of it.
+    """
+    calls: list[Callable[[Tensor], Tensor]] = []
+    left = list(members)
+    while left:
+        first, count = left[0], 1
+        if isinstance(first, Member) and first.is_whole(left[: first.network.members]):
+            calls.append(first.network.member_logits)
+            count = first.network.members
+        else:
+            calls.append(partial(_alone, first))
+        left = left[count:]
+    return calls
+
+
+def _alone(member: nn.Module, x: Tensor) -> Tensor:
+    return member(x)[None]
 
 
 def log_mean_probability(logits: Tensor) -> Tensor:
