@@ -14,6 +14,7 @@ from tape import use_tapes
 from test_resume import (
     assert_equal_runs,
     kill_within_an_epoch,
+    resume_and_compare,
     rows_of,
     tickets_of,
     train_and_kill,
@@ -120,7 +121,6 @@ def test_each_member_keeps_its_own_best_epoch():
     assert_close_tickets("apart", "grouped", 1e-3)
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["within", "before"])
 @pytest.mark.parametrize(
     "flags",
     [
@@ -131,15 +131,13 @@ def test_each_member_keeps_its_own_best_epoch():
     ],
     ids=lambda flags: flags[1],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(flags, before, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(flags, monkeypatch):
     flags = [*FLAGS, *DST, *flags, *GROUPED]
     main([*flags, "--out", "whole"])
-    if before:
-        train_and_kill(monkeypatch, 2, *flags, before=True)
-    else:
-        kill_within_an_epoch(monkeypatch, 3, *flags)
-    main(["--resume", "out"])
-    assert_equal_runs("whole", "out")
+    kill_within_an_epoch(monkeypatch, 3, *flags)
+    resume_and_compare("within")
+    train_and_kill(monkeypatch, 2, *flags, before=True)
+    resume_and_compare("before-2")
 
 
 def test_a_signal_stops_a_run_with_a_checkpoint(monkeypatch):
