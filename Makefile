@@ -69,7 +69,6 @@ $(VENV)/.lint: $(SETUP) | $(VENV)/bin/python
 
 $(OLDEST)/.test: $(SETUP)
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/pip install --quiet "torch==2.11.*" "triton==3.6.*" "torchvision==0.26.*" \
-		"numpy==1.26.*" # Triton 3.6 cannot interpret kernels with NumPy 2.4
-	$(OLDEST)/bin/pip install --quiet --editable ".[test]"
+	$(OLDEST)/bin/pip install --quiet --editable ".[test]" "torch==2.11.*" "triton==3.6.*" \
+		"torchvision==0.26.*" "numpy==1.26.*" # Triton 3.6 cannot interpret kernels with NumPy 2.4
 	touch $@
