@@ -76,10 +76,12 @@ def convolve(
         statistics=statistics and conv.training,
     )
     conv._note_run(source.x, found.y.numel() // conv.out_channels)
-    source.x = found.x
+    y, source.x = found.y, found.x
+    if torch.compiler.is_compiling():
+        y = y.view_as(y)  # torch 2.11 traces no attribute of what an autograd.Function returns
     if found.mean.numel():
-        _note(found.y, found.mean, found.variance)
-    return found.y
+        _note(y, found.mean, found.variance)
+    return y
 
 
 def residual_block(
