@@ -98,13 +98,12 @@ class World:
                 )
 
     def leave(self) -> None:
-        """End the process group, and with it the threads that send.
+        """Let go of the groups, whose threads end with them, whoever holds this world.
 
-        A thread that still lets go of a tensor while Python ends aborts the process, so none may
-        outlive a run, whoever holds this world.
+        A thread that still frees one of Python's tensors while Python ends aborts the process.
+        DistributedDataParallel may hold the default group longer, which is never the last to send.
         """
         self._scores = self._control = None
-        dist.destroy_process_group()
 
     def parallel(self, model: nn.Module) -> DistributedDataParallel:
         """Return training_pair of a model as a module whose backward averages the gradients."""
@@ -150,11 +149,14 @@ def joined(timeout: float, cuda: bool) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     with failing_together(rank):
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        world = World(rank, size, local_rank)
         try:
-            yield world
+            world = World(rank, size, local_rank)
+            try:
+                yield world
+            finally:
+                world.leave()
         finally:
-            world.leave()
+            dist.destroy_process_group()
 
 
 @contextmanager

@@ -129,7 +129,7 @@ class TicketEnsemble(nn.Module):
             logits = _in_threads(joint_calls(self.members), x)
         else:
             logits = [call(x) for call in joint_calls(self.members)]
-        counts = [found.shape[-1] for found in logits for _ in found]
+        counts = [found.shape[-1] for found in logits for _ in range(len(found))]
         if len(set(counts)) > 1:
             raise InputError(f"members must have the same number of classes, not {counts}")
         return torch.cat(logits)
@@ -160,7 +160,7 @@ class TicketEnsemble(nn.Module):
     def _shares_cores(self, x: Tensor) -> bool:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
             return False
-        weights = sum(p.numel() for member in self.members for p in member.parameters())
+        weights = sum(p.numel() for p in self.parameters())
         # Batch norm in training mode needs the whole batch.
         whole = any(member.training for member in self.members)
         several = torch.get_num_threads() > 1 and len(self.members) > 1

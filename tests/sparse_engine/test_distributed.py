@@ -20,6 +20,9 @@ from sparse_engine.errors import InputError
 from sparse_engine.job import check_parallel
 from sparse_engine.train import main
 
+# More than any of the tests' processes have, one after another.
+MEETINGS = 12
+
 
 def together(folder, *tasks, size=2):
     """Let processes do tasks of world_worker; return their exit codes and what they print.
@@ -27,7 +30,9 @@ def together(folder, *tasks, size=2):
     As torchrun does, this process holds the stores in which they meet, and from the start, so that
     no other program can have taken a port in between.
     """
-    stores = [TCPStore("localhost", 0, is_master=True, wait_for_workers=False) for _ in range(12)]
+    stores = [
+        TCPStore("localhost", 0, is_master=True, wait_for_workers=False) for _ in range(MEETINGS)
+    ]
     common = {
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "localhost",

@@ -88,6 +88,14 @@ def assert_equal_runs(first, second):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def resume_and_compare(name):
+    """Resume the run in `out`, compare it with the whole one, and put it away under a name."""
+    assert not Path("out/metrics.json").exists()
+    main(["--resume", "out"])
+    assert_equal_runs("whole", "out")
+    Path("out").rename(name)
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
@@ -134,14 +142,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(flags, epochs, monkeypatch):
     for epoch in epochs:
         train_and_kill(monkeypatch, epoch, *flags, before=True)
         resume_and_compare(f"before-{epoch}")
-
-
-def resume_and_compare(name):
-    """Resume the run in `out`, compare it with the whole one, and put it away under a name."""
-    assert not Path("out/metrics.json").exists()
-    main(["--resume", "out"])
-    assert_equal_runs("whole", "out")
-    Path("out").rename(name)
 
 
 def test_a_resumed_student_has_its_teacher(monkeypatch):
