@@ -1,0 +1,120 @@
+"""Kernels compiled in processes of their own, and what the compiled code says about itself."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import re
+import subprocess
+import tempfile
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel with everything that its code depends on."""
+
+    module: str
+    name: str
+    signature: dict[str, Any]
+    constants: dict[Any, Any]
+    attributes: dict[Any, Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a kernel: registers a thread, bytes of stack and shared memory."""
+
+    name: str
+    registers: int
+    stack: int
+    shared: int
+    seconds: float
+
+
+class Compiler:
+    """Compiles in the background; Triton's cache on disk keeps the results."""
+
+    def __init__(self, arch: int, processes: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.arch = arch
+        self._pool = ProcessPoolExecutor(processes, context, initializer=_quiet)
+        self._pending: dict[str, Future[Compiled]] = {}
+        self.compiled: dict[str, Compiled] = {}
+        self.failed: dict[str, str] = {}
+
+    def submit(self, key: str, source: Source) -> None:
+        """Begin to compile a kernel."""
+        self._pending[key] = self._pool.submit(compile_source, self.arch, source)
+
+    def finish(self) -> None:
+        """Wait for all that was submitted.
+
+        Raises:
+            RuntimeError: some of it does not compile, spills or needs more memory than there is.
+        """
+        wrong = []
+        pending, self._pending = self._pending, {}
+        for key, future in pending.items():
+            try:
+                found = future.result()
+                problem = self._problem(found)
+                self.compiled[key] = found
+            except Exception as error:  # a compiler raises what it likes
+                words = str(error).strip().splitlines() or ["no message"]
+                problem = f"{key.split()[0]} does not compile: {type(error).__name__}: {words[-1]}"
+            if problem:
+                self.failed[key] = problem
+                wrong.append(problem)
+        if wrong:
+            raise RuntimeError(f"{wrong[0]} ({len(wrong)} kernels)")
+
+    def _problem(self, found: Compiled) -> str:
+        if found.stack:
+            return f"{found.name} spills {found.stack} bytes"
+        from sparse_kernels.tiles import SHARED_LIMIT
+
+        limit = SHARED_LIMIT[self.arch]
+        if found.shared > limit:
+            return f"{found.name} needs {found.shared} bytes of shared memory, there are {limit}"
+        return ""
+
+
+def compile_source(arch: int, source: Source) -> Compiled:
+    """Compile a kernel for sm_{arch} and read what came of it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    began = time.monotonic()
+    kernel = getattr(importlib.import_module(source.module), source.name)
+    code = ASTSource(kernel, source.signature, source.constants, source.attributes)
+    target = GPUTarget("cuda", arch, 32)
+    compiled = triton.compile(code, target=target, options=source.options)
+    registers, stack = _usage(compiled.asm["cubin"])
+    seconds = time.monotonic() - began
+    return Compiled(source.name, registers, stack, compiled.metadata.shared, seconds)
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True).stdout
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
+    return registers, stack
+
+
+def _quiet() -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
