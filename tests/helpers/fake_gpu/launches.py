@@ -51,8 +51,6 @@ class Launches:
         JITFunction.__getitem__ = lambda kernel, grid: lambda *args, **kwargs: self._launch(
             kernel, grid, args, kwargs
         )
-        self.tape.before_wait = self.finish
-        torch.cuda.synchronize = lambda *_: self.finish()
 
     def finish(self) -> None:
         """Wait for the compilers, as a program would for its kernels.

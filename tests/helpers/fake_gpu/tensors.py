@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 import torch._dynamo  # before Tensor._make_subclass is replaced, which it looks at
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).parents[3]
 NAMESPACE = "sparse_kernels"
@@ -35,6 +36,14 @@ WITHOUT_KERNEL = {
     *("_unsafe_view", "_local_scalar_dense", "lift_fresh", "scalar_tensor", "set_", "resize_"),
     *("_assert_async", "is_same_size", "_reshape_alias", "split", "split_with_sizes", "unbind"),
 }
+
+# What autocast runs in the lower type, and what in float32.
+LOWERED = {
+    *(F.conv2d, F.linear, F.scaled_dot_product_attention, torch.matmul, torch.bmm, torch.mm),
+    *(torch.addmm, torch.baddbmm, torch.einsum, torch.conv2d, Tensor.matmul, Tensor.__matmul__),
+}
+WIDENED = {F.cross_entropy, F.nll_loss, F.layer_norm, F.softmax, F.log_softmax, torch.softmax}
+WITHOUT_DEVICE = {Tensor.device.__get__, Tensor.shape.__get__, Tensor.requires_grad.__get__}
 
 
 class _Mode(FakeTensorMode):
@@ -62,7 +71,6 @@ class Tape(TorchDispatchMode):
         self.kernels: collections.Counter[str] = collections.Counter()
         self.waits: list[str] = []
         self.copies: list[str] = []
-        self.before_wait: Callable[[], None] = lambda: None
         self.asked_for_meta = 0
         self.own: dict[str, Callable[..., Any]] = {}
 
@@ -135,7 +143,6 @@ class Tape(TorchDispatchMode):
 
     def _wait(self, func: Any) -> None:
         self.waits.append(f"{func.overloadpacket.__name__} at {_place()}")
-        self.before_wait()
 
     def _count(self, func: Any, name: str) -> None:
         is_view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
@@ -151,22 +158,42 @@ class _Devices(TorchFunctionMode):
         self.tape = tape
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
+        if func in WITHOUT_DEVICE:
+            return func(*args, **kwargs)
+        kwargs = dict(kwargs)
         if func is Tensor.cuda:
             func, args = Tensor.to, (args[0], CUDA)
-        args, kwargs = tree_map(_numbered, args), tree_map(_numbered, kwargs)
+        args, kwargs = _each(_numbered, args, kwargs)
         if func in (torch.tensor, torch.as_tensor) and _wanted_device(kwargs) == "cuda":
             del kwargs["device"]  # its own way to the device asks the driver
             return func(*args, **kwargs).to(CUDA)
-        if _wanted_device(kwargs) == "cuda" or any(map(is_on_gpu, tree_leaves(args))):
+        if _wanted_device(kwargs) == "cuda" or any(map(is_on_gpu, args)):
             kwargs.pop("generator", None)
-        leaves = tree_leaves((args, kwargs))
-        meta = any(map(_is_meta, leaves))
+        args, kwargs = _autocast(func, args, kwargs)
+        meta = any(map(_is_meta, (*args, *kwargs.values())))
         self.tape.asked_for_meta += meta
         try:
             return func(*args, **kwargs)
         finally:
             self.tape.asked_for_meta -= meta
+
+
+def _autocast(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Cast as autocast does in C++, which takes these tensors for none of its own."""
+    if not torch.is_autocast_enabled("cuda") or func not in LOWERED | WIDENED:
+        return args, kwargs
+    dtype = torch.get_autocast_dtype("cuda") if func in LOWERED else torch.float32
+
+    def cast(x: Any) -> Any:
+        return x.to(dtype) if is_on_gpu(x) and x.is_floating_point() and x.dtype != dtype else x
+
+    return _each(cast, args, kwargs)
+
+
+def _each(change: Callable[[Any], Any], args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """Return arguments changed one by one, and not what they hold, such as the memo of a copy."""
+    return tuple(map(change, args)), {name: change(value) for name, value in kwargs.items()}
 
 
 def is_on_gpu(x: Any) -> bool:
@@ -213,6 +240,16 @@ def _patch_fake_tensors() -> None:
 
     Tensor._make_subclass = staticmethod(make_on_meta)
     torch._C._ensureCUDADeviceGuardSet = lambda: None
+    swap = torch.utils.swap_tensors
+
+    def swap_or_set(a: Any, b: Any) -> None:
+        # What a module does to fake parameters needs that nobody else refers to them.
+        if isinstance(a, FakeTensor) and isinstance(b, FakeTensor):
+            a.data = b.data
+        else:
+            swap(a, b)
+
+    torch.utils.swap_tensors = swap_or_set
     fake_tensor.init_gpu_context = lambda *_: None
     FakeTensorMode.avoid_device_init = True
     FakeTensor.is_cuda = property(lambda x: x.fake_device.type == "cuda")
