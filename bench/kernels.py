@@ -28,7 +28,7 @@ from bench.jobs import Budget, Job, run_jobs, say_no_row
 from bench.peers import peers
 from bench.problems import Layer, Problem, dense_passes, make_problem, sparse_passes
 from bench.records import Records, Row
-from bench.roofline import is_h200, nearest_bound, traffic
+from bench.roofline import nearest_bound, rates_of, traffic
 from bench.timing import clock_of, in_turn, milliseconds, quantile, ratios
 from sparse_engine.errors import InputError
 from sparse_kernels.activation import in_order
@@ -153,7 +153,8 @@ class Kernels:
         ours = name.split()[0] in ("triton", "gemm")
         channels = sum(problem.layer.weight[:2])
         work = traffic(passes, problem.positions, channels, layout.active, layout.block)
-        bound = nearest_bound(*work) if ours and is_h200() else None
+        rates = rates_of(files.device_name(self.device)) if ours else None
+        bound = nearest_bound(*work, rates) if rates else None
         return {
             "report": "kernels",
             "dtype": "bf16" if self.device == "cuda" else "fp32",
