@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.journal import DONE, FAILED, Journal
+from bench.journal import DEVICE_LOST, DONE, FAILED, Journal
 from bench.measure import free
 
-DEVICE_LOST = 3
 # What has given no row in this process: a job that adds to it has failed.
 without_row: list[str] = []
 

@@ -14,6 +14,7 @@ from typing import Any
 
 NAME = "bench-gpu.jobs"
 DONE, FAILED = "done", "failed"
+DEVICE_LOST = 3  # exit code of a worker whose GPU has become unusable
 
 
 class Journal:

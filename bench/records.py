@@ -19,6 +19,7 @@ from typing import Any
 from sparse_engine.errors import InputError
 
 REPORTS = Path(__file__).parent / "reports"
+REHEARSAL = "rehearsal"  # the device of rows that nothing was measured for
 # run: start, in UTC. subject: network or layer. label: "sparse" where 80 % of the sparse FLOPs or
 # more ran on triton or gemm. n: repetitions. ratio_p20, ratio_p80: of time / dense time, round by
 # round, where contenders took turns. flops_ratio: promised, of the dense FLOPs. tflops: useful ones
@@ -171,14 +172,13 @@ def environment(device: str) -> dict[str, Any]:
 
     gpu = device == "cuda"
     query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    root = str(Path(__file__).parent)
     return {
         "device": device_name(device),
         "driver": _output(*query).splitlines()[0] if gpu else "-",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "commit": os.environ.get("COMMIT") or _output("git", "-C", root, "describe", "--always"),
+        "commit": commit(),
     }
 
 
@@ -189,6 +189,12 @@ def device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name()
+
+
+def commit() -> str:
+    """Return the commit of this code, or what the environment's COMMIT says."""
+    root = str(Path(__file__).parent)
+    return os.environ.get("COMMIT") or _output("git", "-C", root, "describe", "--always")
 
 
 def _processor() -> str:
