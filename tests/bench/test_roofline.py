@@ -37,7 +37,6 @@ def test_the_nearest_bound_is_the_largest_time():
 
 @pytest.mark.parametrize("device", ["NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA L40S"])
 def test_rows_of_steps_and_layers(device, monkeypatch):
-    monkeypatch.setattr(measure, "device_name", lambda _: device)
     monkeypatch.setattr(records, "device_name", lambda _: device)
     step = Step(Case(TINY, 0.8, "uniform", "16x16"), "gemm", "cpu")
     ready = Ready(step, 0.0, 0.0, None)
