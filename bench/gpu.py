@@ -3,9 +3,10 @@
     python -m bench.gpu --budget 300 --out DIR      from the project's folder: nothing to install
     python -m bench.gpu --budget 300 --out DIR      again: goes on where the first call ended
 
-Rows go to one CSV, what is printed to one log, the names of jobs that have ended to a journal, all
-in DIR. The measurements run in a process of their own: where one hangs, or leaves the GPU unusable,
-the next one starts in a fresh process. Tables and figures are made later:
+Rows go to one CSV, what is printed to one log, the names of jobs that have ended to a journal, and
+tracebacks, if there are any, to a file of their own, all in DIR. The measurements run in a process
+of their own: where one hangs, or leaves the GPU unusable, the next one starts in a fresh process.
+Tables and figures are made later:
 `python -m bench.report --reports DIR --print`.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import queue
 import re
@@ -86,13 +88,16 @@ def watch(command: list[str], limit: float, log: IO[str]) -> tuple[int, tuple[in
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         env=worker_environment(),
         start_new_session=True,
     ) as process:
-        reached = _repeat(process, limit, log)
-        # With the processes that it may have started, which hold its output open.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            reached = _repeat(process, limit, log)
+        finally:
+            # With the processes that it may have started, which hold its output open.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, reached
 
 
@@ -148,7 +153,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def prepared(options: argparse.Namespace) -> tuple[str, Records]:
-    """Return a worker's device and where its rows go.
+    """Return a worker's device and where its rows go; tracebacks go to a file beside them.
 
     Raises:
         InputError: this torch has no GPU.
@@ -159,6 +164,10 @@ def prepared(options: argparse.Namespace) -> tuple[str, Records]:
 
     if not (options.tiny or torch.cuda.is_available()):
         raise InputError(f"torch {torch.__version__} cannot use the GPU; install one built for it")
+    failures = logging.FileHandler(options.out / "bench-gpu.failures", delay=True)
+    logger = logging.getLogger("bench.jobs")
+    logger.addHandler(failures)
+    logger.setLevel(logging.INFO)
     return opened(options.out, REPORT, run=options.run)
 
 

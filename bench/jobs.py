@@ -7,6 +7,7 @@ later job would fail too; a fresh process may go on. A journal keeps what has en
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -94,10 +95,12 @@ def run_jobs(
 def say_no_row(name: str, error: BaseException) -> None:
     """Say in one line why there is no row; leave the process if the GPU is lost.
 
-    What the failure's frames hold is let go of: they may have filled the GPU's memory.
+    The whole story goes to who listens to this module's logger. What the failure's frames hold is
+    let go of: they may have filled the GPU's memory.
     """
     words = (str(error).strip() or "no message").splitlines()[0][:200]
     print(f"no row: {name}: {type(error).__name__}: {words}", flush=True)
+    logging.getLogger(__name__).info("no row: %s", name, exc_info=error)
     without_row.append(name)
     failure: BaseException | None = error
     while failure is not None:

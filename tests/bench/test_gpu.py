@@ -1,6 +1,7 @@
-"""`make bench-gpu`: workers that die or hang cost one job; a budget holds; three files come out."""
+"""`make bench-gpu`: workers that die or hang cost one job; a budget holds; a few files come out."""
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -22,6 +23,16 @@ for job in range(first, 6):
     if job == 3: raise RuntimeError("a traceback")
     if job == 4: time.sleep(60)
 """
+
+
+@pytest.fixture(autouse=True)
+def _own_logger(monkeypatch):
+    """Let go of the files that workers in this process write tracebacks to."""
+    logger = logging.getLogger("bench.jobs")
+    monkeypatch.setattr(logger, "handlers", [])
+    yield
+    for handler in logger.handlers:
+        handler.close()
 
 
 def test_a_worker_that_dies_or_hangs_costs_one_job(monkeypatch, tmp_path):
@@ -49,6 +60,25 @@ def test_a_job_that_the_budget_cuts_off_has_not_ended(monkeypatch, tmp_path):
         assert gpu.supervise([sys.executable, "-c", code], 0.5, log, journal) == 0
     assert "stopped: it took too long" in (tmp_path / "log").read_text()
     assert journal.ended() == set()
+
+
+def test_who_interrupts_leaves_no_worker_behind(monkeypatch, tmp_path):
+    workers = []
+
+    def interrupted(process, *_):
+        workers.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "_repeat", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.watch([sys.executable, "-c", "import time; time.sleep(60)"], 60, None)
+    assert workers[0].wait(10) == -9
+
+
+def test_a_worker_may_print_anything(tmp_path):
+    code = r"import os; os.write(1, b'job 0 of 1: \xff, about 1 s\n')"
+    with (tmp_path / "log").open("w") as log:
+        assert gpu.watch([sys.executable, "-c", code], 60, log) == (0, (0, "\ufffd"))
 
 
 def test_a_worker_that_cannot_start_is_not_repeated(tmp_path):
@@ -189,6 +219,19 @@ def test_the_tiny_plan_fills_one_file_and_goes_on(monkeypatch, tmp_path, capsys)
     assert {row["run"] for row in rows} == {"first"}
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"cpu-all.csv", "bench-gpu.log", NAME}
+
+
+def test_a_failure_is_one_line_and_a_traceback_in_a_file(monkeypatch, tmp_path, capsys):
+    def fail(*_):
+        raise RuntimeError("PTXAS error\n`ptxas` stderr: what it really was")
+
+    monkeypatch.setattr(plan, "jobs", lambda *_: [jobs.Job("bad", 1, fail)])
+    flags = ["--worker", "--tiny", "--run", "now", "--out", str(tmp_path), "--budget", "99"]
+    assert gpu.main(flags) == 0
+    assert "no row: bad: RuntimeError: PTXAS error\n" in capsys.readouterr().out
+    text = (tmp_path / "bench-gpu.failures").read_text()
+    assert text.startswith("no row: bad\nTraceback")
+    assert "what it really was" in text
 
 
 @pytest.mark.usefixtures("no_gpu")
