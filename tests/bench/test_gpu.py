@@ -221,6 +221,39 @@ def test_the_tiny_plan_fills_one_file_and_goes_on(monkeypatch, tmp_path, capsys)
     assert names == {"cpu-all.csv", "bench-gpu.log", NAME}
 
 
+@pytest.mark.usefixtures("no_gpu")
+def test_what_failed_is_repeated_only_when_asked(monkeypatch, tmp_path, capsys):
+    """And what was lost with its device is taken up."""
+    ran, lost = [], [True, False, False]
+
+    def fail():
+        ran.append("bad")
+        raise RuntimeError("wrong")
+
+    def lose():
+        ran.append("lost")
+        if lost.pop(0):
+            raise SystemExit(jobs.DEVICE_LOST)
+
+    def watch(command, *_):
+        try:
+            return gpu.main(command[3:]), (2, "end")
+        except SystemExit as end:
+            return end.code, (1, "lost")
+
+    names = {"bad": fail, "lost": lose, "end": lambda: ran.append("end")}
+    monkeypatch.setattr(plan, "jobs", lambda *_: [jobs.Job(n, 1, run) for n, run in names.items()])
+    monkeypatch.setattr(gpu, "watch", watch)
+    flags = ["--tiny", "--out", str(tmp_path), "--budget", "1000"]
+    found = []
+    for more in ([], [], ["--again"]):
+        ran.clear()
+        gpu.main([*flags, *more])
+        found.append(list(ran))
+    assert found == [["bad", "lost", "end"], ["lost"], ["bad"]]
+    assert "continuing run" in capsys.readouterr().out
+
+
 def test_a_failure_is_one_line_and_a_traceback_in_a_file(monkeypatch, tmp_path, capsys):
     def fail(*_):
         raise RuntimeError("PTXAS error\n`ptxas` stderr: what it really was")
