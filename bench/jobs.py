@@ -102,10 +102,11 @@ def say_no_row(name: str, error: BaseException) -> None:
     print(f"no row: {name}: {type(error).__name__}: {words}", flush=True)
     logging.getLogger(__name__).info("no row: %s", name, exc_info=error)
     without_row.append(name)
-    failure: BaseException | None = error
-    while failure is not None:
-        traceback.clear_frames(failure.__traceback__)
-        failure = failure.__cause__ or failure.__context__
+    chain: list[BaseException | None] = [None]
+    while error not in chain:
+        traceback.clear_frames(error.__traceback__)
+        chain.append(error)
+        error = error.__cause__ or error.__context__
     if torch.cuda.is_available() and not _is_usable():
         print("the GPU is lost to this process", flush=True)
         raise SystemExit(DEVICE_LOST) from None
