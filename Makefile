@@ -47,7 +47,7 @@ bench-cpu: $(VENV)/.test
 	$(VENV)/bin/python -m bench.report
 
 bench-gpu: $(VENV)/.train
-	$(VENV)/bin/python -m bench.gpu --budget 540 $(ARGS)
+	$(VENV)/bin/python -m bench.gpu --budget 300 $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -19,7 +19,7 @@ from bench.measure import baseline, facts_of, line, measure, peak_of
 from bench.prediction import PHASE, Prediction
 from bench.records import Records
 from bench.timing import STEP, milliseconds, quantile, ratios
-from bench.training import COMPILED, EAGER, take
+from bench.training import COMPILED, EAGER, REFERENCE, take
 
 DENSE = ("dense captured", "dense compiled captured", "dense")
 ON_GPU = (
@@ -41,7 +41,8 @@ class Ensembles:
         return [self._job(case, group) for group in groups]
 
     def _job(self, case: Case, contenders: Sequence[str]) -> Job:
-        seconds = sum(EAGER + COMPILED / 2 * ("compiled" in c) for c in contenders)
+        each = EAGER + REFERENCE
+        seconds = sum(each + COMPILED / 2 * ("compiled" in c) for c in contenders)
         name = f"{case}: prediction: {', '.join(contenders)}"
         return Job(name, seconds, lambda: self.run(case, contenders))
 

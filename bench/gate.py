@@ -8,7 +8,8 @@ row; layer_check.py finds what is less wrong than that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +48,9 @@ class Reference:
         step = Step(case, "masked" if case.sparsity else "dense", device)
         model = densify(step.model)
         found = _gradients_of_dense(model, step, step.x, bf16=device == "cuda")
-        tf32 = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = False
         wide = torch.float32 if device == "cuda" else torch.float64
-        right = _gradients_of_dense(model.to(wide), step, step.x.to(wide), bf16=False)
-        torch.backends.cudnn.allow_tf32 = tf32
+        with without_tf32():
+            right = _gradients_of_dense(model.to(wide), step, step.x.to(wide), bf16=False)
         return cls(right, {n: limit(relative_error(found[n], right[n])) for n in right})
 
     def check(self, step: Step) -> float:
@@ -89,6 +88,25 @@ def relative_error(found: Tensor, right: Tensor) -> float:
     found, right = found.detach(), right.detach()
     difference = found.to(right.dtype) - right
     return float(difference.norm() / right.norm().clamp(min=1e-30))
+
+
+def signs_like(y: Tensor) -> Tensor:
+    """Return gradients of +1 and -1, exact in every type, in the order of y."""
+    signs = torch.arange(y.numel(), device=y.device).mul(40503).bitwise_right_shift(7) % 2
+    gradient = torch.empty_like(y)
+    # By logical place, so that both orders get the same numbers.
+    return gradient.copy_((2 * signs - 1).view(y.shape))
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let convolutions in fp32 be exact inside."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def gradients(model: nn.Module, layouts: dict[str, BlockLayout]) -> dict[str, Tensor]:

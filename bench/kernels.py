@@ -15,12 +15,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from bench import records as files
@@ -28,8 +27,8 @@ from bench.jobs import Budget, Job, run_jobs, say_no_row
 from bench.peers import peers
 from bench.problems import Layer, Problem, dense_passes, make_problem, sparse_passes
 from bench.records import Records, Row
-from bench.roofline import is_h200, nearest_bound, traffic
-from bench.timing import clock_of, in_turn, milliseconds, quantile, ratios
+from bench.roofline import nearest_bound, rates_of, traffic
+from bench.timing import clock_of, cold, in_turn, milliseconds, quantile, ratios, replays
 from sparse_engine.errors import InputError
 from sparse_kernels.activation import in_order
 from sparse_kernels.backend import VARIABLE
@@ -51,8 +50,11 @@ TINY = (
 )
 BLOCKS = ((64, 64), (32, 32), (128, 128), (128, 64), (16, 16))
 DENSITIES = (0.2, 0.1, 0.5, 0.05, 1.0)
-SECONDS = 12.0  # that a problem takes on a GPU, the kernels' compilation included
-ROUNDS = 5  # on a CPU
+# That a problem takes on a GPU for the dense library and for each order of ours: most of it is the
+# libraries' search and the kernels' compilation.
+SECONDS = 1.25
+ORDERS = ("rows", "channels_last")
+ROUNDS, GPU_ROUNDS = 5, 50
 
 
 class Kernels:
@@ -61,14 +63,24 @@ class Kernels:
     def __init__(self, records: Records, device: str, tuned: bool = False) -> None:
         self.records, self.device, self.tuned = records, device, tuned
 
-    def job(self, layer: Layer, block: tuple[int, int], density: float) -> Job:
-        """Return the job of one problem."""
+    def job(
+        self,
+        layer: Layer,
+        block: tuple[int, int],
+        density: float,
+        orders: Sequence[str] = ORDERS,
+    ) -> Job:
+        """Return the job of one problem, with our kernels on activations in some orders."""
         name = f"{layer.name}, blocks {block[0]}x{block[1]}, density {density}"
+        if orders != ORDERS:
+            name = f"{name}, in {' and '.join(orders)}"
         return Job(
-            name, SECONDS, lambda: self.run(make_problem(layer, block, density, self.device))
+            name,
+            SECONDS * (1 + len(orders)),
+            lambda: self.run(make_problem(layer, block, density, self.device), orders),
         )
 
-    def run(self, problem: Problem) -> None:
+    def run(self, problem: Problem, orders: Sequence[str] = ORDERS) -> None:
         """Check and time all contenders of a problem; append their rows."""
         if self.tuned:
             tune(problem)
@@ -80,7 +92,7 @@ class Kernels:
         )
         errors = {("dense", name): 0.0 for name in PASSES}
         contenders = {"dense": dense}
-        for name, passes in self._ours(problem).items():
+        for name, passes in self._ours(problem, orders).items():
             contenders[name] = self._right_ones(problem, name, passes, right, errors)
         for make in peers(problem):
             try:
@@ -91,16 +103,20 @@ class Kernels:
                 contenders[name] = found
             except Exception as error:
                 say_no_row(f"{problem.layer.name}: a peer", error)
-        times = self._times(contenders)
+        times = self._times(problem.layer.name, contenders)
         for (name, passes), seconds in times.items():
+            if ("dense", passes) not in times:
+                continue  # nothing to compare with
             row = self._row(problem, name, passes, seconds, times["dense", passes])
             print_row(self.records.add(error=f"{errors[name, passes]:.1e}", **row))
 
-    def _ours(self, problem: Problem) -> Iterator[tuple[str, Mapping[str, Callable]]]:
+    def _ours(
+        self, problem: Problem, orders: Sequence[str]
+    ) -> dict[str, Mapping[str, Callable[[], Tensor]]]:
         backends = ("triton", "masked") if self.device == "cuda" else ("gemm", "masked")
         if wanted := os.environ.get(VARIABLE):
             backends = (wanted,)
-        orders = ("rows", "channels_last") if problem.layer.image else ("rows",)
+        orders = orders if problem.layer.image else ("rows",)
         found = {}
         for backend, order in itertools.product(backends, orders):
             # The other paths gain nothing from rows, which the images here are not in.
@@ -130,18 +146,18 @@ class Kernels:
                 say_no_row(f"{problem.layer.name} {name} {which}", failure)
         return kept
 
-    def _times(self, contenders) -> dict[tuple[str, str], list[float]]:
-        """Return the seconds of each pass: in turn on a CPU, with cold caches on a GPU."""
+    def _times(self, subject: str, contenders) -> dict[tuple[str, str], list[float]]:
+        """Return the seconds of each pass that can be timed, in turn."""
         if self.device == "cpu":
             clock = clock_of("cpu", torch.get_num_threads())
             times = in_turn(contenders, ROUNDS, clock)
             return {(n, p): times[n][p] for n, passes in contenders.items() for p in passes}
-        bench = triton.testing.do_bench
-        return {
-            (name, which): [1e-3 * t for t in bench(run, warmup=20, rep=80, return_mode="all")]
-            for name, passes in contenders.items()
-            for which, run in passes.items()
-        }
+        passes = {(n, p): run for n, found in contenders.items() for p, run in found.items()}
+        captured = replays(passes)
+        for (name, which), found in list(captured.items()):
+            if isinstance(found, Exception):
+                say_no_row(f"{subject} {name} {which} not captured", captured.pop((name, which)))
+        return cold(captured, GPU_ROUNDS)
 
     def _row(
         self, problem: Problem, name: str, passes: str, seconds: list[float], dense: list[float]
@@ -153,7 +169,8 @@ class Kernels:
         ours = name.split()[0] in ("triton", "gemm")
         channels = sum(problem.layer.weight[:2])
         work = traffic(passes, problem.positions, channels, layout.active, layout.block)
-        bound = nearest_bound(*work) if ours and is_h200() else None
+        rates = rates_of(files.device_name(self.device)) if ours else None
+        bound = nearest_bound(*work, rates) if rates else None
         return {
             "report": "kernels",
             "dtype": "bf16" if self.device == "cuda" else "fp32",

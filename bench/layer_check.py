@@ -1,17 +1,23 @@
 """The tight half of the correctness check: every sparse layer alone, on the input it really gets.
 
 A network's gradients say little about a kernel in bf16: after thirty layers those of the dense
-library are off by 30 to 50 % as well. A layer's own output and gradients are not.
+library are off by 30 to 50 % as well. A layer's own output and gradients are not. In a fused step a
+layer is called with what surrounds it; each of these calls is checked as well (fused_check.py).
 """
 
 from __future__ import annotations
+
+from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.gate import refuse, relative_error
+from bench.fused_check import fused_errors
+from bench.gate import refuse, relative_error, signs_like, without_tf32
 from bench.steps import Step
+from sparse_engine import chain
 from sparse_engine.layer import SparseLayer
 from sparse_engine.modules import SparseConv2d
 from sparse_kernels.backend import forced_backend
@@ -25,8 +31,6 @@ RESULTS = ("output", "input gradient", "weight gradient")
 def check_layers(step: Step) -> float | None:
     """Return the largest relative error of the sparse layers' results; None without any layer.
 
-    A layer that a fused step does not call as a module is left out.
-
     Raises:
         WrongResult: a result is off by more than rounding explains.
     """
@@ -35,8 +39,27 @@ def check_layers(step: Step) -> float | None:
         name = next(n for n, m in step.model.named_modules() if m is layer)
         for result, found, right in zip(RESULTS, _found(step, layer, x), _right(layer, x)):
             errors[f"{name} {result}"] = relative_error(found, right)
+    errors |= _fused(step)
     refuse(errors, dict.fromkeys(errors, LIMITS[step.device]))
     return max(errors.values(), default=None)
+
+
+def _fused(step: Step) -> dict[str, float]:
+    """Return the errors of each fused call that a forward makes."""
+    if "fuse" not in step.options:
+        return {}
+    names = {id(m.layout): n for n, m in step.model.named_modules() if isinstance(m, SparseLayer)}
+    errors: dict[str, float] = {}
+    run = chain.block_conv2d_fused
+
+    def checked(x: Tensor, values: Tensor, layout: Any, *rest: Any, **named: Any) -> Any:
+        found = fused_errors(x, values, layout, *rest, **named)
+        errors.update({f"{names[id(layout)]} fused {n}": error for n, error in found.items()})
+        return run(x, values, layout, *rest, **named)
+
+    with mock.patch.object(chain, "block_conv2d_fused", checked):
+        _forward(step)
+    return errors
 
 
 def _inputs(step: Step) -> dict[nn.Module, Tensor]:
@@ -48,12 +71,17 @@ def _inputs(step: Step) -> dict[nn.Module, Tensor]:
 
     layers = [m for m in step.model.modules() if isinstance(m, SparseLayer)]
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
-    bf16 = torch.autocast(step.device, torch.bfloat16, enabled=step.device == "cuda")
-    with torch.no_grad(), forced_backend(step.backend), bf16:
-        step.model(step.x)
+    _forward(step)
     for handle in handles:
         handle.remove()
     return seen
+
+
+@torch.no_grad()
+def _forward(step: Step) -> None:
+    bf16 = torch.autocast(step.device, torch.bfloat16, enabled=step.device == "cuda")
+    with forced_backend(step.backend), bf16:
+        step.model(step.x)
 
 
 def _found(step: Step, layer: SparseLayer, x: Tensor) -> tuple[Tensor, ...]:
@@ -61,30 +89,20 @@ def _found(step: Step, layer: SparseLayer, x: Tensor) -> tuple[Tensor, ...]:
     with forced_backend(step.backend):
         with torch.autocast(step.device, torch.bfloat16, enabled=step.device == "cuda"):
             y = layer(x)
-        return y, *torch.autograd.grad(y, (x, layer.values), _upstream(y))
+        return y, *torch.autograd.grad(y, (x, layer.values), signs_like(y))
 
 
 def _right(layer: SparseLayer, x: Tensor) -> tuple[Tensor, ...]:
     """Return the dense library's results, in fp32."""
     x = x.float().requires_grad_()
     weight = layer.dense_weight().detach().requires_grad_()
-    tf32 = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    if isinstance(layer, SparseConv2d):
-        geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        y = F.conv2d(x, weight, layer.bias, **geometry)
-    else:
-        y = F.linear(x, weight, layer.bias)
-    dx, dw = torch.autograd.grad(y, (x, weight), _upstream(y))
-    torch.backends.cudnn.allow_tf32 = tf32
+    with without_tf32():
+        if isinstance(layer, SparseConv2d):
+            geometry = (layer.stride, layer.padding, layer.dilation)
+            y = F.conv2d(x, weight, layer.bias, *geometry)
+        else:
+            y = F.linear(x, weight, layer.bias)
+        dx, dw = torch.autograd.grad(y, (x, weight), signs_like(y))
     layout = layer.layout
     blocks = gather_blocks(dw.reshape(layout.shape), layout.tensors(), layout.sizes())
     return y, dx, blocks
-
-
-def _upstream(y: Tensor) -> Tensor:
-    """Return gradients of +1 and -1, exact in every type, in the order of y."""
-    signs = torch.arange(y.numel(), device=y.device).mul(40503).bitwise_right_shift(7) % 2
-    gradient = torch.empty_like(y)
-    # By logical place, so that both orders get the same numbers.
-    return gradient.copy_((2 * signs - 1).view(y.shape))

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from bench import records as files
 from bench.contender import Case, Contender
 from bench.energy import joules
 from bench.gate import Reference
 from bench.layer_check import check_layers
 from bench.records import Records, Row, best_dense
-from bench.roofline import TENSOR_RATE, is_h200
+from bench.roofline import rates_of
 from bench.steps import Step
 from bench.timing import STEP, Phases, Times, clock_of, in_turn, milliseconds, quantile, ratios
 
@@ -123,6 +124,7 @@ def rows(
         "step_error": f"{ready.step_error:.1e}",
     }
     whole = sum(step.flops.values()) * case.network.batch
+    rates = rates_of(files.device_name(step.device))
     for phase, seconds in times.items():
         found = milliseconds(seconds)
         rate = PASSES.get(phase, 0) * whole / (1e-3 * found["p50_ms"]) / 1e12
@@ -136,7 +138,7 @@ def rows(
             "phase": phase,
             "tflops": useful,
             "dense_tflops": rate or None,
-            "roofline": 1e12 * useful / TENSOR_RATE if useful and is_h200() else None,
+            "roofline": 1e12 * useful / rates.tensor if useful and rates else None,
             "energy_j": (energy or {}).get(phase),
         }
 

@@ -19,10 +19,11 @@ from typing import Any
 from sparse_engine.errors import InputError
 
 REPORTS = Path(__file__).parent / "reports"
+REHEARSAL = "rehearsal"  # the device of rows that nothing was measured for
 # run: start, in UTC. subject: network or layer. label: "sparse" where 80 % of the sparse FLOPs or
 # more ran on triton or gemm. n: repetitions. ratio_p20, ratio_p80: of time / dense time, round by
 # round, where contenders took turns. flops_ratio: promised, of the dense FLOPs. tflops: useful ones
-# a second, dense_tflops: those the dense network would need. roofline: share of an H200's bound.
+# a second, dense_tflops: those the dense network would need. roofline: share of the GPU's bound.
 # peak_mb: tensors on the GPU. state_mb: parameters, gradients and optimizer state. energy_j: of one
 # repetition. kernel_share: of sparse FLOPs, on triton or gemm. error: the largest relative one of a
 # layer's results, or of an ensemble's; step_error: of a whole step's gradients.
@@ -171,15 +172,29 @@ def environment(device: str) -> dict[str, Any]:
 
     gpu = device == "cuda"
     query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    root = str(Path(__file__).parent)
     return {
-        "device": torch.cuda.get_device_name() if gpu else f"CPU {_processor()}".strip(),
+        "device": device_name(device),
         "driver": _output(*query).splitlines()[0] if gpu else "-",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "commit": os.environ.get("COMMIT") or _output("git", "-C", root, "describe", "--always"),
+        "commit": commit(),
     }
+
+
+def device_name(device: str) -> str:
+    """Return what the reports call a device "cuda" or "cpu"; a rehearsal puts another here."""
+    if device == "cpu":
+        return f"CPU {_processor()}".strip()
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def commit() -> str:
+    """Return the commit of this code, or what the environment's COMMIT says."""
+    root = str(Path(__file__).parent)
+    return os.environ.get("COMMIT") or _output("git", "-C", root, "describe", "--always")
 
 
 def _processor() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import tables
 from bench.figures import draw_all
-from bench.records import REPORTS, Row, file_name, read_all
+from bench.records import REHEARSAL, REPORTS, Row, file_name, read_all
 from bench.tables import latest, sections, speed_table
 from sparse_engine.errors import InputError
 
@@ -34,6 +34,20 @@ def with_block(text: str, block: str) -> str:
         InputError: it has no marks.
     """
     return tables.with_block(text, (BEGIN, END), block, "README.md", "its speed table")
+
+
+def measured(rows: list[Row]) -> list[Row]:
+    """Return rows as they are.
+
+    Raises:
+        InputError: some come from a rehearsal.
+    """
+    if any(row["device"] == REHEARSAL for row in rows):
+        raise InputError(
+            f"rows of device '{REHEARSAL}' were not measured, and there is no report on them; "
+            "move their CSV away"
+        )
+    return rows
 
 
 def by_device(rows: list[Row]) -> dict[str, list[Row]]:
@@ -72,7 +86,7 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
     options = parser.parse_args()
     try:
-        rows = read_all(options.reports)
+        rows = measured(read_all(options.reports))
         text, readme = document(latest(rows)), README.read_text(encoding="utf-8")
         changed = with_block(readme, readme_block(rows))
     except InputError as error:

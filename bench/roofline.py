@@ -1,9 +1,10 @@
-"""What arithmetic says the kernels can reach on an H200: python -m bench.roofline prints the table.
+"""What arithmetic says the kernels can reach on a GPU: python -m bench.roofline prints the table.
 
 Three times bound a pass: its active FLOPs over the tensor cores' rate, the bytes that must cross
 device memory once, and the bytes that tiles of BM x BO read through L2. The predicted efficiency is
-the first over the largest: the share of the dense rate, per active FLOP. The L2 rate is an
-assumption (about the rate of shared traffic seen on such chips); nothing here is a measurement.
+the first over the largest: the share of the dense rate, per active FLOP. The rates of tensor cores
+and L2 are assumptions (about those seen on such chips), that of memory is the data sheet's; nothing
+here is a measurement. The table is of an H200.
 """
 
 from __future__ import annotations
@@ -11,9 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-TENSOR_RATE = 790e12  # bf16 FLOP/s of a large dense product
-MEMORY_RATE = 4.8e12  # bytes/s, data sheet
-L2_RATE = 5.5e12  # bytes/s, assumed
+
+class Rates(NamedTuple):
+    """What a GPU does in a second: bf16 FLOPs of a large dense product, bytes of memory, of L2."""
+
+    tensor: float
+    memory: float
+    l2: float
+
+
+H200 = Rates(790e12, 4.8e12, 5.5e12)
+# By the beginning of the device's name. An H100 PCIe or NVL has other rates, a GH200 too.
+RATES = {"NVIDIA H200": H200, "NVIDIA H100 80GB HBM3": H200._replace(memory=3.35e12)}
 BATCH, TAPS, BM, ELEMENT = 128, 9, 128, 2
 LAYERS = ((160, 32), (320, 16), (640, 8))
 BLOCKS = (32, 64, 128)
@@ -43,21 +53,19 @@ class Bound(NamedTuple):
         return self.microseconds[0] / max(self.microseconds)
 
 
-def least_times(flops: float, memory: float, l2: float) -> tuple[float, float, float]:
+def least_times(flops: float, memory: float, l2: float, rates: Rates = H200) -> tuple[float, ...]:
     """Return the seconds that the tensor cores, device memory and L2 need at least."""
-    return flops / TENSOR_RATE, memory / MEMORY_RATE, l2 / L2_RATE
+    return flops / rates.tensor, memory / rates.memory, l2 / rates.l2
 
 
-def nearest_bound(flops: float, memory: float, l2: float) -> float:
+def nearest_bound(flops: float, memory: float, l2: float, rates: Rates = H200) -> float:
     """Return the largest of them; the share of the roofline is this over the time measured."""
-    return max(least_times(flops, memory, l2))
+    return max(least_times(flops, memory, l2, rates))
 
 
-def is_h200() -> bool:
-    """Return whether the rates above are those of the GPU in use."""
-    import torch
-
-    return torch.cuda.is_available() and "H200" in torch.cuda.get_device_name()
+def rates_of(device: str) -> Rates | None:
+    """Return the rates of a device by its name, as in the reports; None where they are unknown."""
+    return next((rates for name, rates in RATES.items() if device.startswith(name)), None)
 
 
 def bounds() -> Iterator[Bound]:

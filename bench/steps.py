@@ -19,6 +19,8 @@ from sparse_kernels.backend import forced_backend
 class Step(Contender):
     """One contender, ready to take training steps with SGD on one batch."""
 
+    loss: Tensor | None = None
+
     def __init__(self, case: Case, name: str, device: str) -> None:
         """Build the network and its optimizer.
 
@@ -80,6 +82,7 @@ class Step(Contender):
         Raises:
             Unavailable: it cannot be captured here.
         """
+        self.loss = None  # see backward
 
         def step(x: Tensor, y: Tensor) -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
@@ -98,9 +101,14 @@ class Step(Contender):
             self.loss = self._loss(self.x, self.y)
 
     def backward(self) -> None:
-        """Compute the gradients."""
+        """Compute the gradients, and let go of the loss.
+
+        Its graph holds the nodes that accumulate gradients, each bound to the stream it was made
+        on: in a capture they would make the default stream wait, which ends the capture.
+        """
+        loss, self.loss = self.loss, None
         with forced_backend(self.backend):
-            self.loss.backward()
+            loss.backward()
 
     def optimize(self) -> None:
         """Change the weights, and mask them where a contender does."""

@@ -2,20 +2,25 @@
 
 A CPU is timed by the process's own CPU time when there is one thread, which other processes
 disturb little. A GPU is timed by events on its stream, read after all rounds, so that launches run
-ahead as they do in training.
+ahead as they do in training; what is too short for that, a single layer's pass, is captured first.
 """
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from sparse_engine import cuda_graph
+
+Key = TypeVar("Key", bound=Hashable)
 Phases = Mapping[str, Callable[[], Any]]
 Times = dict[str, dict[str, list[float]]]  # seconds by contender, phase and round
 STEP = "step"  # all phases of a contender together
+FLUSH = 2**28  # bytes; twice the L2 of the largest GPU there is
 
 
 class Clock(NamedTuple):
@@ -57,6 +62,41 @@ def in_turn(contenders: Mapping[str, Phases], rounds: int, clock: Clock, warm_up
                 marks[name].append(taken)
     clock.finish()
     return {name: _phases(contenders[name], taken, clock) for name, taken in marks.items()}
+
+
+def replays(passes: Mapping[Key, Callable[[], Any]]) -> dict[Key, Callable[[], None] | Exception]:
+    """Return what replays each function's CUDA graph, or why it cannot be captured.
+
+    The functions are warmed up first, on a stream of their own.
+    """
+    found: dict[Key, Callable[[], None] | Exception] = {}
+    for key, run in passes.items():
+        try:
+            for _ in range(cuda_graph.WARMUP):
+                cuda_graph.on_side_stream(run)
+            found[key], _ = cuda_graph.record(run)
+        except Exception as error:
+            found[key] = error
+    return found
+
+
+def cold(passes: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list[float]]:
+    """Return the seconds of functions on a GPU that take turns, each with cold caches.
+
+    Before each repetition a buffer larger than L2 is written, behind which the launches of the host
+    hide: what is timed should be one launch, such as a graph's. The order is another in every
+    round, so that nobody always comes behind the same neighbour.
+    """
+    flush, generator = torch.empty(FLUSH, dtype=torch.int8, device="cuda"), random.Random(0)
+    marks: dict[Key, list[tuple[Any, Any]]] = {key: [] for key in passes}
+    for _ in range(rounds):
+        for key in generator.sample(list(passes), len(passes)):
+            flush.zero_()
+            begin = _event()
+            passes[key]()
+            marks[key].append((begin, _event()))
+    torch.cuda.synchronize()
+    return {key: [a.elapsed_time(b) / 1e3 for a, b in pairs] for key, pairs in marks.items()}
 
 
 def _phases(phases: Phases, rounds: Sequence[list[Any]], clock: Clock) -> dict[str, list[float]]:

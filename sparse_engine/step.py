@@ -71,13 +71,15 @@ class TrainingStep:
     def _replay(self, x: Tensor, y: Tensor) -> None:
         try:
             self._graph(x, y)
+            return
         except RuntimeError as error:
             if self._graph.is_recorded:
                 raise
-            reason = str(error).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             logging.getLogger(__name__).warning("the step runs without a CUDA graph: %s", reason)
-            self._graph = None
-            self._update(x, y, self._pair)
+        # Only here is the failure gone, and with it the half step that its frames held.
+        self._graph = None
+        self._update(x, y, self._pair)
 
     def _update(self, x: Tensor, y: Tensor, pair: Pair) -> None:
         optimizer, guard = self.network.optimizer, self.guard

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from bench import kernels, peers, problems, smoke
+from bench import kernels, peers, problems
+from bench.records import Records
 
 
 def run(monkeypatch, folder, *flags: str) -> list[dict[str, str]]:
@@ -79,6 +80,40 @@ def test_a_peer_that_cannot_run_costs_one_line(monkeypatch, tmp_path, capsys):
     assert "bad forward: ArithmeticError" in said
 
 
+@pytest.fixture
+def subject(tmp_path, monkeypatch):
+    """Return a subject that times layers as on a GPU, on fake replays."""
+    found = kernels.Kernels(Records(tmp_path / "a.csv", {"run": "now"}), "cpu")
+    times = found._times
+
+    def as_on_a_gpu(*arguments):
+        found.device = "cuda"
+        try:
+            return times(*arguments)
+        finally:
+            found.device = "cpu"
+
+    monkeypatch.setattr(found, "_times", as_on_a_gpu)
+    monkeypatch.setattr(kernels, "cold", lambda passes, n: {key: [1e-3] * n for key in passes})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("refused", "kept"), [("gemm rows forward", 8), ("dense weight gradient", 6)]
+)
+def test_what_cannot_be_captured_gives_no_row(refused, kept, subject, monkeypatch, capsys):
+    def replays(passes):
+        error = RuntimeError("operation not permitted when stream is capturing")
+        return {key: error if " ".join(key) == refused else run for key, run in passes.items()}
+
+    monkeypatch.setattr(kernels, "replays", replays)
+    subject.run(problems.make_problem(kernels.TINY[-1], (32, 32), 0.5, "cpu"))
+    assert len(subject.records.rows) == kept  # of nine; without a dense pass nobody has one
+    assert refused not in {f"{r['contender']} {r['phase']}" for r in subject.records.rows}
+    assert {row["n"] for row in subject.records.rows} == {str(kernels.GPU_ROUNDS)}
+    assert f"no row: linear 32x64 {refused} not captured: RuntimeError" in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
 def test_peers_compute_the_same_layer():
     layer = problems.Layer("linear", (64, 32), (), 8, 8)
@@ -87,18 +122,3 @@ def test_peers_compute_the_same_layer():
     name, forward, right = peers.block_sparse_rows(problem)
     torch.testing.assert_close(forward(), right)
     assert name == "torch BSR"
-
-
-def test_the_smoke_test_finds_a_wrong_pass(monkeypatch, capsys):
-    monkeypatch.setattr(smoke, "CASES", smoke.CASES[-1:])
-    smoke.smoke("cpu")
-    assert "gemm: 3 of 3 passes right" in capsys.readouterr().out
-    real = smoke.sparse_passes
-
-    def wrong(*arguments):
-        passes = real(*arguments)
-        return {**passes, "input gradient": lambda: passes["input gradient"]().zero_()}
-
-    monkeypatch.setattr(smoke, "sparse_passes", wrong)
-    with pytest.raises(ArithmeticError, match="input gradient"):
-        smoke.smoke("cpu")

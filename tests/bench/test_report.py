@@ -163,3 +163,13 @@ class Axes:
 
 def _frozen(value):
     return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def test_a_rehearsal_is_no_report(monkeypatch, tmp_path, capsys):
+    Records(tmp_path / "rehearsal-all.csv", {"run": "1"}).add(**{**SPARSE, "device": "rehearsal"})
+    before = {path: path.read_bytes() for path in (report.README, *tmp_path.iterdir())}
+    monkeypatch.setattr(sys, "argv", ["report", "--reports", str(tmp_path)])
+    with pytest.raises(SystemExit, match="error: rows of device 'rehearsal' were not measured"):
+        report.main()
+    assert {path: path.read_bytes() for path in (report.README, *tmp_path.iterdir())} == before
+    assert capsys.readouterr().out == ""
