@@ -46,13 +46,26 @@ WIDENED = {F.cross_entropy, F.nll_loss, F.layer_norm, F.softmax, F.log_softmax, 
 WITHOUT_DEVICE = {Tensor.device.__get__, Tensor.shape.__get__, Tensor.requires_grad.__get__}
 
 
+class _Asked:
+    """Whether somebody asks for the meta device by name, or has tensors there."""
+
+    for_meta = 0
+
+
+def _placed(kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return keywords; what C++ makes for a tensor that it takes for a meta one goes to `device`."""
+    if _Asked.for_meta or _wanted_device(kwargs) != "meta":
+        return kwargs
+    return {**kwargs, "device": device}
+
+
 class _Mode(FakeTensorMode):
     """Fake tensors, where what C++ makes for one that it takes for a meta tensor goes along."""
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self.in_kernel_invocation and _wanted_device(kwargs) == "meta":
-            kwargs = {**kwargs, "device": CUDA}
+        if not self.in_kernel_invocation:
+            kwargs = _placed(kwargs, CUDA)
         return super().dispatch(func, types, args, kwargs)
 
 
@@ -71,7 +84,6 @@ class Tape(TorchDispatchMode):
         self.kernels: collections.Counter[str] = collections.Counter()
         self.waits: list[str] = []
         self.copies: list[str] = []
-        self.asked_for_meta = 0
         self.own: dict[str, Callable[..., Any]] = {}
 
     def install(self) -> None:
@@ -85,7 +97,7 @@ class Tape(TorchDispatchMode):
             return impl(library, name, function, key, **more)
 
         torch.library.Library.impl = noted
-        _Devices(self).__enter__()
+        _Devices().__enter__()
         self.__enter__()
 
     @contextmanager
@@ -97,7 +109,9 @@ class Tape(TorchDispatchMode):
         yield self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = self._placed(func, kwargs or {})
+        # The value of `x[index] = 3` is made on the host, on a GPU.
+        host = func.overloadpacket.__name__ == "scalar_tensor"
+        kwargs = _placed(kwargs or {}, CPU if host else CUDA)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         on_gpu = any(is_on_gpu(t) for t in given)
         name = func.overloadpacket.__name__
@@ -122,15 +136,6 @@ class Tape(TorchDispatchMode):
         with MODE:
             return func(*args, **kwargs)
 
-    def _placed(self, func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return keywords; what C++ makes for a tensor that it takes for a meta one goes along."""
-        device = kwargs.get("device")
-        if device is None or torch.device(device).type != "meta" or self.asked_for_meta:
-            return kwargs
-        # The value of `x[index] = 3`, which on a GPU is made on the host.
-        host = func.overloadpacket.__name__ == "scalar_tensor"
-        return {**kwargs, "device": CPU if host else CUDA}
-
     def _copies_from_host(self, name: str, args: Any, kwargs: Any) -> bool:
         if name in ("copy_", "_to_copy"):
             source = args[1] if name == "copy_" else args[0]
@@ -153,10 +158,6 @@ class Tape(TorchDispatchMode):
 class _Devices(TorchFunctionMode):
     """Gives "cuda" its number, and draws without the generator of a device that is not there."""
 
-    def __init__(self, tape: Tape) -> None:
-        super().__init__()
-        self.tape = tape
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in WITHOUT_DEVICE:
@@ -172,11 +173,13 @@ class _Devices(TorchFunctionMode):
             kwargs.pop("generator", None)
         args, kwargs = _autocast(func, args, kwargs)
         meta = any(map(_is_meta, (*args, *kwargs.values())))
-        self.tape.asked_for_meta += meta
+        _Asked.for_meta += meta
         try:
+            if func is Tensor.to and is_on_gpu(args[0]) and meta:
+                return _seeming(args[0], META)  # C++ would give back x itself
             return func(*args, **kwargs)
         finally:
-            self.tape.asked_for_meta -= meta
+            _Asked.for_meta -= meta
 
 
 def _autocast(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -214,13 +217,22 @@ def _numbered(x: Any) -> Any:
     return CUDA if isinstance(x, torch.device) and x == torch.device("cuda") else x
 
 
+def _seeming(x: Tensor, device: torch.device) -> Tensor:
+    """Return what C++ takes for another x, and Python for a tensor of `device`."""
+    with MODE:
+        moved = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=CUDA)
+    moved.fake_device = device
+    return moved
+
+
 def _wanted_device(kwargs: dict[str, Any]) -> str | None:
     device = kwargs.get("device")
     return None if device is None else torch.device(device).type
 
 
 def _number(dtype: torch.dtype) -> Any:
-    return 0.0 if dtype.is_floating_point else False if dtype is torch.bool else 0
+    """Return what a program reads: no error, a false condition, a count of one."""
+    return 0.0 if dtype.is_floating_point else int(dtype is not torch.bool)
 
 
 def _place() -> str:
@@ -245,7 +257,8 @@ def _patch_fake_tensors() -> None:
     def swap_or_set(a: Any, b: Any) -> None:
         # What a module does to fake parameters needs that nobody else refers to them.
         if isinstance(a, FakeTensor) and isinstance(b, FakeTensor):
-            a.data = b.data
+            a.data = _seeming(b, b.fake_device)
+            a.fake_device = b.fake_device
         else:
             swap(a, b)
 
