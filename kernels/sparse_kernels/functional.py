@@ -64,10 +64,8 @@ def _is_masked(x: Tensor, layout: BlockLayout, geometry: Sequence[Sequence[int]]
     """Return whether a convolution of images in rows runs masked, where their order is another."""
     if order_of(x) != "rows":
         return False
-    positions = None
-    # A choice by the batch, which only a CPU makes, cannot be a constant of compiled code.
-    if not torch.compiler.is_compiling():
-        positions = x.shape[0] * math.prod(output_image(x.shape[2:], layout.shape[2:], *geometry))
+    image = output_image(x.shape[2:], layout.shape[2:], *geometry)
+    positions = x.shape[0] * math.prod(image)
     return backend_of(x, layout.tensors(), layout.sizes(), positions) == "masked"
 
 
