@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -211,12 +212,17 @@ def _is_right(run: Call, right: Any, tile: Tile, tolerance: float) -> bool:
         log.info("%s cannot run: %s", tile, error)
         return False
     for ours, expected in zip(tree_leaves(found), tree_leaves(right), strict=True):
-        expected = expected.float()
-        error = (ours.float() - expected).norm() / expected.norm().clamp(min=1e-30)
+        error = _relative_error(ours.float(), expected.float())
         if not error <= tolerance:
-            log.warning("%s is wrong by %.2g and not used", tile, float(error))
+            log.warning("%s is wrong by %.2g and not used", tile, error)
             return False
     return True
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return math.inf
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
 def _seconds(run: Call) -> float:

@@ -166,7 +166,10 @@ def test_candidates_fit_the_chip(block):
 
 
 def network() -> torch.nn.Module:
-    """Return a network of a fused block, a layer without a norm and a linear one, in rows."""
+    """Return a network of a fused block and a linear layer, for images of 6x6 pixels, in rows.
+
+    Two images then take more than a small tile, and less than a large one.
+    """
     torch.manual_seed(0)
     block = PreActivationBlock(16, 16, 2, 0.5)
     model = torch.nn.Sequential(
@@ -174,7 +177,7 @@ def network() -> torch.nn.Module:
         block,
         torch.nn.Conv2d(16, 16, 1),
         torch.nn.Flatten(),
-        torch.nn.Linear(16, 32),
+        torch.nn.Linear(16 * 9, 32),
     )
     sparsify(model, 0.5, "uniform", block=(16, 16), skip=["0", "2"])
     torch.nn.init.zeros_(block.norm2.weight)  # gradients of zero, with which all tiles are right
@@ -190,7 +193,7 @@ def make_step(model: torch.nn.Module, x: torch.Tensor) -> None:
 def test_what_a_step_of_a_fused_network_launches_is_tuned(monkeypatch):
     times(monkeypatch, {16: 0.5, 32: 0.4})
     monkeypatch.setattr(tuner, "candidate_tiles", lambda _: [SMALL, LARGE])
-    model, x = network(), torch.randn(2, 3, 2, 2, device=DEVICE)
+    model, x = network(), torch.randn(2, 3, 6, 6, device=DEVICE)
     make_step(model, x)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     gradients = [p.grad.clone() for p in model.parameters()]
@@ -226,7 +229,7 @@ def test_a_wrong_tile_of_a_fused_pass_is_never_taken(monkeypatch, caplog):
             sums.mul_(1.5)
 
     monkeypatch.setattr(gather, "_gather_pointers", wrong)
-    found = tune(network(), torch.randn(2, 3, 2, 2, device=DEVICE))
+    found = tune(network(), torch.randn(2, 3, 6, 6, device=DEVICE))
     passes = {}
     for key, tile in found.items():
         passes.setdefault(key.split(" float")[0], set()).add(tile)
@@ -253,7 +256,7 @@ def test_the_first_process_measures_and_tells_the_others(monkeypatch):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         if rank == 1:
             monkeypatch.setattr(tuner, "_fastest", None)
-        found.append(tune(network(), torch.randn(2, 3, 2, 2, device=DEVICE)))
+        found.append(tune(network(), torch.randn(2, 3, 6, 6, device=DEVICE)))
         assert cache_of(torch.device(DEVICE)).tiles == found[rank]
         with pytest.raises(InputError, match="nothing to tune"):
             tune(torch.nn.Linear(4, 4), torch.ones(1, 4))
