@@ -76,7 +76,7 @@ class Tuner(TorchDispatchMode):
         return result
 
     def _tune(self, operator: Any, arguments: Any, named: Any, new: Mapping[str, Launch]) -> None:
-        run = functools.partial(operator, *arguments, **named)
+        run = functools.partial(operator, *_joining(operator, arguments), **named)
         if hasattr(reference, operator.overloadpacket.__name__):
             right = _by_definition(operator, arguments, named)
         else:
@@ -161,6 +161,12 @@ def candidate_tiles(launch: Launch) -> Iterator[Tile]:
             loaded = (bk or bm) * widths * size
             if sums <= most * warps and (stages - 1) * loaded <= limit:
                 yield tile if launch.fits(tile) else tile._replace(rows=False)
+
+
+def _joining(operator: Any, arguments: Sequence[Any]) -> list[Any]:
+    """Return arguments with which sums come joined, if an operator else returns them by tile."""
+    names = (argument.name for argument in operator._schema.arguments)
+    return [True if name == "join" else value for name, value in zip(names, arguments)]
 
 
 def _with_numbers(x: Tensor) -> Tensor:
