@@ -12,7 +12,7 @@ import torch
 
 from bench import records as files
 from bench.contender import Case, Contender
-from bench.energy import joules
+from bench.energy import joules_a_round
 from bench.gate import Reference
 from bench.layer_check import check_layers
 from bench.records import Records, Row, best_dense
@@ -83,11 +83,16 @@ def measure(
     first = in_turn(phases, 2, clock)
     longest = max(max(times[STEP]) for times in first.values())
     rounds = int(min(max(SECONDS / longest, ROUNDS[0]), ROUNDS[1]))
-    before = joules()
     times = in_turn(phases, rounds, clock, warm_up=0)
-    after = joules()
-    known = before is not None and after is not None and len(phases) == 1
-    return times, {STEP: (after - before) / rounds} if known and after > before else {}
+    if len(phases) > 1:
+        return times, {}
+
+    def more() -> int:
+        in_turn(phases, rounds, clock, warm_up=0)
+        return rounds
+
+    energy = joules_a_round(more)
+    return times, {} if energy is None else {STEP: energy}
 
 
 def topology_times(ready: Ready, device: str, rounds: int) -> dict[str, list[float]]:

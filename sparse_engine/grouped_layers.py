@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_engine.modules import SparseConv2d, SparseLinear
+from sparse_kernels.activation import by_library
 from sparse_kernels.backend import choose_backend
 from sparse_kernels.reference import scatter_blocks
 
@@ -93,8 +94,9 @@ class GroupedSparseConv2d(SparseConv2d):
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._pads(), mode=self.padding_mode), 0
+        options = (self.bias, self.stride, padding, self.dilation, self.stacked)
         weight = _scattered(self)
-        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.stacked)
+        return by_library(lambda x: F.conv2d(x, weight, *options), x)
 
 
 class GroupedSparseLinear(SparseLinear):

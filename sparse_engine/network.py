@@ -25,11 +25,14 @@ from sparse_engine.fused_networks import fuse
 from sparse_engine.initialisation import draw_by_fan_in
 from sparse_engine.modules import SparseConv2d
 from sparse_engine.optimizer_state import start_momenta
+from sparse_engine.precision import DTYPES
 from sparse_engine.recut import carry_state, load_state, replace_modules
 from sparse_engine.rows import to_rows
 from sparse_engine.starts import SCORES, Batch
 from sparse_engine.sync_batch_norm import synchronise
 from sparse_engine.topology import RULES, Topology
+from sparse_kernels import BlockLayout
+from sparse_kernels.backend import choose_backend
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -199,13 +202,21 @@ def rule_of(config: Config) -> str:
 def runs_fused(config: Config, model: nn.Module, device: torch.device) -> bool:
     """Return whether a run's model keeps rows order and norms in its convolutions' passes.
 
-    Fused blocks are for the Triton kernels; `auto` takes them on a GPU, where sparse convolutions
-    may run on them.
+    Fused blocks are for the Triton kernels; `auto` takes them on a GPU, where a sparse convolution
+    at least runs on them: rows order would be copies and nothing else for a network without.
     """
-    sparse = any(isinstance(m, SparseConv2d) for m in model.modules())
-    if config.fuse == "auto":
-        return sparse and device.type == "cuda" and config.backend in ("auto", "triton")
-    return sparse and config.fuse == "on"
+    convolutions = [m for m in model.modules() if isinstance(m, SparseConv2d)]
+    if config.fuse != "auto" or device.type != "cuda":
+        return bool(convolutions) and config.fuse == "on"
+    if config.backend != "auto":
+        return bool(convolutions) and config.backend == "triton"
+    return any(_has_kernel(layer.layout, device, DTYPES[config.dtype]) for layer in convolutions)
+
+
+def _has_kernel(layout: BlockLayout, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether a layer runs on the Triton kernels of a device, by its slots."""
+    sizes, density = tuple(layout.sizes()), layout.slots / layout.total
+    return choose_backend(device, dtype, sizes, density) == "triton"
 
 
 def _make_sparse(

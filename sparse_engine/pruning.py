@@ -70,7 +70,7 @@ def strongest_layouts(
 def _top(scores: Tensor, count: int) -> Tensor:
     """Return the mask of at most `count` groups with the highest scores above -inf."""
     best = torch.zeros_like(scores, dtype=torch.bool)
-    best[scores.topk(count).indices] = True
+    best.index_fill_(0, scores.topk(count).indices, True)
     return best & (scores > -torch.inf)
 
 

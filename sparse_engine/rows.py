@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.summary import format_table
-from sparse_kernels.activation import in_order, order_of
+from sparse_kernels.activation import in_order, order_of, reordered
 
 
 class RowsBatchNorm2d(nn.BatchNorm2d):
@@ -63,10 +63,8 @@ class RowsConv2d(nn.Conv2d):
         """Map [N, C, H, W] to [N, O, P, Q], in rows."""
         if x.ndim != 4:
             return super().forward(x)
-        image = in_order(x, "channels_last")
-        if image is not x:
-            image = _gradient_in_rows(image)
-        return in_order(super().forward(image), "rows")
+        image = reordered(x, "channels_last", "rows")
+        return reordered(super().forward(image), "rows", "channels_last")
 
 
 _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {

@@ -47,7 +47,8 @@ def select_swap(
     unused = ids >= total
     freed = drop_score.masked_fill(unused, torch.inf).topk(drop, largest=False).indices
     kept = torch.zeros(total + 1, dtype=torch.bool, device=layout.device)
-    kept[ids.index_fill(0, freed, total)] = True
+    # Filled, not assigned: a number that is assigned is copied to the device.
+    kept.index_fill_(0, ids.index_fill(0, freed, total), True)
     grown = grow_score.masked_fill(kept[:-1], -torch.inf).topk(grow).indices
     spare = unused.int().topk(max(0, grow - drop)).indices
     slots, grown = torch.cat([freed, spare]), F.pad(grown, (0, max(0, drop - grow)), value=total)

@@ -1,41 +1,38 @@
-"""Tune a model's sparse layers: time kernel configurations for the shapes it will train with."""
+"""Tune a model's sparse layers: time kernel configurations for what a training step launches."""
 
 from __future__ import annotations
 
-from functools import partial
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from sparse_engine.architecture import dense_model
+from sparse_engine.architecture import dense_model, training_pair
 from sparse_engine.break_even import tune_gemm
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
-from sparse_engine.layer import SparseLayer
-from sparse_engine.modules import SparseConv2d
 from sparse_engine.network import build_network, plan_network
 from sparse_engine.precision import DTYPES
-from sparse_kernels.backend import backend_of
-from sparse_kernels.functional import convolution_geometry
-from sparse_kernels.matmul import ONE_PIXEL
-from sparse_kernels.tuner import save, tune_conv2d
+from sparse_kernels.tuner import save, tuning
 
 
-@torch.no_grad()
 def tune(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """Find the fastest tiles for every sparse layer that runs on the Triton kernels, and keep them.
+    """Find the fastest tiles for whatever the Triton kernels launch in a step, and keep them.
 
-    They are kept for this GPU and these versions in $SPARSE_ENGINE_CACHE (~/.cache/sparse-engine),
-    and later processes use them. A tile is taken only if it is right and noticeably faster than the
-    one in use. Call it before a CUDA graph is captured. In a distributed run every process calls
-    it: the first one measures.
+    One training step of a copy of the model is made, and every launch of its forward and backward
+    is tuned on the numbers that it has there; the model stays as it is. The tiles are kept for this
+    GPU and these versions in $SPARSE_ENGINE_CACHE (~/.cache/sparse-engine), and later processes use
+    them. A tile is taken only if it is right and noticeably faster than the one in use. Call it
+    before a CUDA graph is captured. In a distributed run every process calls it: the first one
+    measures.
 
     Args:
-        model: after sparsify and to_rows.
+        model: as it will train, after sparsify and, if it uses them, to_rows and fuse.
         x: one batch as in training, on the model's device.
-        dtype: data type of the layers under autocast; that of their values unless said.
+        dtype: data type of autocast, if it trains under that.
 
     Returns:
         The tiles found, by launch.
@@ -43,32 +40,16 @@ def tune(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> dict[
     Raises:
         InputError: no layer runs on the Triton kernels.
     """
-    seen: dict[str, tuple[SparseLayer, Tensor]] = {}
-    hooks = [
-        layer.register_forward_pre_hook(partial(_note, seen, name))
-        for name, layer in model.named_modules()
-        if isinstance(layer, SparseLayer)
-    ]
-    was_training = model.training
-    try:
-        # In eval mode, batch-norm statistics stay as they are.
-        model.eval()(x)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    found: dict[str, Any] = {}
-    tuned = 0
-    for layer, images in seen.values():
-        images = images.to(dtype or layer.values.dtype)
-        layout = layer.layout
-        if backend_of(images, layout.tensors(), layout.sizes()) == "triton":
-            found |= _tune_layer(layer, images)
-            tuned += 1
-    if not tuned:
+    twin = copy.deepcopy(model)
+    twin.zero_grad(set_to_none=True)
+    if not twin.training:
+        twin.train()
+    with tuning(x.device) as tuner:
+        _make_step(twin, x, dtype)
+    if not tuner.keys:
         raise InputError("no layer runs on the Triton kernels, so there is nothing to tune")
     save(x.device)
-    return found
+    return tuner.found
 
 
 def tune_run(config: Config, info: DatasetInfo, device: torch.device) -> str:
@@ -91,16 +72,13 @@ def tune_run(config: Config, info: DatasetInfo, device: torch.device) -> str:
     return f"{len(found)} launches of the sparse layers"
 
 
-def _note(seen: dict, name: str, layer: SparseLayer, arguments: tuple[Tensor, ...]) -> None:
-    seen.setdefault(name, (layer, arguments[0].detach()))
-
-
-def _tune_layer(layer: SparseLayer, x: Tensor) -> dict[str, Any]:
-    values = layer.values.detach().to(x.dtype)
-    if isinstance(layer, SparseConv2d):
-        x, geometry = convolution_geometry(
-            x, layer.layout, layer.stride, layer.padding, layer.dilation
-        )
-    else:
-        x, geometry = x.reshape(-1, x.shape[-1])[:, :, None, None], ONE_PIXEL
-    return tune_conv2d(x, values, layer.layout, *geometry)
+def _make_step(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> None:
+    """Compute outputs for images x and the gradients of any loss; the random state stays."""
+    device = x.device
+    lower = dtype not in (None, torch.float32)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        labels = torch.zeros(len(x), dtype=torch.long, device=device)
+        with torch.autocast(device.type, dtype if lower else None, enabled=lower):
+            outputs, _ = training_pair(model, x, labels)
+        found = [y for y in tree_leaves(outputs) if isinstance(y, Tensor) and y.requires_grad]
+        torch.autograd.backward(found, [torch.randn_like(y) for y in found])

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -43,10 +44,37 @@ def _one_thread():
 
 @pytest.fixture
 def triton_backend(monkeypatch):
-    """Run the Triton kernels, in the interpreter where there is no GPU."""
+    """Run the Triton kernels, in the interpreter where there is no GPU.
+
+    On a GPU fp32 is exact, in the kernels and in what they are compared with: cuDNN has TF32 by
+    default, but need not use it. In the interpreter it is exact anyway, and TMA takes TF32 alone.
+    """
     monkeypatch.setenv("SPARSE_ENGINE_BACKEND", "triton")
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        with fp32_precision("ieee"):
+            yield
+    else:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        yield
+
+
+@pytest.fixture
+def tf32(poisoned_kernels):
+    """Let products of fp32 be those of TF32, in the kernels and in what they are compared with."""
+    with fp32_precision("tf32"):
+        yield
+
+
+@contextmanager
+def fp32_precision(name: str):
+    """Compute products of fp32 in "ieee" or "tf32" on a GPU."""
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = name
+    yield
+    for switch, value in zip(switches, before):
+        switch.fp32_precision = value
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@
 whole tile of images by one scalar. `channels_last` is (n, h, w, c), `contiguous` (n, c, h, w).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,43 @@ def in_order(x: Tensor, order: str) -> Tensor:
     if ordered.is_contiguous():
         return x
     return ordered.contiguous().permute([dimensions.index(d) for d in range(4)])
+
+
+def library_order(x: Tensor) -> Tensor:
+    """Return x [N, C, H, W] as PyTorch's own convolutions want it: rows become channels_last.
+
+    Their kernels for rows would be those for contiguous images, and copy x to that order.
+    """
+    return in_order(x, "channels_last") if order_of(x) == "rows" else x
+
+
+def by_library(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return run(x), a convolution by PyTorch's own kernels; of x in rows, in rows.
+
+    x and the result are copied once on the way there and back, and so are their gradients.
+    """
+    if order_of(x) != "rows":
+        return run(x)
+    return reordered(run(reordered(x, "channels_last", "rows")), "rows", "channels_last")
+
+
+def reordered(x: Tensor, order: str, back: str) -> Tensor:
+    """Return x [N, C, H, W] in an order, whose gradient is brought into the order `back`."""
+    fits = x.permute(ORDERS[order]).is_contiguous()
+    return x if fits else _Reordered.apply(x, order, back)
+
+
+class _Reordered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: str, back: str) -> Tensor:
+        ctx.back = back
+        y = in_order(x, order)
+        # No view to autograd, which lets no ReLU change a view of a function's in place.
+        return torch.ops.aten._unsafe_view(y, y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        return in_order(grad, ctx.back), None, None
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -8,7 +8,6 @@ the blocks, then the dense operator) anywhere else.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -29,6 +28,7 @@ BACKENDS = ("auto", "triton", "gemm", "masked")
 # A block is clamped to a layer's channels rounded up to 16, so 48 and its like occur.
 KERNEL_BLOCKS = range(16, 129, 16)
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+_SAID: set[str] = set()
 
 
 class BackendError(RuntimeError):
@@ -80,6 +80,9 @@ def backend_of(
     # Plain numbers, also while a graph is traced: a weight's sizes do not change.
     sizes = tuple(map(int, sizes))
     density = int(index[0].shape[0]) / math.prod(block_grid(sizes[:4], sizes[4:]))
+    if torch.compiler.is_compiling():
+        # Measurements on a CPU, in files, are nothing to trace; whoever asks then asks of a GPU.
+        positions = None
     return choose_backend(x.device, x.dtype, sizes, density, positions)
 
 
@@ -146,8 +149,11 @@ def _too_old(device: torch.device) -> bool:
     return _generation(device) == 0
 
 
-@functools.cache
 def _say_once(message: str) -> None:
+    # While a graph is traced nothing can be logged; the operators in it ask again when they run.
+    if torch.compiler.is_compiling() or message in _SAID:
+        return
+    _SAID.add(message)
     logging.getLogger(__name__).warning(message)
 
 

@@ -23,4 +23,5 @@ def break_even_density(arch: int, block: tuple[int, int]) -> float:
     """
     row = BREAK_EVEN[max(known for known in BREAK_EVEN if known <= max(arch, min(BREAK_EVEN)))]
     side = min(block)
-    return row[max((known for known in row if known <= side), default=min(row))]
+    # No default of max(), through which Dynamo of torch 2.11 cannot trace.
+    return row[max([min(row), *(known for known in row if known <= side)])]

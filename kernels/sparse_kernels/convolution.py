@@ -71,6 +71,8 @@ def _forward_fake(x, values, index, sizes, stride, padding, dilation, bias=None)
 
 def _forward_backward(needed, grad, x, values, index, sizes, *geometry):
     image = x.shape[2:]
+    # Once for both gradients.
+    grad = in_order(grad, result_order(x, index, sizes))
     return (
         conv2d_input_grad(grad, values, index, sizes, image, *geometry) if needed[0] else None,
         conv2d_weight_grad(x, grad, index, sizes, *geometry) if needed[1] else None,

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_kernels.activation import by_library, order_of
 from sparse_kernels.backend import backend_of
 from sparse_kernels.convolution import conv2d, output_image
 from sparse_kernels.fused import Fused, composed, fused
@@ -50,8 +51,22 @@ def block_conv2d(
         return y[0]
     x, geometry = convolution_geometry(x, layout, stride, padding, dilation)
     x, values, bias = _prepare(x, values, layout, bias, x.shape[1])
-    y = conv2d(x, values, layout.tensors(), layout.sizes(), *geometry, bias)
-    return y if probe is None else probe.observe(y, x, *geometry)
+    index, sizes = layout.tensors(), layout.sizes()
+
+    def run(x: Tensor) -> Tensor:
+        y = conv2d(x, values, index, sizes, *geometry, bias)
+        return y if probe is None else probe.observe(y, x, *geometry)
+
+    return by_library(run, x) if _is_masked(x, layout, geometry) else run(x)
+
+
+def _is_masked(x: Tensor, layout: BlockLayout, geometry: Sequence[Sequence[int]]) -> bool:
+    """Return whether a convolution of images in rows runs masked, where their order is another."""
+    if order_of(x) != "rows":
+        return False
+    image = output_image(x.shape[2:], layout.shape[2:], *geometry)
+    positions = x.shape[0] * math.prod(image)
+    return backend_of(x, layout.tensors(), layout.sizes(), positions) == "masked"
 
 
 def block_conv2d_fused(

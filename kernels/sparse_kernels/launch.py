@@ -45,11 +45,21 @@ def check_size(*images: Tensor) -> None:
             )
 
 
-@functools.cache
+# Known GPUs. Dynamo would warn of a function that is cached, whoever compiles a model.
+_FACTS: dict[torch.device, tuple[int, int]] = {}
+
+
 def gpu_facts(device: torch.device) -> tuple[int, int]:
     """Return a GPU's generation and its number of processors."""
-    facts = torch.cuda.get_device_properties(device)
-    return generation((facts.major, facts.minor)), facts.multi_processor_count
+    if device not in _FACTS:
+        facts = torch.cuda.get_device_properties(device)
+        number = generation((facts.major, facts.minor))
+        _FACTS[device] = number, facts.multi_processor_count
+    return _FACTS[device]
+
+
+# As torch.compiler.assume_constant_result says it, which would import the compiler.
+gpu_facts._dynamo_marked_constant = True
 
 
 def architecture(x: Tensor) -> int:

@@ -189,7 +189,7 @@ class BlockLayout:
     def mask(self) -> Tensor:
         """Return which blocks are active, bool [OB, CB, R, S]."""
         flat = torch.zeros(self.total + 1, dtype=torch.bool, device=self.device)
-        flat[self.block_ids.long()] = True
+        flat.index_fill_(0, self.block_ids.long(), True)
         return flat[:-1].view(self.grid)
 
     def update_(self, block_ids: Tensor, active: int | None = None) -> None:

@@ -2,7 +2,7 @@
 
 It is the `masked` path on any device, and what each kernel is compared with.
 Shapes: x [N, C, H, W] or [..., C], values [Z, BC, BO]; index = BlockLayout.tensors() and
-sizes = (O, C, R, S, BO, BC) = BlockLayout.sizes().
+sizes = (O, C, R, S, BO, BC) = BlockLayout.sizes(). Of images in rows results are channels_last.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_kernels.activation import memory_format
+from sparse_kernels.activation import in_order, library_order, memory_format, order_of
 from sparse_kernels.layout import SlotIndex, block_grid
 
 
@@ -98,6 +98,7 @@ def conv2d(
     dilation: Sequence[int],
 ) -> Tensor:
     """Return y [N, O, P, Q]."""
+    x = library_order(x)
     weight = scatter_blocks(values, index, sizes, memory_format(x) == torch.channels_last)
     return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
 
@@ -113,6 +114,7 @@ def conv2d_input_grad(
     dilation: Sequence[int],
 ) -> Tensor:
     """Return dx [N, C, H, W] for dy [N, O, P, Q], where image = (H, W)."""
+    grad = library_order(grad)
     weight = scatter_blocks(values, index, sizes, memory_format(grad) == torch.channels_last)
     shape = (grad.shape[0], sizes[1], *image)
     x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
@@ -142,7 +144,10 @@ def conv2d_dense_weight_grad(
     dilation: Sequence[int],
 ) -> Tensor:
     """Return the gradient [O, C, R, S] that a dense weight would have."""
-    weight = x.new_empty(list(sizes[:4])).to(memory_format=memory_format(x))
+    x = library_order(x)
+    grad = in_order(grad, order_of(x))
+    kind = {"dtype": x.dtype, "device": x.device, "memory_format": memory_format(x)}
+    weight = torch.empty(list(sizes[:4]), **kind)
     return _conv_backward(grad, x, weight, stride, padding, dilation, 1)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,25 +16,51 @@ from sparse_kernels.tile_cache import cache_of
 from sparse_kernels.tiles import Tile
 
 
-class _State:
-    """The tile that the tuner tries, and where it notes what is launched."""
+class Launch(NamedTuple):
+    """A launch, as the tuner notes it.
 
-    forced: Tile | None = None
-    noted: list[str] | None = None
+    key: of launch_key; image: the first that it reads; fits: whether it can run with a tile as it
+    is, which for the rows variant depends on all that TMA would move.
+    """
+
+    key: str
+    image: Tensor
+    fits: Callable[[Tile], bool]
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """(BO, BC)."""
+        sizes = next(part for part in self.key.split() if part.count("x") == 5)
+        bo, bc = sizes.split("x")[4:]
+        return int(bo), int(bc)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it does nothing but multiply."""
+        return self.key.endswith(" plain")
+
+
+class _State:
+    """What the tuner tries and where it notes what is launched."""
+
+    tiles: Mapping[str, Tile | None] = MappingProxyType({})
+    noted: list[Launch] | None = None
 
 
 @contextmanager
-def forced(tile: Tile | None) -> Iterator[list[str]]:
-    """Within, every launch uses `tile` (None: what it would use anyway); yields their keys."""
-    before = _State.forced, _State.noted
-    _State.forced, _State.noted = tile, []
+def forced(tiles: Mapping[str, Tile | None]) -> Iterator[list[Launch]]:
+    """Within, launches of these keys use these tiles, None for the table's; yields all launches."""
+    before = _State.tiles, _State.noted
+    _State.tiles, _State.noted = tiles, []
     try:
         yield _State.noted
     finally:
-        _State.forced, _State.noted = before
+        _State.tiles, _State.noted = before
 
 
-def choose(key: str, table: Callable[[bool], Tile], whole: bool, images: Sequence[Tensor]) -> Tile:
+def choose(
+    key: Callable[[], str], table: Callable[[bool], Tile], whole: bool, images: Sequence[Tensor]
+) -> Tile:
     """Return the tile of a launch, whose `rows` says which variant runs.
 
     Args:
@@ -41,12 +69,17 @@ def choose(key: str, table: Callable[[bool], Tile], whole: bool, images: Sequenc
         whole: the block and the values are such that TMA can move them.
         images: what TMA would move besides.
     """
+
+    def fits(tile: Tile) -> bool:
+        return not tile.rows or (whole and rows_fit(tile, *images))
+
+    tuned = cache_of(images[0].device).tiles
+    name = key() if tuned or _State.noted is not None else ""
     if _State.noted is not None:
-        _State.noted.append(key())
-    cache = cache_of(images[0].device)
-    tried = _State.forced or (cache.get(key()) if cache.tiles else None)
+        _State.noted.append(Launch(name, images[0], fits))
+    tried = _State.tiles[name] if name in _State.tiles else tuned.get(name)
     for tile in (tried, table(True)):
-        if tile is not None and tile.rows and whole and rows_fit(tile, *images):
+        if tile is not None and tile.rows and fits(tile):
             return tile
     return tried if tried is not None and not tried.rows else table(False)
 

@@ -127,6 +127,23 @@ def test_a_fused_run_equals_a_plain_one_and_stays_fused():
         assert ("Fused" in type(network.model.blocks[0]).__name__) == (fuse == "on")
         weights.append(network.model.stem.weight.detach())
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
-    assert not runs_fused(Config(), network.model, CPU)
-    assert runs_fused(Config(), network.model, torch.device("cuda"))
-    assert not runs_fused(Config(backend="masked"), network.model, torch.device("cuda"))
+
+
+def test_auto_fuses_on_a_gpu_where_a_layer_has_a_kernel(monkeypatch):
+    monkeypatch.setattr("sparse_kernels.backend.gpu_facts", lambda _: (90, 132))
+    monkeypatch.delenv("SPARSE_ENGINE_BACKEND", raising=False)
+    gpu = torch.device("cuda")
+
+    def fused(device=gpu, block="32x32", sparsity=0.9, **options) -> bool:
+        network = network_for(block=block, sparsity=sparsity, method="set")
+        return runs_fused(Config(**options), network.model, device)
+
+    assert fused()
+    assert not fused(CPU)
+    assert not fused(block="1x1")
+    assert not fused(sparsity=0.2)  # every layer is above break-even
+    assert fused(sparsity=0.2, backend="triton")
+    assert not fused(backend="masked")
+    assert not fused(fuse="off")
+    assert fused(CPU, fuse="on")
+    assert not runs_fused(Config(), torch.nn.Conv2d(3, 4, 1), gpu)

@@ -13,15 +13,17 @@ from sparse_kernels.layout import block_grid
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter's bf16 dot is wrong; a GPU's is not.
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
+# Positions of a tile that TMA moves: as the table has them, and in the interpreter small ones.
+TILE = 128 if torch.cuda.is_available() else 16
 # What rounding the exact result to the data type costs: both sides may be that far off.
 FLOOR = {torch.float32: 2e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One convolution; density 0 means a single block."""
+    """One convolution, by TMA unless its batch or order says no; density 0 means a single block."""
 
-    batch: int = 16
+    batch: int = TILE
     channels: tuple[int, int] = (48, 32)
     image: tuple[int, int] = (4, 3)
     kernel: tuple[int, int] = (3, 3)
@@ -44,7 +46,7 @@ def use_small_tiles(monkeypatch) -> None:
     """Let small batches reach every variant in the interpreter."""
     for name in ("gather", "weight_grad"):
         tile = getattr(tiles, f"{name}_tile")
-        small = lambda *a, tile=tile: tile(*a)._replace(bm=16)  # noqa: E731
+        small = lambda *a, tile=tile: tile(*a)._replace(bm=TILE)  # noqa: E731
         monkeypatch.setattr(f"sparse_kernels.{name}.{name}_tile", small)
 
 

@@ -46,6 +46,8 @@ def test_a_graph_stays_right_after_a_topology_update(order):
             y = block_conv2d(x, values, layout, padding=1)
             torch.autograd.grad(y, (x, values), torch.ones_like(y))
     torch.cuda.current_stream().wait_stream(stream)
+    # Its graph holds nodes of the leaves that belong to the other stream.
+    del y
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = block_conv2d(x, values, layout, padding=1)
@@ -182,4 +184,36 @@ def test_tuning_inside_a_captured_graph_is_refused():
     x, values, layout = make()
     refused = pytest.raises(RuntimeError, match="while a CUDA graph is captured")
     with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        layout.mask()  # an empty graph is warned of
         tuner.tune_conv2d(x, values, layout, (1, 1), (1, 1), (1, 1))
+
+
+def test_a_fused_step_is_tuned_in_backward_too(tmp_path, monkeypatch):
+    """Autograd runs the backward of a GPU in a thread of its own, which the tuner must see."""
+    from sparse_engine import SparseConv2d, fuse, to_rows
+    from sparse_engine.models.wide_resnet import PreActivationBlock
+    from sparse_engine.tune import tune
+    from sparse_kernels import tuner
+    from sparse_kernels.tile_cache import FOLDER, cache_of
+    from sparse_kernels.tiles import Tile
+
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setattr(tuner, "candidate_tiles", lambda _: [Tile(64, 32, 4, 3)])
+    monkeypatch.setattr(tuner, "NOTICEABLE", 1e9)  # whatever is right is taken
+    cache_of.cache_clear()
+    try:
+        block = PreActivationBlock(32, 32, 1, 0.0)
+        for name in ("conv1", "conv2"):
+            layer = SparseConv2d(32, 32, 3, padding=1, bias=False, density=0.4)
+            setattr(block, name, layer)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 1), block)
+        model = fuse(to_rows(model.cuda()))
+        found = tune(model, torch.randn(128, 3, 8, 8, device="cuda"), torch.bfloat16)
+        assert {key.split(" bfloat16")[0] for key in found} == {
+            "forward",
+            "input gradient",
+            "weight gradient",
+        }
+        assert not any(key.endswith("plain") for key in found if key.startswith("weight"))
+    finally:
+        cache_of.cache_clear()

@@ -1,5 +1,6 @@
 """The tuner takes only tiles that are right and faster, and its cache outlives the process."""
 
+import copy
 import json
 import logging
 
@@ -7,12 +8,14 @@ import pytest
 import torch
 from kernel_cases import DEVICE, use_small_tiles
 
-from sparse_engine import SparseConv2d, SparseLinear
+from sparse_engine import fuse, sparsify, to_rows
 from sparse_engine.errors import InputError
+from sparse_engine.models.wide_resnet import PreActivationBlock
 from sparse_engine.tune import tune
 from sparse_kernels import BlockLayout, tuner
 from sparse_kernels.activation import in_order
 from sparse_kernels.tile_cache import FOLDER, TileCache, cache_of
+from sparse_kernels.tile_choice import Launch, forced, launch_key
 from sparse_kernels.tiles import Tile
 
 SMALL, LARGE = Tile(16, 16, 4, 3), Tile(32, 16, 4, 3)
@@ -36,12 +39,12 @@ def layer() -> tuple[torch.Tensor, torch.Tensor, BlockLayout]:
 
 
 def times(monkeypatch, seconds: dict[int, float]) -> None:
-    """Let a pass take so long with a tile of so many positions; 1 s with the table's."""
+    """Let a call take so long with a tile of so many positions; 1 s with the present one."""
     from sparse_kernels.tile_choice import _State
 
     def measured(run) -> float:
-        run()
-        return 1.0 if _State.forced is None else seconds[_State.forced.bm]
+        tiles = [tile for tile in _State.tiles.values() if tile is not None]
+        return seconds[tiles[0].bm] if tiles else 1.0
 
     monkeypatch.setattr(tuner, "_seconds", measured)
 
@@ -132,30 +135,133 @@ def test_a_damaged_file_is_ignored_and_said(text, tmp_path, caplog):
     assert "cannot be used" in caplog.text
 
 
-def test_candidates_fit_the_chip():
-    x = torch.empty(128, 64, 8, 8, dtype=torch.bfloat16, device="meta")
+def launches(x, block, fits=lambda tile: not tile.rows) -> list[Launch]:
+    """Return a plain and a fused launch of each pass of a layer of 256 channels."""
+    sizes, geometry = (256, 256, 3, 3, *block), (1, 1, 1, 1, 1, 1)
+    return [
+        Launch(launch_key(name, x, x, sizes, 10, geometry, fused), x, fits)
+        for name in ("forward", "input gradient", "weight gradient")
+        for fused in ("plain", "affine_relu+residual+statistics")
+    ]
+
+
+@pytest.mark.parametrize("block", [(16, 16), (64, 64), (128, 64), (128, 128)])
+def test_candidates_fit_the_chip(block):
+    x = torch.empty(128, 256, 8, 8, dtype=torch.bfloat16, device="meta")
     x = x.contiguous(memory_format=torch.channels_last)
-    for reduced in ((64, 128), None):
-        tiles = list(tuner.candidate_tiles(x, (128, 64), reduced))
-        assert 4 <= len(tiles) <= 40
+    counts = []
+    for launch in launches(x, block):
+        assert launch.block == block
+        assert not any(tile.rows for tile in tuner.candidate_tiles(launch))
+        tiles = list(tuner.candidate_tiles(launch._replace(fits=lambda tile: True)))
+        assert all(tile.rows for tile in tiles)
         assert len(set(tiles)) == len(tiles)
+        for tile in tiles:
+            sums = block[0] * block[1] if tile.bk == 0 else tile.bm * min(block)
+            assert sums <= tile.warps * 32 * (128 if launch.is_plain else 64)
+        # The table's own could be found.
+        assert {tile.warps for tile in tiles} >= {8}
+        counts.append(len(tiles))
+    assert all(2 <= fused <= plain <= 24 for plain, fused in zip(counts[::2], counts[1::2]))
 
 
-def test_a_model_is_tuned_layer_by_layer(monkeypatch):
-    times(monkeypatch, {16: 0.5, 32: 0.4})
-    monkeypatch.setattr(tuner, "candidate_tiles", lambda *_: [SMALL, LARGE])
+def network() -> torch.nn.Module:
+    """Return a network of a fused block and a linear layer, for images of 6x6 pixels, in rows.
+
+    Two images then take more than a small tile, and less than a large one.
+    """
     torch.manual_seed(0)
+    block = PreActivationBlock(16, 16, 2, 0.5)
     model = torch.nn.Sequential(
-        SparseConv2d(16, 32, 3, padding="same", density=0.5, block=(16, 16)),
-        torch.nn.BatchNorm2d(32),
+        torch.nn.Conv2d(3, 16, 1),
+        block,
+        torch.nn.Conv2d(16, 16, 1),
         torch.nn.Flatten(),
-        SparseLinear(32 * 4, 16, density=0.5, block=(16, 16)),
-    ).to(DEVICE)
+        torch.nn.Linear(16 * 9, 32),
+    )
+    sparsify(model, 0.5, "uniform", block=(16, 16), skip=["0", "2"])
+    torch.nn.init.zeros_(block.norm2.weight)  # gradients of zero, with which all tiles are right
+    return fuse(to_rows(model.to(DEVICE))).train()
+
+
+def make_step(model: torch.nn.Module, x: torch.Tensor) -> None:
+    with torch.autocast(DEVICE, torch.float16):
+        y = model(x)
+    y.square().sum().backward()
+
+
+def test_what_a_step_of_a_fused_network_launches_is_tuned(monkeypatch):
+    times(monkeypatch, {16: 0.5, 32: 0.4})
+    monkeypatch.setattr(tuner, "candidate_tiles", lambda _: [SMALL, LARGE])
+    model, x = network(), torch.randn(2, 3, 6, 6, device=DEVICE)
+    make_step(model, x)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    found = tune(model, torch.randn(2, 16, 2, 2, device=DEVICE))
-    assert len(found) == 6
+    gradients = [p.grad.clone() for p in model.parameters()]
+    ids = [m.layout.block_ids.clone() for m in model.modules() if hasattr(m, "layout")]
+    random = torch.get_rng_state()
+    found = tune(model, x, torch.float16)
+    assert torch.equal(torch.get_rng_state(), random)
+    with forced({}) as launched:
+        make_step(copy.deepcopy(model), x)
+    assert {launch.key for launch in launched} == set(found)
+    assert len(found) == 9  # three of each of three layers
+    assert sum(launch.is_plain for launch in launched) == 5  # all of the linear layer's
+    assert set(found.values()) == {LARGE}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients))
+    layouts = [m.layout for m in model.modules() if hasattr(m, "layout")]
+    assert all(torch.equal(a.block_ids, b) for a, b in zip(layouts, ids))
     assert model.training
+
+
+def test_a_wrong_tile_of_a_fused_pass_is_never_taken(monkeypatch, caplog):
+    """Also where its gradients are zero, and where only its sums are wrong."""
+    times(monkeypatch, {16: 0.5, 32: 0.1})
+    monkeypatch.setattr(tuner, "candidate_tiles", lambda _: [SMALL, LARGE])
+    from sparse_kernels import gather
+
+    run = gather._gather_pointers
+
+    def wrong(src, values, written, vectors, index, tile, constants):
+        run(src, values, written, vectors, index, tile, constants)
+        if tile == LARGE:
+            sums = vectors[-1] if constants["STATISTICS"] else written[0]
+            sums.mul_(1.5)
+
+    monkeypatch.setattr(gather, "_gather_pointers", wrong)
+    found = tune(network(), torch.randn(2, 3, 6, 6, device=DEVICE))
+    passes = {}
+    for key, tile in found.items():
+        passes.setdefault(key.split(" float")[0], set()).add(tile)
+    assert passes == {"forward": {SMALL}, "input gradient": {SMALL}, "weight gradient": {LARGE}}
+
+
+def test_the_first_process_measures_and_tells_the_others(monkeypatch):
+    times(monkeypatch, {16: 0.5, 32: 0.4})
+    monkeypatch.setattr(tuner, "candidate_tiles", lambda _: [SMALL, LARGE])
+    sent, collectives = [], [0, 0]
+
+    def broadcast(box):
+        rank = tuner._rank()
+        if rank == 0:
+            sent.append(list(box))
+        box[:] = sent[collectives[rank]]
+        collectives[rank] += 1
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    found = []
+    for rank in range(2):
+        cache_of.cache_clear()
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        if rank == 1:
+            monkeypatch.setattr(tuner, "_fastest", None)
+        found.append(tune(network(), torch.randn(2, 3, 6, 6, device=DEVICE)))
+        assert cache_of(torch.device(DEVICE)).tiles == found[rank]
+        with pytest.raises(InputError, match="nothing to tune"):
+            tune(torch.nn.Linear(4, 4), torch.ones(1, 4))
+    assert found[0] == found[1] != {}
+    assert collectives == [2, 2]
 
 
 def test_a_model_without_kernels_is_an_error():
