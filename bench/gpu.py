@@ -2,6 +2,7 @@
 
     python -m bench.gpu --budget 300 --out DIR      from the project's folder: nothing to install
     python -m bench.gpu --budget 300 --out DIR      again: goes on where the first call ended
+    python -m bench.gpu --rehearse                  without a GPU: see rehearsal.py
 
 Rows go to one CSV, what is printed to one log, the names of jobs that have ended to a journal, and
 tracebacks, if there are any, to a file of their own, all in DIR. The measurements run in a process
@@ -30,6 +31,7 @@ from typing import IO, Any
 from bench.driver import facts, gpu_name
 from bench.journal import DEVICE_LOST, FAILED, Journal
 from bench.records import REPORTS, Records, now, read_all
+from bench.rehearsal import begin, rehearse
 from bench.tables import summary
 from bench.toolchain import check_tools
 from sparse_engine.errors import InputError
@@ -138,6 +140,7 @@ def work(options: argparse.Namespace) -> None:
         InputError: this torch has no GPU.
     """
     began = time.monotonic()  # before the imports, which count too
+    rehearsal = begin(options) if options.rehearse else None
     from bench.jobs import Budget, run_jobs
     from bench.plan import jobs
 
@@ -148,6 +151,7 @@ def work(options: argparse.Namespace) -> None:
     if ended and not options.first:
         where = f"at job {left[0]} of {len(plan)}" if left else "which has done all of its jobs"
         print(f"continuing run {options.run} {where}", flush=True)
+    plan = rehearsal.jobs(plan) if rehearsal else plan
     budget = Budget(options.budget - (time.monotonic() - began))
     run_jobs(plan, budget, options.first, journal, ended)
 
@@ -181,9 +185,17 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--budget", type=float, default=300, help="seconds, start to table")
-    parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the CSV and the log")
+    parser.add_argument("--out", type=Path, help="folder of the CSV and the log (bench/reports)")
     parser.add_argument("--again", action="store_true", help="repeat jobs that have failed, too")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to check the harness")
+    parser.add_argument(
+        "--rehearse",
+        nargs="?",
+        const="sm_90",
+        metavar="TARGET",
+        help="without a GPU: compile and launch all of it for one that is not there (sm_90)",
+    )
+    parser.add_argument("--fault", action="append", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
@@ -210,7 +222,9 @@ def checked_device(options: argparse.Namespace) -> str:
 def worker_command(options: argparse.Namespace) -> list[str]:
     """Return a worker's command, without its budget, run and first job."""
     flags = ["--tiny"] * options.tiny + ["--again"] * options.again
-    return [sys.executable, "-m", "bench.gpu", "--worker", "--out", str(options.out), *flags]
+    if options.rehearse:
+        flags += ["--rehearse", options.rehearse, *(f"--fault={fault}" for fault in options.fault)]
+    return [sys.executable, "-m", "bench.gpu", "--worker", *flags]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,6 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.worker:
             work(options)
             return 0
+        if options.rehearse:
+            return rehearse(options, supervise, worker_command(options))
+        options.out = options.out or REPORTS
         device = checked_device(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -228,7 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     of_run = facts(device, "tiny" if options.tiny else "whole")
     journal = Journal.begun(options.out, of_run, options.run or now())
     with (options.out / "bench-gpu.log").open("a", encoding="utf-8") as log:
-        code = supervise(worker_command(options), options.budget, log, journal)
+        command = [*worker_command(options), "--out", str(options.out)]
+        code = supervise(command, options.budget, log, journal)
         rows = _rows(options.out, journal.run)
         say(f"\n{summary(rows)}" if rows else "no rows", log)
     return code or int(not rows)

@@ -25,8 +25,12 @@ class TestsFailed(AssertionError):
     """Tests that failed or could not run; the message names the first one."""
 
 
-def run_tests(files: Sequence[str] = FILES, chosen: str = CHOSEN, limit: float = LIMIT) -> None:
+def run_tests(
+    files: Sequence[str] = FILES, chosen: str = CHOSEN, limit: float = LIMIT, collect: bool = False
+) -> None:
     """Run tests with the mark gpu, and print in one line how many passed.
+
+    With `collect` they are only found, without a GPU.
 
     Where time runs out first, those that ran have passed; without pytest nothing is run.
 
@@ -37,6 +41,7 @@ def run_tests(files: Sequence[str] = FILES, chosen: str = CHOSEN, limit: float =
         print("GPU tests: left out, pytest is not installed", flush=True)
         return
     command = [sys.executable, "-m", "pytest", *OPTIONS, "-m", "gpu", "-x", "-v", "-k", chosen]
+    command += ["--collect-only"] * collect
     where = {"cwd": ROOT, "env": {**os.environ, **ENVIRONMENT}}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         try:

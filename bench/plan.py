@@ -65,9 +65,14 @@ def groups(records: Records, device: str) -> list[list[Job]]:
 
 def _tiny(records: Records, device: str) -> list[Job]:
     case = Case(TINY.on(device), 0.8, "uniform", "16x16")
+    training = Training(records, device, 2)
+    captured = []
+    if device == "cuda":
+        captured = training.jobs(case.dense(), BASELINES[:1]) + training.jobs(case, [FORCED])
     return [
         Job("smoke", SMOKE_SECONDS, lambda: smoke(device, tiny=True)),
-        *Training(records, device, 2).jobs(case, ["auto"]),
+        *captured,
+        *training.jobs(case, ["auto"]),
         *Ensembles(records, device, 2).jobs(case, ["auto"]),
         Kernels(records, device).job(TINY_LAYERS[-1], (32, 32), 0.5),
     ]

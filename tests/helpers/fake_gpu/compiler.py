@@ -43,7 +43,7 @@ class Compiler:
     def __init__(self, arch: int, processes: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.arch = arch
-        self._pool = ProcessPoolExecutor(processes, context, initializer=_quiet)
+        self._pool = ProcessPoolExecutor(max(1, processes), context, initializer=_quiet)
         self._pending: dict[str, Future[Compiled]] = {}
         self.compiled: dict[str, Compiled] = {}
         self.failed: dict[str, str] = {}
@@ -63,7 +63,7 @@ class Compiler:
         for key, future in pending.items():
             try:
                 found = future.result()
-                problem = self._problem(found)
+                problem = self.problem(found)
                 self.compiled[key] = found
             except Exception as error:  # a compiler raises what it likes
                 words = str(error).strip().splitlines() or ["no message"]
@@ -74,7 +74,8 @@ class Compiler:
         if wrong:
             raise RuntimeError(f"{wrong[0]} ({len(wrong)} kernels)")
 
-    def _problem(self, found: Compiled) -> str:
+    def problem(self, found: Compiled) -> str:
+        """Return what is wrong with a kernel, in words; nothing if it can be launched."""
         if found.stack:
             return f"{found.name} spills {found.stack} bytes"
         from sparse_kernels.tiles import SHARED_LIMIT

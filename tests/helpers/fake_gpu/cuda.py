@@ -29,7 +29,8 @@ class State:
 class Stream:
     """A stream on which nothing waits."""
 
-    cuda_stream = 0
+    cuda_stream = stream_id = device_index = 0
+    device_type = 1
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -134,6 +135,7 @@ def install_cuda(arch: int) -> None:
     for function in (
         *("_lazy_init", "init", "synchronize", "empty_cache", "reset_peak_memory_stats", "_sleep"),
         *("manual_seed", "manual_seed_all", "set_rng_state", "set_sync_debug_mode", "set_device"),
+        *("set_stream",),
     ):
         setattr(torch.cuda, function, nothing)
     torch.cuda.current_device = lambda: State.device

@@ -48,8 +48,8 @@ class Launches:
         from triton.runtime.jit import JITFunction
 
         driver.set_active(_Driver(self.arch))
-        JITFunction.__getitem__ = lambda kernel, grid: lambda *args, **kwargs: self._launch(
-            kernel, grid, args, kwargs
+        JITFunction.__getitem__ = lambda kernel, grid: (
+            lambda *args, **kwargs: self.launch(kernel, grid, args, kwargs)
         )
 
     def finish(self) -> None:
@@ -61,7 +61,12 @@ class Launches:
         if self.compiler is not None:
             self.compiler.finish()
 
-    def _launch(self, kernel: Any, grid: Any, args: Any, kwargs: Any) -> None:
+    def launch(self, kernel: Any, grid: Any, args: Any, kwargs: Any) -> None:
+        """Do what a launch does up to the driver.
+
+        Raises:
+            RuntimeError: a tensor of another device, or a kernel known not to compile.
+        """
         _check_devices(kernel.__name__, args)
         given = [_as_pointer(a) for a in args]
         named = {k: _as_pointer(v) for k, v in kwargs.items()}
@@ -80,6 +85,8 @@ class Launches:
             self.sources[key] = source
             if self.compiler is not None:
                 self.compiler.submit(key, source)
+        if self.compiler is not None and key in self.compiler.failed:
+            raise RuntimeError(self.compiler.failed[key])
         programs = 1
         for size in grid:
             programs *= size

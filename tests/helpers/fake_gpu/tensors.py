@@ -208,7 +208,9 @@ def _is_meta(x: Any) -> bool:
     """Return whether somebody asks for the meta device, or has a tensor there."""
     if isinstance(x, Tensor):
         return x.is_meta
-    return (isinstance(x, torch.device) and x.type == "meta") or (isinstance(x, str) and x == "meta")
+    return (isinstance(x, torch.device) and x.type == "meta") or (
+        isinstance(x, str) and x == "meta"
+    )
 
 
 def _numbered(x: Any) -> Any:

@@ -47,7 +47,7 @@ class Found:
     waits, copies: places where the host waited for the device or sent it something.
     moved: index lists that are others than before.
     layers: how many ran on what; masked: why a layer did not run on our kernels.
-    launches: of the last step, by kernel; specialisations: how many different ones so far.
+    specialisations: how many kernels the process has compiled so far.
     failed: kernels that do not compile, spill, or need more shared memory than there is.
     """
 
@@ -193,10 +193,12 @@ def _reason(layer: Any, walk: Walk) -> str:
 def _failures(gpu: Any) -> list[str]:
     if gpu.launches.compiler is None:
         return []
+    before = dict(gpu.launches.compiler.failed)
     try:
         gpu.launches.finish()
-    except RuntimeError as error:
-        return [str(error), *gpu.launches.compiler.failed.values()]
+    except RuntimeError:
+        failed = gpu.launches.compiler.failed
+        return [problem for key, problem in failed.items() if key not in before]
     return []
 
 
