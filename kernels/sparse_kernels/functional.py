@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from sparse_kernels.layout import BlockLayout
 from sparse_kernels.matmul import linear
 from sparse_kernels.norm import Norm
 from sparse_kernels.probe import GradientProbe
+from sparse_kernels.sums import TileSums
 
 Pair = int | Sequence[int]
 
@@ -88,13 +90,58 @@ def block_conv2d_fused(
     Raises:
         ValueError: shapes or devices that do not fit; TypeError: dtypes that do not.
     """
+    surroundings = (norm, residual, relu, statistics)
+    geometry = (stride, padding, dilation)
+    backend, arguments = _fused_arguments(x, values, layout, bias, *geometry, *surroundings)
+    if backend != "triton":
+        return composed(*arguments)
+    y, sums, x = fused(*arguments)
+    mean, variance = y.new_empty((2, 0)) if sums is None else sums.joined().sums[0]
+    return Fused(y, mean, variance, x)
+
+
+def convolve_by_tile(
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    bias: Tensor | None,
+    geometry: tuple[Pair, Pair, Pair],
+    norm: Norm | None,
+    residual: Tensor | None,
+    statistics: bool,
+) -> tuple[Tensor, TileSums | None, Tensor]:
+    """Return what block_conv2d_fused does, its statistics by tile, for the norm that reads them.
+
+    Only for layers that run on the Triton kernels; geometry: stride, padding, dilation.
+    """
+    surroundings = (norm, residual, False, statistics)
+    return fused(*_fused_arguments(x, values, layout, bias, *geometry, *surroundings)[1])
+
+
+def _fused_arguments(
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    norm: Norm | None,
+    residual: Tensor | None,
+    relu: bool,
+    statistics: bool,
+) -> tuple[str, tuple[Any, ...]]:
+    """Return the backend and the arguments of `fused` and `composed`, checked.
+
+    Under autocast the kernels cast the values themselves, and so give their gradient in full.
+    """
     padded, geometry = convolution_geometry(x, layout, stride, padding, dilation)
     if padded is not x and norm is not None:
         raise ValueError(
             "padding 'same' of an even kernel is not symmetric: it cannot be fused with a "
             "norm of the input, which leaves padding at zero"
         )
-    x, values, bias = _prepare(padded, values, layout, bias, x.shape[1])
+    x, values, bias = _prepare(padded, values, layout, bias, x.shape[1], values_later=True)
     index, sizes = layout.tensors(), layout.sizes()
     image = output_image(x.shape[2:], layout.shape[2:], *geometry)
     if norm is not None:
@@ -102,8 +149,8 @@ def block_conv2d_fused(
     if residual is not None:
         _check_like("residual", residual, x, [x.shape[0], layout.shape[0], *image], x.dtype)
     backend = backend_of(x, index, sizes, x.shape[0] * math.prod(image))
-    run = fused if backend == "triton" else composed
-    return run(x, values, index, sizes, geometry, bias, norm, residual, relu, statistics)
+    values = values if backend == "triton" else values.to(x.dtype)
+    return backend, (x, values, index, sizes, geometry, bias, norm, residual, relu, statistics)
 
 
 def _check_norm(norm: Norm, x: Tensor) -> None:
@@ -228,8 +275,14 @@ def _pair(name: str, value: Pair, least: int = 1) -> list[int]:
 
 
 def _prepare(
-    x: Tensor, values: Tensor, layout: BlockLayout, bias: Tensor | None, channels: int
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    bias: Tensor | None,
+    channels: int,
+    values_later: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check what fits and return it as autocast wants it; values_later: but for the values."""
     out_channels, in_channels = layout.shape[:2]
     expected = [layout.slots, layout.block[1], layout.block[0]]
     if channels != in_channels:
@@ -245,13 +298,18 @@ def _prepare(
             raise ValueError(f"x is on {x.device} but {name} on {tensor.device}; move one of them")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, found {x.dtype}")
+    found = values.dtype
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        cast = [
-            t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, values, bias)
-        ]
-        x, values, bias = cast
-    for name, tensor in (("values", values), ("bias", bias)):
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise TypeError(f"{name} should be {x.dtype} like x, found {tensor.dtype}")
+        x, bias = _cast(x, dtype), _cast(bias, dtype)
+        values = values if values_later else _cast(values, dtype)
+        found = found if found == torch.float64 else dtype
+    for name, dtype in (("values", found), ("bias", x.dtype if bias is None else bias.dtype)):
+        if dtype != x.dtype:
+            raise TypeError(f"{name} should be {x.dtype} like x, found {dtype}")
     return x, values, bias
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a tensor as autocast gives it to an operator, which leaves float64 alone."""
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)

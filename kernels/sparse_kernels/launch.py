@@ -7,7 +7,7 @@ pixel. Triton is imported when first needed, so that the package works where the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,17 +21,26 @@ LARGEST_COUNT = 2**31 - 2**10
 INTERPRETED_PROCESSORS = 4
 
 
-def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the device of a launcher's first tensor current, since Triton launches there."""
+def launch(
+    like: Tensor, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
+) -> None:
+    """Launch a kernel on the device of `like`; all launches go through here.
 
-    @functools.wraps(launcher)
-    def launch(first: Tensor, *arguments: Any, **named: Any) -> Any:
-        if not first.is_cuda:
-            return launcher(first, *arguments, **named)
-        with torch.cuda.device(first.device):
-            return launcher(first, *arguments, **named)
+    Triton itself takes whichever device is current.
 
-    return launch
+    Args:
+        like: a tensor among those that the kernel reads or writes.
+        kernel, grid: what runs, and how many programs of it.
+        arguments: of the kernel; None for what a variant of it does not use, which the compiler
+            then knows.
+        constants: of the kernel, and launch options.
+    """
+    device = like.get_device()
+    if device < 0 or device == torch.cuda.current_device():
+        kernel[grid](*arguments, **constants)
+        return
+    with torch.cuda.device(device):
+        kernel[grid](*arguments, **constants)
 
 
 def check_size(*images: Tensor) -> None:
@@ -132,3 +141,8 @@ def descriptor(x: Tensor, box: list[int]) -> Any:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(x, box)
+
+
+def rows_descriptor(x: Tensor, positions: int, channels: int) -> Any:
+    """Return a descriptor of x [N, C, H, W] in rows order that moves so many of both at once."""
+    return descriptor(flat_rows(x), [positions, channels])

@@ -14,6 +14,7 @@ from sparse_engine import chain, fuse, sparsify, to_rows
 from sparse_engine.models.resnet import BasicBlock, Bottleneck
 from sparse_engine.models.vgg import VGG16
 from sparse_engine.models.wide_resnet import PreActivationBlock
+from sparse_kernels.sums import TileSums
 
 STEPS = 2
 IMAGES = (2, 3, 4, 4)
@@ -231,8 +232,11 @@ def test_dropout_is_drawn_between_the_convolutions(triton_backend):
 
 def test_statistics_of_a_tensor_that_changed_are_taken_again():
     x = torch.randn(2, 3, 2, 2)
-    chain._note(x, torch.ones(3), torch.ones(3))
-    assert chain._noted(x)
+    sums = TileSums(torch.ones(1, 2, 3), 8)
+    chain._note(x, sums)
+    assert chain._noted(x) is sums
+    assert chain._noted(x) is None
+    chain._note(x, sums)
     x.relu_()
     assert chain._noted(x) is None
 
