@@ -19,7 +19,7 @@ from sparse_engine.rows import RowsBatchNorm2d, output_in_rows
 from sparse_kernels import Norm
 from sparse_kernels.activation import in_order
 from sparse_kernels.backend import backend_of
-from sparse_kernels.functional import convolve_by_tile
+from sparse_kernels.functional_fused import conv2d_by_tile
 from sparse_kernels.norm import kernel_order, normalise, tile_statistics
 from sparse_kernels.sums import Running, TileSums
 
@@ -65,7 +65,7 @@ def convolve(
     if not is_fused(conv, source.x):
         y = conv(source.activated())
         return y if residual is None else y + residual
-    y, sums, x = convolve_by_tile(
+    y, sums, x = conv2d_by_tile(
         source.x,
         conv.values,
         conv.layout,

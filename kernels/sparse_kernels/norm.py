@@ -221,9 +221,7 @@ def _no_flops(*_: Any, **__: Any) -> int:
     return 0
 
 
-norm_tile_sums = define(
-    "norm_tile_sums", "(Tensor x) -> Tensor", _tile_sums, _sums_fake, _no_flops
-)
+norm_tile_sums = define("norm_tile_sums", "(Tensor x) -> Tensor", _tile_sums, _sums_fake, _no_flops)
 norm_affine = define(
     "norm_affine",
     "(Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",

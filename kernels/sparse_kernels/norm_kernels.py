@@ -1,9 +1,9 @@
 """Triton kernels of batch norm: what no pass of a convolution does, in one pass over memory each.
 
 Images are matrices [M, C] of positions and channels, in rows or channels_last order: `tile_sums`
-and `tile_gradients` read them and write two sums by tile and channel, [tiles, 2, C]; `normalised`
-and `normalised_grad` read and write them; `affine` handles vectors [C]. What is written by tile is put
-together by sums_kernels.py.
+and `tile_gradients` read them and write two sums by tile and channel, [tiles, 2, C], which
+sums_kernels.py puts together; `normalised` and `normalised_grad` read and write them; `affine`
+handles vectors [C].
 
 Legend: BM x BC a program's positions x channels.
 """

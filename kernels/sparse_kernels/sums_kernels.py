@@ -1,7 +1,7 @@
 """Triton kernels that add what other kernels wrote by tile or share, in a fixed order.
 
-Legend: LONG and SHORT are the rows and columns of a step of `added`, of few and long rows and of many
-and short ones; SUMS tiles x BC channels is a step of `joined`.
+Legend: LONG and SHORT, (rows, columns) of a step of `added` where rows are few and long, and where
+they are many and short; SUMS tiles x BC channels, a step of `joined`.
 """
 
 import triton
@@ -31,9 +31,8 @@ def added(
         if program * LONG[1] < ELEMENTS:
             _add(partial, gradient, program, SPLITS, ELEMENTS, LONG)
         program -= tl.cdiv(ELEMENTS, LONG[1])
-    if tiles is not None:
-        if program >= 0:
-            _add(tiles, totals, program, TILES, VECTOR, SHORT)
+    if tiles is not None and program >= 0:
+        _add(tiles, totals, program, TILES, VECTOR, SHORT)
 
 
 @triton.jit
