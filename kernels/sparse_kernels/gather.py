@@ -21,7 +21,6 @@ from sparse_kernels.launch import (
     options,
     pixel_strides,
     precision,
-    rows_descriptor,
 )
 from sparse_kernels.layout import PassIndex
 from sparse_kernels.library import positions
@@ -109,10 +108,10 @@ def _gather_rows(
         dst,
         gather_rows,
         (blocks * hd * wd * (n // tile.bm),),
-        rows_descriptor(src, tile.bm, tile.bk),
-        descriptor(values.view(-1, values.shape[2]), box),
+        descriptor(src, [tile.bm, tile.bk]),
+        descriptor(values, box),
         bias,
-        *(None if t is None else rows_descriptor(t, tile.bm, block_dst) for t in written),
+        *(None if t is None else descriptor(t, [tile.bm, block_dst]) for t in written),
         *others,
         *index,
         n,

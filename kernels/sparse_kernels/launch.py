@@ -131,18 +131,13 @@ def is_aligned(x: Tensor) -> bool:
     return x.data_ptr() % 16 == 0
 
 
-def flat_rows(x: Tensor) -> Tensor:
-    """View [N, C, H, W] in rows order as [H * W * N, C]."""
-    return x.permute(2, 3, 0, 1).reshape(-1, x.shape[1])
-
-
 def descriptor(x: Tensor, box: list[int]) -> Any:
-    """Return a TMA descriptor of a matrix, made on the host, that moves boxes of this size."""
+    """Return a TMA descriptor of [..., C], seen as [rows, C], that moves boxes of this size.
+
+    It is made on the host at every launch, in 2 us: Triton encodes it anew anyway, kept or not.
+    x: contiguous, or images [N, C, H, W] in rows order, which are [H * W * N, C].
+    """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    return TensorDescriptor.from_tensor(x, box)
-
-
-def rows_descriptor(x: Tensor, positions: int, channels: int) -> Any:
-    """Return a descriptor of x [N, C, H, W] in rows order that moves so many of both at once."""
-    return descriptor(flat_rows(x), [positions, channels])
+    channels = x.shape[1] if x.ndim == 4 else x.shape[-1]
+    return TensorDescriptor(x, [x.numel() // channels, channels], [channels, 1], box)

@@ -62,7 +62,8 @@ def gather_tile(
         bm = 32 if fused and written >= 128 else 64
         return Tile(bm, min(bk, 16), 8 if fused or written >= 64 else 4, 3)
     if arch in LARGE_SHARED:
-        return Tile(128, bk, warps, 4)
+        # Four warps spilled a fused block of 64 in TF32 under Triton 3.6.
+        return Tile(128, bk, 8 if fused and itemsize == 4 and written >= 64 else warps, 4)
     # With so short a sum, four warps spilled on sm_89; with so wide a fused one, on sm_80.
     short, wide = bk * itemsize <= 32 and written == 64, fused and written >= 64
     return Tile(64, bk, 8 if short or wide else 4, 3)

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_kernels.fusion import PLAIN, Fusion
 from sparse_kernels.launch import (
     check_size,
+    descriptor,
     flat_geometry,
     images_last,
     kind,
@@ -20,7 +21,6 @@ from sparse_kernels.launch import (
     pixel_strides,
     precision,
     processors,
-    rows_descriptor,
 )
 from sparse_kernels.layout import SlotIndex, block_grid
 from sparse_kernels.sums import added
@@ -111,8 +111,8 @@ def _rows(
         x,
         weight_grad_rows,
         (slots * splits,),
-        rows_descriptor(x, bm, constants["BC"]),
-        rows_descriptor(dy, bm, constants["BO"]),
+        descriptor(x, [bm, constants["BC"]]),
+        descriptor(dy, [bm, constants["BO"]]),
         *vectors,
         *index,
         x.shape[0],
