@@ -135,10 +135,11 @@ def _checked(
 
 
 def _check_norm(norm: Norm, x: Tensor) -> None:
-    for name in ("mean", "variance", "weight", "bias"):
+    for name in ("mean", "variance", "weight", "bias", "scale", "shift"):
         vector = getattr(norm, name)
-        dtype = torch.float32 if name in ("mean", "variance") else vector.dtype
-        _check_like(f"norm.{name}", vector, x, [x.shape[1]], dtype)
+        if vector is not None:
+            dtype = vector.dtype if name in ("weight", "bias") else torch.float32
+            _check_like(f"norm.{name}", vector, x, [x.shape[1]], dtype)
 
 
 def _check_like(name: str, tensor: Tensor, x: Tensor, shape: list[int], dtype: torch.dtype) -> None:

@@ -132,6 +132,57 @@ def test_fused_convolution_in_half_precision(name, dtype):
     check(CASES[name], EVERYTHING, dtype)
 
 
+def make_fused(name: str, dtype: torch.dtype):
+    """Return a function that maps x, values, and weight and bias of a norm, and these leaves."""
+    case = CASES[name]
+    layout = make_layout(case, (*case.channels, *case.kernel))
+    x = in_order(torch.randn(case.batch, case.channels[1], *case.image), case.order)
+    values = torch.randn(layout.slots, *reversed(layout.block), device=DEVICE)
+    vectors = torch.rand(2, case.channels[1], device=DEVICE)
+    statistics = torch.rand(2, case.channels[1], device=DEVICE)
+
+    def forward(x, values, *vectors):
+        geometry = (case.stride, case.padding, case.dilation)
+        norm = Norm(*statistics, *vectors)
+        return block_conv2d_fused(x, values, layout, None, *geometry, norm=norm).y
+
+    return forward, (x.to(DEVICE, dtype), values, *vectors)
+
+
+@pytest.mark.parametrize("name", ["tma", "ragged", "unused slots"])
+def test_autocast_rounds_no_gradient_of_the_values(name):
+    torch.manual_seed(0)
+    forward, leaves = make_fused(name, torch.float16)
+    # What runs in half precision is rounded alike on both sides: only the sums differ.
+    low = [leaves[0], leaves[1].half(), *leaves[2:]]
+    found = []
+    for given, enabled in ((leaves, True), (low, False)):
+        given = [leaf.detach().requires_grad_() for leaf in given]
+        with torch.autocast(DEVICE, torch.float16, enabled):
+            y = forward(*given)
+        found.append([y.detach(), *torch.autograd.grad(y, given, torch.ones_like(y))])
+    for name, ours, rounded in zip(("y", "dx", "dvalues", "dweight", "dbias"), *found):
+        if name != "dvalues":
+            assert torch.equal(ours, rounded), name
+    gradient, rounded = (run[2] for run in found)
+    assert (gradient.dtype, rounded.dtype) == (torch.float32, torch.float16)
+    assert torch.equal(gradient.half(), rounded)
+    assert not torch.equal(gradient, rounded.float())
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2, 3), (0, 1)])
+def test_gradients_do_not_depend_on_which_are_wanted(wanted):
+    torch.manual_seed(0)
+    forward, leaves = make_fused("ragged", torch.float32)
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    y = forward(*leaves)
+    every = torch.autograd.grad(y, leaves, torch.ones_like(y))
+    some = [leaf if i in wanted else leaf.detach() for i, leaf in enumerate(leaves)]
+    y = forward(*some)
+    found = torch.autograd.grad(y, [some[i] for i in wanted], torch.ones_like(y))
+    assert all(torch.equal(gradient, every[i]) for gradient, i in zip(found, wanted))
+
+
 @pytest.mark.parametrize("name", ["tma", "ragged", "ragged rows", "strided, dilated, not square"])
 def test_padding_and_ragged_channels_stay_zero_under_a_large_shift(name):
     torch.manual_seed(0)
@@ -213,6 +264,11 @@ def vectors(channels: int = 16, **others) -> Norm:
             {"norm": vectors(variance=torch.ones(16).half())},
             TypeError,
             "norm.variance should be torch.float32 on cpu, found torch.float16 on cpu",
+        ),
+        (
+            {"norm": vectors(scale=torch.ones(16), shift=torch.ones(8))},
+            ValueError,
+            r"norm.shift should be \[16\], found \[8\]",
         ),
         (
             {"residual": torch.ones(1, 16, 2, 2)},
