@@ -54,8 +54,7 @@ class Traffic(TorchDispatchMode):
         name = function.overloadpacket.__name__
         nothing = function.is_view or function.namespace == "prim" or name.startswith(FREE)
         if not nothing:
-            twice = [args[i] for i in READ_TWICE.get(name, ())]
-            moved = tree_leaves((args, kwargs, twice, out))
+            moved = tree_leaves((args, kwargs, read_twice(name, args), out))
             self.bytes[name] += sum(map(size, moved))
             self.calls[name] += 1
         return out
@@ -64,6 +63,16 @@ class Traffic(TorchDispatchMode):
         """Return the bytes of the operators that "multiply", of the "others", or of all."""
         kinds = {n: "multiply" if any(m in n for m in MULTIPLY) else "others" for n in self.bytes}
         return sum(b for name, b in self.bytes.items() if not kind or kinds[name] == kind)
+
+
+def read_twice(name: str, args: Any) -> list[Any]:
+    """Return which arguments of an operator are read twice."""
+    places = READ_TWICE.get(name, ())
+    if name == "conv2d_fused_backward":
+        *_, for_x, for_values, _ = args
+        normalised = args[8] is not None  # then the input gradient reads x too
+        places = (0,) * (for_x and for_values) + (1,) * (for_x and for_values and normalised)
+    return [args[i] for i in places]
 
 
 def size(x: Any) -> int:

@@ -252,7 +252,7 @@ def kernels_of_a_step(blocks: int, monkeypatch) -> Counter[str]:
 
     for module in ("gather", "norm", "sums", "weight_grad"):
         monkeypatch.setattr(f"sparse_kernels.{module}.launch", counted)
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
         with torch.autocast(DEVICE, torch.float16):
             y = model(x)
         y.float().square().sum().backward()
