@@ -67,12 +67,12 @@ class Traffic(TorchDispatchMode):
 
 def read_twice(name: str, args: Any) -> list[Any]:
     """Return which arguments of an operator are read twice."""
-    places = READ_TWICE.get(name, ())
-    if name == "conv2d_fused_backward":
-        *_, for_x, for_values, _ = args
-        normalised = args[8] is not None  # then the input gradient reads x too
-        places = (0,) * (for_x and for_values) + (1,) * (for_x and for_values and normalised)
-    return [args[i] for i in places]
+    if name != "conv2d_fused_backward":
+        return [args[i] for i in READ_TWICE.get(name, ())]
+    # The input gradient reads the layer's input, as the weight gradient does, only behind a norm.
+    grad, x, scale = args[0], args[1], args[8]
+    both = all(args[-3:-1])
+    return [grad] * both + [x] * (both and scale is not None)
 
 
 def size(x: Any) -> int:

@@ -143,7 +143,7 @@ def _vectors(sums: Tensor, positions: int, weight: Tensor | None, *_: object) ->
 # A row each for mean, variance and, with a weight, scale and shift.
 statistics = define(
     "statistics",
-    "(Tensor sums, int positions, Tensor? weight, Tensor? bias, float eps, "
+    "(Tensor sums, SymInt positions, Tensor? weight, Tensor? bias, float eps, "
     "Tensor(a!)? running_mean, Tensor(b!)? running_variance, Tensor(c!)? batches, "
     "float momentum) -> Tensor",
     _statistics,
