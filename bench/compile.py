@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import sparse_kernels
-from sparse_kernels import norm
+from sparse_kernels import norm, sums
 from sparse_kernels.tiles import SHARED_LIMIT, Tile, gather_tile, power_of_two, weight_grad_tile
 
 SIZES = (16, 32, 64, 128)
@@ -47,26 +47,29 @@ IMAGES = (
 )
 VECTORS = (
     *("partial", "scale", "shift", "sums", "mean", "variance"),
-    *("weight", "dweight", "dbias"),
+    *("weight", "dweight", "dbias", "vectors", "running_mean", "running_variance"),
+    *("gradient", "tiles", "totals"),
 )
 # Channel counts and strides that are multiples of 16, as launches see them.
-STRIDES = r"N|C|C_\w+|\w+_[nhw]"
+STRIDES = r"N|C|C_\w+|ELEMENTS|VECTOR|\w+_[nhw]"
 SOURCES = (
     "fusion_kernels.py",
     "gather_kernels.py",
     "norm_kernels.py",
+    "sums_kernels.py",
     "tiles.py",
     "weight_grad_kernels.py",
 )
-# With all that they can do at once; kernels of vectors alone are given no block.
+# With all that they can do at once, but for what is None.
+IMAGE = {"BM": norm.BM, "BC": norm.BC}
 NORM_PASSES = {
-    "tile_sums": {},
-    "tile_gradients": {"RELU": True, "HAS_OUT": True},
-    "joined": {"SUMS": norm.JOINED_TILES, "BC": norm.JOINED_CHANNELS},
+    "tile_sums": IMAGE,
+    "tile_gradients": {**IMAGE, "RELU": True},
     "affine": {"BC": norm.BC},
-    "normalised": {"RELU": True, "HAS_RESIDUAL": True},
-    "normalised_grad": dict.fromkeys(("RELU", "HAS_OUT", "BATCH", "HAS_OTHER", "RESIDUAL"), True)
-    | {"SCALED": False},
+    "normalised": {**IMAGE, "RELU": True},
+    "normalised_grad": {**IMAGE, "RELU": True, "BATCH": True, "SCALED": False},
+    "joined": {"SUMS": sums.JOINED_TILES, "BC": sums.JOINED_CHANNELS},
+    "added": {"LONG": sums.LONG, "SHORT": sums.SHORT},
 }
 
 
@@ -172,20 +175,19 @@ def source_hash() -> str:
 
 
 def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[int]], Any]:
-    from sparse_kernels import gather_kernels, norm_kernels, weight_grad_kernels
+    from sparse_kernels import gather_kernels, norm_kernels, sums_kernels, weight_grad_kernels
 
     if c.kernel in NORM_PASSES:
-        tile = Tile(norm.BM, 0, norm.WARPS, 1)
-        constants = {"BM": norm.BM, "BC": norm.BC, **NORM_PASSES[c.kernel]}
-        kernel = getattr(norm_kernels, c.kernel)
-        if "BM" not in kernel.arg_names:
-            del constants["BM"]
-            tile = Tile(0, 0, 4, 1)
-        return kernel, constants, {}, tile
+        constants = NORM_PASSES[c.kernel]
+        module = sums_kernels if hasattr(sums_kernels, c.kernel) else norm_kernels
+        tile = Tile(norm.BM, 0, norm.WARPS, 1) if "BM" in constants else Tile(0, 0, 4, 1)
+        return getattr(module, c.kernel), constants, {}, tile
     (bo, bc), (_, itemsize, precision) = c.block, TYPES[c.dtype]
     exact = c.dtype == "fp32"
     input_kind = "affine_relu" if c.fused else "plain"
     common = {"GEOMETRY": GEOMETRY, "INPUT": input_kind, "PRECISION": precision}
+    if not c.fused:
+        common |= {"scale": None, "shift": None}
     if c.kernel == "weight gradient":
         tile = weight_grad_tile(c.arch, itemsize, exact, bc, bo, c.fused, c.rows)
         constants = {**common, "BM": tile.bm, "BC": bc, "BO": bo}
@@ -200,14 +202,12 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
     constants = {
         **common,
         "TRANSPOSED": transposed,
-        "HAS_BIAS": not transposed,
-        "RESIDUAL": c.fused,
         "RELU": c.fused and not transposed,
-        "STATISTICS": c.fused and not transposed,
         "BM": tile.bm,
         "BK": tile.bk,
         "BLOCK_RED": reduce,
         "BLOCK_DST": written,
+        **_unused(c),
     }
     if c.rows:
         weights = [written, tile.bk] if transposed else [tile.bk, written]
@@ -216,6 +216,14 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
         return gather_kernels.gather_rows, constants, boxes, tile
     constants |= {"IMAGES_LAST": False, "RAGGED": False, "TILE_DST": power_of_two(written)}
     return gather_kernels.gather_pointers, constants, {}, tile
+
+
+def _unused(c: Configuration) -> dict[str, None]:
+    """Return the tensors that a gather pass is not given."""
+    transposed = c.kernel == "input gradient"
+    names = ["bias"] if transposed else []
+    names += [] if transposed and c.fused else ["x"]
+    return dict.fromkeys(names if c.fused else [*names, "residual", "partial"])
 
 
 def _kind(
@@ -229,8 +237,10 @@ def _kind(
         return f"*{element}"
     if name in VECTORS:
         return "*fp32"
-    if name == "eps":
+    if name in ("eps", "momentum"):
         return "fp32"
+    if name == "batches":
+        return "*i64"
     lists = ("start", "slot", "reduce", "tap_h", "tap_w", "out_block", "in_block")
     return "*i32" if name in lists else "i32"
 

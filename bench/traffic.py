@@ -54,8 +54,7 @@ class Traffic(TorchDispatchMode):
         name = function.overloadpacket.__name__
         nothing = function.is_view or function.namespace == "prim" or name.startswith(FREE)
         if not nothing:
-            twice = [args[i] for i in READ_TWICE.get(name, ())]
-            moved = tree_leaves((args, kwargs, twice, out))
+            moved = tree_leaves((args, kwargs, read_twice(name, args), out))
             self.bytes[name] += sum(map(size, moved))
             self.calls[name] += 1
         return out
@@ -64,6 +63,16 @@ class Traffic(TorchDispatchMode):
         """Return the bytes of the operators that "multiply", of the "others", or of all."""
         kinds = {n: "multiply" if any(m in n for m in MULTIPLY) else "others" for n in self.bytes}
         return sum(b for name, b in self.bytes.items() if not kind or kinds[name] == kind)
+
+
+def read_twice(name: str, args: Any) -> list[Any]:
+    """Return which arguments of an operator are read twice."""
+    if name != "conv2d_fused_backward":
+        return [args[i] for i in READ_TWICE.get(name, ())]
+    # The input gradient reads the layer's input, as the weight gradient does, only behind a norm.
+    grad, x, scale = args[0], args[1], args[8]
+    both = all(args[-3:-1])
+    return [grad] * both + [x] * (both and scale is not None)
 
 
 def size(x: Any) -> int:

@@ -16,10 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.modules import SparseConv2d
 from sparse_engine.rows import RowsBatchNorm2d, output_in_rows
-from sparse_kernels import Norm, block_conv2d_fused
+from sparse_kernels import Norm
 from sparse_kernels.activation import in_order
 from sparse_kernels.backend import backend_of
-from sparse_kernels.norm import batch_statistics, kernel_order, normalise
+from sparse_kernels.functional_fused import conv2d_by_tile
+from sparse_kernels.norm import kernel_order, normalise, tile_statistics
+from sparse_kernels.sums import Running, TileSums
 
 
 class Source:
@@ -44,13 +46,13 @@ class Source:
 
 def normalised(norm: nn.Module, x: Tensor, relu: bool = True) -> Source:
     """Return x [N, C, H, W] with a batch norm behind it, whose running statistics follow."""
-    batch = norm.training or norm.running_mean is None
-    if batch:
-        mean, variance = _noted(x) or batch_statistics(x.detach())
-        _follow(norm, mean, variance, x.numel() // x.shape[1])
-    else:
-        mean, variance = norm.running_mean.float(), norm.running_var.float()
-    return Source(x, Norm(mean, variance, norm.weight, norm.bias, norm.eps, batch, relu))
+    learnt = (norm.weight, norm.bias)
+    if not norm.training and norm.running_mean is not None:
+        fixed = (norm.running_mean.float(), norm.running_var.float())
+        return Source(x, Norm(*fixed, *learnt, norm.eps, False, relu))
+    sums = _noted(x) or tile_statistics(x)
+    mean, variance, *affine = sums.batch_norm(*learnt, norm.eps, _running(norm))
+    return Source(x, Norm(mean, variance, *learnt, norm.eps, True, relu, *affine))
 
 
 def convolve(
@@ -58,29 +60,27 @@ def convolve(
 ) -> Tensor:
     """Return conv(source) + residual, [N, O, P, Q].
 
-    In training the result's statistics are taken with it, for a norm that may come next.
+    In training the result's statistics are taken with it by tile, for a norm that may come next.
     """
     if not is_fused(conv, source.x):
         y = conv(source.activated())
         return y if residual is None else y + residual
-    found = block_conv2d_fused(
+    y, sums, x = conv2d_by_tile(
         source.x,
         conv.values,
         conv.layout,
         conv.bias,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        norm=source.norm,
-        residual=residual,
-        statistics=statistics and conv.training,
+        (conv.stride, conv.padding, conv.dilation),
+        source.norm,
+        residual,
+        statistics and conv.training,
     )
-    conv._note_run(source.x, found.y.numel() // conv.out_channels)
-    y, source.x = found.y, found.x
+    conv._note_run(source.x, y.numel() // conv.out_channels)
+    source.x = x
     if torch.compiler.is_compiling():
         y = y.view_as(y)  # torch 2.11 traces no attribute of what an autograd.Function returns
-    if found.mean.numel():
-        _note(y, found.mean, found.variance)
+    if sums is not None:
+        _note(y, sums)
     return y
 
 
@@ -143,30 +143,29 @@ def _is_watched(module: nn.Module) -> bool:
     return bool(after or module._forward_pre_hooks or module._backward_hooks)
 
 
-def _follow(norm: nn.Module, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Move a norm's running statistics; as nn.BatchNorm2d does, by the unbiased variance."""
+def _running(norm: nn.Module) -> Running | None:
+    """Return the statistics that follow a batch as nn.BatchNorm2d's do, or None."""
     if not (norm.training and norm.track_running_stats):
-        return
-    norm.num_batches_tracked.add_(1)
+        return None
     momentum = norm.momentum
     if momentum is None:
-        momentum = 1.0 / float(norm.num_batches_tracked)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    unbiased = variance * (count / (count - 1))
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+        momentum = 1.0 / float(norm.num_batches_tracked + 1)
+    return Running(norm.running_mean, norm.running_var, norm.num_batches_tracked, momentum)
 
 
-def _note(x: Tensor, mean: Tensor, variance: Tensor) -> None:
+def _note(x: Tensor, sums: TileSums) -> None:
     """Leave the statistics of x on it, for whoever finds them there and has x unchanged."""
-    x._batch_statistics = (mean, variance, _version(x))
+    x._batch_statistics = (sums, _version(x))
 
 
-def _noted(x: Tensor) -> tuple[Tensor, Tensor] | None:
+def _noted(x: Tensor) -> TileSums | None:
+    """Return them, which are then on x no longer: a norm reads them once."""
     noted = getattr(x, "_batch_statistics", None)
     if noted is None:
         return None
-    mean, variance, version = noted
-    return (mean, variance) if version == _version(x) else None
+    x._batch_statistics = None
+    sums, version = noted
+    return sums if version == _version(x) else None
 
 
 def _version(x: Tensor) -> int:

@@ -10,10 +10,8 @@ from torch import Tensor
 from sparse_kernels.activation import by_library, order_of
 from sparse_kernels.backend import backend_of
 from sparse_kernels.convolution import conv2d, output_image
-from sparse_kernels.fused import Fused, composed, fused
 from sparse_kernels.layout import BlockLayout
 from sparse_kernels.matmul import linear
-from sparse_kernels.norm import Norm
 from sparse_kernels.probe import GradientProbe
 
 Pair = int | Sequence[int]
@@ -50,7 +48,7 @@ def block_conv2d(
         y = block_conv2d(x[None], values, layout, bias, stride, padding, dilation, probe)
         return y[0]
     x, geometry = convolution_geometry(x, layout, stride, padding, dilation)
-    x, values, bias = _prepare(x, values, layout, bias, x.shape[1])
+    x, values, bias = prepare(x, values, layout, bias, x.shape[1])
     index, sizes = layout.tensors(), layout.sizes()
 
     def run(x: Tensor) -> Tensor:
@@ -67,73 +65,6 @@ def _is_masked(x: Tensor, layout: BlockLayout, geometry: Sequence[Sequence[int]]
     image = output_image(x.shape[2:], layout.shape[2:], *geometry)
     positions = x.shape[0] * math.prod(image)
     return backend_of(x, layout.tensors(), layout.sizes(), positions) == "masked"
-
-
-def block_conv2d_fused(
-    x: Tensor,
-    values: Tensor,
-    layout: BlockLayout,
-    bias: Tensor | None = None,
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
-    *,
-    norm: Norm | None = None,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    statistics: bool = False,
-) -> Fused:
-    """Convolve, and in the same passes over memory do what comes before and after.
-
-    block_conv2d is given the batch norm of x, padding of zeros around that; to its result a
-    residual is added, it is rectified, and its mean and variance are taken. The Triton kernels
-    store nothing in between; elsewhere it is a sequence of operators (`fused.composed`).
-
-    Args:
-        x: [N, C, H, W].
-        values, layout, bias, stride, padding, dilation: as of block_conv2d.
-        norm: of x; its mean and variance are float32 [C].
-        residual: [N, O, P, Q], of the data type of the result.
-        relu: rectify the result.
-        statistics: take them.
-
-    Returns:
-        y [N, O, P, Q], its statistics and x; see Fused.
-
-    Raises:
-        ValueError: shapes or devices that do not fit; TypeError: dtypes that do not.
-    """
-    padded, geometry = convolution_geometry(x, layout, stride, padding, dilation)
-    if padded is not x and norm is not None:
-        raise ValueError(
-            "padding 'same' of an even kernel is not symmetric: it cannot be fused with a "
-            "norm of the input, which leaves padding at zero"
-        )
-    x, values, bias = _prepare(padded, values, layout, bias, x.shape[1])
-    index, sizes = layout.tensors(), layout.sizes()
-    image = output_image(x.shape[2:], layout.shape[2:], *geometry)
-    if norm is not None:
-        _check_norm(norm, x)
-    if residual is not None:
-        _check_like("residual", residual, x, [x.shape[0], layout.shape[0], *image], x.dtype)
-    backend = backend_of(x, index, sizes, x.shape[0] * math.prod(image))
-    run = fused if backend == "triton" else composed
-    return run(x, values, index, sizes, geometry, bias, norm, residual, relu, statistics)
-
-
-def _check_norm(norm: Norm, x: Tensor) -> None:
-    for name in ("mean", "variance", "weight", "bias"):
-        vector = getattr(norm, name)
-        dtype = torch.float32 if name in ("mean", "variance") else vector.dtype
-        _check_like(f"norm.{name}", vector, x, [x.shape[1]], dtype)
-
-
-def _check_like(name: str, tensor: Tensor, x: Tensor, shape: list[int], dtype: torch.dtype) -> None:
-    if list(tensor.shape) != shape:
-        raise ValueError(f"{name} should be {shape}, found {list(tensor.shape)}")
-    if (tensor.dtype, tensor.device) != (dtype, x.device):
-        found = f"{tensor.dtype} on {tensor.device}"
-        raise TypeError(f"{name} should be {dtype} on {x.device}, found {found}")
 
 
 def convolution_geometry(
@@ -181,32 +112,11 @@ def block_linear(
         raise ValueError("x must be [..., C], found a tensor without dimensions")
     if layout.shape[2:] != (1, 1):
         raise ValueError(f"a linear layer needs a layout (O, C), found {layout.shape}")
-    x, values, bias = _prepare(x, values, layout, bias, x.shape[-1])
+    x, values, bias = prepare(x, values, layout, bias, x.shape[-1])
     if x.ndim == 1:
         return block_linear(x[None], values, layout, bias, probe)[0]
     y = linear(x, values, layout.tensors(), layout.sizes(), bias)
     return y if probe is None else probe.observe(y, x)
-
-
-def block_linear_fused(
-    x: Tensor,
-    values: Tensor,
-    layout: BlockLayout,
-    bias: Tensor | None = None,
-    *,
-    norm: Norm | None = None,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    statistics: bool = False,
-) -> Fused:
-    """Do with block_linear what block_conv2d_fused does; x is [..., C], y and residual [..., O]."""
-    images = x.reshape(-1, x.shape[-1])[:, :, None, None]
-    if residual is not None:
-        residual = residual.reshape(-1, residual.shape[-1])[:, :, None, None]
-    switches = {"norm": norm, "residual": residual, "relu": relu, "statistics": statistics}
-    y, mean, variance, images = block_conv2d_fused(images, values, layout, bias, **switches)
-    y = y.reshape(*x.shape[:-1], layout.shape[0])
-    return Fused(y, mean, variance, images.reshape(x.shape))
 
 
 def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
@@ -242,9 +152,15 @@ def _pair(name: str, value: Pair, least: int = 1) -> list[int]:
     return pair
 
 
-def _prepare(
-    x: Tensor, values: Tensor, layout: BlockLayout, bias: Tensor | None, channels: int
+def prepare(
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    bias: Tensor | None,
+    channels: int,
+    values_later: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check what fits and return it as autocast wants it; values_later: but for the values."""
     out_channels, in_channels = layout.shape[:2]
     expected = [layout.slots, layout.block[1], layout.block[0]]
     if channels != in_channels:
@@ -260,13 +176,18 @@ def _prepare(
             raise ValueError(f"x is on {x.device} but {name} on {tensor.device}; move one of them")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, found {x.dtype}")
+    found = values.dtype
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        cast = [
-            t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, values, bias)
-        ]
-        x, values, bias = cast
-    for name, tensor in (("values", values), ("bias", bias)):
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise TypeError(f"{name} should be {x.dtype} like x, found {tensor.dtype}")
+        x, bias = _cast(x, dtype), _cast(bias, dtype)
+        values = values if values_later else _cast(values, dtype)
+        found = found if found == torch.float64 else dtype
+    for name, dtype in (("values", found), ("bias", x.dtype if bias is None else bias.dtype)):
+        if dtype != x.dtype:
+            raise TypeError(f"{name} should be {x.dtype} like x, found {dtype}")
     return x, values, bias
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a tensor as autocast gives it to an operator, which leaves float64 alone."""
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)

@@ -48,12 +48,7 @@ class Fusion:
 
     def constants(self, transposed: bool) -> dict[str, Any]:
         """Return the constants of a gather kernel."""
-        return {
-            "INPUT": self.input_kind,
-            "RESIDUAL": self.residual is not None,
-            "RELU": self.relu and not transposed,
-            "STATISTICS": self.statistics and not transposed,
-        }
+        return {"INPUT": self.input_kind, "RELU": self.relu and not transposed}
 
 
 PLAIN = Fusion()

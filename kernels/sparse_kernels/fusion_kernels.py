@@ -35,30 +35,29 @@ def finished(
     C_DST,
     dtype: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     INPUT: tl.constexpr,
     RELU: tl.constexpr,
-    STATISTICS: tl.constexpr,
 ):
     """Return what to store of the sums acc [M, D], and write the tile's two sums by channel.
 
     x is the layer's input where TRANSPOSED and INPUT says so; `real` [M, 1] are the tile's `count`
-    positions; `written` [D] the channels that exist. partial is [tiles, 2, C_DST]: mean and sum of
-    squared deviations of the output, or the sums of `g` and `g * x` (the gradients of shift and
-    scale), where g is the gradient of the transformed input before its ReLU.
+    positions; `written` [D] the channels that exist. partial is [tiles, 2, C_DST]: mean and
+    variance of the output, or the sums of `g` and `g * x` (the gradients of shift and scale),
+    where g is the gradient of the transformed input before its ReLU; None where nobody asks.
     """
-    if HAS_BIAS:
+    if bias is not None:
         acc += tl.load(bias + out, mask=written, other=0.0).to(tl.float32)[None, :]
     if RELU:
         acc = tl.where(acc < 0, 0.0, acc)
-    sums = partial + tile.to(tl.int64) * 2 * C_DST + out
-    if STATISTICS:
+    if partial is not None:
+        sums = partial + tile.to(tl.int64) * 2 * C_DST + out
+    if partial is not None and not TRANSPOSED:
         # Of the rounded output, which is what a separate pass over it would see.
         y = acc.to(dtype).to(tl.float32)
         mean = tl.sum(tl.where(real, y, 0.0), 0) / count
         deviation = tl.where(real, y - mean[None, :], 0.0)
         tl.store(sums, mean, mask=written)
-        tl.store(sums + C_DST, tl.sum(deviation * deviation, 0), mask=written)
+        tl.store(sums + C_DST, tl.sum(deviation * deviation, 0) / count, mask=written)
     if TRANSPOSED and INPUT != "plain":
         if INPUT == "affine_relu":
             acc = tl.where(_affine(x, scale, shift, out, written) > 0, acc, 0.0)

@@ -14,23 +14,21 @@ from sparse_kernels.launch import (
     check_size,
     descriptor,
     flat_geometry,
-    flat_rows,
     images_last,
     is_aligned,
     kind,
-    on_its_device,
+    launch,
     options,
     pixel_strides,
     precision,
 )
 from sparse_kernels.layout import PassIndex
 from sparse_kernels.library import positions
-from sparse_kernels.norm import TileSums
+from sparse_kernels.sums import TileSums
 from sparse_kernels.tile_choice import choose, launch_key
 from sparse_kernels.tiles import Tile, gather_tile, power_of_two
 
 
-@on_its_device
 def gather(
     src: Tensor,
     values: Tensor,
@@ -66,14 +64,11 @@ def gather(
     constants = {
         "GEOMETRY": flat_geometry(geometry),
         "TRANSPOSED": transposed,
-        "HAS_BIAS": bias is not None,
         **fusion.constants(transposed),
         "PRECISION": precision(src),
         "BLOCK_RED": block_red,
         "BLOCK_DST": block_dst,
     }
-    # Where there is nothing to point to, any tensor will do.
-    x, residual = (dst if t is None else t for t in (x, fusion.residual))
     values = values.contiguous()
     whole = power_of_two(block_dst) == block_dst and is_aligned(values)
     name, fused = "input gradient" if transposed else "forward", fusion.name(transposed)
@@ -81,7 +76,7 @@ def gather(
         lambda: launch_key(name, src, dst, sizes, len(index.slot), constants["GEOMETRY"], fused),
         functools.partial(gather_tile, *kind(src), block_red, block_dst, fused != "plain"),
         whole,
-        (src, dst, x, residual),
+        [t for t in (src, dst, x, fusion.residual) if t is not None],
     )
     sums = None
     if fusion.writes_sums(transposed):
@@ -89,33 +84,34 @@ def gather(
         sums = dst.new_empty((tiles, 2, dst.shape[1]), dtype=torch.float32)
     run = _gather_rows if tile.rows else _gather_pointers
     bias = None if bias is None else bias.contiguous()
-    vectors = [dst if t is None else t for t in (bias, fusion.scale, fusion.shift, sums)]
-    run(src, values, (dst, x, residual), vectors, index, tile, constants)
-    return None if sums is None else TileSums(sums, tile.bm, positions(dst.shape, 1))
+    vectors = (bias, fusion.scale, fusion.shift, sums)
+    run(src, values, (dst, x, fusion.residual), vectors, index, tile, constants)
+    return None if sums is None else TileSums(sums, positions(dst.shape, 1))
 
 
 def _gather_rows(
     src: Tensor,
     values: Tensor,
-    written: Sequence[Tensor],
-    vectors: Sequence[Tensor],
+    written: Sequence[Tensor | None],
+    vectors: Sequence[Tensor | None],
     index: PassIndex,
     tile: Tile,
     constants: dict[str, Any],
 ) -> None:
     from sparse_kernels.gather_kernels import gather_rows
 
-    (dst, x, residual), (bias, *others) = written, vectors
+    dst, (bias, *others) = written[0], vectors
     block_dst, (n, channels, hd, wd) = constants["BLOCK_DST"], dst.shape
     blocks = -(-channels // block_dst)
     box = [block_dst, tile.bk] if constants["TRANSPOSED"] else [tile.bk, block_dst]
-    gather_rows[(blocks * hd * wd * (n // tile.bm),)](
-        descriptor(flat_rows(src), [tile.bm, tile.bk]),
-        descriptor(values.view(-1, values.shape[2]), box),
+    launch(
+        dst,
+        gather_rows,
+        (blocks * hd * wd * (n // tile.bm),),
+        descriptor(src, [tile.bm, tile.bk]),
+        descriptor(values, box),
         bias,
-        descriptor(flat_rows(dst), [tile.bm, block_dst]),
-        descriptor(flat_rows(x), [tile.bm, block_dst]),
-        descriptor(flat_rows(residual), [tile.bm, block_dst]),
+        *(None if t is None else descriptor(t, [tile.bm, block_dst]) for t in written),
         *others,
         *index,
         n,
@@ -134,25 +130,26 @@ def _gather_rows(
 def _gather_pointers(
     src: Tensor,
     values: Tensor,
-    written: Sequence[Tensor],
-    vectors: Sequence[Tensor],
+    written: Sequence[Tensor | None],
+    vectors: Sequence[Tensor | None],
     index: PassIndex,
     tile: Tile,
     constants: dict[str, Any],
 ) -> None:
     from sparse_kernels.gather_kernels import gather_pointers
 
-    (dst, x, residual), (bias, *others) = written, vectors
+    dst, (bias, *others) = written[0], vectors
     block_dst, (n, channels, hd, wd) = constants["BLOCK_DST"], dst.shape
     blocks, padded = -(-channels // block_dst), power_of_two(block_dst)
     ragged = src.shape[1] % constants["BLOCK_RED"] or channels % block_dst or padded != block_dst
-    gather_pointers[(blocks * -(-n * hd * wd // tile.bm),)](
+    launch(
+        dst,
+        gather_pointers,
+        (blocks * -(-n * hd * wd // tile.bm),),
         src,
         values,
         bias,
-        dst,
-        x,
-        residual,
+        *written,
         *others,
         *index,
         n * hd * wd,

@@ -5,7 +5,8 @@
 The input gradient is the same with the lists by input block and values transposed. A position is
 an output pixel of an image; a tap of the kernel shifts it by whole pixels. A residual may be added
 to what is stored: to the output before its ReLU, or to the gradient of x another one of it. What
-else is done to the source as it is loaded, and to the sums: see fusion_kernels.py.
+else is done to the source as it is loaded, and to the sums: see fusion_kernels.py. bias, x,
+residual, scale, shift and partial are None in variants that do not use them.
 
 Legend: BM positions a tile, BK channels a step of the sum, BLOCK_RED x BLOCK_DST the block as this
 pass sees it (summed x written), TILE_DST the power of two that holds BLOCK_DST, HS WS source image,
@@ -100,11 +101,8 @@ def gather_pointers(
     GEOMETRY: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     IMAGES_LAST: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
     INPUT: tl.constexpr,
     RELU: tl.constexpr,
-    STATISTICS: tl.constexpr,
     RAGGED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -166,7 +164,7 @@ def gather_pointers(
     origin = acc
     if TRANSPOSED and INPUT != "plain":
         origin = tl.load(x + place, mask=mask, other=0.0)
-    if RESIDUAL and not TRANSPOSED:
+    if residual is not None and not TRANSPOSED:
         acc += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
     result = finished(
         acc,
@@ -183,13 +181,11 @@ def gather_pointers(
         C_DST,
         dst.dtype.element_ty,
         TRANSPOSED,
-        HAS_BIAS,
         INPUT,
         RELU,
-        STATISTICS,
     )
     # Loaded this late, it needs no registers beside those of x.
-    if RESIDUAL and TRANSPOSED:
+    if residual is not None and TRANSPOSED:
         result += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
     tl.store(dst + place, result.to(dst.dtype.element_ty), mask=mask)
 
@@ -219,11 +215,8 @@ def gather_rows(
     BLOCKS,
     GEOMETRY: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
     INPUT: tl.constexpr,
     RELU: tl.constexpr,
-    STATISTICS: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
@@ -272,7 +265,7 @@ def gather_rows(
     origin = acc
     if TRANSPOSED and INPUT != "plain":
         origin = x.load(corner)
-    if RESIDUAL and not TRANSPOSED:
+    if residual is not None and not TRANSPOSED:
         acc += residual.load(corner).to(tl.float32)
     result = finished(
         acc,
@@ -289,11 +282,9 @@ def gather_rows(
         C_DST,
         dst.dtype,
         TRANSPOSED,
-        HAS_BIAS,
         INPUT,
         RELU,
-        STATISTICS,
     )
-    if RESIDUAL and TRANSPOSED:
+    if residual is not None and TRANSPOSED:
         result += residual.load(corner).to(tl.float32)
     dst.store(corner, result.to(dst.dtype))

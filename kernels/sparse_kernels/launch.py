@@ -7,7 +7,7 @@ pixel. Triton is imported when first needed, so that the package works where the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,17 +21,26 @@ LARGEST_COUNT = 2**31 - 2**10
 INTERPRETED_PROCESSORS = 4
 
 
-def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the device of a launcher's first tensor current, since Triton launches there."""
+def launch(
+    like: Tensor, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
+) -> None:
+    """Launch a kernel on the device of `like`; all launches go through here.
 
-    @functools.wraps(launcher)
-    def launch(first: Tensor, *arguments: Any, **named: Any) -> Any:
-        if not first.is_cuda:
-            return launcher(first, *arguments, **named)
-        with torch.cuda.device(first.device):
-            return launcher(first, *arguments, **named)
+    Triton itself takes whichever device is current.
 
-    return launch
+    Args:
+        like: a tensor among those that the kernel reads or writes.
+        kernel, grid: what runs, and how many programs of it.
+        arguments: of the kernel; None for what a variant of it does not use, which the compiler
+            then knows.
+        constants: of the kernel, and launch options.
+    """
+    device = like.get_device()
+    if device < 0 or device == torch.cuda.current_device():
+        kernel[grid](*arguments, **constants)
+        return
+    with torch.cuda.device(device):
+        kernel[grid](*arguments, **constants)
 
 
 def check_size(*images: Tensor) -> None:
@@ -132,13 +141,13 @@ def is_aligned(x: Tensor) -> bool:
     return x.data_ptr() % 16 == 0
 
 
-def flat_rows(x: Tensor) -> Tensor:
-    """View [N, C, H, W] in rows order as [H * W * N, C]."""
-    return x.permute(2, 3, 0, 1).reshape(-1, x.shape[1])
-
-
 def descriptor(x: Tensor, box: list[int]) -> Any:
-    """Return a TMA descriptor of a matrix, made on the host, that moves boxes of this size."""
+    """Return a TMA descriptor of [..., C], seen as [rows, C], that moves boxes of this size.
+
+    It is made on the host at every launch, in 2 us: Triton encodes it anew anyway, kept or not.
+    x: contiguous, or images [N, C, H, W] in rows order, which are [H * W * N, C].
+    """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    return TensorDescriptor.from_tensor(x, box)
+    channels = x.shape[1] if x.ndim == 4 else x.shape[-1]
+    return TensorDescriptor(x, [x.numel() // channels, channels], [channels, 1], box)

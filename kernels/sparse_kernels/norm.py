@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparse_kernels.activation import empty_images, in_order, order_of
-from sparse_kernels.launch import check_size, on_its_device
+from sparse_kernels.launch import check_size, launch
 from sparse_kernels.library import define, positions
+from sparse_kernels.sums import TileSums
 
 Pair = tuple[Tensor, Tensor]
-# Positions and channels of a program, and its warps; channels and tiles of one that joins sums.
+# Positions and channels of a program, and its warps.
 BM, BC, WARPS = 128, 64, 8
-JOINED_CHANNELS, JOINED_TILES = 16, 256
 
 
 class Norm(NamedTuple):
@@ -33,6 +33,8 @@ class Norm(NamedTuple):
     weight, bias: [C].
     batch: they are the statistics of x itself, so its gradient goes through them too.
     relu: the result's negative part becomes zero.
+    scale, shift: float32 [C], what the others make of x, scale * x + shift, from whoever has taken
+        them with the statistics; else the kernels make them.
     """
 
     mean: Tensor
@@ -42,6 +44,8 @@ class Norm(NamedTuple):
     eps: float = 1e-5
     batch: bool = True
     relu: bool = True
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
     def apply(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return z [N, C, H, W] by PyTorch's own operators, which take the statistics again."""
@@ -49,44 +53,6 @@ class Norm(NamedTuple):
         z = F.batch_norm(x, *known, self.weight, self.bias, self.batch, 0.0, self.eps)
         z = z if residual is None else z + residual
         return z.relu() if self.relu else z
-
-
-class TileSums(NamedTuple):
-    """What a pass wrote by tile: float32 [tiles, 2, C], of `size` positions each.
-
-    Only the last tile may have fewer, so that there are `positions` in all.
-    """
-
-    sums: Tensor
-    size: int
-    positions: int
-
-    def totals(self) -> Tensor:
-        """Return both sums over all tiles, [2, C]."""
-        return self.sums.sum(0)
-
-    def mean_and_variance(self) -> Pair:
-        """Return mean and biased variance [C] from the tiles' means and squared deviations.
-
-        Source: Chan, Golub and LeVeque 1979, "Updating formulae", which lose nothing to
-        cancellation where the mean is large.
-        """
-        from sparse_kernels.norm_kernels import joined
-
-        tiles, _, channels = self.sums.shape
-        mean, variance = (self.sums.new_empty(channels) for _ in range(2))
-        joined[(-(-channels // JOINED_CHANNELS),)](
-            self.sums,
-            mean,
-            variance,
-            self.positions,
-            channels,
-            self.size,
-            tiles,
-            SUMS=JOINED_TILES,
-            BC=JOINED_CHANNELS,
-        )
-        return mean, variance
 
 
 def normalise(x: Tensor, norm: Norm, residual: Tensor | None = None) -> Pair:
@@ -99,9 +65,9 @@ def normalise(x: Tensor, norm: Norm, residual: Tensor | None = None) -> Pair:
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, residual, weight, bias, mean, variance, eps, batch, relu):
+    def forward(ctx: Any, x, residual, weight, bias, mean, variance, eps, batch, relu, *affine):
         ctx.set_materialize_grads(False)
-        scale, shift = norm_affine(mean, variance, weight, bias, eps)
+        scale, shift = scale_and_shift(mean, variance, weight, bias, eps, *affine)
         z = norm_forward(x, residual, scale, shift, relu)
         # Only with a residual does x not say which part was negative.
         out = z if relu and residual is not None else None
@@ -113,7 +79,7 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, other: Tensor | None):
         if grad is None:
-            return other, *[None] * 8
+            return other, *[None] * 10
         x, out, mean, variance, weight, scale, shift = ctx.saved_tensors
         eps, batch, relu = ctx.numbers
         grad = in_order(grad, kernel_order(x))
@@ -123,7 +89,27 @@ class _Normalise(torch.autograd.Function):
         dx, dresidual, dweight, dbias = norm_backward(
             grad, x, out, other, *vectors, False, relu, batch, residual
         )
-        return dx, dresidual if residual else None, dweight, dbias, *[None] * 5
+        return dx, dresidual if residual else None, dweight, dbias, *[None] * 7
+
+
+def scale_and_shift(
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Pair:
+    """Return the last two, or where nobody has them, what they are."""
+    if scale is None or shift is None:
+        return norm_affine(mean, variance, weight, bias, eps)
+    return scale, shift
+
+
+def tile_statistics(x: Tensor) -> TileSums:
+    """Return mean and variance of x [N, C, H, W] by tile, constants to autograd."""
+    return TileSums(norm_tile_sums(x.detach()), positions(x.shape, 1))
 
 
 def kernel_order(x: Tensor) -> str:
@@ -132,56 +118,50 @@ def kernel_order(x: Tensor) -> str:
     return "channels_last" if order == "contiguous" else order
 
 
-@on_its_device
-def _statistics(x: Tensor) -> Pair:
+def _tile_sums(x: Tensor) -> Tensor:
     from sparse_kernels.norm_kernels import tile_sums
 
     x = in_order(x, kernel_order(x))
-    grid, sums, sizes, constants = _launch(x)
-    tile_sums[grid](x, sums.sums, *sizes, **constants)
-    return sums.mean_and_variance()
+    sums = _sums_fake(x)
+    _launch(x, tile_sums, x, sums)
+    return sums
 
 
-@on_its_device
+def _sums_fake(x: Tensor) -> Tensor:
+    return x.new_empty((-(-positions(x.shape, 1) // BM), 2, x.shape[1]), dtype=torch.float32)
+
+
 def _affine(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Pair:
     from sparse_kernels.norm_kernels import affine
 
     (channels,) = mean.shape
     scale, shift = torch.empty_like(mean), torch.empty_like(mean)
     vectors = (mean, variance, weight, bias, scale, shift)
-    affine[(-(-channels // BC),)](*vectors, channels, eps, BC=BC)
+    launch(mean, affine, (-(-channels // BC),), *vectors, channels, eps, BC=BC)
     return scale, shift
 
 
-@on_its_device
 def _forward(
     x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, relu: bool
 ) -> Tensor:
     from sparse_kernels.norm_kernels import normalised
 
     out, (x, residual) = _empty_and_ordered(x, x, residual)
-    grid, _, sizes, constants = _launch(x, sums=False)
-    switches = {"RELU": relu, "HAS_RESIDUAL": residual is not None}
-    residual = x if residual is None else residual
-    normalised[grid](x, residual, scale, shift, out, *sizes, **switches, **constants)
+    _launch(x, normalised, x, residual, scale, shift, out, RELU=relu)
     return out
 
 
-@on_its_device
-def _sums(
+def _gradient_sums(
     grad: Tensor, x: Tensor, out: Tensor | None, scale: Tensor, shift: Tensor, relu: bool
 ) -> Tensor:
     from sparse_kernels.norm_kernels import tile_gradients
 
     x, grad, out = (t if t is None else in_order(t, kernel_order(x)) for t in (x, grad, out))
-    grid, sums, sizes, constants = _launch(x)
-    switches = {"RELU": relu, "HAS_OUT": out is not None}
-    images = (grad, x, x if out is None else out)
-    tile_gradients[grid](*images, scale, shift, sums.sums, *sizes, **switches, **constants)
-    return sums.totals()
+    sums = _sums_fake(x)
+    _launch(x, tile_gradients, grad, x, out, scale, shift, sums, RELU=relu)
+    return TileSums(sums, positions(x.shape, 1)).totals()
 
 
-@on_its_device
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -202,22 +182,13 @@ def _backward(
     from sparse_kernels.norm_kernels import normalised_grad
 
     dx, (grad, x, out, other) = _empty_and_ordered(x, grad, x, out, other)
-    dresidual = torch.empty_like(dx) if residual else dx.new_empty(0)
+    dresidual = torch.empty_like(dx) if residual else None
     dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
-    grid, _, sizes, constants = _launch(x, sums=False)
-    switches = {
-        "SCALED": scaled,
-        "RELU": relu,
-        "HAS_OUT": out is not None,
-        "BATCH": batch,
-        "HAS_OTHER": other is not None,
-        "RESIDUAL": residual,
-    }
-    images = (grad, x, *(x if t is None else t for t in (out, other)))
     vectors = (sums, mean, variance, weight, scale, shift)
     written = (dx, dresidual, dweight, dbias)
-    normalised_grad[grid](*images, *vectors, *written, *sizes, eps, **switches, **constants)
-    return dx, dresidual, dweight, dbias
+    switches = {"SCALED": scaled, "RELU": relu, "BATCH": batch}
+    _launch(x, normalised_grad, grad, x, out, other, *vectors, *written, eps, **switches)
+    return dx, dx.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 
 def _empty_and_ordered(x: Tensor, *images: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
@@ -227,20 +198,13 @@ def _empty_and_ordered(x: Tensor, *images: Tensor | None) -> tuple[Tensor, list[
     return empty_images(x, x.shape, order), ordered
 
 
-def _launch(x: Tensor, sums: bool = True):
-    """Return the grid of the kernels of images, room for sums by tile, M and C, and constants."""
+def _launch(x: Tensor, kernel: Any, *arguments: Tensor | float | None, **switches: bool) -> None:
+    """Launch a kernel of images like x, which takes arguments, M, C and switches."""
     check_size(x)
     rows, channels = positions(x.shape, 1), x.shape[1]
-    tiles = -(-rows // BM)
-    partial = x.new_empty((tiles if sums else 0, 2, channels), dtype=torch.float32)
+    grid = (-(-rows // BM), -(-channels // BC))
     constants = {"BM": BM, "BC": BC, "num_warps": WARPS}
-    grid = (tiles, -(-channels // BC))
-    return grid, TileSums(partial, BM, rows), (rows, channels), constants
-
-
-def _vectors(x: Tensor) -> Pair:
-    mean, variance = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
-    return mean, variance
+    launch(x, kernel, grid, *arguments, rows, channels, **switches, **constants)
 
 
 def _backward_fake(grad, x, out, other, sums, mean, variance, weight, *rest):
@@ -257,9 +221,7 @@ def _no_flops(*_: Any, **__: Any) -> int:
     return 0
 
 
-batch_statistics = define(
-    "batch_statistics", "(Tensor x) -> (Tensor, Tensor)", _statistics, _vectors, _no_flops
-)
+norm_tile_sums = define("norm_tile_sums", "(Tensor x) -> Tensor", _tile_sums, _sums_fake, _no_flops)
 norm_affine = define(
     "norm_affine",
     "(Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
@@ -277,7 +239,7 @@ norm_forward = define(
 norm_sums = define(
     "norm_sums",
     "(Tensor grad, Tensor x, Tensor? out, Tensor scale, Tensor shift, bool relu) -> Tensor",
-    _sums,
+    _gradient_sums,
     lambda grad, x, *_: x.new_empty((2, x.shape[1]), dtype=torch.float32),
     _no_flops,
 )

@@ -1,10 +1,11 @@
 """Triton kernels of batch norm: what no pass of a convolution does, in one pass over memory each.
 
 Images are matrices [M, C] of positions and channels, in rows or channels_last order: `tile_sums`
-and `tile_gradients` read them and write two sums by tile and channel, [tiles, 2, C]; `normalised`
-and `normalised_grad` read and write them. The other kernels handle vectors [C].
+and `tile_gradients` read them and write two sums by tile and channel, [tiles, 2, C], which
+sums_kernels.py puts together; `normalised` and `normalised_grad` read and write them; `affine`
+handles vectors [C].
 
-Legend: BM x BC a program's positions x channels; SUMS tiles a step of `joined`.
+Legend: BM x BC a program's positions x channels.
 """
 
 import triton
@@ -13,12 +14,13 @@ import triton.language as tl
 
 @triton.jit
 def tile_sums(x, partial, M, C, BM: tl.constexpr, BC: tl.constexpr):
-    """Write mean and sum of squared deviations of x by tile."""
+    """Write mean and variance of x by tile."""
     c, mask, place = _tile(M, C, BM, BC)
     values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(values, 0) / tl.minimum(M - tl.program_id(0) * BM, BM)
+    count = tl.minimum(M - tl.program_id(0) * BM, BM)
+    mean = tl.sum(values, 0) / count
     deviation = tl.where(mask, values - mean[None, :], 0.0)
-    _store_sums(partial, c, C, mean, tl.sum(deviation * deviation, 0))
+    _store_sums(partial, c, C, mean, tl.sum(deviation * deviation, 0) / count)
 
 
 @triton.jit
@@ -32,7 +34,6 @@ def tile_gradients(
     M,
     C,
     RELU: tl.constexpr,
-    HAS_OUT: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -41,32 +42,8 @@ def tile_gradients(
     g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
     values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
     if RELU:
-        g = _before_relu(g, values, out + place, scale, shift, c, C, mask, HAS_OUT)
+        g = _before_relu(g, values, out, place, scale, shift, c, C, mask)
     _store_sums(partial, c, C, tl.sum(g, 0), tl.sum(g * values, 0))
-
-
-@triton.jit
-def joined(partial, mean, variance, M, C, SIZE, TILES, SUMS: tl.constexpr, BC: tl.constexpr):
-    """Join the tiles' means and squared deviations; SIZE positions each, but for the last one.
-
-    Squares are taken around the first tile's mean, so that a large mean cancels nothing.
-    """
-    c = tl.program_id(0) * BC + tl.arange(0, BC)
-    existing = c < C
-    pivot = tl.load(partial + c, mask=existing, other=0.0)
-    first = tl.zeros((BC,), tl.float32)
-    second = tl.zeros((BC,), tl.float32)
-    for start in range(0, TILES, SUMS):
-        tile = start + tl.arange(0, SUMS)
-        count = tl.maximum(tl.minimum(M - tile * SIZE, SIZE), 0).to(tl.float32)[:, None]
-        mask = (tile < TILES)[:, None] & existing[None, :]
-        place = partial + tile.to(tl.int64)[:, None] * 2 * C + c[None, :]
-        off = tl.where(mask, tl.load(place, mask=mask, other=0.0) - pivot[None, :], 0.0)
-        first += tl.sum(off * count, 0)
-        second += tl.sum(off * off * count + tl.load(place + C, mask=mask, other=0.0), 0)
-    off = first / M
-    tl.store(mean + c, pivot + off, mask=existing)
-    tl.store(variance + c, tl.maximum(second / M - off * off, 0.0), mask=existing)
 
 
 @triton.jit
@@ -91,14 +68,13 @@ def normalised(
     M,
     C,
     RELU: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Write scale * x + shift, plus a residual, or the positive part of it."""
     c, mask, place = _tile(M, C, BM, BC)
     y = _affine(tl.load(x + place, mask=mask, other=0.0), scale, shift, c, C)
-    if HAS_RESIDUAL:
+    if residual is not None:
         y += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
     if RELU:
         y = tl.where(y < 0, 0.0, y)
@@ -121,31 +97,28 @@ def normalised_grad(
     dresidual,
     dweight,
     dbias,
+    eps,
     M,
     C,
-    eps,
     SCALED: tl.constexpr,
     RELU: tl.constexpr,
-    HAS_OUT: tl.constexpr,
     BATCH: tl.constexpr,
-    HAS_OTHER: tl.constexpr,
-    RESIDUAL: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Write the gradients of a batch norm from that of its output and its sums [2, C].
 
     SCALED: grad is past ReLU and scale already, as the input-gradient pass leaves it. BATCH: mean
-    and variance are those of x. HAS_OTHER: `other` is another gradient of x, which is added.
-    RESIDUAL: the gradient before scale is that of a residual, and is written too.
+    and variance are those of x. `other` is another gradient of x, which is added; `dresidual` gets
+    the gradient before scale, that of a residual; either may be None.
     """
     c, mask, place = _tile(M, C, BM, BC)
     existing = c < C
     g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
     values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
     if RELU:
-        g = _before_relu(g, values, out + place, scale, shift, c, C, mask, HAS_OUT)
-    if RESIDUAL:
+        g = _before_relu(g, values, out, place, scale, shift, c, C, mask)
+    if dresidual is not None:
         tl.store(dresidual + place, g.to(dresidual.dtype.element_ty), mask=mask)
     sum_g = _channels(sums, c, existing)
     center = _channels(mean, c, existing)
@@ -157,7 +130,7 @@ def normalised_grad(
     if BATCH:
         slope = a * steepness * sum_gx / M
         g -= (values - center[None, :]) * slope[None, :] + (a * sum_g / M)[None, :]
-    if HAS_OTHER:
+    if other is not None:
         g += tl.load(other + place, mask=mask, other=0.0).to(tl.float32)
     tl.store(dx + place, g.to(dx.dtype.element_ty), mask=mask)
     if tl.program_id(0) == 0:
@@ -187,9 +160,12 @@ def _affine(x, scale, shift, c, C):
 
 
 @triton.jit
-def _before_relu(g, x, out, scale, shift, c, C, mask, HAS_OUT: tl.constexpr):
-    """Return g where the ReLU's input was positive: by its output, or from x."""
-    y = tl.load(out, mask=mask, other=0.0) if HAS_OUT else _affine(x, scale, shift, c, C)
+def _before_relu(g, x, out, place, scale, shift, c, C, mask):
+    """Return g where the ReLU's input was positive: by its output, or from x where that is None."""
+    if out is not None:
+        y = tl.load(out + place, mask=mask, other=0.0)
+    else:
+        y = _affine(x, scale, shift, c, C)
     return tl.where(y > 0, g, 0.0)
 
 

@@ -62,9 +62,13 @@ def gather_tile(
         bm = 32 if fused and written >= 128 else 64
         return Tile(bm, min(bk, 16), 8 if fused or written >= 64 else 4, 3)
     if arch in LARGE_SHARED:
-        return Tile(128, bk, warps, 4)
+        # Four warps spilled a fused block of 64 in TF32 under Triton 3.6.
+        return Tile(128, bk, 8 if fused and itemsize == 4 and written >= 64 else warps, 4)
     # With so short a sum, four warps spilled on sm_89; with so wide a fused one, on sm_80.
     short, wide = bk * itemsize <= 32 and written == 64, fused and written >= 64
+    if (itemsize, reduce, written) == (2, 64, 64):
+        # A register or two, under Triton 3.8: with four warps on sm_89, with eight on sm_120.
+        short, wide = arch == 89, fused and arch != 120
     return Tile(64, bk, 8 if short or wide else 4, 3)
 
 
@@ -81,4 +85,6 @@ def weight_grad_tile(
     warps = 8 if large else 4
     if (rows or arch in LARGE_SHARED) and not exact:
         return Tile(64 if itemsize == 2 else 32, 0, warps, 3 if large else 4, rows)
-    return Tile(32, 0, warps, 3, rows)
+    # Triton 3.8 spilled with three stages.
+    stages = 2 if arch == 120 and itemsize == 4 and bc * bo == 128 * 128 else 3
+    return Tile(32, 0, warps, stages, rows)

@@ -1,4 +1,4 @@
-"""Launcher of the weight gradient: pick variant, tile and split, add the partial sums."""
+"""Launcher of the weight gradient: pick variant and tile, share the positions, add the sums."""
 
 from __future__ import annotations
 
@@ -14,34 +14,53 @@ from sparse_kernels.launch import (
     check_size,
     descriptor,
     flat_geometry,
-    flat_rows,
     images_last,
     kind,
-    on_its_device,
+    launch,
     options,
     pixel_strides,
     precision,
     processors,
 )
 from sparse_kernels.layout import SlotIndex, block_grid
+from sparse_kernels.sums import added
 from sparse_kernels.tile_choice import choose, launch_key
 from sparse_kernels.tiles import power_of_two, weight_grad_tile
 
-PROGRAMS_PER_PROCESSOR = 2
+# Programs that should run: in a few waves, the last of which may leave processors idle.
+PROGRAMS_PER_PROCESSOR = 4
 
 
-@on_its_device
 def weight_grad(
     x: Tensor,
     dy: Tensor,
     index: SlotIndex,
     sizes: Sequence[int],
     geometry: Sequence[Sequence[int]],
+) -> Tensor:
+    """Return dvalues [Z, BC, BO] of x [N, C, H, W] and dy [N, O, P, Q], both in one order."""
+    gradient, _ = added(shares(x, dy, index, sizes, geometry, x.dtype), x.dtype, None)
+    return gradient
+
+
+def shares(
+    x: Tensor,
+    dy: Tensor,
+    index: SlotIndex,
+    sizes: Sequence[int],
+    geometry: Sequence[Sequence[int]],
+    dtype: torch.dtype,
     fusion: Fusion = PLAIN,
 ) -> Tensor:
-    """Return dvalues [Z, BC, BO] of x [N, C, H, W] and dy [N, O, P, Q], both in one order.
+    """Return dvalues by shares of the positions, for `added`: float32 [S, Z, BC, BO].
 
-    fusion: only its transform of the input counts.
+    Where all positions are one share, return dvalues [Z, BC, BO] of type dtype.
+
+    Args:
+        x: [N, C, H, W]; dy: [N, O, P, Q] in the same order.
+        index, sizes, geometry: as of `gather`.
+        dtype: of the gradient.
+        fusion: only its transform of the input counts.
     """
     check_size(x, dy)
     bo, bc = sizes[4:]
@@ -56,10 +75,10 @@ def weight_grad(
         (x, dy),
     )
     tiles = p * q * (n // tile.bm) if tile.rows else -(-n * p * q // tile.bm)
-    splits = max(1, min(tiles, PROGRAMS_PER_PROCESSOR * processors(x) // slots))
-    partial = x.new_empty((splits, slots, bc, bo), dtype=torch.float32)
-    # Where there is nothing to point to, any tensor will do.
-    scale, shift = (partial if t is None else t for t in (fusion.scale, fusion.shift))
+    splits = max(1, min(tiles, -(-PROGRAMS_PER_PROCESSOR * processors(x) // slots)))
+    shape, sum_dtype = (slots, bc, bo), torch.float32 if splits > 1 else dtype
+    partial = x.new_empty((splits, *shape) if splits > 1 else shape, dtype=sum_dtype)
+    vectors = (fusion.scale, fusion.shift, partial)
     constants = {
         "GEOMETRY": shifts,
         "INPUT": fusion.input_kind,
@@ -71,16 +90,16 @@ def weight_grad(
     }
     blocks = (out_blocks, slots, splits)
     if tile.rows:
-        _rows(x, dy, (scale, shift, partial), index, blocks, constants)
+        _rows(x, dy, vectors, index, blocks, constants)
     else:
-        _pointers(x, dy, (scale, shift, partial), index, blocks, {**constants, **padded})
-    return partial.sum(0).to(x.dtype) if splits > 1 else partial[0].to(x.dtype)
+        _pointers(x, dy, vectors, index, blocks, {**constants, **padded})
+    return partial
 
 
 def _rows(
     x: Tensor,
     dy: Tensor,
-    vectors: Sequence[Tensor],
+    vectors: Sequence[Tensor | None],
     index: SlotIndex,
     blocks: tuple[int, int, int],
     constants: dict[str, Any],
@@ -88,9 +107,12 @@ def _rows(
     from sparse_kernels.weight_grad_kernels import weight_grad_rows
 
     bm, (_, slots, splits) = constants["BM"], blocks
-    weight_grad_rows[(slots * splits,)](
-        descriptor(flat_rows(x), [bm, constants["BC"]]),
-        descriptor(flat_rows(dy), [bm, constants["BO"]]),
+    launch(
+        x,
+        weight_grad_rows,
+        (slots * splits,),
+        descriptor(x, [bm, constants["BC"]]),
+        descriptor(dy, [bm, constants["BO"]]),
         *vectors,
         *index,
         x.shape[0],
@@ -105,7 +127,7 @@ def _rows(
 def _pointers(
     x: Tensor,
     dy: Tensor,
-    vectors: Sequence[Tensor],
+    vectors: Sequence[Tensor | None],
     index: SlotIndex,
     blocks: tuple[int, int, int],
     constants: dict[str, Any],
@@ -114,7 +136,10 @@ def _pointers(
 
     (n, channels, *image), (_, written, p, q) = x.shape, dy.shape
     _, slots, splits = blocks
-    weight_grad_pointers[(slots * splits,)](
+    launch(
+        x,
+        weight_grad_pointers,
+        (slots * splits,),
         x,
         dy,
         *vectors,

@@ -2,9 +2,9 @@
 
     partial[split, slot] = sum over its positions of src[shifted position, c-block]^T @ dy[o-block]
 
-Partial sums are fp32 and are added by the launcher, in a fixed order: the result is the same at
-every run. Legend as in gather_kernels.py; BC x BO is the block, TILE_C x TILE_O the powers of two
-that hold it.
+Partial sums are fp32 and are added in a fixed order (sums_kernels.py): the result is the same at
+every run. A single share is the gradient itself, and is written in its data type. Legend as in
+gather_kernels.py; BC x BO is the block, TILE_C x TILE_O the powers of two that hold it.
 """
 
 import triton

@@ -3,22 +3,31 @@
 import copy
 import math
 import pickle
+from collections import Counter
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_engine import chain, fuse, sparsify, to_rows
 from sparse_engine.models.resnet import BasicBlock, Bottleneck
 from sparse_engine.models.vgg import VGG16
 from sparse_engine.models.wide_resnet import PreActivationBlock
+from sparse_kernels.launch import launch
+from sparse_kernels.sums import TileSums
 
 STEPS = 2
 IMAGES = (2, 3, 4, 4)
 PIXELS = math.prod(IMAGES)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Operators that start nothing, and copy_, which the interpreter calls; a cast is a _to_copy.
+NO_KERNEL = {
+    *("as_strided", "copy_", "detach", "empty", "empty_like", "empty_strided", "new_empty"),
+    *("permute", "select", "set_", "to", "unbind", "view", "view_as"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +229,49 @@ def test_blocks_that_cannot_be_fused_run_as_before(change, triton_backend):
     assert equal(found, steps(plain, 1))
 
 
+@pytest.mark.usefixtures("poisoned_kernels")
+def test_a_norm_that_is_not_fused_after_a_fused_layer_follows_once(monkeypatch):
+    plain = sparse(NETWORKS["pre-activation"]())
+    plain.blocks[1].conv1.register_forward_hook(lambda *_: None)
+    wide = copy.deepcopy(plain).double()
+    with Log() as log:
+        found = steps(fuse(copy.deepcopy(plain)))
+    assert {"conv2d_fused", "conv2d"} <= set(log.names)
+    monkeypatch.setenv("SPARSE_ENGINE_BACKEND", "masked")
+    assert_same(found, steps(plain), steps(wide))
+
+
+def kernels_of_a_step(blocks: int, monkeypatch) -> Counter[str]:
+    """Return what a step of a network of some blocks starts, under autocast, by name."""
+    model = fuse(sparse(Blocks(*(PreActivationBlock(16, 16, 1, 0.0) for _ in range(blocks)))))
+    x, started = torch.randn(IMAGES, device=DEVICE), Counter()
+
+    def counted(like, kernel, *arguments, **constants):
+        started[kernel.fn.__name__] += 1
+        launch(like, kernel, *arguments, **constants)
+
+    for module in ("gather", "norm", "sums", "weight_grad"):
+        monkeypatch.setattr(f"sparse_kernels.{module}.launch", counted)
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
+        with torch.autocast(DEVICE, torch.float16):
+            y = model(x)
+        y.float().square().sum().backward()
+    operators = (e.name.removeprefix("aten::") for e in seen.events() if "aten::" in e.name)
+    return started + Counter(name for name in operators if name not in NO_KERNEL)
+
+
+def test_a_fused_layer_takes_seven_kernels_a_step(triton_backend, monkeypatch):
+    found = kernels_of_a_step(3, monkeypatch) - kernels_of_a_step(2, monkeypatch)
+    assert found.pop("_to_copy") == 2  # of the values of two layers
+    assert found == {
+        "gather_pointers": 4,
+        "weight_grad_pointers": 2,
+        "joined": 2,
+        "added": 2,
+        "normalised_grad": 2,
+    }
+
+
 def test_dropout_is_drawn_between_the_convolutions(triton_backend):
     plain = small(dropout=0.5)
     found = []
@@ -231,8 +283,11 @@ def test_dropout_is_drawn_between_the_convolutions(triton_backend):
 
 def test_statistics_of_a_tensor_that_changed_are_taken_again():
     x = torch.randn(2, 3, 2, 2)
-    chain._note(x, torch.ones(3), torch.ones(3))
-    assert chain._noted(x)
+    sums = TileSums(torch.ones(1, 2, 3), 8)
+    chain._note(x, sums)
+    assert chain._noted(x) is sums
+    assert chain._noted(x) is None
+    chain._note(x, sums)
     x.relu_()
     assert chain._noted(x) is None
 

@@ -16,8 +16,8 @@ from kernel_cases import (
 
 from sparse_kernels import BlockLayout, Norm, block_conv2d_fused, block_linear_fused
 from sparse_kernels.activation import in_order
-from sparse_kernels.norm import TileSums
 from sparse_kernels.reference import gather_blocks, scatter_blocks
+from sparse_kernels.sums import TileSums
 
 pytestmark = pytest.mark.usefixtures("poisoned_kernels")
 
@@ -146,6 +146,57 @@ def test_fused_convolution_in_tf32(name, tf32):
     check(CASES[name], EVERYTHING, torch.float32, floor=FLOOR[torch.float16])
 
 
+def make_fused(name: str, dtype: torch.dtype):
+    """Return a function that maps x, values, and weight and bias of a norm, and these leaves."""
+    case = CASES[name]
+    layout = make_layout(case, (*case.channels, *case.kernel))
+    x = in_order(torch.randn(case.batch, case.channels[1], *case.image), case.order)
+    values = torch.randn(layout.slots, *reversed(layout.block), device=DEVICE)
+    vectors = torch.rand(2, case.channels[1], device=DEVICE)
+    statistics = torch.rand(2, case.channels[1], device=DEVICE)
+
+    def forward(x, values, *vectors):
+        geometry = (case.stride, case.padding, case.dilation)
+        norm = Norm(*statistics, *vectors)
+        return block_conv2d_fused(x, values, layout, None, *geometry, norm=norm).y
+
+    return forward, (x.to(DEVICE, dtype), values, *vectors)
+
+
+@pytest.mark.parametrize("name", ["tma", "ragged", "unused slots"])
+def test_autocast_rounds_no_gradient_of_the_values(name):
+    torch.manual_seed(0)
+    forward, leaves = make_fused(name, torch.float16)
+    # What runs in half precision is rounded alike on both sides: only the sums differ.
+    low = [leaves[0], leaves[1].half(), *leaves[2:]]
+    found = []
+    for given, enabled in ((leaves, True), (low, False)):
+        given = [leaf.detach().requires_grad_() for leaf in given]
+        with torch.autocast(DEVICE, torch.float16, enabled):
+            y = forward(*given)
+        found.append([y.detach(), *torch.autograd.grad(y, given, torch.ones_like(y))])
+    for name, ours, rounded in zip(("y", "dx", "dvalues", "dweight", "dbias"), *found):
+        if name != "dvalues":
+            assert torch.equal(ours, rounded), name
+    gradient, rounded = (run[2] for run in found)
+    assert (gradient.dtype, rounded.dtype) == (torch.float32, torch.float16)
+    assert torch.equal(gradient.half(), rounded)
+    assert not torch.equal(gradient, rounded.float())
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2, 3), (0, 1)])
+def test_gradients_do_not_depend_on_which_are_wanted(wanted):
+    torch.manual_seed(0)
+    forward, leaves = make_fused("ragged", torch.float32)
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    y = forward(*leaves)
+    every = torch.autograd.grad(y, leaves, torch.ones_like(y))
+    some = [leaf if i in wanted else leaf.detach() for i, leaf in enumerate(leaves)]
+    y = forward(*some)
+    found = torch.autograd.grad(y, [some[i] for i in wanted], torch.ones_like(y))
+    assert all(torch.equal(gradient, every[i]) for gradient, i in zip(found, wanted))
+
+
 @pytest.mark.parametrize("name", ["tma", "ragged", "ragged rows", "strided, dilated, not square"])
 def test_padding_and_ragged_channels_stay_zero_under_a_large_shift(name):
     torch.manual_seed(0)
@@ -163,9 +214,8 @@ def test_variance_survives_a_large_mean():
     torch.manual_seed(0)
     y = (torch.randn(1000, 3) + 10_000).double()
     tiles = y.split(64)
-    sums = torch.stack([torch.stack([t.mean(0), (t - t.mean(0)).square().sum(0)]) for t in tiles])
-    mean, variance = TileSums(sums.float().to(DEVICE), 64, 1000).mean_and_variance()
-    mean, variance = mean.cpu(), variance.cpu()
+    sums = torch.stack([torch.stack([t.mean(0), t.var(0, correction=0)]) for t in tiles])
+    mean, variance = TileSums(sums.float().to(DEVICE), 1000).joined().sums[0].cpu()
     torch.testing.assert_close(mean.double(), y.mean(0), rtol=1e-6, atol=0)
     torch.testing.assert_close(variance.double(), y.var(0, correction=0), rtol=1e-4, atol=0)
 
@@ -228,6 +278,11 @@ def vectors(channels: int = 16, **others) -> Norm:
             {"norm": vectors(variance=torch.ones(16).half())},
             TypeError,
             "norm.variance should be torch.float32 on cpu, found torch.float16 on cpu",
+        ),
+        (
+            {"norm": vectors(scale=torch.ones(16), shift=torch.ones(8))},
+            ValueError,
+            r"norm.shift should be \[16\], found \[8\]",
         ),
         (
             {"residual": torch.ones(1, 16, 2, 2)},
