@@ -6,7 +6,6 @@ pixel. Triton is imported when first needed, so that the package works where the
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`bench.gpu --rehearse`: the plan without a GPU; what goes wrong costs its own row and no other."""
+"""`bench.gpu --rehearse`: the plan without a GPU; what goes wrong costs its own row alone."""
 
 import json
 import subprocess

@@ -53,7 +53,7 @@ class _Asked:
 
 
 def _placed(kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return keywords; what C++ makes for a tensor that it takes for a meta one goes to `device`."""
+    """Return keywords; what C++ makes for a tensor that it takes for a meta one is on `device`."""
     if _Asked.for_meta or _wanted_device(kwargs) != "meta":
         return kwargs
     return {**kwargs, "device": device}
