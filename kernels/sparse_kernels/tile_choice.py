@@ -27,6 +27,9 @@ class Launch(NamedTuple):
     image: Tensor
     fits: Callable[[Tile], bool]
 
+    def __repr__(self) -> str:
+        return self.key
+
     @property
     def block(self) -> tuple[int, int]:
         """(BO, BC)."""
@@ -44,18 +47,24 @@ class _State:
     """What the tuner tries and where it notes what is launched."""
 
     tiles: Mapping[str, Tile | None] = MappingProxyType({})
+    every: Tile | None = None
     noted: list[Launch] | None = None
 
 
 @contextmanager
-def forced(tiles: Mapping[str, Tile | None]) -> Iterator[list[Launch]]:
-    """Within, launches of these keys use these tiles, None for the table's; yields all launches."""
-    before = _State.tiles, _State.noted
-    _State.tiles, _State.noted = tiles, []
+def forced(tiles: Tile | Mapping[str, Tile | None] | None = None) -> Iterator[list[Launch]]:
+    """Within, launches use a tile, or those of these keys these tiles; yields all launches.
+
+    A key's None is the table's tile. Without any argument launches are only noted.
+    """
+    before = _State.tiles, _State.every, _State.noted
+    _State.every = tiles if isinstance(tiles, Tile) else None
+    _State.tiles = {} if tiles is None or isinstance(tiles, Tile) else tiles
+    _State.noted = []
     try:
         yield _State.noted
     finally:
-        _State.tiles, _State.noted = before
+        _State.tiles, _State.every, _State.noted = before
 
 
 def choose(
@@ -77,7 +86,7 @@ def choose(
     name = key() if tuned or _State.noted is not None else ""
     if _State.noted is not None:
         _State.noted.append(Launch(name, images[0], fits))
-    tried = _State.tiles[name] if name in _State.tiles else tuned.get(name)
+    tried = _State.every or (_State.tiles if name in _State.tiles else tuned).get(name)
     for tile in (tried, table(True)):
         if tile is not None and tile.rows and fits(tile):
             return tile

@@ -67,7 +67,7 @@ class Tuner(TorchDispatchMode):
         named = named or {}
         if operator.namespace != NAMESPACE:
             return operator(*arguments, **named)
-        with forced({}) as launches:
+        with forced() as launches:
             result = operator(*arguments, **named)
         new = {launch.key: launch for launch in launches if launch.key not in self.keys}
         self.keys |= set(new)

@@ -25,7 +25,9 @@ def check(found: dict) -> None:
     assert "unknown" not in found["masked"].values(), walk
     if walk.backend == "triton":
         assert found["masked"] == {}, walk
-    assert all(n <= most for n, most in zip(kernels(found), LIMITS[name(walk)])), walk
+    limits, layers = LIMITS[name(walk)]
+    assert found["layers"] == layers, walk
+    assert all(n <= most for n, most in zip(kernels(found), limits)), walk
     # Index lists are sorted in updates alone.
     assert not {"sort", "searchsorted", "topk"} & set(found["step"]), walk
 

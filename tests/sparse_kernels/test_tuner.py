@@ -201,7 +201,7 @@ def test_what_a_step_of_a_fused_network_launches_is_tuned(monkeypatch):
     random = torch.get_rng_state()
     found = tune(model, x, torch.float16)
     assert torch.equal(torch.get_rng_state(), random)
-    with forced({}) as launched:
+    with forced() as launched:
         make_step(copy.deepcopy(model), x)
     assert {launch.key for launch in launched} == set(found)
     assert len(found) == 9  # three of each of three layers

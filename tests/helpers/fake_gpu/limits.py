@@ -1,7 +1,8 @@
 """Kernels a step, as they are now: python -m fake_gpu.limits FILE.json, from the project's folder.
 
 Takes all walks and writes, for each, the kernels of a step, of one that collects dense gradients
-and of a topology update. The tests let none of them rise.
+and of a topology update, and how many layers ran on what. The tests let no kernels be added and no
+layer run on something else.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ def main(arguments: Sequence[str]) -> None:
     limits = {}
     for arch in sorted({walk.arch for walk in walks}):
         for found in taken(walk for walk in walks if walk.arch == arch):
-            limits[name(Walk(**found["walk"]))] = kernels(found)
+            limits[name(Walk(**found["walk"]))] = [kernels(found), found["layers"]]
             for problem in found["failed"]:
                 print(f"{found['walk']}: {problem}", flush=True)
-    lines = [f"{json.dumps(walk)}: {numbers}" for walk, numbers in sorted(limits.items())]
+    lines = [f"{json.dumps(walk)}: {json.dumps(known)}" for walk, known in sorted(limits.items())]
     Path(arguments[0]).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
