@@ -67,7 +67,8 @@ def split_position(row, N, H, W, IMAGES_LAST: tl.constexpr):
     return n, h, w
 
 
-@triton.jit
+# Known sizes of one pixel would let the compiler keep all addresses in registers, which then spill.
+@triton.jit(do_not_specialize=["POSITIONS", "HS", "WS", "HD", "WD", "BLOCKS"])
 def gather_pointers(
     src,
     values,

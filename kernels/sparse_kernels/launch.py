@@ -113,8 +113,10 @@ def options(tile: Tile) -> dict[str, int]:
 
 
 def pixel_strides(x: Tensor) -> tuple[int, int, int]:
-    """Return the strides of image, row and column, in elements."""
-    return x.stride(0), x.stride(2), x.stride(3)
+    """Return the strides of image, row and column, in elements; any will do for a single one."""
+    n, channels, height, width = x.shape
+    sizes = ((n, x.stride(0)), (height, x.stride(2)), (width, x.stride(3)))
+    return tuple(stride if size > 1 else channels for size, stride in sizes)
 
 
 def rows_fit(tile: Tile, *images: Tensor) -> bool:

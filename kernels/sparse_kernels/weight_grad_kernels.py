@@ -33,7 +33,8 @@ def store_partial(
     tl.store(base + c * BO + o, acc.to(partial.dtype.element_ty), mask=(c < BC) & (o < BO))
 
 
-@triton.jit
+# As in gather_pointers.
+@triton.jit(do_not_specialize=["POSITIONS", "H", "W", "P", "Q", "OUT_BLOCKS", "SLOTS", "SPLITS"])
 def weight_grad_pointers(
     x,
     dy,
