@@ -20,7 +20,9 @@ from bench.steps import Step
 from sparse_engine import chain
 from sparse_engine.layer import SparseLayer
 from sparse_engine.modules import SparseConv2d
+from sparse_kernels import BlockLayout, Norm
 from sparse_kernels.backend import forced_backend
+from sparse_kernels.functional_fused import Geometry
 from sparse_kernels.reference import gather_blocks
 
 # Weights and results are rounded once: about 4e-3 in bf16, 1e-6 in fp32.
@@ -50,14 +52,24 @@ def _fused(step: Step) -> dict[str, float]:
         return {}
     names = {id(m.layout): n for n, m in step.model.named_modules() if isinstance(m, SparseLayer)}
     errors: dict[str, float] = {}
-    run = chain.block_conv2d_fused
+    run = chain.conv2d_by_tile
 
-    def checked(x: Tensor, values: Tensor, layout: Any, *rest: Any, **named: Any) -> Any:
-        found = fused_errors(x, values, layout, *rest, **named)
+    def checked(
+        x: Tensor,
+        values: Tensor,
+        layout: BlockLayout,
+        bias: Tensor | None,
+        geometry: Geometry,
+        norm: Norm | None,
+        residual: Tensor | None,
+        statistics: bool,
+    ) -> Any:
+        around = {"norm": norm, "residual": residual, "statistics": statistics}
+        found = fused_errors(x, values, layout, bias, *geometry, **around)
         errors.update({f"{names[id(layout)]} fused {n}": error for n, error in found.items()})
-        return run(x, values, layout, *rest, **named)
+        return run(x, values, layout, bias, geometry, norm, residual, statistics)
 
-    with mock.patch.object(chain, "block_conv2d_fused", checked):
+    with mock.patch.object(chain, "conv2d_by_tile", checked):
         _forward(step)
     return errors
 

@@ -41,7 +41,7 @@ def test_the_kernels_in_the_interpreter(monkeypatch, capsys):
     ("module", "launcher", "spoiled", "found"),
     [
         (gather, "_gather_rows", lambda _, arguments: arguments[2][0], "rows fused output 5.0e-02"),
-        (fused, "weight_grad", lambda found, _: found, "fused values gradient 5.0e-02"),
+        (fused, "shares", lambda found, _: found, "fused values gradient 5.0e-02"),
         (fused, "norm_backward", lambda found, _: found[2], "fused norm weight gradient 5.0e-02"),
     ],
     ids=["gather", "weight gradient", "norm"],
@@ -100,13 +100,13 @@ def test_a_fused_step_is_checked_call_by_call(monkeypatch):
             source = chain.normalised(block.norm2, torch.randn(2, 16, 4, 4))
             chain.convolve(block.conv2, source, torch.randn(2, 16, 4, 4))
 
-    real, refuse = fused.weight_grad, layer_check.refuse
+    real, refuse = fused.shares, layer_check.refuse
     monkeypatch.setattr(layer_check, "_forward", forward)
     monkeypatch.setattr(layer_check, "refuse", lambda e, m: errors.update(e) or refuse(e, m))
     assert layer_check.check_layers(step) < 1e-5
     names = ("output", "mean", "x gradient", "residual gradient", "norm bias gradient")
     assert {f"blocks.0.conv2 fused {name}" for name in names} <= set(errors)
-    monkeypatch.setattr(fused, "weight_grad", lambda *arguments: real(*arguments) * 1.001)
+    monkeypatch.setattr(fused, "shares", lambda *arguments: real(*arguments) * 1.001)
     with pytest.raises(WrongResult, match=r"fused values gradient is off by 1.0e-03"):
         layer_check.check_layers(step)
 
