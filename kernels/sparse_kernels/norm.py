@@ -7,8 +7,6 @@ and two backward, of which the first is left out where a convolution's passes ha
 (fused.py). mean and variance are numbers that somebody has taken before, often while x was stored.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
