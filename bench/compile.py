@@ -15,9 +15,7 @@ import argparse
 import hashlib
 import itertools
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import sparse_kernels
+from bench.cubin import disassembled, resources
 from sparse_kernels import norm, sums
 from sparse_kernels.tiles import SHARED_LIMIT, Tile, gather_tile, power_of_two, weight_grad_tile
 
@@ -159,8 +158,8 @@ def compile_one(configuration: Configuration) -> Compiled:
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     target = GPUTarget("cuda", configuration.arch, 32)
     compiled = triton.compile(source, target=target, options=options)
-    usage, code = _disassemble(compiled.asm["cubin"])
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    registers, stack = resources(compiled.asm["cubin"])
+    code = disassembled(compiled.asm["cubin"])
     counts = {name: len(re.findall(pattern, code)) for name, pattern in COUNTED.items()}
     return Compiled(configuration, tile, registers, stack, compiled.metadata.shared, counts)
 
@@ -243,19 +242,6 @@ def _kind(
         return "*i64"
     lists = ("start", "slot", "reduce", "tap_h", "tap_w", "out_block", "in_block")
     return "*i32" if name in lists else "i32"
-
-
-def _disassemble(cubin: bytes) -> tuple[str, str]:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return tuple(
-            subprocess.run([tool, flag, file.name], capture_output=True, text=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
 
 
 def _row(found: Compiled) -> str:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import re
-import subprocess
-import tempfile
+import signal
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -92,30 +89,18 @@ def compile_source(arch: int, source: Source) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from bench.cubin import resources
+
     began = time.monotonic()
     kernel = getattr(importlib.import_module(source.module), source.name)
     code = ASTSource(kernel, source.signature, source.constants, source.attributes)
     target = GPUTarget("cuda", arch, 32)
     compiled = triton.compile(code, target=target, options=source.options)
-    registers, stack = _usage(compiled.asm["cubin"])
+    registers, stack = resources(compiled.asm["cubin"])
     seconds = time.monotonic() - began
     return Compiled(source.name, registers, stack, compiled.metadata.shared, seconds)
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [tool, "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True).stdout
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
-    return registers, stack
-
-
 def _quiet() -> None:
-    import signal
-
+    """Leave an interruption to the process that submits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
