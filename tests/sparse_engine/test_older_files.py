@@ -85,9 +85,9 @@ def test_a_stopped_run_is_resumed(run, older, expected):
     assert rows[: len(before)] == before
     same = ("epoch", "step", "phase", "learning_rate", "split")
     assert [[row[n] for n in same] for row in rows] == [[row[n] for n in same] for row in whole]
-    # It goes on from where it was, not from anew, though not to the same bits on every machine.
+    # Lost momenta would show here; other sums than of the machine it began on do not.
     following = len(before)
-    for name, share in (("train_loss", 0.02), ("nll", 0.05)):
+    for name, share in (("train_loss", 0.001), ("nll", 0.005)):
         wanted = float(whole[following][name])
         assert float(rows[following][name]) == pytest.approx(wanted, rel=share)
     found, wanted = result_of(stopped), result_of(run)
