@@ -86,5 +86,5 @@ def weight_grad_tile(
     if (rows or arch in LARGE_SHARED) and not exact:
         return Tile(64 if itemsize == 2 else 32, 0, warps, 3 if large else 4, rows)
     # Triton 3.8 spilled with three stages.
-    stages = 2 if arch == 120 and itemsize == 4 and bc * bo == 128 * 128 else 3
+    stages = 2 if arch == 120 and itemsize == 4 and max(bc, bo) == 128 else 3
     return Tile(32, 0, warps, stages, rows)
