@@ -26,6 +26,7 @@ from sparse_engine.evaluation import batches, choosing_split, predict_together, 
 from sparse_engine.finite import FiniteGuard, diagnose
 from sparse_engine.grouped_network import start_group
 from sparse_engine.grouped_run import is_grouped
+from sparse_engine.losses import Given
 from sparse_engine.metrics import accuracy
 from sparse_engine.network import Network, build_network, member_seed
 from sparse_engine.phases import Phase
@@ -112,12 +113,16 @@ class Trainer:
         config = self.config
         self.step = TrainingStep(
             self.network,
-            partial(phase.loss, self),
+            partial(self._loss, phase),
             self.guard,
             config.dtype,
             self._uses_graph,
             config.compile,
         )
+
+    def _loss(self, phase: Phase, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        soft = self.teacher.probabilities if self.teacher else None
+        return phase.loss(logits, labels, Given(x, self.config.label_smoothing, soft))
 
     def begin_at(self, progress: Progress) -> None:
         """Begin with a later step or member than the first."""
