@@ -150,17 +150,6 @@ class Rewind(Action):
 
 
 @dataclass(frozen=True)
-class EstimateBatchNorm(Action):
-    """Compute the batch-norm statistics of the network again, over the training data."""
-
-    def __call__(self, run: Trainer) -> None:
-        """Run one epoch forward."""
-        from sparse_engine.batch_norm import estimate_batch_norm
-
-        estimate_batch_norm(run.network.model, run.training_images())
-
-
-@dataclass(frozen=True)
 class Average(Action):
     """Take the network into the running average kept under a name (see averaging.py).
 
