@@ -165,7 +165,8 @@ class Average(Action):
 
     def __call__(self, run: Trainer) -> None:
         """Update run.kept."""
-        from sparse_engine.averaging import average_states
+        from sparse_engine.averaging import average_networks
+        from sparse_engine.pruning import strongest_layouts
 
         kept, [present] = run.kept.get(self.name), run.present_states()
         if kept is None:
@@ -173,7 +174,13 @@ class Average(Action):
             return
         count = kept["count"] + 1
         share = 1 / count if self.rule == "caa" else 0.5
-        model = average_states(run, kept["model"], share, self.sparsity)
+        model = average_networks(
+            run.network.model,
+            kept["model"],
+            share,
+            lambda mean: strongest_layouts(mean, self.sparsity, run.config),
+            run.training_images(),
+        )
         run.kept[self.name] = {**run.state_of(model), "count": count}
 
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
