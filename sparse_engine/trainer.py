@@ -21,14 +21,14 @@ from sparse_engine.costs import Densities
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.distributed import ALONE, World
 from sparse_engine.downsampling import is_downsampled, some_smaller
-from sparse_engine.epoch import broken, row_of
+from sparse_engine.epoch import EpochRow
 from sparse_engine.errors import RunFailure, Stopped
 from sparse_engine.evaluation import choosing_split, training_loader
-from sparse_engine.finite import FiniteGuard, diagnose
+from sparse_engine.finite import FiniteGuard, broken_member, diagnose
 from sparse_engine.grouped_network import start_group
 from sparse_engine.grouped_run import is_grouped
 from sparse_engine.losses import Given
-from sparse_engine.metrics import accuracy
+from sparse_engine.metrics import accuracy, negative_log_likelihood
 from sparse_engine.network import build_network, member_seed
 from sparse_engine.phases import Phase
 from sparse_engine.run_folder import RunFolder
@@ -236,20 +236,42 @@ class Trainer(BetweenPhases):
         """Evaluate, log, end the phase if it is over, and write a checkpoint."""
         progress = self.progress
         predicted = [self.predict(model) for model in self.network.members]
-        if (found := broken(self, predicted)) is not None:
-            self._fail(found)
+        self._check_predictions([probabilities for probabilities, _ in predicted])
         self.accuracies = [accuracy(*pair) for pair in predicted]
         mean = fmean(self.accuracies)
         bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{mean:.4f}")
         if phase.selects and self.split == "validation":
             self._keep_best()
-        self.folder.add_row(row_of(self, phase, predicted))
+        nll = fmean(negative_log_likelihood(*pair) for pair in predicted)
+        self.folder.add_row(self._row(phase, mean, nll).texts())
         if progress.phase_step == phase.steps:
             for action in phase.end:
                 action(self)
             self.best = []
             progress.phase, progress.phase_step, progress.begun = progress.phase + 1, 0, False
         self._save_checkpoint()
+
+    def _check_predictions(self, predicted: Sequence[Tensor]) -> None:
+        """Raise RunFailure if the last update has broken a member's weights."""
+        step, batch = self.progress.step, self.whole_loader.batch
+        found = broken_member(self.network.members, predicted, lambda: batch(step - 1)[0])
+        if found is not None:
+            self._fail(found.format(step))
+
+    def _row(self, phase: Phase, accuracy: float, nll: float) -> EpochRow:
+        progress = self.progress
+        return EpochRow(
+            epoch=-(-progress.step // self.loader.steps_per_epoch),
+            step=progress.step,
+            phase=phase.name,
+            learning_rate=float(self.network.rate),
+            train_loss=self.mean_loss,
+            split=self.split,
+            nll=nll,
+            accuracy=accuracy,
+            exploration_rate=self.topology.exploration_rate(),
+            train_seconds=progress.train_seconds,
+        )
 
     def _keep_best(self) -> None:
         """Remember the present state of every member that was never better."""
