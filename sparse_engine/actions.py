@@ -1,17 +1,92 @@
 """What happens between phases: small objects that a method lists. Imports torch when they run.
 
-An action is called with the run (a Trainer) before a phase's first step or after its last; the
-checkpoint that follows holds what it did. What later phases need goes into `run.kept`, states by
-name, which the checkpoint holds too.
+An action is called with the run before a phase's first step or after its last; the checkpoint that
+follows holds what it did. What later phases need goes into `run.kept`, states by name, which the
+checkpoint holds too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from sparse_engine.trainer import Trainer
+    from torch import Tensor, nn
+
+    from sparse_engine.channel_order import ChannelOrder
+    from sparse_engine.recut import Layouts
+    from sparse_engine.topology import Topology
+
+# A network at some time: `model`, its state dict, and `accuracy` on the held-out split.
+State = dict[str, Any]
+Found = TypeVar("Found")
+
+
+class Run(Protocol):
+    """What an action may see of a run, and do to it; see between_phases.py.
+
+    best: states of the best epoch of the phase, of each member; empty where none is chosen.
+    kept: states by name, for later phases.
+    """
+
+    best: list[State]
+    kept: dict[str, State]
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that trains."""
+        ...
+
+    @property
+    def topology(self) -> Topology:
+        """The rule that replaces its blocks."""
+        ...
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The network that it learns from, if it does."""
+        ...
+
+    def next_member(self, sparsity: float | None = None) -> None:
+        """Begin a new member: a fresh network, with a seed and data order of its own."""
+        ...
+
+    def present_states(self) -> list[State]:
+        """Return a copy of the present state of each network that trains."""
+        ...
+
+    def evaluated(self, model: nn.Module) -> State:
+        """Return the state of another model."""
+        ...
+
+    def save_ticket(self, state: State) -> None:
+        """Save a state as the next ticket."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Become the network of a state dict, blocks and all; no momentum."""
+        ...
+
+    def replace_layers(self, layers: Mapping[str, nn.Module]) -> None:
+        """Put other layers in place of some; momenta of the blocks that stay are carried over."""
+        ...
+
+    def permute(self, order: ChannelOrder) -> None:
+        """Put the channels of the network, and its momenta, in another order."""
+        ...
+
+    def strongest(self, model: nn.Module, sparsity: float) -> Layouts:
+        """Return the blocks of a model that stay when it is pruned as the run's settings say."""
+        ...
+
+    def training_images(self) -> Iterator[Tensor]:
+        """Yield an epoch of training batches [N, C, H, W]."""
+        ...
+
+    def agreed(self, find: Callable[[], Found]) -> Found:
+        """Return what the first process finds, in all processes the same."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +108,7 @@ class Action:
         """Whether it takes the best epoch of its phase where validation data choose."""
         return False
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Do it."""
         raise NotImplementedError
 
@@ -49,9 +124,9 @@ class Fresh(Action):
     sparsity: float
     starts_member: ClassVar[bool] = True
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Build it."""
-        run.start_member(run.progress.member + 1, self.sparsity)
+        run.next_member(self.sparsity)
 
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
         """Return that of the new network."""
@@ -78,7 +153,7 @@ class SaveTicket(Action):
         """Whether the ticket is the network itself."""
         return self.kept is None
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Write member_K.pt."""
         found = run.best or run.present_states()
         for state in found if self.kept is None else [run.kept[self.kept]]:
@@ -92,9 +167,9 @@ class Escape(Action):
     rate: float
     needs_gradient: ClassVar[bool] = True
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Drop and grow."""
-        run.network.topology.update(self.rate)
+        run.topology.update(self.rate)
 
 
 @dataclass(frozen=True)
@@ -104,7 +179,7 @@ class Keep(Action):
     name: str
     keeps: ClassVar[tuple[str, ...]] = ("accuracy", "model")
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Copy it."""
         [run.kept[self.name]] = run.present_states()
 
@@ -121,10 +196,10 @@ class Restore(Action):
     name: str
     starts_member: ClassVar[bool] = True
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Load it."""
-        run.start_member(run.progress.member + 1, None)
-        run.network.load(run.kept[self.name]["model"])
+        run.next_member()
+        run.load(run.kept[self.name]["model"])
 
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
         """Return that of the kept state."""
@@ -140,24 +215,13 @@ class Rewind(Action):
 
     name: str
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Load the state, then cut it to the present blocks."""
         from sparse_engine.recut import recut, used_layouts
 
-        layouts = used_layouts(run.network.model)
-        run.network.load(run.kept[self.name]["model"])
-        run.network.replace_layers(recut(run.network.model, layouts))
-
-
-@dataclass(frozen=True)
-class EstimateBatchNorm(Action):
-    """Compute the batch-norm statistics of the network again, over the training data."""
-
-    def __call__(self, run: Trainer) -> None:
-        """Run one epoch forward."""
-        from sparse_engine.batch_norm import estimate_batch_norm
-
-        estimate_batch_norm(run.network.model, run.training_images())
+        layouts = used_layouts(run.model)
+        run.load(run.kept[self.name]["model"])
+        run.replace_layers(recut(run.model, layouts))
 
 
 @dataclass(frozen=True)
@@ -174,9 +238,9 @@ class Average(Action):
     sparsity: float
     keeps: ClassVar[tuple[str, ...]] = ("accuracy", "count", "model")
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Update run.kept."""
-        from sparse_engine.averaging import average_states
+        from sparse_engine.averaging import average_networks
 
         kept, [present] = run.kept.get(self.name), run.present_states()
         if kept is None:
@@ -184,8 +248,14 @@ class Average(Action):
             return
         count = kept["count"] + 1
         share = 1 / count if self.rule == "caa" else 0.5
-        model = average_states(run, kept["model"], share, self.sparsity)
-        run.kept[self.name] = {**run.state_of(model), "count": count}
+        model = average_networks(
+            run.model,
+            kept["model"],
+            share,
+            lambda mean: run.strongest(mean, self.sparsity),
+            run.training_images(),
+        )
+        run.kept[self.name] = {**run.evaluated(model), "count": count}
 
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
         """Note the sparsity of the average."""

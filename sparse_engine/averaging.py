@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sparse_engine.batch_norm import estimate_batch_norm
 from sparse_engine.convert import dense_state_dict, densify
-from sparse_engine.pruning import strongest_layouts
-from sparse_engine.recut import load_state, recut, replace_modules
+from sparse_engine.recut import Layouts, load_state, recut, replace_modules
 from sparse_engine.replacement import separate_projections
 
-if TYPE_CHECKING:
-    from sparse_engine.trainer import Trainer
 
-
-def average_states(
-    run: Trainer, average: Mapping[str, Tensor], share: float, sparsity: float
+def average_networks(
+    model: nn.Module,
+    average: Mapping[str, Tensor],
+    share: float,
+    prune: Callable[[nn.Module], Layouts],
+    images: Iterable[Tensor],
 ) -> nn.Module:
-    """Return a network that is (1 - share) * average + share * the run's present network.
+    """Return a network that is (1 - share) * average + share * model, which stays as it is.
 
-    The mean lives on the union of both networks' blocks; the strongest of them stay, exactly to
-    `sparsity`, and batch-norm statistics are computed again. One dense copy exists meanwhile.
+    The mean lives on the union of both networks' blocks and is pruned; one dense copy exists
+    meanwhile.
+
+    Args:
+        model: a network.
+        average: state dict of another, of the same architecture.
+        share: in [0, 1].
+        prune: which blocks of the mean, a dense network, stay.
+        images: batches [N, C, H, W] to compute its batch-norm statistics from.
     """
-    model = copy.deepcopy(run.network.model)
-    load_state(model, average)
-    mean = _interpolate(dense_state_dict(model), dense_state_dict(run.network.model), share)
-    densify(model).load_state_dict(mean)
-    separate_projections(model)
-    layouts = strongest_layouts(model, sparsity, run.config)
-    replace_modules(model, recut(model, layouts))
-    estimate_batch_norm(model, run.training_images())
-    return model
+    mean = copy.deepcopy(model)
+    load_state(mean, average)
+    state = _interpolate(dense_state_dict(mean), dense_state_dict(model), share)
+    densify(mean).load_state_dict(state)
+    separate_projections(mean)
+    replace_modules(mean, recut(mean, prune(mean)))
+    estimate_batch_norm(mean, images)
+    return mean
 
 
 @torch.no_grad()

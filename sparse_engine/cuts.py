@@ -9,14 +9,13 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparse_engine.actions import Action
+from sparse_engine.actions import Action, Run
 
 if TYPE_CHECKING:
     from torch import nn
 
     from sparse_engine.channel_order import ChannelOrder
     from sparse_engine.regroup import Targets
-    from sparse_engine.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,10 @@ class Regroup(Action):
 
     sparsity: float
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Permute weights, momenta and all else, in place."""
-        from sparse_engine.pruning import strongest_layouts
-
-        network = run.network
-        layouts = strongest_layouts(network.model, self.sparsity, run.config)
-        order = _order_for(run, network.model, layouts)
-        order.apply_(network.model, network.optimizer)
+        order = _order_for(run, run.model, run.strongest(run.model, self.sparsity))
+        run.permute(order)
         for kept in run.kept.values():
             kept["model"] = order.state(kept["model"])
 
@@ -43,14 +38,11 @@ class Prune(Action):
 
     sparsity: float
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Replace the layers; optimizer state of the blocks that stay is carried over."""
-        from sparse_engine.pruning import strongest_layouts
         from sparse_engine.recut import recut
 
-        model = run.network.model
-        layouts = strongest_layouts(model, self.sparsity, run.config)
-        run.network.replace_layers(recut(model, layouts))
+        run.replace_layers(recut(run.model, run.strongest(run.model, self.sparsity)))
 
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
         """Return the target."""
@@ -67,35 +59,36 @@ class CutAsTeacher(Action):
     sparsity: float
     regroup: bool = False
 
-    def __call__(self, run: Trainer) -> None:
+    def __call__(self, run: Run) -> None:
         """Replace the layers."""
-        from sparse_engine.pruning import strongest_layouts
         from sparse_engine.recut import recut
 
-        network, teacher = run.network, run.teacher.models[0]
-        layouts = strongest_layouts(teacher, self.sparsity, run.config)
+        teacher = run.teacher
+        layouts = run.strongest(teacher, self.sparsity)
         if self.regroup:
             order, teacher = _order_for(run, teacher, layouts), copy.deepcopy(teacher)
-            order.apply_(network.model, network.optimizer)
+            run.permute(order)
             order.apply_(teacher)
-            layouts = strongest_layouts(teacher, self.sparsity, run.config)
-        network.replace_layers(recut(network.model, layouts))
+            layouts = run.strongest(teacher, self.sparsity)
+        run.replace_layers(recut(run.model, layouts))
 
     def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
         """Return the target."""
         return self.sparsity
 
 
-def _order_for(run: Trainer, model: nn.Module, targets: Targets) -> ChannelOrder:
+def _order_for(run: Run, model: nn.Module, targets: Targets) -> ChannelOrder:
     """Return the order of a model's channels that suits blocks best, in all processes the same."""
+    return run.agreed(lambda: _found_order(model, targets))
+
+
+def _found_order(model: nn.Module, targets: Targets) -> ChannelOrder:
     from tqdm import tqdm
 
     from sparse_engine.regroup import find_order
 
-    if not run.world.is_first:
-        return run.world.of_first(None)
     found = find_order(model, targets)
     if found.after:
         before, after = (sum(kept.values()) / len(kept) for kept in (found.before, found.after))
         tqdm.write(f"regrouped: best blocks keep {after:.4f} of the L1 norm, {before:.4f} before")
-    return run.world.of_first(found.order)
+    return found.order

@@ -133,6 +133,25 @@ def first_bad_layer(model: nn.Module, x: Tensor) -> str:
     return first_of(found, x)
 
 
+def broken_member(
+    models: Iterable[nn.Module], predicted: Iterable[Tensor], images: Callable[[], Tensor]
+) -> str | None:
+    """Return in words that, and where, the last update has broken a member's weights, if it has.
+
+    Args:
+        models: the members.
+        predicted: the probabilities of each on a whole split.
+        images: gives a batch [N, C, H, W] to look for the layer with.
+    """
+    for model, probabilities in zip(models, predicted, strict=True):
+        if not bool(probabilities.isfinite().all()):
+            layer = first_bad_layer(model.eval(), images())
+            return (
+                f"predictions are not finite at step {{}}; first layer with such an output: {layer}"
+            )
+    return None
+
+
 def first_of(found: Sequence[str], x: Tensor) -> str:
     """Return in words where a forward pass of images x went wrong first."""
     if not bool(torch.isfinite(x).all()):

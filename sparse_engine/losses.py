@@ -1,18 +1,30 @@
 """What a phase minimises. A loss is data; it imports torch when first called.
 
-A loss is called with the run (a Trainer), images x [N, C, H, W] as the network sees them, and the
-logits [..., K] with their labels [...] (see architecture.training_pair); it returns a scalar.
+A loss is called with logits [..., K], their labels [...] (see architecture.training_pair) and what
+else is given with a batch; it returns a scalar.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sparse_engine.trainer import Trainer
+
+class Given(NamedTuple):
+    """What a loss may know of a batch besides its logits and labels.
+
+    images: [N, C, H, W], as the network sees them.
+    label_smoothing: of the run.
+    teacher: the soft labels [N, K] of images at a temperature, in runs that have a teacher.
+    """
+
+    images: Tensor
+    label_smoothing: float = 0.0
+    teacher: Callable[[Tensor, float], Tensor] | None = None
 
 
 class Loss(Protocol):
@@ -20,7 +32,7 @@ class Loss(Protocol):
 
     teacher_passes: int
 
-    def __call__(self, run: Trainer, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, given: Given) -> Tensor:
         """Return the loss of a batch."""
         ...
 
@@ -31,14 +43,14 @@ class CrossEntropy:
 
     teacher_passes = 0
 
-    def __call__(self, run: Trainer, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, given: Given) -> Tensor:
         """Return it for logits [N, K] or [M, N, K]."""
         import torch.nn.functional as F
 
         mean = F.cross_entropy(
             logits.float().flatten(0, -2),
             labels.flatten(),
-            label_smoothing=run.config.label_smoothing,
+            label_smoothing=given.label_smoothing,
         )
         return mean * logits.shape[:-2].numel()
 
@@ -55,14 +67,14 @@ class Distillation:
     weight: float
     teacher_passes = 1
 
-    def __call__(self, run: Trainer, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, given: Given) -> Tensor:
         """Return the mixture for logits [N, K]."""
         import torch.nn.functional as F
 
-        soft = run.teacher.probabilities(x, self.temperature)
+        soft = given.teacher(given.images, self.temperature)
         student = (logits.float() / self.temperature).log_softmax(-1)
         divergence = F.kl_div(student, soft, reduction="batchmean") * self.temperature**2
-        hard = CROSS_ENTROPY(run, x, logits, labels)
+        hard = CROSS_ENTROPY(logits, labels, given)
         return self.weight * divergence + (1 - self.weight) * hard
 
 

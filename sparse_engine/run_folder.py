@@ -14,21 +14,11 @@ from typing import Any
 from sparse_engine.checkpoint import failing_clearly, load_file, replacing, save_file, save_json
 from sparse_engine.config import Config
 from sparse_engine.config_file import read_config_file, read_json
+from sparse_engine.epoch import EpochRow
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.folder_lock import LOCK, FolderLock
 
-COLUMNS = (
-    "epoch",
-    "step",
-    "phase",
-    "learning_rate",
-    "train_loss",
-    "split",
-    "nll",
-    "accuracy",
-    "exploration_rate",
-    "train_seconds",
-)
+COLUMNS = EpochRow._fields
 
 
 class RunFolder:
@@ -148,8 +138,8 @@ class RunFolder:
         """Return the model state of one ticket; see load_members."""
         return load_ticket(self.path / f"member_{number}.pt")
 
-    def add_row(self, row: dict[str, Any]) -> None:
-        """Append a row to metrics.csv."""
+    def add_row(self, row: Mapping[str, str]) -> None:
+        """Append a row to metrics.csv, in texts as of EpochRow."""
         path = self.path / "metrics.csv"
         is_new = not path.exists()
         with failing_clearly(self.path), path.open("a", newline="", encoding="utf-8") as file:
@@ -217,7 +207,7 @@ class WatchedFolder(RunFolder):
     def save_member(self, number: int, model_state: dict[str, Any]) -> None:
         """Leave it to the first process."""
 
-    def add_row(self, row: dict[str, Any]) -> None:
+    def add_row(self, row: Mapping[str, str]) -> None:
         """Leave it to the first process."""
 
     def drop_rows_after(self, step: int) -> None:

@@ -7,38 +7,39 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from statistics import fmean
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from sparse_engine.architecture import training_pair
+from sparse_engine.between_phases import BetweenPhases
 from sparse_engine.checkpoint_schedule import CheckpointSchedule
 from sparse_engine.config import Config
 from sparse_engine.costs import Densities
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.distributed import ALONE, World
 from sparse_engine.downsampling import is_downsampled, some_smaller
-from sparse_engine.epoch import broken, row_of
+from sparse_engine.epoch import EpochRow
 from sparse_engine.errors import RunFailure, Stopped
-from sparse_engine.evaluation import batches, choosing_split, predict_together, training_loader
-from sparse_engine.finite import FiniteGuard, diagnose
+from sparse_engine.evaluation import choosing_split, training_loader
+from sparse_engine.finite import FiniteGuard, broken_member, diagnose
 from sparse_engine.grouped_network import start_group
 from sparse_engine.grouped_run import is_grouped
-from sparse_engine.metrics import accuracy
-from sparse_engine.network import Network, build_network, member_seed
+from sparse_engine.losses import Given
+from sparse_engine.metrics import accuracy, negative_log_likelihood
+from sparse_engine.network import build_network, member_seed
 from sparse_engine.phases import Phase
-from sparse_engine.recut import saved_densities, without_unused_slots
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.starts import start_batches
 from sparse_engine.step import TrainingStep
 from sparse_engine.stopping import StopSignals
 from sparse_engine.teacher import Teacher
-from sparse_engine.trainer_state import Progress, copy_of, state_of
+from sparse_engine.trainer_state import Progress, state_of
 
 
-class Trainer:
+class Trainer(BetweenPhases):
     """Runs the phases of one configuration, epoch by epoch, with a checkpoint after each."""
 
     def __init__(
@@ -64,18 +65,16 @@ class Trainer:
                 writes nothing.
         """
         self.config, self.phases, self.data = config, phases, data
-        self.folder, self.device, self.teacher, self.world = folder, device, teacher, world
+        self.folder, self.device, self._teacher, self.world = folder, device, teacher, world
         self.train_split, self.split, self.held_out = choosing_split(config, data)
         self.progress = Progress()
         # Of each member that trains, where several do as one network.
         self.accuracies = [0.0] * (config.members if is_grouped(config) else 1)
-        self.best: list[dict[str, Any]] = []
-        self.kept: dict[str, dict[str, Any]] = {}
+        self.best, self.kept = [], {}
         self.densities = Densities()
         self.guard = FiniteGuard(device, config.dtype == "fp16", config.skip_nonfinite)
         self.schedule = CheckpointSchedule(config.checkpoint_every)
         self._since: float | None = None
-        self.network: Network
 
     def run(self) -> None:
         """Train to the end of the last phase.
@@ -112,12 +111,16 @@ class Trainer:
         config = self.config
         self.step = TrainingStep(
             self.network,
-            partial(phase.loss, self),
+            partial(self._loss, phase),
             self.guard,
             config.dtype,
             self._uses_graph,
             config.compile,
         )
+
+    def _loss(self, phase: Phase, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        soft = self._teacher.probabilities if self._teacher else None
+        return phase.loss(logits, labels, Given(x, self.config.label_smoothing, soft))
 
     def begin_at(self, progress: Progress) -> None:
         """Begin with a later step or member than the first."""
@@ -148,37 +151,6 @@ class Trainer:
         if not world.is_first:
             # Dropout drops other activations of other images.
             torch.manual_seed(member_seed(seed, world.rank))
-
-    def present_states(self) -> list[dict[str, Any]]:
-        """Return a copy of each member's state dict, with its accuracy on the held-out split."""
-        return [self._present_state(number) for number in range(len(self.accuracies))]
-
-    def _present_state(self, number: int) -> dict[str, Any]:
-        model = copy_of(self.network.members[number].state_dict())
-        return {"accuracy": self.accuracies[number], "model": model}
-
-    def state_of(self, model: nn.Module) -> dict[str, Any]:
-        """Return the same of another model."""
-        return {"accuracy": accuracy(*self._predict(model)), "model": copy_of(model.state_dict())}
-
-    def save_ticket(self, state: dict[str, Any]) -> None:
-        """Write the next member_K.pt."""
-        self.progress.tickets += 1
-        model = self.network.members[0]
-        ticket = without_unused_slots(model, state["model"])
-        self.folder.save_member(self.progress.tickets, ticket)
-        self.densities.tickets.append(saved_densities(model, ticket))
-        if self.world.is_first:
-            tqdm.write(
-                f"ticket {self.progress.tickets}: {self.split} accuracy {state['accuracy']:.4f} "
-                f"after {self.progress.step} steps"
-            )
-
-    def training_images(self) -> Iterator[Tensor]:
-        """Yield an epoch of training batches [N, C, H, W]: a function of seed and step alone."""
-        first = self.progress.step
-        for step in range(first, first + self.loader.steps_per_epoch):
-            yield self.whole_loader.batch(step)[0].contiguous(memory_format=torch.channels_last)
 
     @property
     def _uses_graph(self) -> bool:
@@ -263,15 +235,15 @@ class Trainer:
     def _close_epoch(self, phase: Phase, bar: tqdm) -> None:
         """Evaluate, log, end the phase if it is over, and write a checkpoint."""
         progress = self.progress
-        predicted = [self._predict(model) for model in self.network.members]
-        if (found := broken(self, predicted)) is not None:
-            self._fail(found)
+        predicted = [self.predict(model) for model in self.network.members]
+        self._check_predictions([probabilities for probabilities, _ in predicted])
         self.accuracies = [accuracy(*pair) for pair in predicted]
         mean = fmean(self.accuracies)
         bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{mean:.4f}")
         if phase.selects and self.split == "validation":
             self._keep_best()
-        self.folder.add_row(row_of(self, phase, predicted))
+        nll = fmean(negative_log_likelihood(*pair) for pair in predicted)
+        self.folder.add_row(self._row(phase, mean, nll).texts())
         if progress.phase_step == phase.steps:
             for action in phase.end:
                 action(self)
@@ -279,16 +251,33 @@ class Trainer:
             progress.phase, progress.phase_step, progress.begun = progress.phase + 1, 0, False
         self._save_checkpoint()
 
+    def _check_predictions(self, predicted: Sequence[Tensor]) -> None:
+        """Raise RunFailure if the last update has broken a member's weights."""
+        step, batch = self.progress.step, self.whole_loader.batch
+        found = broken_member(self.network.members, predicted, lambda: batch(step - 1)[0])
+        if found is not None:
+            self._fail(found.format(step))
+
+    def _row(self, phase: Phase, accuracy: float, nll: float) -> EpochRow:
+        progress = self.progress
+        return EpochRow(
+            epoch=-(-progress.step // self.loader.steps_per_epoch),
+            step=progress.step,
+            phase=phase.name,
+            learning_rate=float(self.network.rate),
+            train_loss=self.mean_loss,
+            split=self.split,
+            nll=nll,
+            accuracy=accuracy,
+            exploration_rate=self.topology.exploration_rate(),
+            train_seconds=progress.train_seconds,
+        )
+
     def _keep_best(self) -> None:
         """Remember the present state of every member that was never better."""
         for number, found in enumerate(self.accuracies):
             if len(self.best) == number or found > self.best[number]["accuracy"]:
-                self.best[number : number + 1] = [self._present_state(number)]
-
-    def _predict(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        size = 2 * self.config.batch_size
-        held_out = batches(self.held_out, self.data.info, size, self.device, self.config.workers)
-        return predict_together(model, held_out, self.config.dtype, self.world)
+                self.best[number : number + 1] = [self.present_state(number)]
 
     def _save_checkpoint(self) -> None:
         self._count_seconds()

@@ -2,7 +2,7 @@
 
 import copy
 import io
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 import torch
@@ -13,10 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparse_engine import DynamicSparsity, SparseLinear, dense_state_dict, densify, report, sparsify
 from sparse_engine.attention import ProjectedAttention
-from sparse_engine.averaging import average_states
+from sparse_engine.averaging import average_networks
 from sparse_engine.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.layer import WEIGHT_READ, SparseLayer
+from sparse_engine.pruning import strongest_layouts
 from sparse_engine.recipes import resolve
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -311,12 +312,9 @@ def test_averaged_transformers_keep_their_sparse_projections():
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(3)
-    run = SimpleNamespace(
-        network=SimpleNamespace(model=other),
-        config=resolve(Config(block="4x4", sparsity=0.5)),
-        training_images=lambda: [IMAGES],
-    )
-    mean = average_states(run, model.state_dict(), 0.5, 0.5)
+    config = resolve(Config(block="4x4", sparsity=0.5))
+    prune = partial(strongest_layouts, sparsity=0.5, config=config)
+    mean = average_networks(other, model.state_dict(), 0.5, prune, [IMAGES])
     name = "encoder.layers.0.self_attn.k_proj"
     assert isinstance(mean.get_submodule(name), SparseLinear)
     assert len(sparse_layers(mean)) == len(sparse_layers(model))

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparse_engine.config import Config
 from sparse_engine.errors import InputError
-from sparse_engine.losses import CROSS_ENTROPY, Distillation
+from sparse_engine.losses import CROSS_ENTROPY, Distillation, Given
 from sparse_engine.teacher import Teacher
 from sparse_engine.train import main
 
@@ -24,14 +23,6 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-class Run:
-    """What a loss reads of a Trainer."""
-
-    def __init__(self, teacher, label_smoothing=0.0):
-        self.teacher = teacher
-        self.config = Config(label_smoothing=label_smoothing)
-
-
 def test_distillation_is_the_formula():
     torch.manual_seed(0)
     teacher = Teacher([nn.Linear(6, 5), nn.Linear(6, 5)])
@@ -40,7 +31,7 @@ def test_distillation_is_the_formula():
         torch.randn(7, 5, requires_grad=True),
         torch.arange(7) % 5,
     )
-    found = Distillation(3.0, 0.7)(Run(teacher), x, logits, labels)
+    found = Distillation(3.0, 0.7)(logits, labels, Given(x, teacher=teacher.probabilities))
     soft = sum((model(x) / 3).softmax(1) for model in teacher.models) / 2
     ratio = (soft / (logits / 3).softmax(1)).log()
     divergence = 9 * (soft * ratio).sum(1).mean()
@@ -54,13 +45,14 @@ def test_distillation_is_the_formula():
 def test_a_perfect_student_has_nothing_to_learn_from_soft_labels():
     teacher = Teacher([nn.Linear(6, 5)])
     x = torch.randn(7, 6)
-    loss = Distillation(2.0, 1.0)(Run(teacher), x, teacher.models[0](x), torch.zeros(7).long())
+    given = Given(x, teacher=teacher.probabilities)
+    loss = Distillation(2.0, 1.0)(teacher.models[0](x), torch.zeros(7).long(), given)
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_cross_entropy_is_the_mean_over_images_and_the_sum_over_members():
     logits, labels = torch.randn(3, 7, 5), torch.arange(21).view(3, 7) % 5
-    found = CROSS_ENTROPY(Run(None, 0.1), torch.empty(0), logits, labels)
+    found = CROSS_ENTROPY(logits, labels, Given(torch.empty(0), 0.1))
     each = [F.cross_entropy(a, b, label_smoothing=0.1) for a, b in zip(logits, labels)]
     assert found.item() == pytest.approx(sum(each).item(), rel=1e-6)
 

@@ -6,7 +6,7 @@ import torch
 from sparse_engine.architecture import dense_model, members_of
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import TABLE
-from sparse_engine.losses import CROSS_ENTROPY
+from sparse_engine.losses import CROSS_ENTROPY, Given
 from sparse_engine.recipes import resolve
 
 INFO = TABLE["digits"]
@@ -42,13 +42,13 @@ def test_branches_learn_independently_and_the_trunk_from_all(model):
 def test_the_trunks_gradient_is_the_sum_over_branches():
     network, (x, y) = treenet(), batch()
     network.double().eval()
-    run = type("Run", (), {"config": Config(label_smoothing=0.1)})
+    given = Given(x, label_smoothing=0.1)
     logits, labels = network.training_pair(x.double(), y)
-    CROSS_ENTROPY(run, x, logits, labels).backward()
+    CROSS_ENTROPY(logits, labels, given).backward()
     found = gradients(network)
     network.zero_grad()
     for member in members_of(network):
-        CROSS_ENTROPY(run, x, member(x.double()).float(), y).backward()
+        CROSS_ENTROPY(member(x.double()).float(), y, given).backward()
     for one, other in zip(found, gradients(network), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
