@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_engine.criteria import USUAL, Criteria
-from sparse_engine.distributed import ALONE
 from sparse_engine.errors import InputError
 from sparse_engine.grouping import group
 from sparse_engine.layer import SparseLayer
@@ -116,7 +115,13 @@ class GroupTopology(Topology):
         super().__init__(members, optimizer, rule, criteria=criteria)
         self.seeds = list(seeds)
         self.parts = [
-            Topology(model, _MemberState(optimizer, together, number), rule, seed, ALONE, criteria)  # type: ignore
+            Topology(
+                model,
+                _MemberState(optimizer, together, number),  # type: ignore
+                rule,
+                seed,
+                criteria=criteria,
+            )
             for number, (model, seed) in enumerate(zip(members, seeds, strict=True))
         ]
         for number, part in enumerate(self.parts):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from torch.optim import Optimizer
 
 from sparse_engine.budgets import Budget, Swap, gradual, redistributed, steady
 from sparse_engine.criteria import USUAL, Criteria
-from sparse_engine.distributed import ALONE, World
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.fan_in import assert_constant, select_rows
 from sparse_engine.layer import SparseLayer
@@ -70,6 +70,35 @@ RULES = {
 }
 
 
+class Processes(Protocol):
+    """What an update asks of the processes that train a model together."""
+
+    size: int
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes."""
+        ...
+
+    def check_equal(self, found: Mapping[str, int], what: str) -> None:
+        """Raise RunFailure unless a dictionary of numbers is the same everywhere."""
+
+
+class _OneProcess:
+    """A process that trains by itself."""
+
+    size = 1
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the tensor."""
+        return x
+
+    def check_equal(self, found: Mapping[str, int], what: str) -> None:
+        """Compare with nobody."""
+
+
+ONE_PROCESS = _OneProcess()
+
+
 class Topology:
     """The blocks of a whole model as they change: updates, and which blocks were ever active."""
 
@@ -79,7 +108,7 @@ class Topology:
         optimizer: Optimizer | None,
         rule: str = "rigl",
         seed: int = 0,
-        world: World = ALONE,
+        processes: Processes = ONE_PROCESS,
         criteria: Criteria = USUAL,
     ) -> None:
         """Watch the sparse layers of a model.
@@ -89,7 +118,7 @@ class Topology:
             optimizer: its state is kept in step with the blocks; None when there is none.
             rule: "static", "set", "rigl", "snfs" or "granet".
             seed: the draws of an update depend on it and on the number of updates before.
-            world: the processes that train the model together: dense gradients are averaged, one
+            processes: those that train the model together: dense gradients are averaged, one
                 layer at a time, and then scored.
             criteria: what decides between blocks.
         """
@@ -98,15 +127,15 @@ class Topology:
             hint = nearest(rule, RULES)
             raise InputError(f"unknown topology rule '{rule}'{hint}; choose from {choices}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
-        self.optimizer, self.rule, self.seed, self.world = optimizer, rule, seed, world
-        self.criteria = criteria
-        self._reduce = world.mean if world.size > 1 else None
+        self.optimizer, self.rule, self.seed = optimizer, rule, seed
+        self.processes, self.criteria = processes, criteria
+        self._reduce = processes.mean if processes.size > 1 else None
         self.updates = 0
         self.ever_active = {n: m.layout.mask().flatten() for n, m in self.layers.items()}
 
     def of(self, model: nn.Module, optimizer: Optimizer | None) -> Topology:
         """Return a topology of other layers that decides as this one, with nothing explored yet."""
-        return Topology(model, optimizer, self.rule, self.seed, self.world, self.criteria)
+        return Topology(model, optimizer, self.rule, self.seed, self.processes, self.criteria)
 
     @property
     def needs_gradient(self) -> bool:
@@ -166,8 +195,9 @@ class Topology:
                     assert_constant(layer.layout)
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
-        if self.world.size > 1:
-            self.world.check_equal(self._checksums(), f"the blocks after update {self.updates}")
+        if self.processes.size > 1:
+            what = f"the blocks after update {self.updates}"
+            self.processes.check_equal(self._checksums(), what)
 
     def _select(
         self, layer: SparseLayer, grow_score: Tensor, drop: int, grow: int

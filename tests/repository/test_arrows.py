@@ -64,9 +64,7 @@ recipes -> checkpoint_schedule
 recut -> flops
 starts -> architecture
 together -> criteria
-together -> distributed
 together -> topology
-topology -> distributed
 """
 # Files that reach each other today, a line a circle. May only become shorter, too.
 CIRCLES = """
