@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.config import Config
 from sparse_engine.data.arrays import DataSet, ImageArrays, ImageFiles
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.folder import FolderLoader, folder_evaluation_batches
@@ -31,14 +30,22 @@ from sparse_engine.summary import format_table
 Split = ImageArrays | ImageFiles
 
 
-def choosing_split(config: Config, data: DataSet) -> tuple[Split, str, Split]:
+def choosing_split(
+    data: DataSet, select: str, validation: float, seed: int
+) -> tuple[Split, str, Split]:
     """Return what a run trains on, and name and images of the split it is evaluated on meanwhile.
 
     With --select validation these are training images held out, and may choose; else the test
     split, which never does.
+
+    Args:
+        data: of the run.
+        select: "validation" or "last", as --select.
+        validation: share of the training images that is held out.
+        seed: of the choice of these.
     """
-    if config.select == "validation":
-        train, held_out = split_validation(data.train, config.validation, config.seed)
+    if select == "validation":
+        train, held_out = split_validation(data.train, validation, seed)
         return train, "validation", held_out
     return data.train, "test", data.test
 

@@ -108,7 +108,7 @@ def _check_group(
     config: Config, data: DataSet, device: torch.device, phases: Sequence[Phase]
 ) -> None:
     """Raise InputError if members cannot train as one, which only trying tells for sure."""
-    train, *_ = choosing_split(config, data)
+    train, *_ = choosing_split(data, config.select, config.validation, config.seed)
     try:
         start_group(config, train, data.info, device, phases[0].steps)
     except InputError as error:
@@ -177,7 +177,8 @@ def plan_phases(config: Config, train_size: int) -> list[Phase]:
 
 def training_images(config: Config, data: DataSet) -> int:
     """Return how many images are trained on, after the validation split."""
-    return len(choosing_split(config, data)[0])
+    train, *_ = choosing_split(data, config.select, config.validation, config.seed)
+    return len(train)
 
 
 def choose_device(config: Config) -> torch.device:

@@ -65,7 +65,9 @@ class Trainer:
         """
         self.config, self.phases, self.data = config, phases, data
         self.folder, self.device, self.teacher, self.world = folder, device, teacher, world
-        self.train_split, self.split, self.held_out = choosing_split(config, data)
+        self.train_split, self.split, self.held_out = choosing_split(
+            data, config.select, config.validation, config.seed
+        )
         self.progress = Progress()
         # Of each member that trains, where several do as one network.
         self.accuracies = [0.0] * (config.members if is_grouped(config) else 1)

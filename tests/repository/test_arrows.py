@@ -73,7 +73,6 @@ methods/deep_ensemble methods/dst_ensemble methods/edst methods/fge methods/free
 methods/kd_ticket methods/lottery methods/ltr methods/options methods/pf methods/registry \
 methods/rewinding methods/single methods/snapshot methods/sup_tickets phases recipes run_folder \
 teacher tickets trainer trainer_state
-data/arrays data/catalog data/folder data/load data/loader data/readers
 """
 
 
