@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from sparse_engine.batch_norm import estimate_batch_norm
 from sparse_engine.convert import dense_state_dict, densify
 from sparse_engine.pruning import strongest_layouts
-from sparse_engine.recut import load_state, recut, replace_modules
+from sparse_engine.recut import recut, replace_modules
 from sparse_engine.replacement import separate_projections
+from sparse_engine.state_dict import load_state
 
 if TYPE_CHECKING:
     from sparse_engine.trainer import Trainer

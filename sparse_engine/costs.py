@@ -19,7 +19,7 @@ from sparse_engine.flops import dense_flops, forward_flops, step_flops
 from sparse_engine.models.plain import plain_model
 from sparse_engine.network import plan_network
 from sparse_engine.phases import Phase
-from sparse_engine.topology import RULES
+from sparse_engine.rules import RULES
 
 
 @dataclass

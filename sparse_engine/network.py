@@ -20,17 +20,18 @@ from sparse_engine.convert import plan_model, sparsify
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distributed import ALONE, World
 from sparse_engine.distribution import LayerPlan
-from sparse_engine.flops import model_densities
 from sparse_engine.fused_networks import fuse
 from sparse_engine.initialisation import draw_by_fan_in
 from sparse_engine.modules import SparseConv2d
 from sparse_engine.optimizer_state import start_momenta
 from sparse_engine.precision import DTYPES
-from sparse_engine.recut import carry_state, load_state, replace_modules
+from sparse_engine.recut import carry_state, model_densities, replace_modules
 from sparse_engine.rows import to_rows
+from sparse_engine.rules import RULES
 from sparse_engine.starts import SCORES, Batch
+from sparse_engine.state_dict import load_state
 from sparse_engine.sync_batch_norm import synchronise
-from sparse_engine.topology import RULES, Topology
+from sparse_engine.topology import Topology
 from sparse_kernels import BlockLayout
 from sparse_kernels.backend import choose_backend
 

@@ -29,9 +29,9 @@ from sparse_engine.grouped_run import is_grouped
 from sparse_engine.metrics import accuracy
 from sparse_engine.network import Network, build_network, member_seed
 from sparse_engine.phases import Phase
-from sparse_engine.recut import saved_densities, without_unused_slots
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.starts import start_batches
+from sparse_engine.state_dict import saved_densities, without_unused_slots
 from sparse_engine.step import TrainingStep
 from sparse_engine.stopping import StopSignals
 from sparse_engine.teacher import Teacher

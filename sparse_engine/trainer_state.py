@@ -11,17 +11,13 @@ import torch
 from torch import Tensor
 
 from sparse_engine.checkpoint import load_file
-from sparse_engine.checkpoint_check import (
-    check_like,
-    check_model,
-    check_progress,
-    check_rest,
-    check_settings,
-)
+from sparse_engine.checkpoint_check import check_progress, check_rest
 from sparse_engine.config import FIELDS, MOVABLE
 from sparse_engine.costs import Densities
 from sparse_engine.errors import InputError
 from sparse_engine.network import member_seed
+from sparse_engine.schema import check_like, check_settings
+from sparse_engine.state_dict import check_model
 
 if TYPE_CHECKING:
     from sparse_engine.run_folder import RunFolder

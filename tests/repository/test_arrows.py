@@ -11,11 +11,11 @@ FOLDERS = {"sparse_kernels": ROOT / "kernels", "sparse_engine": ROOT, "bench": R
 
 # From the ground up: a file imports files of its own room and of those above it in this table.
 ROOMS = {
-    "leaves": "errors",
+    "leaves": "errors schema",
     "data": "data/",
     "layers": """
         attention batch_norm blocks candidates chain channelwise initialisation layer
-        modules optimizer_state recut replacement rows summary sync_batch_norm
+        modules optimizer_state recut replacement rows state_dict summary sync_batch_norm
     """,
     "models": """
         models/ flops fused_networks fused_torchvision grouped_layers grouping
@@ -23,7 +23,7 @@ ROOMS = {
     """,
     "sparsity": """
         averaging budgets channel_groups channel_order convert criteria distribution dynamic
-        erdos_renyi fan_in layer_times pruning ranking regroup starts swap timed topology
+        erdos_renyi fan_in layer_times pruning ranking regroup rules starts swap timed topology
         update_schedule
     """,
     "config": "command_line config config_file run_settings sparsity_settings",
@@ -50,7 +50,6 @@ averaging -> trainer
 checkpoint_check -> trainer
 checkpoint_check -> trainer_state
 cuts -> trainer
-dynamic -> checkpoint_check
 evaluation -> distributed
 layer_problems -> architecture
 losses -> trainer
@@ -61,18 +60,16 @@ models/plain -> config
 models/treenet -> config
 pruning -> config
 recipes -> checkpoint_schedule
-recut -> flops
 starts -> architecture
 together -> criteria
 together -> topology
 """
 # Files that reach each other today, a line a circle. May only become shorter, too.
 CIRCLES = """
-actions averaging checkpoint checkpoint_check costs cuts epoch grouped_run losses \
-methods/deep_ensemble methods/dst_ensemble methods/edst methods/fge methods/freetickets \
-methods/kd_ticket methods/lottery methods/ltr methods/options methods/pf methods/registry \
-methods/rewinding methods/single methods/snapshot methods/sup_tickets phases recipes run_folder \
-teacher tickets trainer trainer_state
+actions averaging checkpoint_check costs cuts epoch grouped_run losses methods/deep_ensemble \
+methods/dst_ensemble methods/edst methods/fge methods/freetickets methods/kd_ticket \
+methods/lottery methods/ltr methods/options methods/pf methods/registry methods/rewinding \
+methods/single methods/snapshot methods/sup_tickets phases recipes teacher trainer trainer_state
 """
 
 
