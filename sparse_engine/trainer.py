@@ -26,16 +26,18 @@ from sparse_engine.evaluation import batches, choosing_split, predict_together, 
 from sparse_engine.finite import FiniteGuard, diagnose
 from sparse_engine.grouped_network import start_group
 from sparse_engine.grouped_run import is_grouped
+from sparse_engine.member_states import Accuracies, BestStates, KeptStates, copy_of
 from sparse_engine.metrics import accuracy
 from sparse_engine.network import Network, build_network, member_seed
 from sparse_engine.phases import Phase
+from sparse_engine.progress import Progress
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.starts import start_batches
 from sparse_engine.state_dict import saved_densities, without_unused_slots
 from sparse_engine.step import TrainingStep
 from sparse_engine.stopping import StopSignals
 from sparse_engine.teacher import Teacher
-from sparse_engine.trainer_state import Progress, copy_of, state_of
+from sparse_engine.trainer_state import state_of
 
 
 class Trainer:
@@ -70,9 +72,8 @@ class Trainer:
         )
         self.progress = Progress()
         # Of each member that trains, where several do as one network.
-        self.accuracies = [0.0] * (config.members if is_grouped(config) else 1)
-        self.best: list[dict[str, Any]] = []
-        self.kept: dict[str, dict[str, Any]] = {}
+        self.accuracies = Accuracies([0.0] * (config.members if is_grouped(config) else 1))
+        self.best, self.kept = BestStates(), KeptStates()
         self.densities = Densities()
         self.guard = FiniteGuard(device, config.dtype == "fp16", config.skip_nonfinite)
         self.schedule = CheckpointSchedule(config.checkpoint_every)
@@ -268,7 +269,7 @@ class Trainer:
         predicted = [self._predict(model) for model in self.network.members]
         if (found := broken(self, predicted)) is not None:
             self._fail(found)
-        self.accuracies = [accuracy(*pair) for pair in predicted]
+        self.accuracies[:] = [accuracy(*pair) for pair in predicted]
         mean = fmean(self.accuracies)
         bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{mean:.4f}")
         if phase.selects and self.split == "validation":
@@ -277,7 +278,7 @@ class Trainer:
         if progress.phase_step == phase.steps:
             for action in phase.end:
                 action(self)
-            self.best = []
+            self.best.clear()
             progress.phase, progress.phase_step, progress.begun = progress.phase + 1, 0, False
         self._save_checkpoint()
 

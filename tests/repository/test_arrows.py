@@ -30,14 +30,14 @@ ROOMS = {
     "device": "determinism precision",
     "methods": "methods/ actions cuts grouped_run learning_rate losses phases recipes",
     "runs": """
-        architecture checkpoint checkpoint_check ensemble exported folder_lock run_folder
+        architecture checkpoint ensemble exported folder_lock run_folder
         safetensors_file teacher ticket_file tickets
     """,
     "evaluation": "robustness/ evaluation evaluation_report metrics plots",
     "training": """
-        break_even checkpoint_schedule costs cuda_graph distributed downsampling dry_run
-        epoch finite grouped_network job member_runs network result settle step stopping
-        trainer trainer_state tune
+        break_even checkpoint_schedule costs cuda_graph distributed downsampling dry_run epoch
+        finite grouped_network job member_runs member_states network progress random_state
+        result settle step stopping trainer trainer_state tune
     """,
     "commands": "__init__ evaluate export train",
 }
@@ -47,8 +47,6 @@ FLOORS = {name: floor for floor, names in enumerate(ROOMS.values()) for name in 
 UP = """
 actions -> trainer
 averaging -> trainer
-checkpoint_check -> trainer
-checkpoint_check -> trainer_state
 cuts -> trainer
 evaluation -> distributed
 layer_problems -> architecture
@@ -66,10 +64,10 @@ together -> topology
 """
 # Files that reach each other today, a line a circle. May only become shorter, too.
 CIRCLES = """
-actions averaging checkpoint_check costs cuts epoch grouped_run losses methods/deep_ensemble \
-methods/dst_ensemble methods/edst methods/fge methods/freetickets methods/kd_ticket \
-methods/lottery methods/ltr methods/options methods/pf methods/registry methods/rewinding \
-methods/single methods/snapshot methods/sup_tickets phases recipes teacher trainer trainer_state
+actions averaging costs cuts epoch grouped_run losses methods/deep_ensemble methods/dst_ensemble \
+methods/edst methods/fge methods/freetickets methods/kd_ticket methods/lottery methods/ltr \
+methods/options methods/pf methods/registry methods/rewinding methods/single methods/snapshot \
+methods/sup_tickets phases progress recipes teacher trainer trainer_state
 """
 
 
