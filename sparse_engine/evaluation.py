@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from sparse_engine.data.arrays import DataSet, ImageArrays, ImageFiles
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.folder import FolderLoader, folder_evaluation_batches
 from sparse_engine.data.loader import ArrayLoader, evaluation_batches, split_validation
-from sparse_engine.distributed import World, merged
 from sparse_engine.evaluation_report import named_members
 from sparse_engine.metrics import (
     calibration_bins,
@@ -83,18 +81,6 @@ def predict(
         probabilities.append(logits.float().softmax(1).cpu())
         labels.append(y.cpu())
     model.train(training)
-    return torch.cat(probabilities), torch.cat(labels)
-
-
-def predict_together(
-    model: nn.Module, split_batches: Iterator, dtype: str, world: World
-) -> tuple[Tensor, Tensor]:
-    """Return what predict does; the processes of a run share the batches."""
-    if world.size == 1:
-        return predict(model, split_batches, dtype)
-    own = islice(split_batches, world.rank, None, world.size)
-    parts = [predict(model, iter([batch]), dtype) for batch in own]
-    probabilities, labels = zip(*merged(world.gather(parts)), strict=True)
     return torch.cat(probabilities), torch.cat(labels)
 
 

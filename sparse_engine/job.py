@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sparse_engine.architecture import dense_model, members_of
+from sparse_engine.architecture import dense_model
 from sparse_engine.channel_groups import channel_groups
 from sparse_engine.config import Config
 from sparse_engine.costs import run_costs
@@ -24,6 +24,7 @@ from sparse_engine.grouped_network import start_group
 from sparse_engine.grouped_run import as_one, is_grouped
 from sparse_engine.member_runs import Trained, check_independent, train_members
 from sparse_engine.methods.registry import build_phases
+from sparse_engine.models.members import members_of
 from sparse_engine.phases import Phase
 from sparse_engine.recipes import warmup_share
 from sparse_engine.result import (

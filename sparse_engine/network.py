@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparse_engine.architecture import dense_model, training_pair
+from sparse_engine.architecture import dense_model
 from sparse_engine.budgets import HEADROOM
 from sparse_engine.candidates import skip_reasons
 from sparse_engine.config import Config
@@ -22,6 +22,7 @@ from sparse_engine.distributed import ALONE, World
 from sparse_engine.distribution import LayerPlan
 from sparse_engine.fused_networks import fuse
 from sparse_engine.initialisation import draw_by_fan_in
+from sparse_engine.models.members import training_pair
 from sparse_engine.modules import SparseConv2d
 from sparse_engine.optimizer_state import Momenta, start_momenta
 from sparse_engine.precision import DTYPES

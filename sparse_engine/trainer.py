@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sparse_engine.architecture import training_pair
 from sparse_engine.checkpoint_schedule import CheckpointSchedule
 from sparse_engine.config import Config
 from sparse_engine.costs import Densities
 from sparse_engine.data.arrays import DataSet
-from sparse_engine.distributed import ALONE, World
+from sparse_engine.distributed import ALONE, World, predict_together
 from sparse_engine.downsampling import is_downsampled, some_smaller
 from sparse_engine.epoch import broken, row_of
 from sparse_engine.errors import RunFailure, Stopped
-from sparse_engine.evaluation import batches, choosing_split, predict_together, training_loader
+from sparse_engine.evaluation import batches, choosing_split, training_loader
 from sparse_engine.finite import FiniteGuard, diagnose
 from sparse_engine.grouped_network import start_group
 from sparse_engine.grouped_run import is_grouped
 from sparse_engine.member_states import Accuracies, BestStates, KeptStates, copy_of
 from sparse_engine.metrics import accuracy
+from sparse_engine.models.members import training_pair
 from sparse_engine.network import Network, build_network, member_seed
 from sparse_engine.phases import Phase
 from sparse_engine.progress import Progress

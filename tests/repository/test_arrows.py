@@ -48,8 +48,6 @@ UP = """
 actions -> trainer
 averaging -> trainer
 cuts -> trainer
-evaluation -> distributed
-layer_problems -> architecture
 losses -> trainer
 models/batch_ensemble -> config
 models/mc_dropout -> config
@@ -57,8 +55,6 @@ models/mimo -> config
 models/plain -> config
 models/treenet -> config
 pruning -> config
-recipes -> checkpoint_schedule
-starts -> architecture
 together -> criteria
 together -> topology
 """
