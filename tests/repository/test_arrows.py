@@ -36,8 +36,8 @@ ROOMS = {
     "evaluation": "robustness/ evaluation evaluation_report metrics plots",
     "training": """
         break_even checkpoint_schedule costs cuda_graph distributed downsampling dry_run epoch
-        finite grouped_network job member_runs member_states network progress random_state
-        result settle step stopping trainer trainer_state tune
+        finite group_topology grouped_network job member_runs member_states network progress
+        random_state result settle step stopping trainer trainer_state tune
     """,
     "commands": "__init__ evaluate export train",
 }
@@ -55,8 +55,6 @@ models/mimo -> config
 models/plain -> config
 models/treenet -> config
 pruning -> config
-together -> criteria
-together -> topology
 """
 # Files that reach each other today, a line a circle. May only become shorter, too.
 CIRCLES = """
