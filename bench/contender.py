@@ -19,8 +19,9 @@ from torch import nn
 from bench.networks import Network
 from sparse_engine import sparsify, to_rows
 from sparse_engine.blocks import parse_block
-from sparse_engine.flops import dense_flops, forward_flops, model_densities
+from sparse_engine.flops import dense_flops, forward_flops
 from sparse_engine.layer import SparseLayer
+from sparse_engine.recut import model_densities
 from sparse_kernels.backend import BACKENDS
 
 KINDS = ("dense", "mask-multiply", *BACKENDS)

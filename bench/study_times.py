@@ -21,7 +21,8 @@ from bench.timing import STEP, clock_of, in_turn, ratios
 from bench.trainer_step import trainer_step
 from sparse_engine.config import Config
 from sparse_engine.config_file import check_values
-from sparse_engine.data.catalog import DatasetInfo, dataset_info
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.load import dataset_info
 from sparse_engine.job import plan_phases
 from sparse_engine.network import build_network
 from sparse_engine.recipes import resolve

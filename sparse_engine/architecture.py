@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
@@ -37,15 +37,3 @@ BUILDERS: dict[str, Builder] = {
 def dense_model(config: Config, info: DatasetInfo) -> nn.Module:
     """Return the network of a resolved configuration's method, all weights present."""
     return BUILDERS.get(config.method, plain_model)(config, info)
-
-
-def training_pair(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits [..., K] of a training batch, and the labels [...] they are compared with."""
-    own = getattr(model, "training_pair", None)
-    return own(x, y) if own is not None else (model(x), y)
-
-
-def members_of(model: nn.Module) -> list[nn.Module]:
-    """Return the members of a network as models that give logits [N, K]; a plain model is one."""
-    own = getattr(model, "member_models", None)
-    return own() if own is not None else [model]

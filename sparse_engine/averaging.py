@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from sparse_engine.batch_norm import estimate_batch_norm
 from sparse_engine.convert import dense_state_dict, densify
-from sparse_engine.recut import Layouts, load_state, recut, replace_modules
+from sparse_engine.recut import Layouts, recut, replace_modules
 from sparse_engine.replacement import separate_projections
+from sparse_engine.state_dict import load_state
 
 
 def average_networks(

@@ -17,16 +17,18 @@ from sparse_engine.channel_order import ChannelOrder
 from sparse_engine.config import Config
 from sparse_engine.costs import Densities
 from sparse_engine.data.arrays import DataSet
-from sparse_engine.distributed import World
-from sparse_engine.evaluation import Split, batches, predict_together
+from sparse_engine.distributed import World, predict_together
+from sparse_engine.evaluation import Split, batches
+from sparse_engine.member_states import Accuracies, BestStates, KeptStates, copy_of
 from sparse_engine.metrics import accuracy
 from sparse_engine.network import Network
+from sparse_engine.progress import Progress
 from sparse_engine.pruning import strongest_layouts
-from sparse_engine.recut import Layouts, saved_densities, without_unused_slots
+from sparse_engine.recut import Layouts
 from sparse_engine.run_folder import RunFolder
+from sparse_engine.state_dict import saved_densities, without_unused_slots
 from sparse_engine.teacher import Teacher
 from sparse_engine.topology import Topology
-from sparse_engine.trainer_state import Progress, copy_of
 
 
 class BetweenPhases:
@@ -41,9 +43,9 @@ class BetweenPhases:
     world: World
     progress: Progress
     densities: Densities
-    accuracies: list[float]
-    best: list[State]
-    kept: dict[str, State]
+    accuracies: Accuracies
+    best: BestStates
+    kept: KeptStates
     network: Network
     loader: Any
     whole_loader: Any

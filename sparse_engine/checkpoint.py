@@ -9,14 +9,19 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sparse_engine.errors import InputError, RunFailure
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = "sparse-engine-1"
+PLAIN = (bool, int, float, str, type(None))
 
 
 @contextmanager
@@ -74,14 +79,12 @@ def load_file(path: Path, *keys: str) -> dict[str, Any]:
         raise InputError(f"checkpoint '{path}' does not exist")
     import torch
 
-    from sparse_engine.checkpoint_check import check_archive, check_plain
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            check_archive(path)
+            _check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
-            check_plain(content)
+            _check_plain(content)
     # Bytes that are no checkpoint make torch warn, and raise almost anything, IndexError included.
     except Exception:
         raise InputError(f"checkpoint '{path}' is truncated or not a checkpoint") from None
@@ -97,6 +100,46 @@ def load_file(path: Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise InputError(f"checkpoint '{path}' is of another kind: it has no {missing[0]}")
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError unless a file is a zip as torch.save writes it, with its checksums.
+
+    torch.load looks at no checksum, and would unpack what is compressed, however large.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+        size = sum(record.file_size for record in records)
+        if packed or size > path.stat().st_size or archive.testzip() is not None:
+            raise ValueError("compressed, overlapping or damaged records")
+
+
+def _check_plain(content: Any) -> None:
+    """Raise ValueError for anything but containers of numbers, words and whole CPU tensors."""
+    from torch import Tensor
+
+    left, seen = [content], set()
+    while left:
+        value = left.pop()
+        if type(value) is Tensor:
+            _check_whole(value)
+        elif isinstance(value, Mapping | list | tuple):
+            if id(value) not in seen:
+                seen.add(id(value))
+                left += [*value, *value.values()] if isinstance(value, Mapping) else value
+        elif type(value) not in PLAIN:
+            raise ValueError(f"a value of type {type(value).__name__}")
+
+
+def _check_whole(tensor: Tensor) -> None:
+    import torch
+
+    usual = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    if not usual or tensor.is_quantized or tensor.is_nested or tensor.requires_grad:
+        raise ValueError("a tensor of another kind")
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise ValueError("a tensor larger than its memory")
 
 
 def _format_of(content: Any) -> str:

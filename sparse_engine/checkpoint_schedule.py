@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sparse_engine.errors import InputError
+from sparse_engine.config_file import check_period
 
 
 class CheckpointSchedule:
@@ -27,23 +27,3 @@ class CheckpointSchedule:
         if self._steps:
             return self._count >= self._steps
         return self._seconds is not None and self._clock() - self._since >= self._seconds
-
-
-def check_period(period: str | None) -> tuple[int | None, float | None]:
-    """Return the steps or the seconds of "500" or "600s".
-
-    Raises:
-        InputError: it is neither.
-    """
-    if period is None:
-        return None, None
-    number = period.removesuffix("s")
-    try:
-        value = float(number) if period.endswith("s") else int(number)
-    except ValueError:
-        value = 0
-    if not 0 < value < float("inf"):
-        raise InputError(
-            f"--checkpoint-every takes steps such as 500, or seconds such as 600s, found '{period}'"
-        )
-    return (None, float(value)) if period.endswith("s") else (int(value), None)

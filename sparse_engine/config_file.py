@@ -105,3 +105,23 @@ def _check_range(spec: Any, value: float, source: str) -> None:
     ):
         if rule in rules and wrong(rules[rule]):
             raise InputError(f"{source}: {spec.name} must be {words} {rules[rule]}, found {value}")
+
+
+def check_period(period: str | None) -> tuple[int | None, float | None]:
+    """Return the steps or the seconds of "500" or "600s".
+
+    Raises:
+        InputError: it is neither.
+    """
+    if period is None:
+        return None, None
+    number = period.removesuffix("s")
+    try:
+        value = float(number) if period.endswith("s") else int(number)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise InputError(
+            f"--checkpoint-every takes steps such as 500, or seconds such as 600s, found '{period}'"
+        )
+    return (None, float(value)) if period.endswith("s") else (int(value), None)

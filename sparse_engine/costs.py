@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,8 @@ from sparse_engine.flops import dense_flops, forward_flops, step_flops
 from sparse_engine.models.plain import plain_model
 from sparse_engine.network import plan_network
 from sparse_engine.phases import Phase
-from sparse_engine.topology import RULES
+from sparse_engine.rules import RULES
+from sparse_engine.schema import check_like, demand
 
 
 @dataclass
@@ -28,6 +29,26 @@ class Densities:
 
     phases: list[dict[str, float]] = field(default_factory=list)
     tickets: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, list[dict[str, float]]]:
+        """Return what a resumed run needs."""
+        return asdict(self)
+
+    def check_state(self, state: Any, phases: int, tickets: int) -> None:
+        """Raise InputError unless a state has the densities of so many phases and tickets."""
+        check_like(state, {"phases": [], "tickets": []}, "densities")
+        for name, count in (("phases", phases), ("tickets", tickets)):
+            listed = state[name]
+            demand(len(listed) == count, f"densities.{name}", f"a list of {count}", listed)
+            for layers in listed:
+                demand(isinstance(layers, Mapping), f"densities.{name}", "objects", layers)
+                for value in layers.values():
+                    number = type(value) is float and 0 < value <= 1
+                    demand(number, f"densities.{name}", "of numbers above 0, at most 1", value)
+
+    def load_state_dict(self, state: dict[str, list[dict[str, float]]]) -> None:
+        """Continue from state_dict()."""
+        self.phases, self.tickets = state["phases"], state["tickets"]
 
 
 def run_costs(

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparse_engine.architecture import training_pair
 from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.evaluation import predict
+from sparse_engine.models.members import training_pair
 
 
 class World:
@@ -176,6 +178,18 @@ def failing_together(rank: int) -> Iterator[None]:
             f"process {rank} cannot reach another, which has ended or does not answer "
             f"({words.splitlines()[0]}); --resume continues from the last checkpoint"
         ) from None
+
+
+def predict_together(
+    model: nn.Module, split_batches: Iterator, dtype: str, world: World
+) -> tuple[Tensor, Tensor]:
+    """Return what predict does; the processes of a run share the batches."""
+    if world.size == 1:
+        return predict(model, split_batches, dtype)
+    own = islice(split_batches, world.rank, None, world.size)
+    parts = [predict(model, iter([batch]), dtype) for batch in own]
+    probabilities, labels = zip(*merged(world.gather(parts)), strict=True)
+    return torch.cat(probabilities), torch.cat(labels)
 
 
 def merged(parts: Sequence[Sequence[Any]]) -> list[Any]:

@@ -8,7 +8,7 @@ import torch
 
 from sparse_engine.config import Config
 from sparse_engine.costs import run_costs
-from sparse_engine.data.catalog import dataset_info
+from sparse_engine.data.load import dataset_info
 from sparse_engine.errors import InputError
 from sparse_engine.job import check_regroup, choose_device, on_backend, plan_phases
 from sparse_engine.phases import Phase

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from sparse_engine.checkpoint_check import check_like, check_topology, demand
 from sparse_engine.criteria import Criteria
 from sparse_engine.errors import InputError
+from sparse_engine.schema import check_like, demand
 from sparse_engine.topology import Topology
 from sparse_engine.update_schedule import UpdateSchedule
 
@@ -113,7 +113,7 @@ class DynamicSparsity:
             InputError: it is of another model or rule.
         """
         check_like(state, {**self.state_dict(), "topology": state.get("topology")}, "state")
-        check_topology(state["topology"], self.topology)
+        self.topology.check_state(state["topology"])
         demand(state["steps"] >= 0, "state.steps", "at least 0", state["steps"])
         self.steps = state["steps"]
         self.topology.disarm()

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.architecture import members_of
 from sparse_engine.errors import InputError
 from sparse_engine.grouping import group
-from sparse_engine.models.members import joint_calls
+from sparse_engine.models.members import joint_calls, members_of
 from sparse_engine.ticket_file import (
     TicketFile,
     check_data_types,

@@ -137,7 +137,7 @@ def _check_training_data(
     The classes and the normalisation of a user's own arrays are those of their file, of which
     there may be several; one that is gone cannot be compared.
     """
-    from sparse_engine.data.catalog import dataset_info
+    from sparse_engine.data.load import dataset_info
 
     for folder, config in zip(folders, saved):
         path = npz_path(config.dataset, config.data_dir)

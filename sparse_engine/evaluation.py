@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.config import Config
 from sparse_engine.data.arrays import DataSet, ImageArrays, ImageFiles
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.folder import FolderLoader, folder_evaluation_batches
 from sparse_engine.data.loader import ArrayLoader, evaluation_batches, split_validation
-from sparse_engine.distributed import World, merged
 from sparse_engine.evaluation_report import named_members
 from sparse_engine.metrics import (
     calibration_bins,
@@ -31,14 +28,22 @@ from sparse_engine.summary import format_table
 Split = ImageArrays | ImageFiles
 
 
-def choosing_split(config: Config, data: DataSet) -> tuple[Split, str, Split]:
+def choosing_split(
+    data: DataSet, select: str, validation: float, seed: int
+) -> tuple[Split, str, Split]:
     """Return what a run trains on, and name and images of the split it is evaluated on meanwhile.
 
     With --select validation these are training images held out, and may choose; else the test
     split, which never does.
+
+    Args:
+        data: of the run.
+        select: "validation" or "last", as --select.
+        validation: share of the training images that is held out.
+        seed: of the choice of these.
     """
-    if config.select == "validation":
-        train, held_out = split_validation(data.train, config.validation, config.seed)
+    if select == "validation":
+        train, held_out = split_validation(data.train, validation, seed)
         return train, "validation", held_out
     return data.train, "test", data.test
 
@@ -76,18 +81,6 @@ def predict(
         probabilities.append(logits.float().softmax(1).cpu())
         labels.append(y.cpu())
     model.train(training)
-    return torch.cat(probabilities), torch.cat(labels)
-
-
-def predict_together(
-    model: nn.Module, split_batches: Iterator, dtype: str, world: World
-) -> tuple[Tensor, Tensor]:
-    """Return what predict does; the processes of a run share the batches."""
-    if world.size == 1:
-        return predict(model, split_batches, dtype)
-    own = islice(split_batches, world.rank, None, world.size)
-    parts = [predict(model, iter([batch]), dtype) for batch in own]
-    probabilities, labels = zip(*merged(world.gather(parts)), strict=True)
     return torch.cat(probabilities), torch.cat(labels)
 
 

@@ -29,8 +29,9 @@ from sparse_engine.convert import dense_state_dict, densify
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.layer import SparseLayer
-from sparse_engine.recut import budget_layers, replace_modules, with_layout, without_unused_slots
+from sparse_engine.recut import budget_layers, replace_modules, with_layout
 from sparse_engine.safetensors_file import read_tensors, write_tensors
+from sparse_engine.state_dict import without_unused_slots
 from sparse_kernels import BlockLayout
 
 VERSION = "sparse-engine-compact-1"

@@ -7,11 +7,15 @@ first step that may not be left out on, it leaves out all, so the weights stay w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+
+from sparse_engine.schema import check_like, demand
 
 # On a GPU a look waits for all work before it, so steps are looked at together.
 WINDOW = 50
@@ -93,6 +97,19 @@ class FiniteGuard:
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a resumed run needs."""
         return {k: v.clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
+
+    def check_state(self, state: Any) -> None:
+        """Raise InputError unless a state is of a run without failure that is at the same step."""
+        check_like(state, self.state_dict(), "guard")
+        numbers = {name: float(value) for name, value in state.items()}
+        for name, number in numbers.items():
+            count = (-1 if name == "_fatal" else 0) <= number < math.inf
+            demand(count or name == "_total", f"guard.{name}", "a count", number)
+        demand(math.isfinite(numbers["_total"]), "guard._total", "finite", numbers["_total"])
+        demand(numbers["_fatal"] == -1, "guard._fatal", "-1: no step has failed", numbers["_fatal"])
+        demand(numbers["scale"] > 0, "guard.scale", "above 0", numbers["scale"])
+        step = int(self._steps)
+        demand(numbers["_steps"] == step, "guard._steps", f"{step} there", numbers["_steps"])
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from state_dict()."""

@@ -70,11 +70,6 @@ def forward_flops(dense: Mapping[str, int], densities: Mapping[str, float]) -> f
     return sum(flops * densities.get(name, 1.0) for name, flops in dense.items())
 
 
-def model_densities(model: nn.Module) -> dict[str, float]:
-    """Return the density of every sparse layer by name."""
-    return {n: m.density for n, m in model.named_modules() if isinstance(m, SparseLayer)}
-
-
 def step_flops(
     sparse: float, dense: float, gradient_interval: int | None, gradient_steps: int = 1
 ) -> float:

@@ -18,6 +18,7 @@ from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.folder import FolderLoader
 from sparse_engine.data.loader import ArrayLoader
 from sparse_engine.evaluation import Split, training_loader
+from sparse_engine.group_topology import GroupTopology
 from sparse_engine.network import (
     Network,
     build_model,
@@ -28,7 +29,7 @@ from sparse_engine.network import (
 )
 from sparse_engine.rows import to_rows
 from sparse_engine.starts import start_batches
-from sparse_engine.together import GroupTopology, Together
+from sparse_engine.together import Together
 
 
 @dataclass

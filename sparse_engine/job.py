@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sparse_engine.architecture import dense_model, members_of
+from sparse_engine.architecture import dense_model
 from sparse_engine.channel_groups import channel_groups
 from sparse_engine.config import Config
 from sparse_engine.costs import run_costs
@@ -24,6 +24,7 @@ from sparse_engine.grouped_network import start_group
 from sparse_engine.grouped_run import as_one, is_grouped
 from sparse_engine.member_runs import Trained, check_independent, train_members
 from sparse_engine.methods.registry import build_phases
+from sparse_engine.models.members import members_of
 from sparse_engine.phases import Phase
 from sparse_engine.recipes import warmup_share
 from sparse_engine.result import (
@@ -108,7 +109,7 @@ def _check_group(
     config: Config, data: DataSet, device: torch.device, phases: Sequence[Phase]
 ) -> None:
     """Raise InputError if members cannot train as one, which only trying tells for sure."""
-    train, *_ = choosing_split(config, data)
+    train, *_ = choosing_split(data, config.select, config.validation, config.seed)
     try:
         start_group(config, train, data.info, device, phases[0].steps)
     except InputError as error:
@@ -177,7 +178,8 @@ def plan_phases(config: Config, train_size: int) -> list[Phase]:
 
 def training_images(config: Config, data: DataSet) -> int:
     """Return how many images are trained on, after the validation split."""
-    return len(choosing_split(config, data)[0])
+    train, *_ = choosing_split(data, config.select, config.validation, config.seed)
+    return len(train)
 
 
 def choose_device(config: Config) -> torch.device:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.architecture import training_pair
+from sparse_engine.models.members import training_pair
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from sparse_engine.checkpoint import load_file
 from sparse_engine.costs import Densities
 from sparse_engine.errors import InputError
 from sparse_engine.phases import Phase
+from sparse_engine.progress import Progress
 from sparse_engine.run_folder import RunFolder
-from sparse_engine.trainer_state import Progress, restore
+from sparse_engine.trainer_state import restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparse_engine.architecture import dense_model, training_pair
+from sparse_engine.architecture import dense_model
 from sparse_engine.budgets import HEADROOM
 from sparse_engine.candidates import skip_reasons
 from sparse_engine.config import Config
@@ -20,17 +20,19 @@ from sparse_engine.convert import plan_model, sparsify
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.distributed import ALONE, World
 from sparse_engine.distribution import LayerPlan
-from sparse_engine.flops import model_densities
 from sparse_engine.fused_networks import fuse
 from sparse_engine.initialisation import draw_by_fan_in
+from sparse_engine.models.members import training_pair
 from sparse_engine.modules import SparseConv2d
-from sparse_engine.optimizer_state import start_momenta
+from sparse_engine.optimizer_state import Momenta, start_momenta
 from sparse_engine.precision import DTYPES
-from sparse_engine.recut import carry_state, load_state, replace_modules
+from sparse_engine.recut import carry_state, model_densities, replace_modules
 from sparse_engine.rows import to_rows
+from sparse_engine.rules import RULES
 from sparse_engine.starts import SCORES, Batch
+from sparse_engine.state_dict import check_model, load_state
 from sparse_engine.sync_batch_norm import synchronise
-from sparse_engine.topology import RULES, Topology
+from sparse_engine.topology import Topology
 from sparse_kernels import BlockLayout
 from sparse_kernels.backend import choose_backend
 
@@ -111,12 +113,22 @@ class Network:
         self.topology = old.of(self.model, self.optimizer)
         self.topology.updates = old.updates
 
-    def load_momenta(self, state: dict[int, Any]) -> None:
-        """Continue from the state in the optimizer's state_dict(); what it is set to stays."""
-        present = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**present, "state": state})
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds of the model; optimizer and topology have their own."""
+        return self.stored.state_dict()
+
+    def check_state(self, state: Any) -> None:
+        """Raise InputError unless load_state_dict can take a state."""
+        check_model(self.stored, state)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Become the network of a state_dict(), as load does."""
+        self.load(state)
+
+    @property
+    def momenta(self) -> Momenta:
+        """What a checkpoint holds of the optimizer."""
+        return Momenta(self.optimizer, self.rate)
 
     def densities(self) -> list[dict[str, float]]:
         """Return the density of every sparse layer by name, of each member."""

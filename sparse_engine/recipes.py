@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparse_engine.blocks import DENSE, parse_block
-from sparse_engine.checkpoint_schedule import check_period
 from sparse_engine.config import Config
+from sparse_engine.config_file import check_period
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
 from sparse_engine.grouped_run import check_grouped

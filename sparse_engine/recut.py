@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_engine.candidates import dense_layers, skip_reasons
-from sparse_engine.flops import model_densities
 from sparse_engine.layer import SparseLayer
 from sparse_engine.modules import SparseConv2d, SparseLinear
 from sparse_kernels import BlockLayout
-from sparse_kernels.layout import block_grid
 from sparse_kernels.reference import gather_blocks, scatter_blocks
 
 Layouts = Mapping[str, BlockLayout | None]
@@ -93,40 +91,9 @@ def weight_parameter(layer: nn.Module) -> nn.Parameter:
     return layer.values if isinstance(layer, SparseLayer) else layer.weight
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict into a model, whose layers become as sparse or full as the state's.
-
-    Raises:
-        RuntimeError: as load_state_dict does, for a state of another model.
-    """
-    replaced = {}
-    taps = taps_of(model)
-    for name, layer in budget_layers(model):
-        values, ids = state.get(f"{name}.values"), state.get(f"{name}.block_ids")
-        if values is not None and ids is not None and values.ndim == 3 and ids.numel():
-            layout = _layout_for(layer, values, ids, taps)
-            if not isinstance(layer, SparseLayer) or not _same_sizes(layer.layout, layout):
-                replaced[name] = with_layout(layer, layout)
-        elif isinstance(layer, SparseLayer) and f"{name}.weight" in state:
-            replaced[name] = with_layout(layer, None)
-    replace_modules(model, replaced)
-    model.load_state_dict(state)
-
-
-def taps_of(model: nn.Module) -> str:
-    """Return what a model's layers do with the taps of a block; "each" if none is sparse."""
-    return next((m.taps for m in model.modules() if isinstance(m, SparseLayer)), "each")
-
-
-def saved_densities(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the density of every sparse layer of a model's state dict by name."""
-    found = {}
-    for name, layer in budget_layers(model):
-        if f"{name}.block_ids" in state:
-            values, ids = state[f"{name}.values"], state[f"{name}.block_ids"]
-            total = math.prod(block_grid(weight_shape(layer), values.shape[:0:-1]))
-            found[name] = int((ids < total).sum()) / total
-    return found
+def model_densities(model: nn.Module) -> dict[str, float]:
+    """Return the density of every sparse layer by name."""
+    return {n: m.density for n, m in model.named_modules() if isinstance(m, SparseLayer)}
 
 
 def model_density(model: nn.Module) -> float:
@@ -134,17 +101,6 @@ def model_density(model: nn.Module) -> float:
     weights = {n: math.prod(weight_shape(layer)) for n, layer in budget_layers(model)}
     densities = model_densities(model)
     return sum(densities.get(n, 1.0) * w for n, w in weights.items()) / sum(weights.values())
-
-
-def without_unused_slots(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's state dict with nothing but active blocks, as load_state takes it."""
-    compact = dict(state)
-    for name, layer in budget_layers(model):
-        if f"{name}.block_ids" in state:
-            values, ids = state[f"{name}.values"], state[f"{name}.block_ids"]
-            used = ids < math.prod(block_grid(weight_shape(layer), values.shape[:0:-1]))
-            compact[f"{name}.values"], compact[f"{name}.block_ids"] = values[used], ids[used]
-    return compact
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:
@@ -160,17 +116,6 @@ def _compact(layer: nn.Module) -> BlockLayout | None:
     layout = layer.layout
     ids = layout.block_ids.sort().values[: layout.active]
     return BlockLayout(layout.shape, layout.block, ids.clone(), layout.active, layout.taps)
-
-
-def _layout_for(layer: nn.Module, values: Tensor, ids: Tensor, taps: str) -> BlockLayout:
-    """Return a layout of the sizes of a saved one; its ids are checked when they are loaded."""
-    empty = BlockLayout(weight_shape(layer), values.shape[:0:-1], torch.arange(len(ids)), taps=taps)
-    empty.active = int((ids < empty.total).sum())
-    return empty.to(weight_parameter(layer).device)
-
-
-def _same_sizes(first: BlockLayout, second: BlockLayout) -> bool:
-    return (first.block, first.slots) == (second.block, second.slots)
 
 
 def _moved(state: Tensor, old: nn.Module, new: nn.Module) -> Tensor:

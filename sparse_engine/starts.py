@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_engine.architecture import training_pair
 from sparse_engine.candidates import dense_layers
+from sparse_engine.models.members import training_pair
 from sparse_engine.replacement import separate_projections
 
 Batch = tuple[Tensor, Tensor]

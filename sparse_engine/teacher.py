@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from sparse_engine.architecture import BUILDERS
 from sparse_engine.config import Config
-from sparse_engine.data.catalog import DatasetInfo, dataset_info
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.load import dataset_info
 from sparse_engine.errors import InputError
 from sparse_engine.recipes import resolve
 from sparse_engine.recut import model_density

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from sparse_engine.config import Config
-from sparse_engine.data.catalog import DatasetInfo, dataset_info
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.load import dataset_info
 from sparse_engine.errors import InputError
 from sparse_engine.exported import SUFFIX, exported_facts, load_safetensors
 from sparse_engine.recipes import resolve

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from sparse_engine.architecture import dense_model
-from sparse_engine.checkpoint_check import check_model
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
-from sparse_engine.recut import load_state
 from sparse_engine.run_folder import RunFolder
+from sparse_engine.state_dict import check_model, load_state
 
 
 def load_tickets(

@@ -1,18 +1,13 @@
 """Topology updates: score, count, swap. One function does every update of every rule.
 
-Sources: SET, Mocanu et al. 2018; SNFS, Dettmers & Zettlemoyer 2019; RigL, Evci et al. 2020; GraNet,
-Liu et al. 2021 (Boosting Pruning Plasticity); exploration rate, Liu et al. 2021 (ITOP).
-
-SNFS in its paper keeps a momentum of the dense gradient, updated in every step. Here a block's
-score is a momentum of the gradient's norm: one number a block, over the last steps before an
-update. So gradients that point to and fro do not cancel.
+Source of the exploration rate: Liu et al. 2021 (ITOP).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,54 +15,43 @@ from torch.optim import Optimizer
 
 from sparse_engine.budgets import Budget, Swap, gradual, redistributed, steady
 from sparse_engine.criteria import USUAL, Criteria
-from sparse_engine.distributed import ALONE, World
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.fan_in import assert_constant, select_rows
 from sparse_engine.layer import SparseLayer
+from sparse_engine.rules import RULES
+from sparse_engine.schema import check_like, demand
 from sparse_engine.swap import assert_invariants, select_swap, swap_blocks
 from sparse_engine.update_schedule import UpdateSchedule
 from sparse_kernels.reference import norm_over
 
-GrowScore = Callable[[SparseLayer, torch.Generator], Tensor]
+
+class Processes(Protocol):
+    """What an update asks of the processes that train a model together."""
+
+    size: int
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes."""
+        ...
+
+    def check_equal(self, found: Mapping[str, int], what: str) -> None:
+        """Raise RunFailure unless a dictionary of numbers is the same everywhere."""
 
 
-def random_score(layer: SparseLayer, generator: torch.Generator) -> Tensor:
-    """Score blocks at random (SET)."""
-    return torch.rand(layer.layout.total, generator=generator, device=layer.layout.device)
+class _OneProcess:
+    """A process that trains by itself."""
+
+    size = 1
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the tensor."""
+        return x
+
+    def check_equal(self, found: Mapping[str, int], what: str) -> None:
+        """Compare with nobody."""
 
 
-def gradient_score(layer: SparseLayer, generator: torch.Generator) -> Tensor:
-    """Score blocks by norms of the dense weight's gradients (RigL; SNFS over some steps)."""
-    scores = layer.disarm()
-    if scores is None:
-        raise RuntimeError(
-            "no gradient reached a sparse layer since the last step: "
-            "call backward() before each update, through every sparse layer"
-        )
-    return scores
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What distinguishes the rules: how blocks to grow are scored, None to change nothing.
-
-    gradient_steps: how many steps up to an update collect dense gradients.
-    memory: factor of the gradients of each step before.
-    """
-
-    grow_score: GrowScore | None
-    gradient_steps: int = 0
-    memory: float = 1.0
-
-
-# SNFS: what is more than 44 steps old would have less than 1 % of the weight of the last step.
-RULES = {
-    "static": Rule(None),
-    "set": Rule(random_score),
-    "rigl": Rule(gradient_score, 1),
-    "snfs": Rule(gradient_score, 44, 0.9),
-    "granet": Rule(gradient_score, 1),
-}
+ONE_PROCESS = _OneProcess()
 
 
 class Topology:
@@ -79,7 +63,7 @@ class Topology:
         optimizer: Optimizer | None,
         rule: str = "rigl",
         seed: int = 0,
-        world: World = ALONE,
+        processes: Processes = ONE_PROCESS,
         criteria: Criteria = USUAL,
     ) -> None:
         """Watch the sparse layers of a model.
@@ -89,7 +73,7 @@ class Topology:
             optimizer: its state is kept in step with the blocks; None when there is none.
             rule: "static", "set", "rigl", "snfs" or "granet".
             seed: the draws of an update depend on it and on the number of updates before.
-            world: the processes that train the model together: dense gradients are averaged, one
+            processes: those that train the model together: dense gradients are averaged, one
                 layer at a time, and then scored.
             criteria: what decides between blocks.
         """
@@ -98,15 +82,15 @@ class Topology:
             hint = nearest(rule, RULES)
             raise InputError(f"unknown topology rule '{rule}'{hint}; choose from {choices}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
-        self.optimizer, self.rule, self.seed, self.world = optimizer, rule, seed, world
-        self.criteria = criteria
-        self._reduce = world.mean if world.size > 1 else None
+        self.optimizer, self.rule, self.seed = optimizer, rule, seed
+        self.processes, self.criteria = processes, criteria
+        self._reduce = processes.mean if processes.size > 1 else None
         self.updates = 0
         self.ever_active = {n: m.layout.mask().flatten() for n, m in self.layers.items()}
 
     def of(self, model: nn.Module, optimizer: Optimizer | None) -> Topology:
         """Return a topology of other layers that decides as this one, with nothing explored yet."""
-        return Topology(model, optimizer, self.rule, self.seed, self.world, self.criteria)
+        return Topology(model, optimizer, self.rule, self.seed, self.processes, self.criteria)
 
     @property
     def needs_gradient(self) -> bool:
@@ -166,8 +150,9 @@ class Topology:
                     assert_constant(layer.layout)
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
-        if self.world.size > 1:
-            self.world.check_equal(self._checksums(), f"the blocks after update {self.updates}")
+        if self.processes.size > 1:
+            what = f"the blocks after update {self.updates}"
+            self.processes.check_equal(self._checksums(), what)
 
     def _select(
         self, layer: SparseLayer, grow_score: Tensor, drop: int, grow: int
@@ -208,7 +193,7 @@ class Topology:
         ever = sum(int(mask.sum()) / len(mask) * weights[n] for n, mask in self.ever_active.items())
         return ever / sum(weights.values()) if weights else 1.0
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return the number of updates, the ever-active masks, and gradients collected so far."""
         collected = {n: m.collected for n, m in self.layers.items() if m.collected is not None}
         return {
@@ -217,8 +202,23 @@ class Topology:
             "collected": collected,
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        """Continue from state_dict(), which checkpoint_check.check_topology knows how to check."""
+    def check_state(self, state: Any) -> None:
+        """Raise InputError unless load_state_dict can take a state."""
+        demand(isinstance(state, Mapping), "topology", "an object", state)
+        like = {**self.state_dict(), "collected": {}}
+        check_like({**state, "collected": {}}, like, "topology")
+        demand(state["updates"] >= 0, "topology.updates", "at least 0", state["updates"])
+        collected = state.get("collected")
+        demand(isinstance(collected, Mapping), "topology.collected", "an object", collected)
+        known = self.layers.keys() if self.needs_gradient else set()
+        odd = sorted(map(str, collected.keys() - known))
+        demand(not odd, "topology.collected", f"of layers that collect gradients, not '{odd[:1]}'")
+        for name, scores in collected.items():
+            total = torch.empty(self.layers[name].layout.total, device="meta")
+            check_like(scores, total, f"topology.collected.{name}")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from state_dict()."""
         self.updates = state["updates"]
         for name, mask in self.ever_active.items():
             mask.copy_(state["ever_active"][name])

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sparse_engine.architecture import training_pair
 from sparse_engine.between_phases import BetweenPhases
 from sparse_engine.checkpoint_schedule import CheckpointSchedule
 from sparse_engine.config import Config
@@ -28,15 +27,18 @@ from sparse_engine.finite import FiniteGuard, broken_member, diagnose
 from sparse_engine.grouped_network import start_group
 from sparse_engine.grouped_run import is_grouped
 from sparse_engine.losses import Given
+from sparse_engine.member_states import Accuracies, BestStates, KeptStates
 from sparse_engine.metrics import accuracy, negative_log_likelihood
+from sparse_engine.models.members import training_pair
 from sparse_engine.network import build_network, member_seed
 from sparse_engine.phases import Phase
+from sparse_engine.progress import Progress
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.starts import start_batches
 from sparse_engine.step import TrainingStep
 from sparse_engine.stopping import StopSignals
 from sparse_engine.teacher import Teacher
-from sparse_engine.trainer_state import Progress, state_of
+from sparse_engine.trainer_state import state_of
 
 
 class Trainer(BetweenPhases):
@@ -66,11 +68,13 @@ class Trainer(BetweenPhases):
         """
         self.config, self.phases, self.data = config, phases, data
         self.folder, self.device, self._teacher, self.world = folder, device, teacher, world
-        self.train_split, self.split, self.held_out = choosing_split(config, data)
+        self.train_split, self.split, self.held_out = choosing_split(
+            data, config.select, config.validation, config.seed
+        )
         self.progress = Progress()
         # Of each member that trains, where several do as one network.
-        self.accuracies = [0.0] * (config.members if is_grouped(config) else 1)
-        self.best, self.kept = [], {}
+        self.accuracies = Accuracies([0.0] * (config.members if is_grouped(config) else 1))
+        self.best, self.kept = BestStates(), KeptStates()
         self.densities = Densities()
         self.guard = FiniteGuard(device, config.dtype == "fp16", config.skip_nonfinite)
         self.schedule = CheckpointSchedule(config.checkpoint_every)
@@ -237,7 +241,7 @@ class Trainer(BetweenPhases):
         progress = self.progress
         predicted = [self.predict(model) for model in self.network.members]
         self._check_predictions([probabilities for probabilities, _ in predicted])
-        self.accuracies = [accuracy(*pair) for pair in predicted]
+        self.accuracies[:] = [accuracy(*pair) for pair in predicted]
         mean = fmean(self.accuracies)
         bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{mean:.4f}")
         if phase.selects and self.split == "validation":
@@ -247,7 +251,7 @@ class Trainer(BetweenPhases):
         if progress.phase_step == phase.steps:
             for action in phase.end:
                 action(self)
-            self.best = []
+            self.best.clear()
             progress.phase, progress.phase_step, progress.begun = progress.phase + 1, 0, False
         self._save_checkpoint()
 

@@ -1,94 +1,97 @@
-"""What a run is at one of its steps, as its checkpoint holds it, and a run continued from that."""
+"""What a run is at one of its steps, as its checkpoint holds it, and a run continued from that.
+
+Each part is declared, checked and read by its owner, in the owner's file.
+"""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from sparse_engine.checkpoint import load_file
-from sparse_engine.checkpoint_check import (
-    check_like,
-    check_model,
-    check_progress,
-    check_rest,
-    check_settings,
-)
-from sparse_engine.config import FIELDS, MOVABLE
+from sparse_engine.config import FIELDS, MOVABLE, Config
 from sparse_engine.costs import Densities
+from sparse_engine.distributed import World
 from sparse_engine.errors import InputError
-from sparse_engine.network import member_seed
-
-if TYPE_CHECKING:
-    from sparse_engine.run_folder import RunFolder
-    from sparse_engine.trainer import Trainer
-
-KEYS = (
-    "progress",
-    "config",
-    "kept",
-    "model",
-    "optimizer",
-    "topology",
-    "guard",
-    "best",
-    "accuracy",
-    "densities",
-    "random_state",
-    "device_random_state",
-)
+from sparse_engine.finite import FiniteGuard
+from sparse_engine.member_states import Accuracies, BestStates, KeptStates
+from sparse_engine.network import Network, member_seed
+from sparse_engine.phases import Phase
+from sparse_engine.progress import Progress
+from sparse_engine.random_state import DeviceRandomState, RandomState
+from sparse_engine.run_folder import RunFolder
+from sparse_engine.schema import check_like, check_settings
+from sparse_engine.state_dict import check_model
 
 
-@dataclass
-class Progress:
-    """Where a run is.
+class Run(Protocol):
+    """What a checkpoint is of."""
 
-    step: of the whole run; phase_step: of the phase; begun: whether the phase's first actions
-    are done; tickets: saved so far.
-    """
+    config: Config
+    phases: Sequence[Phase]
+    folder: RunFolder
+    device: torch.device
+    world: World
+    progress: Progress
+    network: Network
+    guard: FiniteGuard
+    accuracies: Accuracies
+    best: BestStates
+    kept: KeptStates
+    densities: Densities
 
-    step: int = 0
-    phase: int = 0
-    phase_step: int = 0
-    begun: bool = False
-    member: int = -1
-    tickets: int = 0
-    train_seconds: float = 0.0
+    def begin_at(self, progress: Progress) -> None:
+        """Begin with a later step or member than the first."""
 
-
-def state_of(run: Trainer) -> dict[str, Any]:
-    """Return everything the rest of a run depends on: tensors and plain containers.
-
-    Data order and topology updates are functions of seed and step, so no other random state than
-    PyTorch's is needed.
-    """
-    on_gpu = run.device.type == "cuda"
-    return {
-        "config": run.config.saved(),
-        "progress": asdict(run.progress),
-        "model": run.network.stored.state_dict(),
-        "optimizer": run.network.optimizer.state_dict(),
-        "topology": run.network.topology.state_dict(),
-        "guard": run.guard.state_dict(),
-        "best": run.best,
-        "kept": run.kept,
-        "accuracy": run.accuracies,
-        "densities": asdict(run.densities),
-        "random_state": torch.get_rng_state(),
-        "device_random_state": torch.cuda.get_rng_state(run.device) if on_gpu else None,
-    }
+    def start_member(self, member: int) -> None:
+        """Go on with a fresh network."""
 
 
-def copy_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict whose tensors are no longer the model's."""
-    return {name: value.detach().clone() for name, value in state.items()}
+class Part(Protocol):
+    """What owns a part of a checkpoint."""
+
+    def state_dict(self) -> Any:
+        """Return tensors and plain containers."""
+
+    def check_state(self, state: Any, *told: Any) -> None:
+        """Raise InputError unless load_state_dict can take a state of this very run."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from state_dict()."""
 
 
-def restore(run: Trainer) -> None:
+def _densities(run: Run) -> tuple[Any, ...]:
+    begun = len(run.network.members) * run.progress.phases_begun
+    return run.densities, begun, run.progress.tickets
+
+
+# By the name that a part has in a file: its owner, and what the owner's check is told besides.
+# They are loaded in this order, and a check may be told what was loaded before.
+PARTS: dict[str, Callable[[Run], tuple[Any, ...]]] = {
+    "model": lambda run: (run.network,),
+    "optimizer": lambda run: (run.network.momenta,),
+    "topology": lambda run: (run.network.topology,),
+    "guard": lambda run: (run.guard,),
+    "best": lambda run: (run.best, run.network.members),
+    "kept": lambda run: (run.kept, run.network.members[0], run.progress.kept(run.phases)),
+    "accuracy": lambda run: (run.accuracies,),
+    "densities": _densities,
+    "random_state": lambda run: (RandomState(),),
+    "device_random_state": lambda run: (DeviceRandomState(run.device),),
+}
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """Return everything the rest of a run depends on: tensors and plain containers."""
+    state = {"config": run.config.saved(), "progress": run.progress.state_dict()}
+    return state | {name: part(run)[0].state_dict() for name, part in PARTS.items()}
+
+
+def restore(run: Run) -> None:
     """Continue from the folder's checkpoint, if there is one.
 
     Raises:
@@ -104,33 +107,29 @@ def restore(run: Trainer) -> None:
     # RuntimeError: what torch says of states and random states that do not fit.
     except (InputError, RuntimeError) as error:
         raise InputError(f"checkpoint '{run.folder.last}' does not fit the data: {error}") from None
-
-
-def _continue(run: Trainer, state: dict[str, Any]) -> None:
-    """Become what a checkpoint says; InputError or RuntimeError if it is not of this run."""
-    check_progress(state["progress"], run.progress, run.phases)
-    run.progress = Progress(**state["progress"])
-    run.start_member(run.progress.member)
-    network = run.network
-    check_model(network.stored, state["model"])
-    # They are needed in the end: better told now than after hours.
-    for number in range(1, run.progress.tickets + 1):
-        check_model(network.members[0], run.folder.load_member(number), f"ticket {number}")
-    network.load(state["model"])
-    check_rest(state, run)
-    network.load_momenta(state["optimizer"]["state"])
-    network.topology.load_state_dict(state["topology"])
-    run.guard.load_state_dict(state["guard"])
-    run.best, run.kept = state["best"], state["kept"]
-    run.accuracies = state["accuracy"]
-    run.densities = Densities(**state["densities"])
-    if not run.world.is_first:
-        torch.manual_seed(member_seed(run.progress.step, run.world.rank))
-        return
-    torch.set_rng_state(state["random_state"])
-    if state["device_random_state"] is not None and run.device.type == "cuda":
-        torch.cuda.set_rng_state(state["device_random_state"], run.device)
     run.folder.drop_rows_after(run.progress.step)
+
+
+def _continue(run: Run, state: dict[str, Any]) -> None:
+    """Become what a checkpoint says; InputError or RuntimeError if it is not of this run."""
+    run.progress.check_state(state["progress"], run.phases)
+    run.begin_at(Progress(**state["progress"]))
+    run.start_member(run.progress.member)
+    _check_tickets(run)
+    for name, part in PARTS.items():
+        owner, *told = part(run)
+        owner.check_state(state[name], *told)
+        owner.load_state_dict(state[name])
+    if not run.world.is_first:
+        # The file has the random numbers of the first process.
+        torch.manual_seed(member_seed(run.progress.step, run.world.rank))
+
+
+def _check_tickets(run: Run) -> None:
+    """Look at the tickets saved so far: they are needed in the end, hours later."""
+    for number in range(1, run.progress.tickets + 1):
+        model = run.folder.load_member(number)
+        check_model(run.network.members[0], model, f"ticket {number}")
 
 
 def _load(folder: RunFolder) -> dict[str, Any] | None:
@@ -149,8 +148,8 @@ def _load(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    state = load_file(path, *KEYS)
-    check_like(state["progress"], asdict(Progress()), f"checkpoint '{path}': progress")
+    state = load_file(path, "progress", "config", *PARTS)
+    check_like(state["progress"], Progress().state_dict(), f"checkpoint '{path}': progress")
     return {**state, **{name: _listed(state[name]) for name in ("accuracy", "best")}}
 
 
@@ -161,7 +160,7 @@ def _listed(found: Any) -> list[Any]:
     return [] if found is None else [found]
 
 
-def _check_configuration(run: Trainer, saved: Any) -> None:
+def _check_configuration(run: Run, saved: Any) -> None:
     check_settings(saved)
     for name, value in run.config.saved().items():
         # A setting that is younger than the checkpoint had its default.

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sparse_engine.architecture import dense_model, training_pair
+from sparse_engine.architecture import dense_model
 from sparse_engine.break_even import tune_gemm
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
+from sparse_engine.models.members import training_pair
 from sparse_engine.network import build_network, plan_network
 from sparse_engine.precision import DTYPES
 from sparse_kernels.tuner import save, tuning

@@ -131,18 +131,5 @@ def npz_path(name: str, data_dir: str | None) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def dataset_info(name: str, data_dir: str | None = None) -> DatasetInfo:
-    """Return the table's row for `name`; only other data sets are looked up on disk.
-
-    Raises InputError for an unknown name and for files that cannot be read.
-    """
-    if is_known(name):
-        return TABLE[name]
-    check_name(name, data_dir)
-    from sparse_engine.data.load import derive_info
-
-    return derive_info(name, data_dir)
-
-
 def _npz_names(data_dir: str | None) -> list[str]:
     return [] if data_dir is None else [path.stem for path in Path(data_dir).glob("*.npz")]

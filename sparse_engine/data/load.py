@@ -12,6 +12,7 @@ from sparse_engine.data.catalog import (
     TABLE,
     DatasetInfo,
     check_name,
+    is_known,
     npz_path,
 )
 from sparse_engine.data.readers import (
@@ -49,9 +50,12 @@ def load_dataset(name: str, data_dir: str | None, download: bool = False) -> Dat
     return _from_folder(TABLE[name], Path(data_dir), TABLE[name].classes)
 
 
-def derive_info(name: str, data_dir: str | None) -> DatasetInfo:
-    """Return sizes and conventions of a data set as its files have them (reads the files)."""
-    return load_dataset(name, data_dir).info
+def dataset_info(name: str, data_dir: str | None = None) -> DatasetInfo:
+    """Return the table's row for `name`; only the files of other data sets are read.
+
+    Raises InputError for an unknown name and for files that cannot be read.
+    """
+    return TABLE[name] if is_known(name) else load_dataset(name, data_dir).info
 
 
 def _check_folder(name: str, data_dir: str | None, download: bool) -> None:

@@ -10,6 +10,18 @@ import torch
 from torch import Tensor, nn
 
 
+def training_pair(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits [..., K] of a training batch, and the labels [...] they are compared with."""
+    own = getattr(model, "training_pair", None)
+    return own(x, y) if own is not None else (model(x), y)
+
+
+def members_of(model: nn.Module) -> list[nn.Module]:
+    """Return the members of a network as models that give logits [N, K]; a plain model is one."""
+    own = getattr(model, "member_models", None)
+    return own() if own is not None else [model]
+
+
 class MemberNetwork(nn.Module):
     """One network with M members; what it predicts is the mean of their probabilities."""
 

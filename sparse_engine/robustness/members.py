@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.architecture import members_of
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.evaluation import Split, batches
+from sparse_engine.models.members import members_of
 from sparse_engine.precision import autocast
 from sparse_engine.run_folder import RunFolder
 from sparse_engine.summary import report

@@ -11,7 +11,7 @@ from torch import nn
 
 from sparse_engine import evaluate
 from sparse_engine.actions import Fresh, SaveTicket
-from sparse_engine.architecture import dense_model, members_of
+from sparse_engine.architecture import dense_model
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.data.load import load_dataset
@@ -21,6 +21,7 @@ from sparse_engine.learning_rate import LearningRate
 from sparse_engine.methods.baselines import BASELINES
 from sparse_engine.methods.registry import build_phases
 from sparse_engine.metrics import accuracy
+from sparse_engine.models.members import members_of
 from sparse_engine.recipes import resolve
 from sparse_engine.train import main
 from sparse_engine.trainer import Trainer

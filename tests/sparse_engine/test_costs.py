@@ -7,10 +7,11 @@ import torch
 
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import TABLE
-from sparse_engine.flops import dense_flops, forward_flops, model_densities
+from sparse_engine.flops import dense_flops, forward_flops
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.network import build_network
 from sparse_engine.recipes import resolve
+from sparse_engine.recut import model_densities
 from sparse_engine.train import main
 
 SETTINGS = [

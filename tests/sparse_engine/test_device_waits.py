@@ -19,8 +19,9 @@ from sparse_engine.data.loader import Normaliser, crop_and_flip
 from sparse_engine.finite import FiniteGuard, undo
 from sparse_engine.layer import random_layout, with_spare_slots
 from sparse_engine.optimizer_state import start_momenta
+from sparse_engine.rules import RULES
 from sparse_engine.stacking import Stack, diagonal_layout
-from sparse_engine.topology import RULES, Topology
+from sparse_engine.topology import Topology
 
 GPU = torch.device("cuda")
 

@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparse_engine import sparsify
 from sparse_engine.candidates import dense_layers
 from sparse_engine.distribution import plan_layers
-from sparse_engine.flops import dense_flops, forward_flops, model_densities, step_flops
+from sparse_engine.flops import dense_flops, forward_flops, step_flops
 from sparse_engine.models.build import build_model
+from sparse_engine.recut import model_densities
 
 
 class Small(nn.Module):

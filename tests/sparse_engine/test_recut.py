@@ -10,13 +10,8 @@ from sparse_engine import sparsify
 from sparse_engine.convert import dense_state_dict
 from sparse_engine.layer import SparseLayer
 from sparse_engine.network import Network
-from sparse_engine.recut import (
-    load_state,
-    recut,
-    used_layouts,
-    weight_parameter,
-    without_unused_slots,
-)
+from sparse_engine.recut import recut, used_layouts, weight_parameter
+from sparse_engine.state_dict import load_state, without_unused_slots
 from sparse_engine.topology import Topology
 from sparse_kernels import BlockLayout
 from sparse_kernels.reference import scatter_blocks

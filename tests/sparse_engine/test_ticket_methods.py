@@ -13,11 +13,12 @@ from sparse_engine.config import Config
 from sparse_engine.config_file import read_config_file
 from sparse_engine.convert import dense_state_dict
 from sparse_engine.data.catalog import TABLE
-from sparse_engine.flops import dense_flops, forward_flops, model_densities
+from sparse_engine.flops import dense_flops, forward_flops
 from sparse_engine.layer import SparseLayer
 from sparse_engine.network import build_network, dense_model
 from sparse_engine.pruning import strongest_layouts
-from sparse_engine.recut import load_state, model_density, used_layouts
+from sparse_engine.recut import model_densities, model_density, used_layouts
+from sparse_engine.state_dict import load_state
 from sparse_engine.train import main
 from sparse_engine.trainer import Trainer
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from sparse_engine import sparsify
 from sparse_engine.errors import InputError
+from sparse_engine.group_topology import GroupTopology
 from sparse_engine.layer import SparseLayer
-from sparse_engine.together import GroupTopology, Together
+from sparse_engine.together import Together
 from sparse_engine.topology import Topology
 from sparse_kernels.backend import forced_backend
 

@@ -3,11 +3,11 @@
 import torch
 
 from sparse_engine.config import Config
-from sparse_engine.data.catalog import dataset_info
+from sparse_engine.data.load import dataset_info
 from sparse_engine.network import build_network
 from sparse_engine.recipes import resolve
-from sparse_engine.recut import without_unused_slots
 from sparse_engine.run_folder import RunFolder
+from sparse_engine.state_dict import without_unused_slots
 
 
 def make_run(path, members=2, tickets=None, **settings):

@@ -107,7 +107,8 @@ def _made(walk: Walk) -> tuple[Any, Callable[..., Any] | None, Any, Any]:
     from bench.contender import Case
     from bench.networks import NETWORKS, Network, network_of
     from sparse_engine import fuse, to_rows
-    from sparse_engine.together import GroupTopology, Together
+    from sparse_engine.group_topology import GroupTopology
+    from sparse_engine.together import Together
 
     if walk.network == "vit-b-16":
         network = Network("torchvision/vit_b_16", (3, 224, 224), walk.batch, walk.batch)

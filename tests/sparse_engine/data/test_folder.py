@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from sparse_engine.data.catalog import dataset_info
 from sparse_engine.data.folder import FolderLoader, folder_evaluation_batches
-from sparse_engine.data.load import load_dataset
+from sparse_engine.data.load import dataset_info, load_dataset
 from sparse_engine.data.loader import split_validation
 from sparse_engine.errors import InputError
 

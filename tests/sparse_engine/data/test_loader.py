@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import pad
 
 from sparse_engine.data.arrays import ImageArrays
-from sparse_engine.data.catalog import dataset_info
+from sparse_engine.data.load import dataset_info
 from sparse_engine.data.loader import (
     ArrayLoader,
     crop_and_flip,

@@ -11,8 +11,7 @@ import scipy.io
 import torch
 import torchvision
 
-from sparse_engine.data.catalog import dataset_info
-from sparse_engine.data.load import load_dataset
+from sparse_engine.data.load import dataset_info, load_dataset
 from sparse_engine.data.readers import read_digits
 from sparse_engine.errors import InputError
 

@@ -2,8 +2,7 @@
 
 import torch
 
-from sparse_engine.architecture import members_of
-from sparse_engine.models.members import MemberNetwork, log_mean_probability
+from sparse_engine.models.members import MemberNetwork, log_mean_probability, members_of
 
 
 class Scaled(MemberNetwork):

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from sparse_engine.architecture import dense_model, members_of
+from sparse_engine.architecture import dense_model
 from sparse_engine.config import Config
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.losses import CROSS_ENTROPY, Given
+from sparse_engine.models.members import members_of
 from sparse_engine.recipes import resolve
 
 INFO = TABLE["digits"]
