@@ -3,9 +3,10 @@
 from types import SimpleNamespace
 
 from sparse_engine.config import Config
+from sparse_engine.member_states import copy_of
 from sparse_engine.pruning import strongest_layouts
-from sparse_engine.recut import load_state, replace_modules
-from sparse_engine.trainer_state import copy_of
+from sparse_engine.recut import replace_modules
+from sparse_engine.state_dict import load_state
 
 
 class FakeRun:
