@@ -122,7 +122,7 @@ def other_topology():
     generator = Topology._generator
 
     def other(self, layer, number):
-        return generator(self, layer, number + 100 * self.world.rank)
+        return generator(self, layer, number + 100 * self.processes.rank)
 
     Topology._generator = other
     try:
