@@ -1,14 +1,12 @@
 """The GPU that is not there sees what the walks are to find; in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from fake_gpu.limits import environment
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json
 import fake_gpu
@@ -59,11 +57,8 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found() -> dict:
-    paths = [str(ROOT / part) for part in ("kernels", ".", "tests/helpers")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

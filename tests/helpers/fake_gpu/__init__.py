@@ -11,11 +11,11 @@ and how long anything takes.
 from __future__ import annotations
 
 from fake_gpu.compiler import Compiler
-from fake_gpu.cuda import DEVICES, install_cuda
+from fake_gpu.cuda import install_cuda
 from fake_gpu.launches import Launches
 from fake_gpu.tensors import Tape
 
-__all__ = ["DEVICES", "FakeGpu", "install"]
+__all__ = ["FakeGpu", "install"]
 
 
 class FakeGpu:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fake_gpu.compiler import Compiler, Source
-from fake_gpu.cuda import DEVICES, State
+from fake_gpu.cuda import State
 from fake_gpu.tensors import Tape, is_on_gpu
 
 
@@ -25,21 +25,11 @@ class Pointer:
         return self.address
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One launch: the kernel's name, its specialisation as text, and how many programs."""
-
-    kernel: str
-    key: str
-    programs: int
-
-
 class Launches:
-    """Takes the place of Triton's driver; `seen` are all launches in their order."""
+    """Takes the place of Triton's driver; `sources` are the kernels launched, each once."""
 
     def __init__(self, arch: int, compiler: Compiler | None, tape: Tape) -> None:
         self.arch, self.compiler, self.tape = arch, compiler, tape
-        self.seen: list[Launch] = []
         self.sources: dict[str, Source] = {}
 
     def install(self) -> None:
@@ -49,7 +39,7 @@ class Launches:
 
         driver.set_active(_Driver(self.arch))
         JITFunction.__getitem__ = lambda kernel, grid: (
-            lambda *args, **kwargs: self.launch(kernel, grid, args, kwargs)
+            lambda *args, **kwargs: self.launch(kernel, args, kwargs)
         )
 
     def finish(self) -> None:
@@ -61,7 +51,7 @@ class Launches:
         if self.compiler is not None:
             self.compiler.finish()
 
-    def launch(self, kernel: Any, grid: Any, args: Any, kwargs: Any) -> None:
+    def launch(self, kernel: Any, args: Any, kwargs: Any) -> None:
         """Do what a launch does up to the driver.
 
         Raises:
@@ -87,10 +77,6 @@ class Launches:
                 self.compiler.submit(key, source)
         if self.compiler is not None and key in self.compiler.failed:
             raise RuntimeError(self.compiler.failed[key])
-        programs = 1
-        for size in grid:
-            programs *= size
-        self.seen.append(Launch(kernel.__name__, key, programs))
         self.tape.kernels[kernel.__name__] += 1
 
 
@@ -101,7 +87,6 @@ class _Driver:
         from triton.backends.compiler import GPUTarget
 
         self.target = GPUTarget("cuda", arch, 32)
-        self.processors = DEVICES[arch][1]
 
     def get_current_target(self) -> Any:
         return self.target

@@ -35,20 +35,24 @@ def taken(walks: Iterable[Walk]) -> list[dict[str, Any]]:
     Raises:
         RuntimeError: it failed; the message holds the end of what it printed.
     """
-    paths = [str(ROOT / part) for part in ("kernels", ".", "tests/helpers")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
         [sys.executable, "-m", "fake_gpu.walk"],
         input=json.dumps([asdict(walk) for walk in walks]),
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=environment,
+        env=environment(),
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a process with this GPU: the kernels are not interpreted there."""
+    paths = [str(ROOT / part) for part in ("kernels", ".", "tests/helpers")]
+    usual = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return {**usual, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def name(walk: Walk) -> str:
