@@ -3,7 +3,10 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=["sparse_kernels", *find_packages(include=["sparse_engine", "sparse_engine.*"])],
+    packages=[
+        *find_packages(include=["sparse_engine", "sparse_engine.*"]),
+        *find_packages("kernels"),
+    ],
     package_dir={"sparse_kernels": "kernels/sparse_kernels"},
     package_data={"sparse_engine": ["py.typed"], "sparse_kernels": ["py.typed"]},
 )

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import torch
 
-from bench.contender import Case
-from bench.jobs import Job, say_no_row
-from bench.measure import baseline, facts_of, line, measure, peak_of
-from bench.prediction import PHASE, Prediction
-from bench.records import Records
-from bench.timing import STEP, milliseconds, quantile, ratios
+from bench.report.records import Records
+from bench.speed.jobs import Job, say_no_row
+from bench.speed.measure import baseline, facts_of, line, measure, peak_of
+from bench.speed.prediction import PHASE, Prediction
+from bench.speed.timing import STEP, milliseconds, quantile, ratios
+from bench.speed.variant import Case
 from bench.training import COMPILED, EAGER, REFERENCE, take
 
 DENSE = ("dense captured", "dense compiled captured", "dense")

@@ -22,17 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import records as files
-from bench.jobs import Budget, Job, run_jobs, say_no_row
-from bench.peers import peers
-from bench.problems import Layer, Problem, dense_passes, make_problem, sparse_passes
-from bench.records import Records, Row
-from bench.roofline import nearest_bound, rates_of, traffic
-from bench.timing import clock_of, cold, in_turn, milliseconds, quantile, ratios, replays
+from bench.report import records as files
+from bench.report.records import Records, Row
+from bench.speed.jobs import Budget, Job, run_jobs, say_no_row
+from bench.speed.peers import peers
+from bench.speed.problems import Layer, Problem, dense_passes, make_problem, sparse_passes
+from bench.speed.roofline import nearest_bound, rates_of, traffic
+from bench.speed.timing import clock_of, cold, in_turn, milliseconds, quantile, ratios, replays
 from sparse_engine.errors import InputError
-from sparse_kernels.activation import in_order
-from sparse_kernels.backend import VARIABLE
-from sparse_kernels.reference import gather_blocks
+from sparse_kernels.dispatch.backend import VARIABLE
+from sparse_kernels.memory_order import in_order
+from sparse_kernels.operators.reference import gather_blocks
 from sparse_kernels.tuner import tune_conv2d
 
 PASSES = ("forward", "input gradient", "weight gradient")

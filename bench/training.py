@@ -16,17 +16,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import records as files
-from bench.contender import Case
-from bench.gate import Reference
-from bench.jobs import Budget, Job, run_jobs, say_no_row
-from bench.measure import baseline, line, measure, prepare, rows, topology_times
-from bench.networks import NETWORKS, TINY, Network, network_of
-from bench.records import Records
-from bench.saving import savings
-from bench.timing import STEP
-from sparse_engine.blocks import parse_block
+from bench.report import records as files
+from bench.report.records import Records
+from bench.report.tables import savings
+from bench.speed.correctness import Reference
+from bench.speed.jobs import Budget, Job, run_jobs, say_no_row
+from bench.speed.measure import baseline, line, measure, prepare, rows, topology_times
+from bench.speed.networks import NETWORKS, TINY, Network, network_of
+from bench.speed.timing import STEP
+from bench.speed.variant import Case
 from sparse_engine.errors import InputError
+from sparse_engine.layers.blocks import parse_block
 
 DENSE = ("dense", "dense captured", "dense compiled captured", "dense compiled")
 ON_GPU = (

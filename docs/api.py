@@ -8,14 +8,14 @@ import sparse_engine
 
 MODULES = (
     "sparse_engine",
-    "sparse_engine.attention",
-    "sparse_engine.ensemble",
+    "sparse_engine.layers.attention",
+    "sparse_engine.runs.ensemble",
     "sparse_engine.errors",
-    "sparse_engine.exported",
-    "sparse_engine.initialisation",
-    "sparse_engine.starts",
-    "sparse_engine.summary",
-    "sparse_engine.together",
+    "sparse_engine.runs.exported",
+    "sparse_engine.layers.initialisation",
+    "sparse_engine.sparsity.saliency",
+    "sparse_engine.layers.report",
+    "sparse_engine.models.grouped.members",
     "sparse_kernels",
 )
 

@@ -7,32 +7,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparse_engine.convert import dense_state_dict, densify, sparsify
-    from sparse_engine.dynamic import DynamicSparsity
-    from sparse_engine.ensemble import TicketEnsemble
-    from sparse_engine.fused_networks import fuse
-    from sparse_engine.grouping import group
-    from sparse_engine.modules import SparseConv2d, SparseLinear
-    from sparse_engine.plots import draw_blocks
-    from sparse_engine.rows import orders, to_rows
-    from sparse_engine.summary import report
+    from sparse_engine.evaluation.plots import draw_blocks
+    from sparse_engine.layers.modules import SparseConv2d, SparseLinear
+    from sparse_engine.layers.report import report
+    from sparse_engine.layers.rows import orders, to_rows
+    from sparse_engine.models.fused import fuse
+    from sparse_engine.models.grouped.group import group
+    from sparse_engine.runs.ensemble import TicketEnsemble
+    from sparse_engine.sparsity.dynamic import DynamicSparsity
+    from sparse_engine.sparsity.sparsify import dense_state_dict, densify, sparsify
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DynamicSparsity": "dynamic",
-    "SparseConv2d": "modules",
-    "SparseLinear": "modules",
-    "TicketEnsemble": "ensemble",
-    "dense_state_dict": "convert",
-    "densify": "convert",
-    "draw_blocks": "plots",
-    "fuse": "fused_networks",
-    "group": "grouping",
-    "orders": "rows",
-    "report": "summary",
-    "sparsify": "convert",
-    "to_rows": "rows",
+    "DynamicSparsity": "sparsity.dynamic",
+    "SparseConv2d": "layers.modules",
+    "SparseLinear": "layers.modules",
+    "TicketEnsemble": "runs.ensemble",
+    "dense_state_dict": "sparsity.sparsify",
+    "densify": "sparsity.sparsify",
+    "draw_blocks": "evaluation.plots",
+    "fuse": "models.fused",
+    "group": "models.grouped.group",
+    "orders": "layers.rows",
+    "report": "layers.report",
+    "sparsify": "sparsity.sparsify",
+    "to_rows": "layers.rows",
 }
 
 __all__ = [

@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_engine.checkpoint import save_json
-from sparse_engine.command_line import Parser, run_command
-from sparse_engine.config import Config
+from sparse_engine.config.config import Config
+from sparse_engine.config.flags import Parser, run_command
 from sparse_engine.data.catalog import npz_path
 from sparse_engine.errors import InputError, RunFailure
-from sparse_engine.evaluation_report import report_tables, total_costs
-from sparse_engine.recipes import resolve
-from sparse_engine.robustness.options import Options, add_flags, read_options
-from sparse_engine.run_folder import RunFolder
+from sparse_engine.evaluation.robustness.options import Options, add_flags, read_options
+from sparse_engine.evaluation.tables import report_tables, total_costs
+from sparse_engine.methods.resolve import resolve
+from sparse_engine.runs.files import save_json
+from sparse_engine.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser.parse_strictly(arguments)
     options = read_options(flags)
     result = evaluate(flags.runs, flags.data_dir, flags.device, options)
-    from sparse_engine.result import print_json  # late, like everything that needs torch
+    from sparse_engine.training.result import print_json  # late, like everything that needs torch
 
     print(report_tables(result))
     print_json(result)
@@ -71,8 +71,9 @@ def evaluate(
     here = {"data_dir": data_dir or saved[0].data_dir, "device": device, "backend": "auto"}
     configs = [resolve(replace(config, **here)) for config in saved]
     from sparse_engine.data.load import load_dataset
-    from sparse_engine.evaluation import calibration, ensemble_metrics
-    from sparse_engine.job import choose_device, member_probabilities
+    from sparse_engine.device import choose_device
+    from sparse_engine.evaluation.predict import calibration, ensemble_metrics
+    from sparse_engine.training.run import member_probabilities
 
     data = load_dataset(dataset, configs[0].data_dir)
     _check_training_data(folders, saved, data.info, configs[0].data_dir)
@@ -102,8 +103,8 @@ def _beyond_the_test_split(
     """Return what needs the tickets as models: assess, and densities for figures."""
     if not (options.severities or options.foreign or options.attacks or options.plots):
         return {}
-    from sparse_engine.robustness.assess import assess
-    from sparse_engine.robustness.members import layer_densities, load_models
+    from sparse_engine.evaluation.robustness.assess import assess
+    from sparse_engine.evaluation.robustness.pixel_model import layer_densities, load_models
 
     models = []
     for folder, config in zip(folders, configs):
@@ -165,7 +166,7 @@ def _write_files(result: dict[str, Any], options: Options) -> None:
         if options.out:
             save_json(result, options.out)
         if options.plots:
-            from sparse_engine.plots import draw_all
+            from sparse_engine.evaluation.plots import draw_all
 
             draw_all(result, options.plots)
     except (OSError, RunFailure) as error:

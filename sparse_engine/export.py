@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_engine.command_line import Parser, run_command
+from sparse_engine.config.flags import Parser, run_command
 from sparse_engine.errors import InputError
 
 if TYPE_CHECKING:
-    from sparse_engine.ticket_file import TicketFile
+    from sparse_engine.runs.tickets import TicketFile
 
 FORMATS = ("safetensors", "dense", "onnx", "torch-export")
 
@@ -42,7 +42,9 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--out '{flags.out}' is a folder; name a file")
     if flags.out.exists() and (flags.out.parent / "config.json").exists():
         raise InputError(f"--out '{flags.out}' is a file of a run; name another")
-    from sparse_engine.ticket_file import ticket_files  # late, like everything that needs torch
+    from sparse_engine.runs.tickets import (
+        ticket_files,  # late, like everything that needs torch
+    )
 
     ticket = _chosen(ticket_files(flags.run, flags.data_dir), flags)
     note = _export(ticket, flags)
@@ -63,7 +65,7 @@ def _export(ticket: TicketFile, flags: argparse.Namespace) -> str:
     """Write the file; return what else is to be said."""
     import torch
 
-    from sparse_engine import exported
+    from sparse_engine.runs import exported
 
     if flags.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' is not available on this machine; use --device cpu")

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sparse_engine.command_line import parse_flags, run_command
-from sparse_engine.config import MOVABLE, Config
-from sparse_engine.config_file import read_config_file
+from sparse_engine.config.config import MOVABLE, Config
+from sparse_engine.config.flags import parse_flags, run_command
+from sparse_engine.config.sparsity_settings import BUDGET
+from sparse_engine.config.values import read_config_file
 from sparse_engine.errors import InputError
-from sparse_engine.recipes import resolve
-from sparse_engine.run_folder import RunFolder
-from sparse_engine.sparsity_settings import BUDGET
+from sparse_engine.methods.resolve import resolve
+from sparse_engine.runs.run_folder import RunFolder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -34,13 +34,13 @@ def main(arguments: Sequence[str]) -> None:
     config = resolve(Config(**{**file, **flags}))
     # From here on torch is needed; its import takes longer than everything above.
     if config.dry_run:
-        from sparse_engine.dry_run import dry_run
+        from sparse_engine.training.dry_run import dry_run
 
         dry_run(config)
     else:
-        from sparse_engine import job
+        from sparse_engine.training import run
 
-        job.train(config)
+        run.train(config)
 
 
 def _resume(flags: dict[str, Any]) -> None:
@@ -57,15 +57,15 @@ def _resume(flags: dict[str, Any]) -> None:
             )
     finished = folder.result()
     if finished is not None:
-        from sparse_engine.result import print_json
+        from sparse_engine.training.result import print_json
 
         print(f"run '{folder.path}' is finished")
         print_json(finished)
         return
-    from sparse_engine import job
+    from sparse_engine.training import run
 
     moved = {k: v for k, v in given.items() if k in MOVABLE and k != "resume"}
-    job.train(resolve(replace(saved, **moved)), folder)
+    run.train(resolve(replace(saved, **moved)), folder)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 if not torch.cuda.is_available():
     # Triton reads this where a kernel is defined; everything else sees the user's environment.
     os.environ["TRITON_INTERPRET"] = "1"
-    import sparse_kernels.weight_grad_kernels  # noqa: F401 (and with it the gather kernels)
+    import sparse_kernels.triton.weight_grad_kernels  # noqa: F401 (and with it the gather kernels)
 
     del os.environ["TRITON_INTERPRET"]
 
@@ -106,9 +106,9 @@ def draw_with(monkeypatch):
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """Keep what is measured in a folder of the test's own, with `auto` as the backend."""
-    from sparse_kernels.backend import VARIABLE
-    from sparse_kernels.gemm_limit import kept_limits
-    from sparse_kernels.tile_cache import FOLDER
+    from sparse_kernels.dispatch.backend import VARIABLE
+    from sparse_kernels.dispatch.cost_model import kept_limits
+    from sparse_kernels.triton.tile_cache import FOLDER
 
     monkeypatch.setenv(FOLDER, str(tmp_path))
     monkeypatch.delenv(VARIABLE, raising=False)

@@ -3,7 +3,7 @@
 from sparse_kernels.functional import block_conv2d, block_linear
 from sparse_kernels.functional_fused import block_conv2d_fused, block_linear_fused
 from sparse_kernels.layout import BlockLayout
-from sparse_kernels.norm import Norm
+from sparse_kernels.operators.batch_norm import Norm
 
 __all__ = [
     "BlockLayout",

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_kernels.activation import by_library, order_of
-from sparse_kernels.backend import backend_of
-from sparse_kernels.convolution import conv2d, output_image
+from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.layout import BlockLayout
-from sparse_kernels.matmul import linear
-from sparse_kernels.probe import GradientProbe
+from sparse_kernels.memory_order import by_library, order_of
+from sparse_kernels.operators.convolution import conv2d, output_image
+from sparse_kernels.operators.dense_gradient import GradientProbe
+from sparse_kernels.operators.linear import linear
 
 Pair = int | Sequence[int]
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_kernels.backend import backend_of
-from sparse_kernels.convolution import output_image
+from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.functional import Pair, convolution_geometry, prepare
-from sparse_kernels.fused import Fused, composed, fused
 from sparse_kernels.layout import BlockLayout
-from sparse_kernels.norm import Norm
-from sparse_kernels.sums import TileSums
+from sparse_kernels.operators.batch_norm import Norm
+from sparse_kernels.operators.convolution import output_image
+from sparse_kernels.operators.fused_convolution import Fused, composed, fused
+from sparse_kernels.triton.sums import TileSums
 
 Geometry = tuple[Pair, Pair | str, Pair]
 

@@ -22,16 +22,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparse_kernels import reference
-from sparse_kernels.backend import forced_backend
-from sparse_kernels.convolution import conv2d, conv2d_input_grad, conv2d_weight_grad
-from sparse_kernels.launch import architecture, precision
+from sparse_kernels.dispatch.backend import forced_backend
 from sparse_kernels.layout import BlockLayout
-from sparse_kernels.library import NAMESPACE
-from sparse_kernels.tile_cache import cache_of
-from sparse_kernels.tile_choice import Launch, forced
-from sparse_kernels.tiles import SHARED_LIMIT, Tile
+from sparse_kernels.operators import reference
+from sparse_kernels.operators.convolution import conv2d, conv2d_input_grad, conv2d_weight_grad
+from sparse_kernels.registration import NAMESPACE
 from sparse_kernels.timing import once
+from sparse_kernels.triton.launch import architecture, precision
+from sparse_kernels.triton.tile_cache import cache_of
+from sparse_kernels.triton.tile_choice import Launch, forced
+from sparse_kernels.triton.tiles import SHARED_LIMIT, Tile
 
 Call = Callable[[], Any]
 REPETITIONS = 7

@@ -15,12 +15,7 @@ from sparse_engine.data.catalog import (
     is_known,
     npz_path,
 )
-from sparse_engine.data.readers import (
-    TORCHVISION_CLASSES,
-    read_digits,
-    read_npz,
-    read_torchvision,
-)
+from sparse_engine.data.readers import TORCHVISION_CLASSES, read_digits, read_npz, read_torchvision
 from sparse_engine.errors import InputError
 
 

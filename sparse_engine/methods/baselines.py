@@ -3,7 +3,7 @@
 They are dense, or with --sparsity of random blocks that stay. Imports no torch.
 """
 
-from sparse_engine.config import Config
+from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.models.catalog import stage_count
 

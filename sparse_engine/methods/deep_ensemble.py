@@ -4,11 +4,11 @@ Every member has its own seed, so its own start and data order. The learning rat
 network of a DST ensemble.
 """
 
-from sparse_engine.actions import Fresh, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.learning_rate import LearningRate
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Fresh, SaveTicket
 from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.phases import Phase, split_steps
+from sparse_engine.methods.learning_rate import LearningRate
+from sparse_engine.methods.phase import Phase, split_steps
 
 
 def run_count(config: Config) -> float:

@@ -3,11 +3,11 @@
 Every member has its own seed, so its own start, data order and topology.
 """
 
-from sparse_engine.actions import Fresh, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.learning_rate import LearningRate
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Fresh, SaveTicket
 from sparse_engine.methods.freetickets import schedule_for, ticket_stop, topology_rule
-from sparse_engine.phases import Phase, split_steps
+from sparse_engine.methods.learning_rate import LearningRate
+from sparse_engine.methods.phase import Phase, split_steps
 
 
 def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:

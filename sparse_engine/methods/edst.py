@@ -7,11 +7,11 @@ replaces the share q of all blocks.
 
 from dataclasses import replace
 
-from sparse_engine.actions import Escape, Fresh, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.learning_rate import LearningRate
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Escape, Fresh, SaveTicket
 from sparse_engine.methods.freetickets import schedule_for, ticket_stop, topology_rule
-from sparse_engine.phases import Phase, split_steps
+from sparse_engine.methods.learning_rate import LearningRate
+from sparse_engine.methods.phase import Phase, split_steps
 
 
 def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:

@@ -6,11 +6,11 @@ lowest there is a ticket; so the first cycle is half a cycle. These rates, for r
 and the share of the run are the released code's, whose cycles of 2 of 200 epochs are --members 20.
 """
 
-from sparse_engine.actions import Fresh, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.learning_rate import LearningRate, Linear, Part
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Fresh, SaveTicket
 from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.phases import Phase, split_steps
+from sparse_engine.methods.learning_rate import LearningRate, Linear, Part
+from sparse_engine.methods.phase import Phase, split_steps
 
 ORDINARY = 0.8
 HIGH, LOW = 0.5, 0.1

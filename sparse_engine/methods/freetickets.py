@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparse_engine.config import Config
-from sparse_engine.phases import TopologyRule, automatic_interval
+from sparse_engine.config.config import Config
+from sparse_engine.methods.phase import TopologyRule, automatic_interval
 
 Milestones = tuple[tuple[float, float], ...]
 

@@ -5,13 +5,13 @@ their values are those of the initialisation, or of an early step (KD rewinding)
 has the teacher's seed; and it is trained with the teacher's soft labels.
 """
 
-from sparse_engine.actions import Fresh, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.cuts import CutAsTeacher
-from sparse_engine.learning_rate import LearningRate, Part
-from sparse_engine.losses import Distillation
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Fresh, SaveTicket
 from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.phases import Phase, split_steps
+from sparse_engine.methods.learning_rate import LearningRate, Part
+from sparse_engine.methods.losses import Distillation
+from sparse_engine.methods.phase import Phase, split_steps
+from sparse_engine.methods.pruning_actions import CutAsTeacher
 
 
 def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:

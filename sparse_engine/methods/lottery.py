@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 
-from sparse_engine.actions import Action, Rewind, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.cuts import Prune
+from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
+from sparse_engine.methods.actions import Action, Rewind, SaveTicket
+from sparse_engine.methods.phase import Phase, split_steps
+from sparse_engine.methods.pruning_actions import Prune
 from sparse_engine.methods.rewinding import POINT, dense_run, regrouping
-from sparse_engine.phases import Phase, split_steps
 
 PRUNED_A_ROUND = 0.2
 

@@ -6,11 +6,11 @@ go back to those at 5 % of the run, and this ticket is trained M times with diff
 
 from __future__ import annotations
 
-from sparse_engine.actions import Keep, Restore, Rewind, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.cuts import Prune
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Keep, Restore, Rewind, SaveTicket
+from sparse_engine.methods.phase import Phase, split_steps
+from sparse_engine.methods.pruning_actions import Prune
 from sparse_engine.methods.rewinding import POINT, dense_run, regrouping
-from sparse_engine.phases import Phase, split_steps
 
 TICKET = "ticket"
 # As in the gradual pruning of Gale et al. 2019 that RigL compares with, the end is undisturbed.

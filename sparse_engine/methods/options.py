@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sparse_engine.blocks import DENSE
-from sparse_engine.config import Config
+from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
+from sparse_engine.layers.blocks import DENSE
 from sparse_engine.methods.lottery import usual_rounds
 from sparse_engine.methods.sup_tickets import cycles_for
 from sparse_engine.models.catalog import stage_count

@@ -4,13 +4,13 @@ M dense networks of different seeds are trained, pruned once by magnitude and fi
 long again. The paper does not say with which learning rate: here it is that of a refinement.
 """
 
-from sparse_engine.actions import Fresh, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.cuts import Prune
-from sparse_engine.learning_rate import LearningRate
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Fresh, SaveTicket
 from sparse_engine.methods.freetickets import schedule_for
+from sparse_engine.methods.learning_rate import LearningRate
+from sparse_engine.methods.phase import Phase, split_steps
+from sparse_engine.methods.pruning_actions import Prune
 from sparse_engine.methods.rewinding import regrouping
-from sparse_engine.phases import Phase, split_steps
 
 
 def run_count(config: Config) -> float:

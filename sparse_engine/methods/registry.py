@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sparse_engine.config import Config
+from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.methods import (
     deep_ensemble,
@@ -20,7 +20,7 @@ from sparse_engine.methods import (
     sup_tickets,
 )
 from sparse_engine.methods.baselines import SEVERAL_MEMBERS
-from sparse_engine.phases import Phase
+from sparse_engine.methods.phase import Phase
 
 METHODS: dict[str, Callable[[Config, int, float], list[Phase]]] = {
     "dense": single.phases,

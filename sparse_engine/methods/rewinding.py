@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparse_engine.actions import Action, Fresh, Keep
-from sparse_engine.config import Config
-from sparse_engine.cuts import Regroup
-from sparse_engine.learning_rate import LearningRate, Part
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Action, Fresh, Keep
 from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.phases import Phase
+from sparse_engine.methods.learning_rate import LearningRate, Part
+from sparse_engine.methods.phase import Phase
+from sparse_engine.methods.pruning_actions import Regroup
 
 POINT = "rewind point"
 

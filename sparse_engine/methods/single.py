@@ -5,11 +5,11 @@ drop rate .3 with a cosine, every 100 of 97,656 steps, none in the last quarter;
 the same. SNFS (Dettmers 2019) replaces .5 every epoch, GraNet (Liu 2021) .5 every 1000 steps.
 """
 
-from sparse_engine.actions import Fresh, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.learning_rate import LearningRate
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Fresh, SaveTicket
 from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.phases import Phase, TopologyRule, automatic_interval
+from sparse_engine.methods.learning_rate import LearningRate
+from sparse_engine.methods.phase import Phase, TopologyRule, automatic_interval
 
 # Steps between updates as a share of the run, and the first drop rate, by rule.
 UPDATES = {

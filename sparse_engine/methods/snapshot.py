@@ -5,10 +5,10 @@ for the next (equation 2); each cycle's end is a ticket. All cycles together are
 no warm-up, as in the paper.
 """
 
-from sparse_engine.actions import Fresh, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.learning_rate import Cosine
-from sparse_engine.phases import Phase, split_steps
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.learning_rate import Cosine
+from sparse_engine.methods.phase import Phase, split_steps
 
 
 def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:

@@ -10,16 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparse_engine.actions import Average, Escape, Fresh, SaveTicket
-from sparse_engine.config import Config
-from sparse_engine.learning_rate import LearningRate, Linear
-from sparse_engine.methods.freetickets import (
-    Milestones,
-    schedule_for,
-    ticket_stop,
-    topology_rule,
-)
-from sparse_engine.phases import Phase, split_steps
+from sparse_engine.config.config import Config
+from sparse_engine.methods.actions import Average, Escape, Fresh, SaveTicket
+from sparse_engine.methods.freetickets import Milestones, schedule_for, ticket_stop, topology_rule
+from sparse_engine.methods.learning_rate import LearningRate, Linear
+from sparse_engine.methods.phase import Phase, split_steps
 
 AVERAGE = "average"
 

@@ -1,1 +1,1 @@
-"""Networks by name."""
+"""Networks by name, networks of several members, and what their layers compute."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparse_engine.config import Config
+from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
 from sparse_engine.models.members import MemberNetwork

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from sparse_engine.config import Config
+from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.models.members import log_mean_probability
 from sparse_engine.models.plain import plain_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.config import Config
+from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.models.build import build_model
 from sparse_engine.models.catalog import parse_name

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sparse_engine.config import Config
+from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.models.build import build_model
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sparse_engine.errors import InputError, nearest
-from sparse_engine.replacement import separate_projections
+from sparse_engine.layers.surgery import separate_projections
 
 
 class RepeatedChannel(nn.Module):

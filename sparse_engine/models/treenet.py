@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.config import Config
+from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.models.members import MemberNetwork
 from sparse_engine.models.plain import plain_model

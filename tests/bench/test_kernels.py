@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from bench import kernels, peers, problems
-from bench.records import Records
+from bench import kernels
+from bench.report.records import Records
+from bench.speed import peers, problems
 
 
 def run(monkeypatch, folder, *flags: str) -> list[dict[str, str]]:

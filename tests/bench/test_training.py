@@ -6,15 +6,16 @@ import sys
 import pytest
 import torch
 
-from bench import ensemble, prediction, training
-from bench.contender import Case, Contender
-from bench.gate import WrongResult
-from bench.layer_check import check_layers
-from bench.networks import NETWORKS, TINY, network_of
-from bench.records import COLUMNS
-from bench.steps import Step
+from bench import ensemble, training
+from bench.report.records import COLUMNS
+from bench.speed import prediction
+from bench.speed.correctness import WrongResult
+from bench.speed.layer_check import check_layers
+from bench.speed.networks import NETWORKS, TINY, network_of
+from bench.speed.steps import Step
+from bench.speed.variant import Case, Contender
 from sparse_engine.errors import InputError
-from sparse_engine.modules import SparseConv2d
+from sparse_engine.layers.modules import SparseConv2d
 
 PHASES = {"step", "forward", "backward", "optimizer"}
 

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparse_engine import train
-from sparse_engine.checkpoint import load_file
 from sparse_engine.errors import Stopped
-from sparse_engine.trainer import Trainer
+from sparse_engine.runs.files import load_file
+from sparse_engine.training.trainer import Trainer
 
 CASES = [100, pytest.param(10_000, marks=pytest.mark.slow)]
 OPTIONS = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparse_engine import evaluate, train
-from sparse_engine.config import FIELDS
+from sparse_engine.config.config import FIELDS
+from sparse_engine.evaluation.robustness import assess
 from sparse_engine.methods.registry import METHODS
-from sparse_engine.robustness import assess
 
 CASES = [300, pytest.param(10_000, marks=pytest.mark.slow)]
 OPTIONS = {

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from test_layout import expected_pass, found_pass, place
+from layout_lists import expected_pass, found_pass, place
 
 from sparse_engine import SparseConv2d, SparseLinear
 from sparse_kernels import BlockLayout

@@ -2,11 +2,11 @@
 
 from types import SimpleNamespace
 
-from sparse_engine.config import Config
-from sparse_engine.member_states import copy_of
-from sparse_engine.pruning import strongest_layouts
-from sparse_engine.recut import replace_modules
-from sparse_engine.state_dict import load_state
+from sparse_engine.config.config import Config
+from sparse_engine.layers.state_dict import load_state
+from sparse_engine.layers.surgery import replace_modules
+from sparse_engine.sparsity.pruning import strongest_layouts
+from sparse_engine.training.member_states import copy_of
 
 
 class FakeRun:

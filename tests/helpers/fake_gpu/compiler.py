@@ -75,7 +75,7 @@ class Compiler:
         """Return what is wrong with a kernel, in words; nothing if it can be launched."""
         if found.stack:
             return f"{found.name} spills {found.stack} bytes"
-        from sparse_kernels.tiles import SHARED_LIMIT
+        from sparse_kernels.triton.tiles import SHARED_LIMIT
 
         limit = SHARED_LIMIT[self.arch]
         if found.shared > limit:
@@ -89,7 +89,7 @@ def compile_source(arch: int, source: Source) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from bench.cubin import resources
+    from bench.dev.cubin import resources
 
     began = time.monotonic()
     kernel = getattr(importlib.import_module(source.module), source.name)

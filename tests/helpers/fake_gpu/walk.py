@@ -22,7 +22,7 @@ PROCESSES = 2  # that compile
 class Walk:
     """What is walked.
 
-    network: of bench.networks, another of the trainer's, or "vit-b-16".
+    network: of bench.speed.networks, another of the trainer's, or "vit-b-16".
     setup: "plain", "rows", "fused", or "grouped" (two members as one network, in rows).
     dtype: "bf16" or "fp16" (autocast), "tf32" or "fp32".
     backend: "auto" or "triton".
@@ -68,8 +68,8 @@ def take(walk: Walk, gpu: Any) -> Found:
     """Take a walk on a fake_gpu.FakeGpu of its generation."""
     import torch
 
-    from sparse_engine.layer import SparseLayer
-    from sparse_engine.topology import Topology
+    from sparse_engine.layers.base import SparseLayer
+    from sparse_engine.sparsity.topology import Topology
 
     os.environ["SPARSE_ENGINE_BACKEND"] = walk.backend
     torch.backends.cudnn.conv.fp32_precision = "tf32" if walk.dtype == "tf32" else "ieee"
@@ -104,11 +104,11 @@ def _made(walk: Walk) -> tuple[Any, Callable[..., Any] | None, Any, Any]:
     """Return the model, what makes its topology, and a batch."""
     import torch
 
-    from bench.contender import Case
-    from bench.networks import NETWORKS, Network, network_of
+    from bench.speed.networks import NETWORKS, Network, network_of
+    from bench.speed.variant import Case
     from sparse_engine import fuse, to_rows
-    from sparse_engine.group_topology import GroupTopology
-    from sparse_engine.together import Together
+    from sparse_engine.models.grouped.members import Together
+    from sparse_engine.training.group_topology import GroupTopology
 
     if walk.network == "vit-b-16":
         network = Network("torchvision/vit_b_16", (3, 224, 224), walk.batch, walk.batch)
@@ -180,8 +180,8 @@ def _lists(model: Any) -> dict[str, tuple[int, ...]]:
 
 def _reason(layer: Any, walk: Walk) -> str:
     """Return why `auto` did not take our kernels for a layer."""
-    from sparse_kernels.backend import KERNEL_BLOCKS
-    from sparse_kernels.break_even import break_even_density
+    from sparse_kernels.dispatch.backend import KERNEL_BLOCKS
+    from sparse_kernels.dispatch.cost_model import break_even_density
 
     if not all(size in KERNEL_BLOCKS for size in layer.block):
         return f"block {layer.block} has no kernel"

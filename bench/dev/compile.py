@@ -1,0 +1,305 @@
+"""Compile every configuration of the tile table for every GPU generation, without a GPU.
+
+    python -m bench.dev.compile                   all of them, as a table; exit code 1 if one is bad
+    python -m bench.dev.compile --sample 12        every n-th, so that about 12 are left
+    python -m bench.dev.compile --write docs/kernels.md
+
+Read off the compiled code: registers, stack and spills, shared memory, tensor-core and TMA
+instructions. A configuration is bad if it spills or uses a stack, needs more shared memory than
+the chip has, or lacks tensor cores where there are some (wgmma on sm_90 for tiles of 64 rows).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sparse_kernels
+from bench.dev.cubin import disassembled, resources
+from sparse_kernels.operators import batch_norm
+from sparse_kernels.triton import sums
+from sparse_kernels.triton.tiles import (
+    SHARED_LIMIT,
+    Tile,
+    gather_tile,
+    power_of_two,
+    weight_grad_tile,
+)
+
+SIZES = (16, 32, 64, 128)
+PASSES = ("forward", "input gradient", "weight gradient")
+TYPES = {"bf16": ("bf16", 2, "ieee"), "tf32": ("fp32", 4, "tf32"), "fp32": ("fp32", 4, "ieee")}
+GEOMETRY = (1,) * 6
+# With all fusions at once, which needs the most registers; alone they need no more.
+FUSED_BLOCKS = ((32, 32), (64, 64), (128, 128))
+COUNTED = {
+    "wgmma": r"HGMMA",
+    "tcgen05": r"UTC\w*MMA",
+    "mma": r"\bHMMA",
+    "tma": r"UTMALDG",
+    "spills": r"\bSTL",
+}
+IMAGES = (
+    *("src", "values", "bias", "dst", "x", "dy", "residual"),
+    *("grad", "out", "other", "dx", "dresidual"),
+)
+VECTORS = (
+    *("partial", "scale", "shift", "sums", "mean", "variance"),
+    *("weight", "dweight", "dbias", "vectors", "running_mean", "running_variance"),
+    *("gradient", "tiles", "totals"),
+)
+# Channel counts and strides that are multiples of 16, as launches see them.
+STRIDES = r"N|C|C_\w+|ELEMENTS|VECTOR|\w+_[nhw]"
+SOURCES = (
+    "batch_norm_kernels.py",
+    "fusion_kernels.py",
+    "gather_kernels.py",
+    "sums_kernels.py",
+    "tiles.py",
+    "weight_grad_kernels.py",
+)
+# With all that they can do at once, but for what is None.
+IMAGE = {"BM": batch_norm.BM, "BC": batch_norm.BC}
+NORM_PASSES = {
+    "tile_sums": IMAGE,
+    "tile_gradients": {**IMAGE, "RELU": True},
+    "affine": {"BC": batch_norm.BC},
+    "normalised": {**IMAGE, "RELU": True},
+    "normalised_grad": {**IMAGE, "RELU": True, "BATCH": True, "SCALED": False},
+    "joined": {"SUMS": sums.JOINED_TILES, "BC": sums.JOINED_CHANNELS},
+    "added": {"LONG": sums.LONG, "SHORT": sums.SHORT},
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One kernel as it is compiled: for which GPU, pass, variant, type, block (BO, BC), fusions."""
+
+    arch: int
+    kernel: str
+    rows: bool
+    dtype: str
+    block: tuple[int, int]
+    fused: bool = False
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a configuration."""
+
+    configuration: Configuration
+    tile: Any
+    registers: int
+    stack: int
+    shared: int
+    instructions: dict[str, int]
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with it, in words."""
+        c, found = self.configuration, []
+        if self.stack or self.instructions["spills"]:
+            found.append(f"stack {self.stack}, {self.instructions['spills']} spills")
+        if self.shared > SHARED_LIMIT[c.arch]:
+            found.append(f"shared memory {self.shared} above {SHARED_LIMIT[c.arch]}")
+        tensor_cores = sum(self.instructions[k] for k in ("wgmma", "tcgen05", "mma"))
+        multiplies = c.kernel in PASSES
+        if multiplies and c.dtype != "fp32" and not tensor_cores:
+            found.append("no tensor-core instruction")
+        wide = (c.block[1] if c.kernel == "weight gradient" else self.tile.bm) >= 64
+        if (
+            multiplies
+            and c.arch == 90
+            and c.dtype == "bf16"
+            and wide
+            and not self.instructions["wgmma"]
+        ):
+            found.append("no wgmma")
+        if c.rows and not self.instructions["tma"]:
+            found.append("no TMA")
+        return found
+
+
+def configurations() -> Iterator[Configuration]:
+    """Yield every configuration that a launcher can choose."""
+    blocks = list(itertools.product(SIZES, SIZES))
+    for arch, kernel, rows, dtype, block in itertools.product(
+        SHARED_LIMIT, PASSES, (False, True), TYPES, blocks
+    ):
+        if not rows or (arch >= 90 and dtype != "fp32"):
+            yield Configuration(arch, kernel, rows, dtype, block)
+            if block in FUSED_BLOCKS:
+                yield Configuration(arch, kernel, rows, dtype, block, fused=True)
+    for arch, kernel, dtype in itertools.product(SHARED_LIMIT, NORM_PASSES, ("bf16", "fp32")):
+        yield Configuration(arch, kernel, False, dtype, (batch_norm.BC, batch_norm.BC))
+
+
+def compile_one(configuration: Configuration) -> Compiled:
+    """Compile a configuration and read the result."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, constants, descriptors, tile = _arguments(configuration)
+    names = kernel.arg_names
+    element = TYPES[configuration.dtype][0]
+    kinds = {n: _kind(n, constants, descriptors, element) for n in names}
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(names)
+        if kinds[n].startswith("*") or (kinds[n] == "i32" and re.fullmatch(STRIDES, n))
+    }
+    source = ASTSource(
+        kernel,
+        signature=kinds,
+        constexprs={(names.index(n),): v for n, v in constants.items()},
+        attrs=attributes,
+    )
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    target = GPUTarget("cuda", configuration.arch, 32)
+    compiled = triton.compile(source, target=target, options=options)
+    registers, stack = resources(compiled.asm["cubin"])
+    code = disassembled(compiled.asm["cubin"])
+    counts = {name: len(re.findall(pattern, code)) for name, pattern in COUNTED.items()}
+    return Compiled(configuration, tile, registers, stack, compiled.metadata.shared, counts)
+
+
+def source_hash() -> str:
+    """Return a hash of the kernels and the tile table, to see that a written table is current."""
+    folder = Path(sparse_kernels.__file__).parent / "triton"
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[int]], Any]:
+    from sparse_kernels.triton import (
+        batch_norm_kernels,
+        gather_kernels,
+        sums_kernels,
+        weight_grad_kernels,
+    )
+
+    if c.kernel in NORM_PASSES:
+        constants = NORM_PASSES[c.kernel]
+        module = sums_kernels if hasattr(sums_kernels, c.kernel) else batch_norm_kernels
+        tile = (
+            Tile(batch_norm.BM, 0, batch_norm.WARPS, 1) if "BM" in constants else Tile(0, 0, 4, 1)
+        )
+        return getattr(module, c.kernel), constants, {}, tile
+    (bo, bc), (_, itemsize, precision) = c.block, TYPES[c.dtype]
+    exact = c.dtype == "fp32"
+    input_kind = "affine_relu" if c.fused else "plain"
+    common = {"GEOMETRY": GEOMETRY, "INPUT": input_kind, "PRECISION": precision}
+    if not c.fused:
+        common |= {"scale": None, "shift": None}
+    if c.kernel == "weight gradient":
+        tile = weight_grad_tile(c.arch, itemsize, exact, bc, bo, c.fused, c.rows)
+        constants = {**common, "BM": tile.bm, "BC": bc, "BO": bo}
+        if c.rows:
+            boxes = {"x": [tile.bm, bc], "dy": [tile.bm, bo]}
+            return weight_grad_kernels.weight_grad_rows, constants, boxes, tile
+        constants |= {"IMAGES_LAST": False, "RAGGED": False, "TILE_C": bc, "TILE_O": bo}
+        return weight_grad_kernels.weight_grad_pointers, constants, {}, tile
+    transposed = c.kernel == "input gradient"
+    reduce, written = (bo, bc) if transposed else (bc, bo)
+    tile = gather_tile(c.arch, itemsize, exact, reduce, written, c.fused, c.rows)
+    constants = {
+        **common,
+        "TRANSPOSED": transposed,
+        "RELU": c.fused and not transposed,
+        "BM": tile.bm,
+        "BK": tile.bk,
+        "BLOCK_RED": reduce,
+        "BLOCK_DST": written,
+        **_unused(c),
+    }
+    if c.rows:
+        weights = [written, tile.bk] if transposed else [tile.bk, written]
+        boxes = {"src": [tile.bm, tile.bk], "values": weights, "dst": [tile.bm, written]}
+        boxes["x"] = boxes["residual"] = boxes["dst"]
+        return gather_kernels.gather_rows, constants, boxes, tile
+    constants |= {"IMAGES_LAST": False, "RAGGED": False, "TILE_DST": power_of_two(written)}
+    return gather_kernels.gather_pointers, constants, {}, tile
+
+
+def _unused(c: Configuration) -> dict[str, None]:
+    """Return the tensors that a gather pass is not given."""
+    transposed = c.kernel == "input gradient"
+    names = ["bias"] if transposed else []
+    names += [] if transposed and c.fused else ["x"]
+    return dict.fromkeys(names if c.fused else [*names, "residual", "partial"])
+
+
+def _kind(
+    name: str, constants: dict[str, Any], descriptors: dict[str, list[int]], element: str
+) -> str:
+    if name in constants:
+        return "constexpr"
+    if name in descriptors:
+        return f"tensordesc<{element}[{','.join(map(str, descriptors[name]))}]>"
+    if name in IMAGES:
+        return f"*{element}"
+    if name in VECTORS:
+        return "*fp32"
+    if name in ("eps", "momentum"):
+        return "fp32"
+    if name == "batches":
+        return "*i64"
+    lists = ("start", "slot", "reduce", "tap_h", "tap_w", "out_block", "in_block")
+    return "*i32" if name in lists else "i32"
+
+
+def _row(found: Compiled) -> str:
+    c, tile = found.configuration, found.tile
+    counts = " ".join(f"{k} {v}" for k, v in found.instructions.items() if v)
+    variant = ("rows" if c.rows else "pointers") + (", fused" if c.fused else "")
+    return (
+        f"| sm_{c.arch} | {c.kernel} | {variant} | {c.dtype} | {c.block[0]}x{c.block[1]} | "
+        f"{tile.bm} | {tile.bk or '-'} | {tile.warps} | {tile.stages} | {found.registers} | "
+        f"{found.shared} | {counts} |"
+    )
+
+
+HEADER = (
+    "| GPU | pass | variant | type | block BOxBC | BM | BK | warps | stages | registers "
+    "| shared bytes | instructions |\n" + "|---" * 12 + "|"
+)
+
+
+def main() -> int:
+    """Compile, print, optionally write; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sample", type=int, help="compile about so many, evenly spread")
+    parser.add_argument("--write", type=Path, help="Markdown file whose table is replaced")
+    options = parser.parse_args()
+    wanted = list(configurations())
+    if options.sample:
+        wanted = wanted[:: max(1, len(wanted) // options.sample)]
+    with ProcessPoolExecutor() as pool:
+        found = list(pool.map(compile_one, wanted, chunksize=4))
+    bad = [(c.configuration, c.problems()) for c in found if c.problems()]
+    rows = [_row(c) for c in found]
+    if options.write and not bad:
+        text = options.write.read_text(encoding="utf-8")
+        head = text[: text.index("<!-- table")]
+        table = "\n".join([f"<!-- table {source_hash()} -->", "", HEADER, *rows, ""])
+        options.write.write_text(head + table, encoding="utf-8")
+    elif not options.write:
+        print("\n".join([HEADER, *rows]))
+    for configuration, problems in bad:
+        print(f"{configuration}: {'; '.join(problems)}", file=sys.stderr)
+    print(f"{len(found)} compiled, {len(bad)} bad")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

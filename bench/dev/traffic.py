@@ -1,0 +1,136 @@
+"""Count the bytes that a training step moves, operator by operator, without a GPU or any data.
+
+    python -m bench.dev.traffic                                       WRN-28-10, batch 128: a table
+    python -m bench.dev.traffic --model resnet50 --image 224 --operators
+
+Every operator reads its inputs and writes its results once; a library's batch norm in training
+reads its images twice, and a convolution's backward its gradient twice. Views cost nothing. What a
+convolution reads again through L2, and all that fits into it, is not seen: a lower bound in units
+of the largest images, not a time. Forward and backward of a step, without the optimizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sparse_engine import fuse, sparsify, to_rows
+from sparse_engine.models.build import build_model
+from sparse_kernels.dispatch.backend import VARIABLE
+
+# Operators that read some inputs twice: which ones, by position.
+READ_TWICE = {
+    "native_batch_norm": (0,),
+    "cudnn_batch_norm": (0,),
+    "native_batch_norm_backward": (0, 1),
+    "cudnn_batch_norm_backward": (0, 1),
+    "convolution_backward": (0,),
+}
+FREE = ("empty", "new_empty", "_unsafe_view")
+MULTIPLY = ("conv", "mm", "linear")
+
+
+class Traffic(TorchDispatchMode):
+    """Adds up bytes and calls by operator while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        name = function.overloadpacket.__name__
+        nothing = function.is_view or function.namespace == "prim" or name.startswith(FREE)
+        if not nothing:
+            moved = tree_leaves((args, kwargs, read_twice(name, args), out))
+            self.bytes[name] += sum(map(size, moved))
+            self.calls[name] += 1
+        return out
+
+    def total(self, kind: str = "") -> int:
+        """Return the bytes of the operators that "multiply", of the "others", or of all."""
+        kinds = {n: "multiply" if any(m in n for m in MULTIPLY) else "others" for n in self.bytes}
+        return sum(b for name, b in self.bytes.items() if not kind or kinds[name] == kind)
+
+
+def read_twice(name: str, args: Any) -> list[Any]:
+    """Return which arguments of an operator are read twice."""
+    if name != "conv2d_fused_backward":
+        return [args[i] for i in READ_TWICE.get(name, ())]
+    # The input gradient reads the layer's input, as the weight gradient does, only behind a norm.
+    grad, x, scale = args[0], args[1], args[8]
+    both = all(args[-3:-1])
+    return [grad] * both + [x] * (both and scale is not None)
+
+
+def size(x: Any) -> int:
+    """Return the bytes of a tensor, which what was expanded has not; 0 of anything else."""
+    if not isinstance(x, Tensor):
+        return 0
+    distinct = [n for n, stride in zip(x.shape, x.stride()) if stride]
+    return torch.Size(distinct).numel() * x.element_size()
+
+
+def count_step(model: nn.Module, images: tuple[int, ...], dtype: torch.dtype) -> Traffic:
+    """Return what forward and backward of a batch of images [N, C, H, W] move under autocast."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(images).to(memory_format=torch.channels_last)
+        with Traffic() as traffic, torch.autocast("cpu", dtype=dtype):
+            torch.autograd.grad(model(x).float().sum(), parameters)
+    return traffic
+
+
+def variants(sparsity: float, block: int) -> dict[str, Callable[[nn.Module], nn.Module]]:
+    """Return what is done to a dense network, by name."""
+
+    def sparse(model: nn.Module) -> nn.Module:
+        sparsify(model, sparsity, "uniform", (block, block))
+        return to_rows(model)
+
+    return {
+        "dense, eager": lambda model: model.to(memory_format=torch.channels_last),
+        "sparse": sparse,
+        "sparse, fused": lambda model: fuse(sparse(model)),
+    }
+
+
+def main() -> int:
+    """Print the table; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="wrn28-10")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--image", type=int, default=32)
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--block", type=int, default=32)
+    parser.add_argument("--operators", action="store_true", help="a row for each operator too")
+    options = parser.parse_args()
+    # What the kernels would do: fake tensors need neither a GPU nor the interpreter itself.
+    os.environ |= {VARIABLE: "triton", "TRITON_INTERPRET": "1"}
+    images = (options.batch, 3, options.image, options.image)
+    print("| network | GB | convolutions, linear | the rest | operators |\n|---|---|---|---|---|")
+    for name, change in variants(options.sparsity, options.block).items():
+        sizes = {"height": options.image, "width": options.image}
+        model = change(build_model(options.model, classes=10, channels=3, **sizes))
+        found = count_step(model, images, torch.bfloat16)
+        totals = [f"{found.total(kind) / 1e9:.3g}" for kind in ("", "multiply", "others")]
+        print(f"| {name} | {' | '.join(totals)} | {sum(found.calls.values())} |")
+        for operator, moved in found.bytes.most_common() if options.operators else ():
+            print(f"| - {operator} | {moved / 1e9:.2f} | | | {found.calls[operator]} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

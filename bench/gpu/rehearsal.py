@@ -1,0 +1,197 @@
+"""The whole plan of bench.gpu on a machine without a GPU: what would be compiled and launched.
+
+    python -m bench.gpu --rehearse                  for sm_90
+    python -m bench.gpu --rehearse sm_120 --tiny    another target, a few jobs
+
+Nothing is computed or measured: tensors of a CUDA device that is not there have shapes only, every
+kernel that a job launches is compiled for the target, and streams, events, graphs and memory are
+stand-ins (tests/helpers/fake_gpu). torch.compile runs a network as it is, what other libraries
+bring along is left out, and of the GPU's tests it is only seen that they can be collected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.driver import facts, gpu_name
+from bench.report.records import REHEARSAL, now, read_all
+from bench.speed.journal import Journal
+from sparse_engine.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests" / "helpers"
+TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
+BUDGET = 3600.0  # seconds; a rehearsal leaves nothing out
+JOB_SECONDS = 30.0  # that a job may take; a quarter of what it is stopped after
+NOTES = "rehearsal.jsonl"  # a line a job
+PLANNED = re.compile(r"^job \d+ of (\d+): ", re.M)
+NO_ROW = re.compile(r"^(?:no row: (.*)|the worker ended with code .* in job (\d+);.*)$", re.M)
+FAULTS = ("compile", "capture", "memory", "kill", "hang")
+
+
+def rehearse(options: argparse.Namespace, supervise: Callable[..., int], command: list[str]) -> int:
+    """Go through the plan and print what came of it as JSON; return the exit code.
+
+    Args:
+        options: of the command line; without --out everything goes to a temporary folder.
+        supervise: bench.gpu's.
+        command: of a worker, without its folder.
+
+    Raises:
+        InputError: an unknown target, no Triton, or a checkout without tests/.
+    """
+    _check(options.rehearse)
+    if name := gpu_name():
+        print(
+            f"there is a GPU here ({name}); this compiles for {options.rehearse} only", flush=True
+        )
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.out or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        run = now()
+        journal = Journal.begun(folder, facts(REHEARSAL, f"{options.rehearse} {run}"), run)
+        path = folder / "bench-gpu.log"
+        with path.open("w", encoding="utf-8") as log:
+            code = supervise([*command, "--out", str(folder)], BUDGET, log, journal)
+        found = _summary(folder, path.read_text(encoding="utf-8"), run)
+    if code and not found["failed"]:
+        found |= {"failed": 1, "failures": [f"the worker ended with code {code}"]}
+    print(json.dumps({"target": options.rehearse, **found, "seconds": _since(began)}), flush=True)
+    return int(bool(found["failed"]))
+
+
+def begin(options: argparse.Namespace) -> Rehearsal:
+    """Make this process, a worker, one with a GPU that is not there; before torch is used."""
+    sys.path.insert(0, str(HELPERS))
+    import fake_gpu
+
+    # Compilers are other processes, a core each.
+    gpu = fake_gpu.install(int(options.rehearse.removeprefix("sm_")), os.cpu_count() or 1)
+    import torch
+
+    from bench import kernels
+    from bench.gpu import gpu_tests, plan
+    from bench.report import records
+    from bench.speed import energy, measure
+
+    torch.compile = lambda model=None, **_: model if model is not None else lambda given: given
+    energy.joules = lambda: None
+    kernels.peers = lambda _: []
+    measure.ROUNDS = (1, 1)
+    records.device_name = lambda _: REHEARSAL
+    plan.run_tests = lambda: gpu_tests.run_tests(collect=True)
+    return Rehearsal(gpu, options.out / NOTES, options.fault, options.tiny)
+
+
+class Rehearsal:
+    """What a worker does around each job: waits for the compilers, notes what they did."""
+
+    def __init__(self, gpu: Any, notes: Path, faults: Sequence[str], tiny: bool) -> None:
+        self.gpu, self.notes = gpu, notes
+        self.seconds = 1.0 if tiny else JOB_SECONDS
+        self.faults = {int(job): kind for kind, job in (fault.split(":") for fault in faults)}
+
+    def jobs(self, jobs: Sequence[Any]) -> list[Any]:
+        """Return the plan's jobs as they are rehearsed."""
+        return [
+            replace(job, seconds=self.seconds, run=lambda job=job, n=n: self._run(n, job))
+            for n, job in enumerate(jobs)
+        ]
+
+    def _run(self, number: int, job: Any) -> None:
+        restore = _arm(self.faults.get(number), self.gpu)
+        compiler = self.gpu.launches.compiler
+        before = set(compiler.compiled)
+        try:
+            with contextlib.redirect_stdout(_WithoutTimes()):
+                job.run()
+            self.gpu.launches.finish()
+        finally:
+            restore()
+            done = [found for key, found in compiler.compiled.items() if key not in before]
+            note = {"job": job.name, "kernels": len(done), "seconds": sum(c.seconds for c in done)}
+            with self.notes.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(note) + "\n")
+
+
+class _WithoutTimes(io.TextIOBase):
+    """Prints lines but those with milliseconds, for none were measured."""
+
+    def __init__(self) -> None:
+        self._out, self._begun = sys.stdout, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            if " ms" not in line:
+                print(line, file=self._out, flush=True)
+        return len(text)
+
+
+def _check(target: str) -> None:
+    if target not in TARGETS:
+        raise InputError(f"--rehearse knows no '{target}'; choose from {', '.join(TARGETS)}")
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "--rehearse compiles kernels and needs triton, which is not here"
+        ) from None
+    if not HELPERS.is_dir():
+        raise InputError(f"--rehearse needs the project's folder 'tests'; '{HELPERS}' is not there")
+
+
+def _summary(folder: Path, log: str, run: str) -> dict[str, Any]:
+    """Return what the workers have left, and which jobs failed."""
+    path = folder / NOTES
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    notes = [json.loads(line) for line in lines]
+    failures = [found[1] or f"job {found[2]} ended its worker" for found in NO_ROW.finditer(log)]
+    planned = PLANNED.search(log)
+    return {
+        "jobs": int(planned[1]) if planned else 0,
+        "rows_planned": sum(row["run"] == run for row in read_all(folder)),
+        "kernels_compiled": sum(note["kernels"] for note in notes),
+        "compile_seconds": round(sum(note["seconds"] for note in notes), 1),
+        "failed": len(failures),
+        "failures": failures,
+    }
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 1)
+
+
+def _arm(fault: str | None, gpu: Any) -> Callable[[], None]:
+    """Let something go wrong in the job that begins; return what puts it right again."""
+    import torch
+
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "hang":
+        time.sleep(BUDGET)
+    if fault is None:
+        return lambda: None
+    where, name = (torch.cuda, "graph") if fault == "capture" else (gpu.launches, "launch")
+    usual = getattr(where, name)
+    kind = torch.cuda.OutOfMemoryError if fault == "memory" else RuntimeError
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise kind(f"{fault} fails in a rehearsal")
+
+    setattr(where, name, failing)
+    return lambda: setattr(where, name, usual)

@@ -1,0 +1,214 @@
+"""The one CSV of all reports: its columns, where it lies, and what a figure is quoted with.
+
+Rows are facts and are only ever appended; speed-ups are worked out by who reads them. Times are of
+one `phase`; `dense_ms` is that of the best dense contender of the same run, `against` its name.
+Imports no torch, so that what only reads starts at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_engine.errors import InputError
+
+REPORTS = Path(__file__).parents[1] / "reports"
+REHEARSAL = "rehearsal"  # the device of rows that nothing was measured for
+# run: start, in UTC. subject: network or layer. label: "sparse" where 80 % of the sparse FLOPs or
+# more ran on triton or gemm. n: repetitions. ratio_p20, ratio_p80: of time / dense time, round by
+# round, where contenders took turns. flops_ratio: promised, of the dense FLOPs. tflops: useful ones
+# a second, dense_tflops: those the dense network would need. roofline: share of the GPU's bound.
+# peak_mb: tensors on the GPU. state_mb: parameters, gradients and optimizer state. energy_j: of one
+# repetition. kernel_share: of sparse FLOPs, on triton or gemm. error: the largest relative one of a
+# layer's results, or of an ensemble's; step_error: of a whole step's gradients.
+COLUMNS = (
+    "run", "report", "device", "driver", "threads", "torch", "triton", "commit", "dtype",
+    "subject", "batch", "contender", "label", "sparsity", "density", "distribution", "block",
+    "phase", "n", "p20_ms", "p50_ms", "p80_ms", "dense_ms", "against", "ratio_p20", "ratio_p80",
+    "flops_ratio", "tflops", "dense_tflops", "roofline", "peak_mb", "state_mb", "energy_j",
+    "kernel_share", "error", "step_error",
+)  # fmt: skip
+Row = dict[str, str]
+
+
+class Records:
+    """An append-only CSV of one folder, and the rows that this run has written to it."""
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        """Open a file, which is made with its folder if it is not there.
+
+        Args:
+            path: of the CSV.
+            facts: columns that all rows of this run share, `run` among them.
+
+        Raises:
+            InputError: the file has other columns.
+        """
+        self.path, self.facts = path, dict(facts)
+        self.rows: list[Row] = []
+        if path.exists() and path.stat().st_size:
+            self.rows = [row for row in read(path) if row["run"] == self.facts["run"]]
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(COLUMNS)
+
+    def add(self, **values: Any) -> Row:
+        """Append a row; columns not given stay empty, numbers get five digits."""
+        row = dict.fromkeys(COLUMNS, "")
+        for name, value in {**self.facts, **values}.items():
+            if name not in row:
+                raise KeyError(f"'{name}' is no column of the reports")
+            row[name] = text_of(value)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+        self.rows.append(row)
+        return row
+
+
+def append_row(path: Path, columns: Sequence[str], values: Mapping[str, Any]) -> Row:
+    """Append a row to a CSV, which is made with its folder if it is not there; return its cells.
+
+    Columns not given stay empty.
+    """
+    row = {name: text_of(values.get(name)) for name in columns}
+    fresh = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+    return row
+
+
+def best_dense(rows: Iterable[Row], subject: str, phase: str) -> dict[str, Any]:
+    """Return the columns dense_ms and against of a phase: the fastest dense contender's median.
+
+    Without any dense contender in these rows they are empty.
+    """
+    found = [
+        row for row in rows if is_dense(row) and row["subject"] == subject and row["phase"] == phase
+    ]
+    best = min(found, key=lambda row: float(row["p50_ms"]), default=None)
+    return {"dense_ms": float(best["p50_ms"]), "against": best["contender"]} if best else {}
+
+
+def is_dense(row: Row) -> bool:
+    """Return whether a row is of the dense network or layer itself, not of a masked one."""
+    return row["contender"].split()[0] == "dense"
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows of a CSV.
+
+    Raises:
+        InputError: its columns are not those of the reports.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise InputError(
+                f"'{path}' has other columns than these reports write; move it away or use another "
+                "--out"
+            )
+        return list(reader)
+
+
+def read_all(folder: Path) -> list[Row]:
+    """Return the rows of all CSVs of a folder, in the order of the files' names."""
+    return [row for path in sorted(folder.glob("*.csv")) for row in read(path)]
+
+
+def text_of(value: Any) -> str:
+    """Return a cell's text: five significant digits of a float, nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def file_name(device: str, report: str) -> str:
+    """Return the name of a report's CSV, such as cpu-training.csv."""
+    kind = "cpu" if device.startswith("CPU") else re.sub(r"[^a-z0-9]+", "-", device.lower())
+    return f"{kind.strip('-')}-{report}.csv"
+
+
+def now() -> str:
+    """Return the present in UTC, as the `run` column has it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def opened(
+    folder: Path, report: str, threads: int = 1, run: str | None = None
+) -> tuple[str, Records]:
+    """Return the device, made ready for measurements, and the CSV of a report on it.
+
+    Args:
+        folder: of the CSV.
+        report: part of its name.
+        threads: of a CPU.
+        run: of this run; the present moment unless given.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True
+    facts = {"run": run or now(), **environment(device)}
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    return device, Records(folder / file_name(facts["device"], report), facts)
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return what a figure must be quoted with, for a device "cuda" or "cpu"."""
+    import torch
+    import triton
+
+    gpu = device == "cuda"
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "device": device_name(device),
+        "driver": _output(*query).splitlines()[0] if gpu else "-",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": commit(),
+    }
+
+
+def device_name(device: str) -> str:
+    """Return what the reports call a device "cuda" or "cpu"; a rehearsal puts another here."""
+    if device == "cpu":
+        return f"CPU {_processor()}".strip()
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def commit() -> str:
+    """Return the commit of this code, or what the environment's COMMIT says."""
+    root = str(Path(__file__).parent)
+    return os.environ.get("COMMIT") or _output("git", "-C", root, "describe", "--always")
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _output(*command: str) -> str:
+    try:
+        found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        found = ""
+    return found or "-"

@@ -1,0 +1,1 @@
+"""What all speed benchmarks share: cases, steps, clocks and checks."""

@@ -1,0 +1,123 @@
+"""What arithmetic says the kernels can reach on a GPU: python -m bench.speed.roofline prints it.
+
+Three times bound a pass: its active FLOPs over the tensor cores' rate, the bytes that must cross
+device memory once, and the bytes that tiles of BM x BO read through L2. The predicted efficiency is
+the first over the largest: the share of the dense rate, per active FLOP. The rates of tensor cores
+and L2 are assumptions (about those seen on such chips), that of memory is the data sheet's; nothing
+here is a measurement. The table is of an H200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Rates(NamedTuple):
+    """What a GPU does in a second: bf16 FLOPs of a large dense product, bytes of memory, of L2."""
+
+    tensor: float
+    memory: float
+    l2: float
+
+
+H200 = Rates(790e12, 4.8e12, 5.5e12)
+# By the beginning of the device's name. An H100 PCIe or NVL has other rates, a GH200 too.
+RATES = {"NVIDIA H200": H200, "NVIDIA H100 80GB HBM3": H200._replace(memory=3.35e12)}
+BATCH, TAPS, BM, ELEMENT = 128, 9, 128, 2
+LAYERS = ((160, 32), (320, 16), (640, 8))
+BLOCKS = (32, 64, 128)
+DENSITIES = (0.2, 0.1)
+
+
+class Bound(NamedTuple):
+    """One pass of one layer: FLOPs, bytes of device memory and of L2, and the times they take."""
+
+    channels: int
+    size: int
+    block: int
+    density: float
+    passes: str
+    flops: float
+    memory: float
+    l2: float
+
+    @property
+    def microseconds(self) -> tuple[float, float, float]:
+        """Times that the tensor cores, device memory and L2 allow."""
+        return tuple(1e6 * t for t in least_times(self.flops, self.memory, self.l2))
+
+    @property
+    def efficiency(self) -> float:
+        """Predicted share of the dense rate, per active FLOP."""
+        return self.microseconds[0] / max(self.microseconds)
+
+
+def least_times(flops: float, memory: float, l2: float, rates: Rates = H200) -> tuple[float, ...]:
+    """Return the seconds that the tensor cores, device memory and L2 need at least."""
+    return flops / rates.tensor, memory / rates.memory, l2 / rates.l2
+
+
+def nearest_bound(flops: float, memory: float, l2: float, rates: Rates = H200) -> float:
+    """Return the largest of them; the share of the roofline is this over the time measured."""
+    return max(least_times(flops, memory, l2, rates))
+
+
+def rates_of(device: str) -> Rates | None:
+    """Return the rates of a device by its name, as in the reports; None where they are unknown."""
+    return next((rates for name, rates in RATES.items() if device.startswith(name)), None)
+
+
+def bounds() -> Iterator[Bound]:
+    """Yield the passes of WRN-28-10's 3x3 layers in bf16; forward and input gradient are alike."""
+    for channels, size in LAYERS:
+        for block in BLOCKS:
+            for density in DENSITIES:
+                blocks = density * TAPS * (-(-channels // block)) ** 2
+                positions = BATCH * size * size
+                facts = (channels, size, block, density)
+                for passes in ("forward, input gradient", "weight gradient"):
+                    work = traffic(passes, positions, 2 * channels, blocks, (block, block))
+                    yield Bound(*facts, passes, *work)
+
+
+def traffic(
+    passes: str, positions: int, channels: int, blocks: float, block: tuple[int, int]
+) -> tuple[float, float, float]:
+    """Return FLOPs, bytes of device memory and bytes through L2 of a pass in bf16.
+
+    Args:
+        passes: its name; all but "weight gradient" are like the forward.
+        positions: vectors of output channels.
+        channels: input and output channels together.
+        blocks, block: how many are active, and (BO, BC).
+    """
+    bo, bc = block
+    stored = blocks * bo * bc * ELEMENT
+    flops = 2 * positions * blocks * bo * bc
+    images = positions * channels * ELEMENT
+    rows = positions * blocks * bc * ELEMENT
+    if passes == "weight gradient":
+        return flops, images + 2 * stored, rows + positions * blocks * bo * ELEMENT
+    return flops, images + stored, rows + positions / BM * stored
+
+
+def table() -> str:
+    """Return the Markdown table."""
+    lines = [
+        "| layer | block | density | pass | GFLOP | MB | MB through L2 | µs tensor / memory / L2 "
+        "| predicted | measured |",
+        "|" + "---|" * 10,
+    ]
+    for b in bounds():
+        times = " / ".join(f"{t:.0f}" for t in b.microseconds)
+        lines.append(
+            f"| {b.channels} at {b.size}x{b.size} | {b.block} | {b.density} | {b.passes} | "
+            f"{b.flops / 1e9:.1f} | {b.memory / 1e6:.0f} | {b.l2 / 1e6:.0f} | {times} | "
+            f"{b.efficiency:.0%} | not measured |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,152 @@
+"""Whether the kernels are right on this device: seconds, before anything is timed.
+
+    python -m bench.speed.smoke                        on a GPU its kernels, on a CPU what that has
+    SPARSE_ENGINE_BACKEND=triton TRITON_INTERPRET=1 python -m bench.speed.smoke --tiny interpreted
+
+Plain passes are compared with the dense library, fused ones with their definition in fp32. The exit
+code is 1 if something is wrong, 2 if Triton cannot build what launches its kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from bench.speed.correctness import relative_error
+from bench.speed.fused_check import fused_errors
+from bench.speed.problems import Layer, dense_passes, make_problem, sparse_passes
+from bench.speed.toolchain import check_tools
+from sparse_engine.errors import InputError
+from sparse_kernels import Norm
+from sparse_kernels.dispatch.backend import VARIABLE, forced_backend
+from sparse_kernels.memory_order import in_order
+from sparse_kernels.operators.reference import gather_blocks
+
+
+class Check(NamedTuple):
+    """A layer with blocks, activations in an order, and whether it is fused with what is around."""
+
+    layer: Layer
+    block: tuple[int, int]
+    order: str = "rows"
+    fused: bool = False
+
+    def __str__(self) -> str:
+        fused = " fused" * self.fused
+        return f"{self.layer.name} {self.block[0]}x{self.block[1]} {self.order}{fused}"
+
+
+WIDE = Layer("conv 3x3 128 -> 256 at 8x8", (256, 128, 3, 3), (8, 8), 128, 2)
+POINTWISE = Layer("conv 1x1 256 -> 128 at 5x5", (128, 256, 1, 1), (5, 5), 24, 2)
+LINEAR = Layer("linear 256 -> 512", (512, 256), (), 384)
+# Few, for each is compiled three times; what is timed later is checked as well. A batch of 128, for
+# with a smaller one TMA, which the real networks use, moves no tile.
+CHECKS = (
+    Check(WIDE, (64, 64)),
+    Check(WIDE, (32, 32)),
+    Check(WIDE, (64, 64), fused=True),
+    Check(WIDE, (32, 32), fused=True),
+    Check(WIDE, (128, 128)),
+    Check(WIDE, (128, 128), fused=True),
+    Check(WIDE, (64, 64), "channels_last"),
+    Check(POINTWISE, (64, 64)),
+    Check(LINEAR, (64, 64)),
+)
+SMALL = Layer("conv 3x3 32 -> 32 at 2x2", (32, 32, 3, 3), (2, 2), 128, 128)
+TINY = (
+    Check(SMALL, (32, 32)),
+    Check(SMALL, (32, 32), fused=True),
+    Check(SMALL, (16, 32), "channels_last", fused=True),
+)
+LARGEST_ERROR = 2e-2  # as in kernels.py
+
+
+def smoke(device: str, tiny: bool = False) -> None:
+    """Print how many results are right, with their largest error.
+
+    Args:
+        device: "cuda", or "cpu" for what a CPU has, or with SPARSE_ENGINE_BACKEND=triton and
+            TRITON_INTERPRET=1 for the kernels, interpreted.
+        tiny: of small sizes.
+
+    Raises:
+        InputError: Triton cannot build its launchers.
+        ArithmeticError: some are wrong, or could not run.
+    """
+    if device == "cuda":
+        check_tools()
+    triton = device == "cuda" or os.environ.get(VARIABLE) == "triton"
+    backend = "triton" if triton else "gemm"
+    wrong: list[str] = []
+    right: list[float] = []
+    for check in TINY if tiny else CHECKS:
+        try:
+            errors = _errors(check, device, backend)
+        except Exception as failure:
+            words = (str(failure).strip() or "no message").splitlines()[0][:100]
+            wrong.append(f"{check} cannot run: {type(failure).__name__}: {words}")
+            continue
+        right += [error for error in errors.values() if error < LARGEST_ERROR]
+        wrong += [f"{check} {n} {e:.1e}" for n, e in errors.items() if not e < LARGEST_ERROR]
+    count, largest = len(right) + len(wrong), max(right, default=0.0)
+    print(f"{backend}: {len(right)} of {count} results right, error at most {largest:.1e}")
+    if wrong:
+        raise ArithmeticError(f"wrong: {'; '.join(wrong)}")
+
+
+def _errors(check: Check, device: str, backend: str) -> Mapping[str, float]:
+    if check.fused:
+        with forced_backend(backend):
+            return _fused(check, device)
+    return dict(_plain(check, device, backend))
+
+
+def _plain(check: Check, device: str, backend: str) -> Iterator[tuple[str, float]]:
+    problem = make_problem(check.layer, check.block, 0.3, device)
+    layout, right = problem.layout, {n: run() for n, run in dense_passes(problem).items()}
+    dense = right["weight gradient"].reshape(layout.shape)
+    right["weight gradient"] = gather_blocks(dense, layout.tensors(), layout.sizes())
+    for name, run in sparse_passes(problem, check.order, backend).items():
+        yield name, relative_error(run().float(), right[name].float())
+
+
+def _fused(check: Check, device: str) -> Mapping[str, float]:
+    """Return the errors of a convolution between norm with ReLU, residual and statistics."""
+    problem = make_problem(check.layer, check.block, 0.3, device)
+    x, residual = in_order(problem.x, check.order), in_order(problem.grad, check.order)
+    variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+    weight, bias = torch.rand_like(mean) + 0.5, torch.randn_like(mean)
+    pad = check.layer.weight[2] // 2
+    return fused_errors(
+        x,
+        problem.values,
+        problem.layout,
+        None,
+        1,
+        pad,
+        norm=Norm(mean, variance, weight, bias),
+        residual=residual,
+        statistics=True,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check, and return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="small sizes, for the interpreter")
+    options = parser.parse_args(arguments)
+    try:
+        smoke("cuda" if torch.cuda.is_available() else "cpu", options.tiny)
+    except (InputError, ArithmeticError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Accuracy against block size, seed by seed: a grid of training runs."""

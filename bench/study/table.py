@@ -1,0 +1,212 @@
+"""Tables and figure of a study: means over seeds, differences paired by seed, the Pareto front."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.report.tables import markdown, with_block
+from bench.study.grid import Grid, Run, Study
+from bench.study.times import point_of, read_times
+
+Rows = Mapping[str, Mapping[str, str]]
+Labelled = tuple[str, tuple[float, float]]
+HEAD = ("n", "accuracy %", "difference", "NLL", "ECE", "weights", "training FLOPs", "time / dense")
+
+
+@dataclass(frozen=True)
+class Point:
+    """All seeds of one place on a grid that have a row."""
+
+    place: tuple[tuple[str, Any], ...]
+    rows: dict[int, Mapping[str, str]]
+    time: Mapping[str, str] | None
+
+    def values(self, column: str) -> list[float]:
+        """Return a column, by seed."""
+        return [float(row[column]) for row in self.rows.values()]
+
+    def mean(self, column: str) -> float:
+        """Return a column's mean."""
+        return statistics.mean(self.values(column))
+
+    @property
+    def name(self) -> str:
+        """The place in words."""
+        return ", ".join(str(value) for _, value in self.place)
+
+
+def points_of(grid: Grid, rows: Rows, times: Rows) -> list[Point]:
+    """Return the points of a grid, in its order, but those without any row."""
+    by_place: dict[tuple[tuple[str, Any], ...], list[Run]] = {}
+    for run in grid.runs:
+        by_place.setdefault(run.point, []).append(run)
+    found = []
+    for place, runs in by_place.items():
+        own = {run.seed: rows[run.key] for run in runs if run.key in rows}
+        if own:
+            found.append(Point(place, own, times.get(point_of(runs[0]))))
+    return found
+
+
+def difference(point: Point, points: Sequence[Point], against: Mapping[str, Any]) -> str:
+    """Return the mean difference in accuracy, in points, and its standard error over seeds.
+
+    Seeds that both have are paired: they share data order and, as far as blocks allow, weights.
+    Empty for the point that others are compared with.
+    """
+    place = {**dict(point.place), **against}
+    other = next((p for p in points if dict(p.place) == place), None)
+    if not against or other is None or other is point:
+        return ""
+    found = paired(point, other)
+    if not found:
+        return ""
+    error = f" ± {statistics.stdev(found) / math.sqrt(len(found)):.2f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):+.2f}{error}"
+
+
+def paired(point: Point, other: Point) -> list[float]:
+    """Return differences in accuracy, in points, of the seeds that two points share."""
+    return [
+        100 * (float(row["accuracy"]) - float(other.rows[seed]["accuracy"]))
+        for seed, row in point.rows.items()
+        if seed in other.rows
+    ]
+
+
+def table(grid: Grid, rows: Rows, times: Rows) -> str:
+    """Return a grid as a Markdown table; what is not known stays empty."""
+    points = points_of(grid, rows, times)
+    if not points:
+        return "no rows yet"
+    axes, dense = [axis for axis, _ in points[0].place] or ["run"], dense_flops(rows)
+    lines = []
+    for point in points:
+        cells = [str(value) for _, value in point.place] or [grid.name]
+        spread = (
+            f" ± {100 * statistics.stdev(a):.2f}" if len(a := point.values("accuracy")) > 1 else ""
+        )
+        cells += [
+            str(len(a)),
+            f"{100 * statistics.mean(a):.2f}{spread}",
+            difference(point, points, grid.against),
+            f"{point.mean('nll'):.3f}",
+            f"{point.mean('ece'):.3f}",
+            f"{point.mean('parameters') / 1e6:.3f} M",
+            f"{point.mean('train_flops') / dense:.2f}" if dense else "",
+            time_of(point),
+        ]
+        lines.append(cells)
+    return markdown((*axes, *HEAD), lines)
+
+
+def dense_flops(rows: Rows) -> float:
+    """Return the training FLOPs of one dense network: the largest; 0 without any dense run."""
+    found = [float(row["train_flops"]) for row in rows.values() if row["method"] == "dense"]
+    return max(found, default=0.0)
+
+
+def time_of(point: Point) -> str:
+    """Return the time of the whole training over the dense one's, and the rounds' spread."""
+    if point.time is None:
+        return ""
+    scale = float(point.time["training_ratio"]) / float(point.time["step_ratio"])
+    low, high = (scale * float(point.time[f"ratio_{q}"]) for q in ("p20", "p80"))
+    return f"{float(point.time['training_ratio']):.2f} ({low:.2f}-{high:.2f})"
+
+
+def pareto(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the (time, accuracy) that no other is both as fast and as good as, by time."""
+    front: list[tuple[float, float]] = []
+    for place in sorted(places, key=lambda found: (found[0], -found[1])):
+        if not front or place[1] > front[-1][1]:
+            front.append(place)
+    return front
+
+
+def places_of(study: Study, rows: Rows, times: Rows) -> dict[str, list[Labelled]]:
+    """Return label, time and accuracy of every timed point, by the name of its grid."""
+    found: dict[str, list[Labelled]] = {}
+    for grid in study.grids:
+        for point in points_of(grid, rows, times):
+            if point.time is not None:
+                ratio, accuracy = float(point.time["training_ratio"]), point.mean("accuracy")
+                labelled = (point.name or grid.name, (ratio, 100 * accuracy))
+                found.setdefault(grid.name, []).append(labelled)
+    return found
+
+
+def draw(title: str, places: Mapping[str, Sequence[Labelled]], target: Path) -> bool:
+    """Draw accuracy against time, of whole trainings; return whether there is a figure.
+
+    Without matplotlib there is none, and it says so.
+    """
+    if not places:
+        return False
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no figure: it needs matplotlib, pip install -e '.[plots]'")
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    for name, labelled in places.items():
+        axes.scatter(*zip(*(place for _, place in labelled)), s=18, label=name)
+        for label, place in labelled:
+            axes.annotate(label, place, fontsize=6, xytext=(3, 3), textcoords="offset points")
+    front = pareto([place for labelled in places.values() for _, place in labelled])
+    axes.plot(*zip(*front), color="gray", linewidth=0.8, zorder=0, label="front")
+    axes.set(xlabel="time of the training / dense", ylabel="accuracy %", title=title)
+    axes.legend(fontsize=7)
+    figure.savefig(target, dpi=110)
+    return True
+
+
+def block(study: Study, rows: Rows, times: Rows, figure: str | None) -> str:
+    """Return everything that stands between a study's marks in a document."""
+    parts = [f"### {study.title}", quoted(rows, times)]
+    for grid in study.grids:
+        versus = ", ".join(f"{axis} {value}" for axis, value in grid.against.items())
+        parts += [f"**{grid.name}**" + (f", differences to {versus}" if versus else "")]
+        parts += [table(grid, rows, times)]
+    if figure:
+        parts += [f"![accuracy against time]({figure})"]
+    return "\n\n".join(parts)
+
+
+def quoted(rows: Rows, times: Rows) -> str:
+    """Return what the figures are quoted with."""
+
+    def columns(found: Rows, names: tuple[str, ...]) -> list[str]:
+        return sorted({", ".join(row[name] for name in names) for row in found.values()})
+
+    names = ("device", "dtype", "torch")
+    said = f"{len(rows)} runs; " + "; ".join(columns(rows, names)) + "."
+    if times:
+        threads = columns(times, ("device", "threads", "n"))
+        said += " Times (device, threads, rounds): " + "; ".join(threads) + "."
+    return said
+
+
+def write(study: Study, rows: Rows, times_path: Path, document: Path) -> None:
+    """Replace what stands between a study's marks in a Markdown file, and draw its figure.
+
+    Raises:
+        InputError: the file is not there, or has no marks of this study.
+    """
+    begin, end = f"<!-- study {study.name} -->", f"<!-- end of study {study.name} -->"
+    text = document.read_text(encoding="utf-8") if document.is_file() else ""
+    put = partial(with_block, text, (begin, end), where=f"'{document}'", what="the tables")
+    put(block="")  # before anything is drawn
+    times = read_times(times_path)
+    picture = document.parent / f"{document.stem}-{study.name}.png"
+    drawn = draw(study.title, places_of(study, rows, times), picture)
+    body = block(study, rows, times, picture.name if drawn else None)
+    document.write_text(put(block=f"{begin}\n\n{body}\n\n{end}"), encoding="utf-8")

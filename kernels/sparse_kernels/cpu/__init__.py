@@ -1,0 +1,1 @@
+"""Products of blocks on a CPU."""

@@ -1,0 +1,1 @@
+"""The operators: their definition, their gradients and their plain references."""

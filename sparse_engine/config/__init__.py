@@ -1,0 +1,1 @@
+"""The settings of a run: declared once, read from flags and from files."""

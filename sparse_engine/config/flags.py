@@ -1,0 +1,95 @@
+"""Flags made from the fields of Config; errors are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from sparse_engine.config.config import FIELDS
+from sparse_engine.config.values import check_text, check_values
+from sparse_engine.errors import InputError, RunFailure, Stopped, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises InputError in place of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as InputError."""
+        raise InputError(message)
+
+    def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse; an unknown flag is an InputError with the nearest flag's name."""
+        for argument in arguments:
+            if "{" not in argument:  # a JSON object may be longer than a name
+                check_text(argument, "flags")
+        known, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flags = [f for action in self._actions for f in action.option_strings]
+            name = unknown[0].split("=")[0]
+            what = "flag" if name.startswith("-") else "argument"
+            raise InputError(f"unknown {what} '{name}'{nearest(name, flags)}; see --help")
+        return known
+
+
+def parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
+    """Return the settings given as flags, checked; absent flags are absent."""
+    parser = Parser(
+        prog="python -m sparse_engine.train", description=description, allow_abbrev=False
+    )
+    groups: dict[str, Any] = {}
+    for name, spec in FIELDS.items():
+        rules = spec.metadata
+        if rules["group"] not in groups:
+            groups[rules["group"]] = parser.add_argument_group(rules["group"])
+        flag = "--" + name.replace("_", "-")
+        if rules["kind"] is bool:
+            options: dict[str, Any] = {"action": "store_true"}
+        else:
+            shown = "|".join(rules["choices"]) if "choices" in rules else name.upper()
+            options = {"type": _reader(rules["kind"]), "metavar": shown}
+        default = "" if spec.default in (None, False) else f" [{spec.default}]"
+        text = (rules["help"] + default).replace("%", "%%")
+        groups[rules["group"]].add_argument(
+            flag, dest=name, default=argparse.SUPPRESS, help=text, **options
+        )
+    return check_values(vars(parser.parse_strictly(arguments)), "flags")
+
+
+def run_command(command: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a command with sys.argv: exit 0, 1 for a failed run, 2 for bad input, 128 + a signal."""
+    try:
+        command(sys.argv[1:])
+    except InputError as error:
+        # Of several processes all find the same.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except RunFailure as error:
+        print(f"failed: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except Stopped as stop:
+        print(f"stopped: {_one_line(stop)}", file=sys.stderr)
+        sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _reader(kind: type) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return json.loads(text) if kind is dict else kind(text)
+        except ValueError:
+            what = {int: "a whole number", float: "a number", dict: "a JSON object"}[kind]
+            raise argparse.ArgumentTypeError(f"takes {what}, found '{text}'") from None
+
+    return read

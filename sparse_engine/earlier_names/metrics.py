@@ -1,0 +1,3 @@
+"""Now sparse_engine.evaluation.metrics."""
+
+from sparse_engine.evaluation.metrics import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Now sparse_engine.layers.modules."""
+
+from sparse_engine.layers.modules import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Now sparse_engine.sparsity.saliency."""
+
+from sparse_engine.sparsity.saliency import *  # noqa: F403

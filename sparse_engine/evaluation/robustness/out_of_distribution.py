@@ -1,0 +1,176 @@
+"""Foreign images, and what tickets say of them: confidence, entropy and energy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparse_engine.data.arrays import DataSet, ImageFiles
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.load import load_dataset
+from sparse_engine.data.loader import seeded_generator
+from sparse_engine.errors import InputError
+from sparse_engine.evaluation.robustness.pixel_model import pixel_batches
+
+NOISE = "noise"
+_GRAY = (0.299, 0.587, 0.114)
+
+
+class ForeignSet(NamedTuple):
+    """Foreign images by name; `matched` tells in words how they were fitted to the model."""
+
+    name: str
+    matched: str
+    count: int
+    stream: Iterator[tuple[Tensor, Tensor]]
+
+
+def foreign_set(
+    name: str, own: DataSet, data_dir: str | None, batch_size: int, workers: int
+) -> ForeignSet:
+    """Return the test split of another data set, or Gaussian noise, in the size of `own`.
+
+    Noise has pixels of mean 0.5 and deviation 0.25, cut to [0, 1], as many as the test split has.
+
+    Raises:
+        InputError: a data set that cannot be read, or has channels that cannot be matched.
+    """
+    if name == NOISE:
+        count = len(own.test)
+        words = "pixels of mean 0.5 and deviation 0.25, cut to [0, 1]"
+        return ForeignSet(name, words, count, _noise(own.info, count, batch_size))
+    data = load_dataset(name, data_dir)
+    words = _matching(data, own.info)
+    return ForeignSet(name, words, len(data.test), _matched(data, own.info, batch_size, workers))
+
+
+def detection(own: Tensor, foreign: Tensor) -> dict[str, Any]:
+    """Return detection metrics by score, of the ensemble and of each member.
+
+    Args:
+        own: logits [M, N, K] of the data set's own images.
+        foreign: logits [M, N', K] of foreign ones.
+
+    Returns:
+        confidence, entropy and energy, each a dictionary of detection_metrics, for the ensemble;
+        `members`, a list of the same for each.
+    """
+    found: dict[str, Any] = _by_score(own, foreign)
+    found["members"] = [_by_score(p[None], q[None]) for p, q in zip(own, foreign)]
+    return found
+
+
+def scores(logits: Tensor) -> dict[str, Tensor]:
+    """Return scores [N] that are high for foreign images, from logits [M, N, K] of M members.
+
+    confidence is minus the highest mean probability (Hendrycks & Gimpel 2017), entropy that of the
+    mean probabilities, energy minus the log-sum-exp of the logits, averaged over members, since an
+    ensemble of probabilities has no logits of its own (Liu et al. 2020, equation 4, T = 1). Of a
+    network that gives logarithms of probabilities the energy is always 0, and tells nothing.
+    """
+    logits = logits.double()
+    mean = logits.softmax(2).mean(0)
+    return {
+        "confidence": -mean.amax(1),
+        "entropy": -torch.xlogy(mean, mean).sum(1),
+        "energy": -logits.logsumexp(2).mean(0),
+    }
+
+
+def _by_score(own: Tensor, foreign: Tensor) -> dict[str, dict[str, float]]:
+    foreign_scores = scores(foreign)
+    return {
+        name: detection_metrics(values, foreign_scores[name])
+        for name, values in scores(own).items()
+    }
+
+
+def _noise(info: DatasetInfo, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = seeded_generator(0, 0)
+    for start in range(0, count, batch_size):
+        size = min(batch_size, count - start)
+        shape = (size, info.channels, info.height, info.width)
+        pixels = 0.5 + 0.25 * torch.randn(shape, generator=generator)
+        yield pixels.clamp(0, 1), torch.zeros(size, dtype=torch.int64)
+
+
+def _matched(
+    data: DataSet, own: DatasetInfo, batch_size: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    info, size = data.info, (own.height, own.width)
+    if isinstance(data.test, ImageFiles):
+        # Pictures of all sizes are cut to the wanted one as they are decoded.
+        info = replace(info, height=own.height, width=own.width)
+    for pixels, labels in pixel_batches(data.test, info, batch_size, workers):
+        pixels = match_channels(pixels, own.channels)
+        if pixels.shape[2:] != size:
+            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        yield pixels, labels
+
+
+def match_channels(images: Tensor, channels: int) -> Tensor:
+    """Return images [N, C', H, W] with `channels` channels: gray is repeated, colours weighed.
+
+    A fourth channel, which is how opaque a pixel is, is dropped. Raises InputError for numbers of
+    channels that have no such relation.
+    """
+    found = images.shape[1]
+    if found == channels:
+        return images
+    if found == 1:
+        return images.expand(-1, channels, -1, -1)
+    if found in (3, 4) and channels == 3:
+        return images[:, :3]
+    if found in (3, 4) and channels == 1:
+        weights = images.new_tensor(_GRAY)[:, None, None]
+        return (images[:, :3] * weights).sum(1, keepdim=True)
+    raise InputError(f"images of {found} channels cannot be shown to a model of {channels}")
+
+
+def _matching(data: DataSet, own: DatasetInfo) -> str:
+    """Return in words what `_matched` does; raises InputError where it could not."""
+    info = data.info
+    match_channels(torch.empty(1, info.channels, 1, 1), own.channels)
+    words = []
+    if isinstance(data.test, ImageFiles):
+        words.append(f"pictures cut to {own.height}x{own.width}")
+    elif (info.height, info.width) != (own.height, own.width):
+        words.append(f"{info.height}x{info.width} resized to {own.height}x{own.width}")
+    if info.channels != own.channels:
+        words.append(f"{info.channels} channels made {own.channels}")
+    return ", ".join(words) or "as they are"
+
+
+def detection_metrics(own: Tensor, foreign: Tensor) -> dict[str, float]:
+    """Return auroc, aupr and fpr95 of scores [N] of own images and [M] of foreign ones.
+
+    auroc is the chance that a foreign image scores above an own one, ties counting half; aupr the
+    average precision; fpr95 the share of own images that are taken for foreign where at least 95 %
+    of the foreign ones are found.
+
+    Raises ValueError for scores that are empty, not of rank 1, or not finite.
+    """
+    own, foreign = _checked(own), _checked(foreign)
+    below = torch.searchsorted(own, foreign)
+    not_above = torch.searchsorted(own, foreign, right=True)
+    auroc = (below + not_above).double().mean() / (2 * len(own))
+    # At the threshold of each foreign score: what is found, and what is taken for it.
+    found = len(foreign) - torch.searchsorted(foreign, foreign)
+    mistaken = len(own) - below
+    aupr = (found / (found + mistaken).double()).mean()
+    threshold = foreign[len(foreign) * 5 // 100]
+    fpr95 = (own >= threshold).double().mean()
+    return {"auroc": auroc.item(), "aupr": aupr.item(), "fpr95": fpr95.item()}
+
+
+def _checked(scores: Tensor) -> Tensor:
+    if scores.ndim != 1 or len(scores) == 0:
+        raise ValueError(f"scores must be [N] and not empty, not of shape {list(scores.shape)}")
+    if not scores.isfinite().all():
+        raise ValueError("scores must be finite")
+    return scores.detach().cpu().double().sort().values

@@ -1,0 +1,87 @@
+"""Tickets as models of pixels, which every evaluation that makes its own images needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.config.config import Config
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.device import autocast
+from sparse_engine.evaluation.predict import Split, batches
+from sparse_engine.layers.report import report
+from sparse_engine.models.members import members_of
+from sparse_engine.runs.run_folder import RunFolder
+from sparse_engine.runs.tickets import load_tickets
+
+
+class PixelModel(nn.Module):
+    """A ticket in evaluation mode that normalises its images itself; its weights are frozen."""
+
+    def __init__(self, model: nn.Module, info: DatasetInfo, dtype: str = "fp32") -> None:
+        """Wrap `model`, trained with --dtype `dtype` on images normalised as `info` says."""
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        for name, values in (("mean", info.mean), ("std", info.std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])
+        self.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.mean.device
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels [N, C, H, W] in [0, 1] to logits float32 [N, K]."""
+        x = (pixels - self.mean) / self.std
+        x = x.contiguous(memory_format=torch.channels_last)
+        with autocast(x.device, self.dtype):
+            logits = self.model(x)
+        return logits.float()
+
+
+def load_models(
+    config: Config, info: DatasetInfo, folder: RunFolder, device: torch.device
+) -> list[PixelModel]:
+    """Return every member of every ticket of a run, on `device`.
+
+    Raises:
+        InputError: there are no tickets, or one does not fit the configuration.
+    """
+    models = []
+    for model in load_tickets(config, info, folder):
+        for member in members_of(model):
+            pixels = PixelModel(member, info, config.dtype)
+            models.append(pixels.to(device=device, memory_format=torch.channels_last))
+    return models
+
+
+def layer_densities(member: PixelModel) -> dict[str, float]:
+    """Return the density of every convolution and linear layer by name; dense ones have 1."""
+    return {row.name: row.density for row in report(member.model).rows}
+
+
+def pixel_batches(
+    split: Split, info: DatasetInfo, batch_size: int, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a split's images in order as pixels [B, C, H, W] in [0, 1], and labels, on the CPU."""
+    channels = len(info.mean)
+    unchanged = replace(info, mean=(0.0,) * channels, std=(1.0,) * channels)
+    return batches(split, unchanged, batch_size, torch.device("cpu"), workers)
+
+
+@torch.no_grad()
+def predict_logits(
+    members: Sequence[PixelModel], stream: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return logits [M, N, K] and labels [N], on the CPU; each batch is made once for all."""
+    logits, labels = [], []
+    for pixels, y in stream:
+        pixels = pixels.to(members[0].device, non_blocking=True)
+        logits.append(torch.stack([member(pixels).cpu() for member in members]))
+        labels.append(y.cpu())
+    return torch.cat(logits, 1), torch.cat(labels)

@@ -1,0 +1,292 @@
+"""SparseLayer: what SparseConv2d and SparseLinear share, and the choice of their first blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_engine.layers.blocks import BlockChoice, layer_block
+from sparse_kernels import BlockLayout
+from sparse_kernels.dispatch.backend import backend_of
+from sparse_kernels.layout import block_grid, group_size
+from sparse_kernels.memory_order import order_of
+from sparse_kernels.operators.dense_gradient import GradientProbe
+from sparse_kernels.operators.reference import block_norms, gather_blocks, scatter_blocks
+
+# Of a state dict, dense or sparse.
+PARTS = ("weight", "values", "block_ids")
+WEIGHT_READ = "dense (weight read)"
+
+
+class SparseLayer(nn.Module):
+    """What the sparse layers share: compact values [Z, BC, BO], their layout and a bias.
+
+    The layout's index lists are no buffers: DDP would broadcast them at every step. A state dict
+    holds `values`, `block_ids` and `bias`; one with a dense `weight` loads as well and keeps the
+    strongest blocks by L1 norm, as many as the layer has.
+    """
+
+    final_active: int | None = None  # blocks after gradual pruning, where a rule prunes
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    layout: BlockLayout
+    ran_on: str | None = None
+    """What its first forward ran on, and whether it copied its input; WEIGHT_READ if other code
+    has only read its weight; None before."""
+
+    def _make(
+        self,
+        shape: Sequence[int],
+        bias: bool,
+        device: Any,
+        dtype: Any,
+        density: float,
+        block: BlockChoice,
+        generator: torch.Generator | None,
+        layout: BlockLayout | None,
+        taps: str = "each",
+    ) -> None:
+        self._probe: GradientProbe | None = None
+        device = torch.get_default_device() if device is None else torch.device(device)
+        self.layout = layout or random_layout(
+            shape, block, count_blocks(shape, block, density, taps), generator, taps
+        )
+        bo, bc = self.layout.block
+        values = torch.empty(self.layout.slots, bc, bo, device=device, dtype=dtype)
+        self.values = nn.Parameter(values)
+        empty_bias = torch.empty(shape[0], device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if empty_bias is None else nn.Parameter(empty_bias))
+        self._move_layout()
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the values that nn.Conv2d and nn.Linear would draw for a dense weight."""
+        if self.values.is_meta:
+            return
+        dense = self.values.new_empty(self.layout.shape)
+        nn.init.kaiming_uniform_(dense, a=math.sqrt(5), generator=generator)
+        self.values.copy_(gather_blocks(dense, self.layout.tensors(), self.layout.sizes()))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(math.prod(self.layout.shape[1:]))
+            nn.init.uniform_(self.bias, -bound, bound, generator=generator)
+
+    @property
+    def density(self) -> float:
+        """Active blocks / all blocks."""
+        return self.layout.density
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """(BO, BC), after clamping to the layer's channels."""
+        return self.layout.block
+
+    @property
+    def taps(self) -> str:
+        """Whether "each" tap has blocks of its own, or "all" taps of a pair share one fate."""
+        return self.layout.taps
+
+    def dense_weight(self) -> Tensor:
+        """Return the weight [O, C, R, S] or [O, C], zero outside the blocks; differentiable."""
+        dense = scatter_blocks(self.values, self.layout.tensors(), self.layout.sizes())
+        if self._probe is not None:
+            dense = dense + self._probe.leaf
+        return dense.reshape(self._weight_shape())
+
+    @property
+    def weight(self) -> Tensor:
+        """dense_weight(), for code that reads a layer's weight; it cannot be assigned."""
+        if self.ran_on is None and not torch.compiler.is_compiling():
+            self.ran_on = WEIGHT_READ
+        return self.dense_weight()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__}.weight is made from its blocks and cannot be assigned; "
+                "change .values, or load a state dict"
+            )
+        super().__setattr__(name, value)
+
+    def arm(
+        self,
+        memory: float = 1.0,
+        scores: Tensor | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+        norm: str = "l1",
+    ) -> None:
+        """From now on collect, in every backward, a norm of the dense gradient by block.
+
+        Args:
+            memory: factor of earlier backward passes; below 1 an armed layer goes on.
+            scores: [OB * CB * R * S], of backward passes before.
+            reduce: makes of the dense gradient the one that is scored.
+            norm: "l1", "l2" or "max".
+        """
+        if self._probe is None or memory == 1.0:
+            self._probe = GradientProbe(self.layout, self.values, memory, reduce, norm)
+            self._probe.scores = scores
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether the next backward collects scores."""
+        return self._probe is not None
+
+    @property
+    def collected(self) -> Tensor | None:
+        """The scores since arm(), None if no backward came by."""
+        return None if self._probe is None else self._probe.scores
+
+    def disarm(self) -> Tensor | None:
+        """Stop collecting; return the scores [OB * CB * R * S], None if no backward came by."""
+        scores, self._probe = self.collected, None
+        return scores
+
+    def _note_run(self, x: Tensor, positions: int) -> None:
+        """Remember, for the report, what a layer with input x runs on."""
+        known = self.ran_on not in (None, WEIGHT_READ)
+        if known or torch.compiler.is_compiling() or x.is_meta:
+            return
+        backend = backend_of(x, self.layout.tensors(), self.layout.sizes(), positions)
+        copied = backend == "triton" and x.ndim == 4 and order_of(x) == "contiguous"
+        self.ran_on = backend + (", copied from NCHW" if copied else "")
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        return self.layout.shape
+
+    def _move_layout(self) -> None:
+        # On the meta device the lists would lose their numbers, which to_empty() cannot restore.
+        if not self.values.is_meta:
+            self.layout = self.layout.to(self.values.device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseLayer:
+        super()._apply(fn, recurse)
+        self._move_layout()
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "block_ids"] = self.layout.block_ids
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        own = dict(state_dict)
+        unusual = [n for n in PARTS if prefix + n in own and not self._can_take(own[prefix + n])]
+        if unusual:
+            error_msgs.append(f"{prefix}{unusual[0]} should be an ordinary tensor with numbers")
+            return
+        values, ids = own.get(prefix + "values"), own.pop(prefix + "block_ids", None)
+        if values is None and prefix + "weight" in own:
+            weight = own.pop(prefix + "weight").detach()
+            if tuple(weight.shape) != self._weight_shape():
+                found, expected = list(weight.shape), list(self._weight_shape())
+                error_msgs.append(f"{prefix}weight should be {expected}, found {found}")
+                return
+            dense, own_layout = weight.reshape(self.layout.shape), self.layout
+            ids = strongest_blocks(dense, own_layout)
+            chosen = BlockLayout(
+                own_layout.shape, own_layout.block, ids, own_layout.active, own_layout.taps
+            )
+            values = gather_blocks(dense, chosen.tensors(), chosen.sizes())
+            own[prefix + "values"] = values
+        if ids is None:
+            missing_keys.append(prefix + "block_ids")
+            if values is not None:  # nobody knows where they belong: keep the present ones
+                own[prefix + "values"] = self.values
+        else:
+            try:
+                active = self.layout.validate(ids)
+            except ValueError as error:
+                error_msgs.append(f"{prefix}block_ids: {error}")
+                return
+            if values is not None and values.shape == self.values.shape:
+                self.layout.update_(ids.to(self.layout.device), active)
+        super()._load_from_state_dict(
+            own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._move_layout()
+
+    def _can_take(self, value: Any) -> bool:
+        """Return whether a part of a state dict is a tensor that can be copied from."""
+        usual = isinstance(value, Tensor) and value.layout is torch.strided
+        empty = usual and value.is_meta and not self.values.is_meta
+        return usual and not (empty or value.is_quantized or value.is_nested)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_probe": None}
+
+    def _describe_blocks(self) -> str:
+        taps = ", taps='all'" if self.layout.group > 1 else ""
+        size = self.values.numel() * self.values.element_size()
+        ran_on = f", ran_on='{self.ran_on}'" if self.ran_on else ""
+        return (
+            f"density={self.density:.4g}, block={self.block}{taps}, "
+            f"blocks={self.layout.active}/{self.layout.total}, bytes={size}{ran_on}"
+        )
+
+
+def random_layout(
+    shape: Sequence[int],
+    block: BlockChoice,
+    active: int,
+    generator: torch.Generator | None = None,
+    taps: str = "each",
+) -> BlockLayout:
+    """Return a layout of `active` uniformly drawn blocks, on the CPU."""
+    sizes = layer_block(block, shape)
+    device = generator.device if generator is not None else torch.device("cpu")
+    total = math.prod(block_grid(shape, sizes))
+    group = group_size(shape, taps)
+    order = torch.randperm(total // group, generator=generator, device=device)
+    chosen = order[: active // group].cpu().sort().values
+    ids = chosen[:, None] * group + torch.arange(group, device="cpu")
+    return BlockLayout(shape, sizes, ids.flatten(), taps=taps)
+
+
+def magnitude_layout(
+    weight: Tensor, block: BlockChoice, active: int, taps: str = "each"
+) -> BlockLayout:
+    """Return a layout of the `active` blocks of a dense weight with the largest L1 norm.
+
+    On the meta device, where a weight has no numbers, the blocks are drawn at random.
+    """
+    if weight.is_meta:
+        return random_layout(weight.shape, block, active, taps=taps)
+    first = torch.arange(active, device=weight.device)
+    layout = BlockLayout(weight.shape, layer_block(block, weight.shape), first, taps=taps)
+    layout.update_(strongest_blocks(weight.detach().reshape(layout.shape), layout))
+    return layout
+
+
+def with_spare_slots(layout: BlockLayout, headroom: float) -> BlockLayout:
+    """Return a layout with unused slots more: `headroom` times its active blocks, rounded up."""
+    spare = math.ceil(headroom * layout.active / layout.group) * layout.group
+    slots = min(layout.total, layout.slots + spare)
+    ids = F.pad(layout.block_ids, (0, slots - layout.slots), value=layout.total)
+    return BlockLayout(layout.shape, layout.block, ids, layout.active, layout.taps)
+
+
+def strongest_blocks(dense: Tensor, layout: BlockLayout) -> Tensor:
+    """Return ids [Z] of the layout.active blocks of [O, C, R, S] with the largest L1 norm."""
+    norms = block_norms(dense.float(), layout.sizes()).view(-1, layout.group).sum(1)
+    best = norms.topk(layout.active // layout.group).indices.sort().values
+    best = layout.expand_groups(best)
+    return F.pad(best, (0, layout.slots - layout.active), value=layout.total)
+
+
+def count_blocks(
+    shape: Sequence[int], block: BlockChoice, density: float, taps: str = "each"
+) -> int:
+    """Return the number of blocks, in whole groups, nearest to a density; at least one group."""
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be above 0 and at most 1, found {density}")
+    group = group_size(shape, taps)
+    groups = math.prod(block_grid(shape, layer_block(block, shape))) // group
+    return max(1, round(density * groups)) * group

@@ -1,0 +1,174 @@
+"""Convolutions and norms one behind the other, in as few passes over memory as they can.
+
+A `Source` is what a convolution reads, `convolve` runs one, `normalised` puts a norm behind it.
+Where a layer runs on the Triton kernels, its input is normalised and rectified as it is loaded, and
+its output gets a residual and leaves its statistics for the next norm as it is stored; see
+sparse_kernels.operators.fused_convolution. Where it does not, it runs as a module between such
+layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sparse_engine.layers.modules import SparseConv2d
+from sparse_engine.layers.rows import RowsBatchNorm2d, output_in_rows
+from sparse_kernels import Norm
+from sparse_kernels.dispatch.backend import backend_of
+from sparse_kernels.functional_fused import conv2d_by_tile
+from sparse_kernels.memory_order import in_order
+from sparse_kernels.operators.batch_norm import kernel_order, normalise, tile_statistics
+from sparse_kernels.triton.sums import Running, TileSums
+
+
+class Source:
+    """An activation before its norm and ReLU, which whoever reads it applies.
+
+    x [N, C, H, W] is what has been stored. Every reader leaves another `x` of the same numbers, to
+    be read by the next one: their gradients are then added in passes that are made anyway.
+    """
+
+    def __init__(self, x: Tensor, norm: Norm | None = None) -> None:
+        self.x, self.norm = in_order(x, kernel_order(x)), norm
+        self._activated: Tensor | None = None
+
+    def activated(self, residual: Tensor | None = None) -> Tensor:
+        """Return what comes behind norm, residual and ReLU, stored once."""
+        if self.norm is None:
+            return self.x
+        if self._activated is None:
+            self._activated, self.x = normalise(self.x, self.norm, residual)
+        return self._activated
+
+
+def normalised(norm: nn.Module, x: Tensor, relu: bool = True) -> Source:
+    """Return x [N, C, H, W] with a batch norm behind it, whose running statistics follow."""
+    learnt = (norm.weight, norm.bias)
+    if not norm.training and norm.running_mean is not None:
+        fixed = (norm.running_mean.float(), norm.running_var.float())
+        return Source(x, Norm(*fixed, *learnt, norm.eps, False, relu))
+    sums = _noted(x) or tile_statistics(x)
+    mean, variance, *affine = sums.batch_norm(*learnt, norm.eps, _running(norm))
+    return Source(x, Norm(mean, variance, *learnt, norm.eps, True, relu, *affine))
+
+
+def convolve(
+    conv: nn.Module, source: Source, residual: Tensor | None = None, statistics: bool = True
+) -> Tensor:
+    """Return conv(source) + residual, [N, O, P, Q].
+
+    In training the result's statistics are taken with it by tile, for a norm that may come next.
+    """
+    if not is_fused(conv, source.x):
+        y = conv(source.activated())
+        return y if residual is None else y + residual
+    y, sums, x = conv2d_by_tile(
+        source.x,
+        conv.values,
+        conv.layout,
+        conv.bias,
+        (conv.stride, conv.padding, conv.dilation),
+        source.norm,
+        residual,
+        statistics and conv.training,
+    )
+    conv._note_run(source.x, y.numel() // conv.out_channels)
+    source.x = x
+    if torch.compiler.is_compiling():
+        y = y.view_as(y)  # torch 2.11 traces no attribute of what an autograd.Function returns
+    if sums is not None:
+        _note(y, sums)
+    return y
+
+
+def residual_block(
+    x: Tensor, layers: Iterable[tuple[nn.Module, nn.Module]], shortcut: nn.Module | None
+) -> Tensor:
+    """Return relu(norm(conv(... x)) + shortcut(x)) of a chain of convolutions and norms.
+
+    A shortcut is a convolution and a norm in sequence, or the identity. The only pass besides those
+    of the convolutions is the sum.
+    """
+    first = source = Source(x)
+    for conv, norm in layers:
+        source = normalised(norm, convolve(conv, source))
+    skip = first.x
+    if isinstance(shortcut, nn.Sequential):
+        conv, norm = shortcut
+        skip = normalised(norm, convolve(conv, first), relu=False).activated()
+    return source.activated(skip)
+
+
+def runs_fused(modules: Iterable[nn.Module], x: Tensor) -> bool:
+    """Return whether a part of a network, made of these modules, runs fused when it is given x."""
+    if x.ndim != 4 or x.is_meta or len(x) < 2:
+        return False
+    modules = [inner for module in modules for inner in module.modules()]
+    return (
+        all(_is_known(module) for module in modules if isinstance(module, _BatchNorm))
+        and any(is_fused(module, x) for module in modules)
+        and not any(_is_watched(module) for module in modules)
+    )
+
+
+def is_fused(conv: nn.Module, x: Tensor) -> bool:
+    """Return whether a convolution of images like x runs on the kernels, with what surrounds it."""
+    return (
+        type(conv) is SparseConv2d
+        and conv._probe is None
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and x.dtype == compute_dtype(x)
+        and backend_of(x, conv.layout.tensors(), conv.layout.sizes()) == "triton"
+    )
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the data type in which a convolution computes with x."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _is_known(norm: nn.Module) -> bool:
+    return type(norm) in (nn.BatchNorm2d, RowsBatchNorm2d) and norm.weight is not None
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Return whether someone waits for a module's own forward or backward."""
+    after = any(hook is not output_in_rows for hook in module._forward_hooks.values())
+    return bool(after or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _running(norm: nn.Module) -> Running | None:
+    """Return the statistics that follow a batch as nn.BatchNorm2d's do, or None."""
+    if not (norm.training and norm.track_running_stats):
+        return None
+    momentum = norm.momentum
+    if momentum is None:
+        momentum = 1.0 / float(norm.num_batches_tracked + 1)
+    return Running(norm.running_mean, norm.running_var, norm.num_batches_tracked, momentum)
+
+
+def _note(x: Tensor, sums: TileSums) -> None:
+    """Leave the statistics of x on it, for whoever finds them there and has x unchanged."""
+    x._batch_statistics = (sums, _version(x))
+
+
+def _noted(x: Tensor) -> TileSums | None:
+    """Return them, which are then on x no longer: a norm reads them once."""
+    noted = getattr(x, "_batch_statistics", None)
+    if noted is None:
+        return None
+    x._batch_statistics = None
+    sums, version = noted
+    return sums if version == _version(x) else None
+
+
+def _version(x: Tensor) -> int:
+    """Return how often x was changed in place; 0 where nobody counts, in a graph that is traced."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version

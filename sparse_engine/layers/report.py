@@ -1,0 +1,167 @@
+"""What a model stores, layer by layer: blocks, density, weights and bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.layers.attention import INPUTS, input_weights
+from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.candidates import check_shapes, skip_reasons
+from sparse_engine.layers.modules import SparseConv2d
+from sparse_kernels.operators.reference import scatter_blocks
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One convolution or linear layer, or an nn.MultiheadAttention's packed weight.
+
+    slots: blocks there is memory for; note: why a layer is skipped; runs_on: the backend its first
+    forward ran on, with a remark if the input had to be copied or only the weight was read; "-"
+    before.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    block: tuple[int, int] | None
+    active: int
+    slots: int
+    total: int
+    weights: int
+    dense_weights: int
+    stored_bytes: int
+    note: str = ""
+    all_taps: bool = False
+    runs_on: str = "dense"
+
+    @property
+    def density(self) -> float:
+        """Active blocks / all blocks; 1 for a dense layer."""
+        return self.active / self.total
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows in the order of the model; str() is a table.
+
+    other_parameters, other_bytes: everything else, such as biases, norms and embeddings.
+    """
+
+    rows: tuple[LayerRow, ...]
+    other_parameters: int = 0
+    other_bytes: int = 0
+
+    @property
+    def density(self) -> float:
+        """Weights in active blocks / weights of the dense network, skipped layers left out."""
+        counted = [row for row in self.rows if not row.note]
+        return sum(r.weights for r in counted) / max(1, sum(r.dense_weights for r in counted))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all rows' weights as stored."""
+        return sum(row.stored_bytes for row in self.rows)
+
+    def __str__(self) -> str:
+        table = [
+            ("layer", "kind", "shape", "block", "blocks", "density", "weights", "bytes", "runs on")
+        ]
+        for row in self.rows:
+            block = "x".join(map(str, row.block)) if row.block else "-"
+            block += " all taps" if row.all_taps else ""
+            table.append(
+                (
+                    row.name,
+                    f"{row.kind} ({row.note})" if row.note else row.kind,
+                    "x".join(map(str, row.shape)),
+                    block,
+                    _count_blocks(row),
+                    f"{row.density:.3f}",
+                    f"{row.weights}",
+                    f"{row.stored_bytes}",
+                    row.runs_on,
+                )
+            )
+        weights = sum(row.weights for row in self.rows)
+        total = ("total", "", "", "", "", f"{self.density:.3f}", f"{weights}")
+        table.append((*total, f"{self.stored_bytes}", ""))
+        others = ("all else", "", "", "", "", "")
+        table.append((*others, f"{self.other_parameters}", f"{self.other_bytes}", ""))
+        return format_table(table)
+
+
+def report(model: nn.Module, skipped: Mapping[str, str] | None = None) -> Report:
+    """Return a row for every convolution and linear layer of a model, sparse or not.
+
+    Args:
+        model: any nn.Module, wrapped or not.
+        skipped: reasons by layer name, which leave a layer out of the density; found anew unless
+            given, without the patterns that sparsify was called with.
+
+    Raises:
+        InputError: a lazily built layer has no shape yet.
+    """
+    check_shapes(model)
+    notes = skip_reasons(model) if skipped is None else skipped
+    rows, listed = [], set()
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLayer):
+            rows.append(_sparse_row(name, module))
+            listed.add(id(module.values))
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            rows.append(_dense_row(name, type(module).__name__, module.weight, notes.get(name, "")))
+            listed.add(id(module.weight))
+        elif isinstance(module, nn.MultiheadAttention):
+            prefix = f"{name}." if name else ""
+            for parameter, weight in input_weights(module):
+                place = prefix + parameter
+                # One that was skipped had a name of its own meanwhile.
+                note = notes.get(place) or notes.get(f"{prefix}{INPUTS[0]}", "")
+                rows.append(_dense_row(place, "MultiheadAttention", weight, note))
+                listed.add(id(weight))
+    others = [p for p in model.parameters() if id(p) not in listed]
+    size = sum(p.numel() * p.element_size() for p in others)
+    return Report(tuple(rows), sum(p.numel() for p in others), size)
+
+
+def format_table(rows: list[tuple[str, ...]]) -> str:
+    """Return rows of cells as aligned columns, the first two to the left, the rest to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:
+    layout = layer.layout
+    # Booleans are counted exactly, whatever the dtype and device of the values.
+    ones = torch.ones(layer.values.shape, dtype=torch.bool, device=layout.device)
+    weights = int(scatter_blocks(ones, layout.tensors(), layout.sizes()).sum())
+    stored = layer.values.numel() * layer.values.element_size()
+    dense = math.prod(layout.shape)
+    shape = layout.shape if isinstance(layer, SparseConv2d) else layout.shape[:2]
+    kind = type(layer).__name__
+    counts = (layout.active, layout.slots, layout.total, weights, dense, stored)
+    runs_on = layer.ran_on or "-"
+    every = layout.group > 1
+    return LayerRow(name, kind, shape, layer.block, *counts, all_taps=every, runs_on=runs_on)
+
+
+def _dense_row(name: str, kind: str, weight: Tensor, note: str) -> LayerRow:
+    count, stored = weight.numel(), weight.numel() * weight.element_size()
+    return LayerRow(name, kind, tuple(weight.shape), None, 1, 1, 1, count, count, stored, note)
+
+
+def _count_blocks(row: LayerRow) -> str:
+    """Return active / all blocks as text, and the unused slots if there are any."""
+    if row.block is None:
+        return "-"
+    spare = f"+{row.slots - row.active} spare" if row.slots > row.active else ""
+    return f"{row.active}{spare}/{row.total}"

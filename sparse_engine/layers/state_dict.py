@@ -1,0 +1,124 @@
+"""State dicts of networks with other blocks than the model at hand: checked, loaded, cut down.
+
+A layer becomes as sparse or full as the state says. No kernel sees an index that its layout does
+not have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.errors import InputError
+from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.surgery import (
+    budget_layers,
+    replace_modules,
+    weight_parameter,
+    weight_shape,
+    with_layout,
+)
+from sparse_engine.schema import check_like, demand
+from sparse_kernels import BlockLayout
+from sparse_kernels.layout import block_grid, clamp_block
+
+
+def check_model(model: nn.Module, state: Any, name: str = "model") -> None:
+    """Raise InputError unless a state dict is of a model, whatever blocks its layers have."""
+    demand(isinstance(state, Mapping), name, "a state dict", state)
+    like, taps = dict(model.state_dict()), taps_of(model)
+    for layer_name, layer in budget_layers(model):
+        for part in ("weight", "values", "block_ids"):
+            like.pop(f"{layer_name}.{part}", None)
+        shape, dtype = weight_shape(layer), weight_parameter(layer).dtype
+        ids = f"{layer_name}.block_ids"
+        if ids in state:
+            values = state.get(f"{layer_name}.values")
+            _check_blocks(state[ids], values, shape, dtype, taps, f"{name}.{layer_name}")
+            like[ids], like[f"{layer_name}.values"] = state[ids], values
+        else:
+            like[f"{layer_name}.weight"] = torch.empty(shape, dtype=dtype, device="meta")
+    check_like(state, like, name)
+    for key, value in state.items():
+        finite = not value.is_floating_point() or bool(value.isfinite().all())
+        demand(finite, f"{name}.{key}", "finite")
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict into a model, whose layers become as sparse or full as the state's.
+
+    Raises:
+        RuntimeError: as load_state_dict does, for a state of another model.
+    """
+    replaced = {}
+    taps = taps_of(model)
+    for name, layer in budget_layers(model):
+        values, ids = state.get(f"{name}.values"), state.get(f"{name}.block_ids")
+        if values is not None and ids is not None and values.ndim == 3 and ids.numel():
+            layout = _layout_for(layer, values, ids, taps)
+            if not isinstance(layer, SparseLayer) or not _same_sizes(layer.layout, layout):
+                replaced[name] = with_layout(layer, layout)
+        elif isinstance(layer, SparseLayer) and f"{name}.weight" in state:
+            replaced[name] = with_layout(layer, None)
+    replace_modules(model, replaced)
+    model.load_state_dict(state)
+
+
+def taps_of(model: nn.Module) -> str:
+    """Return what a model's layers do with the taps of a block; "each" if none is sparse."""
+    return next((m.taps for m in model.modules() if isinstance(m, SparseLayer)), "each")
+
+
+def saved_densities(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the density of every sparse layer of a model's state dict by name."""
+    found = {}
+    for name, layer in budget_layers(model):
+        if f"{name}.block_ids" in state:
+            values, ids = state[f"{name}.values"], state[f"{name}.block_ids"]
+            total = math.prod(block_grid(weight_shape(layer), values.shape[:0:-1]))
+            found[name] = int((ids < total).sum()) / total
+    return found
+
+
+def without_unused_slots(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's state dict with nothing but active blocks, as load_state takes it."""
+    compact = dict(state)
+    for name, layer in budget_layers(model):
+        if f"{name}.block_ids" in state:
+            values, ids = state[f"{name}.values"], state[f"{name}.block_ids"]
+            used = ids < math.prod(block_grid(weight_shape(layer), values.shape[:0:-1]))
+            compact[f"{name}.values"], compact[f"{name}.block_ids"] = values[used], ids[used]
+    return compact
+
+
+def _check_blocks(
+    ids: Any, values: Any, shape: tuple[int, ...], dtype: torch.dtype, taps: str, name: str
+) -> None:
+    """Check block ids [Z] and values [Z, BC, BO] of one layer against each other and its weight."""
+    fits = isinstance(values, Tensor) and values.dtype == dtype and values.ndim == 3
+    demand(fits and values.numel() > 0, f"{name}.values", f"{dtype} [Z, BC, BO]", values)
+    slots, block = len(values), tuple(values.shape[:0:-1])
+    clamped = clamp_block(block, *shape[:2])
+    demand(block == clamped, f"{name}.values", f"blocks of at most {clamped}", values)
+    total = math.prod(block_grid(shape, block))
+    demand(slots <= total, f"{name}.values", f"at most the {total} blocks of the weight", values)
+    demand(isinstance(ids, Tensor) and ids.dtype == torch.int32, f"{name}.block_ids", "int32", ids)
+    try:
+        BlockLayout(shape, block, torch.arange(slots), taps=taps).validate(ids)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _layout_for(layer: nn.Module, values: Tensor, ids: Tensor, taps: str) -> BlockLayout:
+    """Return a layout of the sizes of a saved one; its ids are checked when they are loaded."""
+    empty = BlockLayout(weight_shape(layer), values.shape[:0:-1], torch.arange(len(ids)), taps=taps)
+    empty.active = int((ids < empty.total).sum())
+    return empty.to(weight_parameter(layer).device)
+
+
+def _same_sizes(first: BlockLayout, second: BlockLayout) -> bool:
+    return (first.block, first.slots) == (second.block, second.slots)

@@ -1,0 +1,60 @@
+"""The forwards that `fuse` gives to torchvision's ResNets; imported where torchvision is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from sparse_engine.layers.fused import (
+    Source,
+    compute_dtype,
+    convolve,
+    normalised,
+    residual_block,
+    runs_fused,
+)
+
+
+class FusedTorchvisionBasicBlock(BasicBlock):
+    """BasicBlock as a residual_block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, planes, H / stride, W / stride]."""
+        if not runs_fused(self.children(), x):
+            return super().forward(x)
+        layers = ((self.conv1, self.bn1), (self.conv2, self.bn2))
+        return residual_block(x, layers, self.downsample)
+
+
+class FusedTorchvisionBottleneck(Bottleneck):
+    """Bottleneck as a residual_block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, 4 * planes, H / stride, W / stride]."""
+        if not runs_fused(self.children(), x):
+            return super().forward(x)
+        layers = ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
+        return residual_block(x, layers, self.downsample)
+
+
+class FusedTorchvisionResNet(ResNet):
+    """ResNet whose first norm and ReLU are one pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [N, 3, H, W] to logits [N, classes]."""
+        x = x.to(compute_dtype(x))
+        if not runs_fused((self.conv1, self.bn1, self.relu, self.layer1[0].conv1), x):
+            return super().forward(x)
+        x = normalised(self.bn1, convolve(self.conv1, Source(x))).activated()
+        x = self.maxpool(x)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+FUSED_TORCHVISION: dict[type[nn.Module], type[nn.Module]] = {
+    BasicBlock: FusedTorchvisionBasicBlock,
+    Bottleneck: FusedTorchvisionBottleneck,
+    ResNet: FusedTorchvisionResNet,
+}

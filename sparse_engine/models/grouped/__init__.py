@@ -1,0 +1,1 @@
+"""Several networks of one shape, computed as one."""

@@ -1,0 +1,295 @@
+"""The folder of a run: config.json, picks.json, metrics.csv and .json, last.pt, member_K.pt."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparse_engine.config.config import Config
+from sparse_engine.config.values import read_config_file, read_json
+from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.runs.files import (
+    LOCK,
+    FolderLock,
+    failing_clearly,
+    load_file,
+    replacing,
+    save_file,
+    save_json,
+)
+
+_FORMATS = {
+    "learning_rate": ".6g",
+    "train_loss": ".6f",
+    "nll": ".6f",
+    "accuracy": ".6f",
+    "exploration_rate": ".6f",
+    "train_seconds": ".3f",
+}
+
+
+class EpochRow(NamedTuple):
+    """One epoch; loss, NLL and accuracy are means over the members that train as one, if they do.
+
+    epoch, step: of the whole run, so far.
+    split: of NLL and accuracy.
+    exploration_rate: share of the sparse layers' weights that were ever active.
+    train_seconds: of training steps so far.
+    """
+
+    epoch: int
+    step: int
+    phase: str
+    learning_rate: float
+    train_loss: float
+    split: str
+    nll: float
+    accuracy: float
+    exploration_rate: float
+    train_seconds: float
+
+    def texts(self) -> dict[str, str]:
+        """Return the row as the file holds it."""
+        return {
+            name: format(value, _FORMATS.get(name, "")) for name, value in self._asdict().items()
+        }
+
+
+COLUMNS = EpochRow._fields
+
+
+class RunFolder:
+    """Reads and writes one run's files."""
+
+    def __init__(self, path: Path) -> None:
+        """Use a folder that exists; see create and existing."""
+        self.path = path
+        self._lock = FolderLock(path)
+
+    def __enter__(self) -> RunFolder:
+        """Keep other processes from running in this folder.
+
+        Raises:
+            InputError: one does.
+        """
+        self._lock.take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolder:
+        """Make the folder of a new run, lock it, and write its config.json.
+
+        Raises:
+            InputError: the folder exists and is not empty, or cannot be made.
+        """
+        path = Path(config.out) if config.out else _fresh_path(config)
+        try:
+            if path.exists() and (not path.is_dir() or _is_used(path)):
+                raise InputError(
+                    f"output folder '{path}' exists and is not empty; "
+                    "choose another --out, or continue it with --resume"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            folder = cls(path)
+            folder._lock.take()
+            save_json(config.saved(), path / "config.json")
+        except (OSError, RunFailure) as error:
+            raise InputError(f"output folder '{path}' cannot be made: {error}") from None
+        return folder
+
+    @classmethod
+    def existing(cls, path: str) -> RunFolder:
+        """Open the folder of a run that was started before."""
+        if not (Path(path) / "config.json").is_file():
+            raise InputError(f"'{path}' is not a run folder: it has no config.json")
+        return cls(Path(path))
+
+    @classmethod
+    def inside(cls, outer: RunFolder, name: str) -> RunFolder:
+        """Return a folder within another, made if it is not there."""
+        path = outer.path / name
+        with failing_clearly(path):
+            path.mkdir(exist_ok=True)
+        return cls(path)
+
+    def config(self) -> Config:
+        """Return the saved configuration."""
+        return Config(**read_config_file(str(self.path / "config.json")))
+
+    def save_picks(self, picks: Mapping[str, Any]) -> None:
+        """Write picks.json: what was measured and decides which kernels the run takes."""
+        save_json(dict(picks), self.path / "picks.json")
+
+    def picks(self) -> dict[str, Any] | None:
+        """Return what is in picks.json, None if there is none; InputError if it is no JSON."""
+        path = self.path / "picks.json"
+        return read_json(path, "file") if path.exists() else None
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before, for the case that the newest is damaged."""
+        return self.path / "previous.pt"
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write last.pt; the one before becomes previous.pt."""
+        if self.last.exists():
+            kept = self.previous.with_name("previous.pt.part")
+            with failing_clearly(self.path):
+                kept.unlink(missing_ok=True)
+                os.link(self.last, kept)
+                kept.replace(self.previous)
+        save_file(state, self.last)
+
+    def save_member(self, number: int, model_state: dict[str, Any]) -> None:
+        """Write ticket `number`, counted from 1."""
+        save_file({"member": number, "model": model_state}, self.path / f"member_{number}.pt")
+
+    def load_members(self) -> list[dict[str, Any]]:
+        """Return the model states of all tickets, in order.
+
+        Raises:
+            InputError: there are none, or one cannot be read.
+        """
+        return [load_ticket(path) for path in self.member_paths()]
+
+    def member_paths(self) -> list[Path]:
+        """Return the files of all tickets, in order.
+
+        Raises:
+            InputError: there are none.
+        """
+        paths = sorted(self.path.glob("member_*.pt"), key=_number)
+        if not paths:
+            raise InputError(f"run '{self.path}' has no tickets yet (no member_K.pt)")
+        return paths
+
+    def load_member(self, number: int) -> dict[str, Any]:
+        """Return the model state of one ticket; see load_members."""
+        return load_ticket(self.path / f"member_{number}.pt")
+
+    def add_row(self, row: Mapping[str, str]) -> None:
+        """Append a row to metrics.csv, in texts as of EpochRow."""
+        path = self.path / "metrics.csv"
+        is_new = not path.exists()
+        with failing_clearly(self.path), path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def drop_rows_after(self, step: int) -> None:
+        """Remove the rows that a resumed run will write again."""
+        path = self.path / "metrics.csv"
+        if not path.exists():
+            return
+        kept = io.StringIO(newline="")
+        writer = csv.DictWriter(kept, COLUMNS)
+        writer.writeheader()
+        writer.writerows(row for row in _whole_rows(path) if int(row["step"]) <= step)
+        with replacing(path) as file:
+            file.write(kept.getvalue().encode())
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        """Write metrics.json."""
+        save_json(result, self.path / "metrics.json")
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of a finished run, None of one that is not.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        path = self.path / "metrics.json"
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise InputError(f"'{path}' is damaged; delete it, and --resume writes it again")
+        return found
+
+
+def load_ticket(path: Path) -> dict[str, Any]:
+    """Return the model state of member_K.pt.
+
+    Raises:
+        InputError: it cannot be read, or holds another ticket.
+    """
+    ticket = load_file(path, "member", "model")
+    if type(ticket["member"]) is not int or path.name != f"member_{ticket['member']}.pt":
+        raise InputError(f"'{path}' holds another ticket; restore the file")
+    return ticket["model"]
+
+
+class WatchedFolder(RunFolder):
+    """The run folder as other processes than the first see it: they read, and write nothing."""
+
+    def __enter__(self) -> RunFolder:
+        """Leave the lock to the first process."""
+        return self
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def save_member(self, number: int, model_state: dict[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def add_row(self, row: Mapping[str, str]) -> None:
+        """Leave it to the first process."""
+
+    def drop_rows_after(self, step: int) -> None:
+        """Leave it to the first process."""
+
+
+def _is_used(path: Path) -> bool:
+    """Return whether a folder holds anything but a lock, which a start that failed may leave."""
+    return any(file.name != LOCK for file in path.iterdir())
+
+
+def _fresh_path(config: Config) -> Path:
+    dataset = config.dataset.replace(":", "-").replace("/", "-")
+    number = 1
+    while (path := Path("runs") / f"{config.method}-{dataset}-{number}").exists():
+        number += 1
+    return path
+
+
+def _whole_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a metrics.csv but those cut short, as the last one may be.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, ValueError, csv.Error):
+        header, rows = None, []
+    if not rows and header is not None:
+        return []
+    if header != list(COLUMNS):
+        raise InputError(f"'{path}' is damaged; move it away, and later epochs are written anew")
+    step = COLUMNS.index("step")
+    whole = (row for row in rows if len(row) == len(COLUMNS))
+    return [dict(zip(COLUMNS, row)) for row in whole if re.fullmatch("[0-9]{1,18}", row[step])]
+
+
+def _number(path: Path) -> int:
+    digits = path.stem.removeprefix("member_")
+    return int(digits) if digits.isdecimal() else 0

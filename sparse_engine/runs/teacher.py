@@ -1,0 +1,83 @@
+"""A finished run as a teacher: soft labels of its tickets, and the weights a ticket is cut by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.config.config import Config
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.load import dataset_info
+from sparse_engine.errors import InputError
+from sparse_engine.layers.surgery import model_density
+from sparse_engine.methods.resolve import resolve
+from sparse_engine.runs.model import BUILDERS
+from sparse_engine.runs.run_folder import RunFolder
+from sparse_engine.runs.tickets import load_tickets
+
+
+class Teacher:
+    """The networks of a run, which only predict."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        """Take models, in eval mode from now on."""
+        self.models = [model.eval().requires_grad_(False) for model in models]
+
+    @torch.no_grad()
+    def probabilities(self, x: Tensor, temperature: float) -> Tensor:
+        """Return soft labels [N, K] of images [N, C, H, W], the mean over networks."""
+        soft = [(model(x).float() / temperature).softmax(-1) for model in self.models]
+        return torch.stack(soft).mean(0)
+
+
+def load_teacher(config: Config, info: DatasetInfo, device: torch.device) -> Teacher | None:
+    """Return the teacher that a configuration names, None if it names none.
+
+    Raises:
+        InputError: no run folder, no tickets, another model, image size or class count, or a
+            teacher that is sparser than the ticket.
+    """
+    if config.teacher is None:
+        return None
+    folder = RunFolder.existing(config.teacher)
+    saved = resolve(folder.config())
+    name = f"teacher '{config.teacher}'"
+    if saved.model != config.model:
+        raise InputError(
+            f"{name} is a {saved.model}, found --model {config.model}: "
+            "a ticket is cut from its teacher and has its model"
+        )
+    if saved.method in BUILDERS:
+        raise InputError(
+            f"{name} is of method '{saved.method}', whose network is no plain {saved.model}; "
+            "use the run of a dense network"
+        )
+    _check_data(name, saved, config, info)
+    models = [
+        model.to(device=device, memory_format=torch.channels_last)
+        for model in load_tickets(saved, info, folder, f"{name} does not fit the data")
+    ]
+    density = model_density(models[0])
+    if density < 1 - (config.sparsity or 0.0):
+        raise InputError(
+            f"{name} has {density:.3g} of its weights, a ticket of sparsity {config.sparsity} "
+            "needs more: use the run of a dense network"
+        )
+    return Teacher(models)
+
+
+def _check_data(name: str, saved: Config, config: Config, info: DatasetInfo) -> None:
+    if saved.dataset == config.dataset:
+        return
+    known = dataset_info(saved.dataset, saved.data_dir)
+    if known.classes != info.classes:
+        raise InputError(
+            f"{name} knows {known.classes} classes, and {config.dataset} has {info.classes}; "
+            "use a teacher trained on the same classes"
+        )
+    sizes = [(i.channels, i.height, i.width) for i in (known, info)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{name} was trained on images of {sizes[0]} (channels, height, width), "
+            f"{config.dataset} has {sizes[1]}"
+        )

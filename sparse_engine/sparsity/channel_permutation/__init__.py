@@ -1,0 +1,1 @@
+"""Channels put into an order in which whole blocks hold what matters."""

@@ -1,0 +1,85 @@
+"""A network's channels in another order: weights, norms, optimizer state, and states kept aside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.surgery import carry_state, replace_modules, state_tensors, with_layout
+from sparse_engine.sparsity.channel_permutation.groups import ChannelGroup
+
+
+@dataclass(frozen=True)
+class ChannelOrder:
+    """Where the entries of tensors come from.
+
+    moves: for each tensor of the dense state dict that changes, dimensions and, on the CPU, the
+        former place of each entry along them.
+    """
+
+    moves: Mapping[str, Sequence[tuple[int, Tensor]]]
+
+    @classmethod
+    def of(cls, groups: Sequence[ChannelGroup], orders: Sequence[Tensor]) -> ChannelOrder:
+        """Return what puts channel orders[g][p] of each group in its place p."""
+        moves: dict[str, list[tuple[int, Tensor]]] = {}
+        for group, order in zip(groups, orders, strict=True):
+            if order.equal(torch.arange(len(order))):
+                continue
+            for axis in group.axes:
+                places = entries(order, axis.repeat)
+                moves.setdefault(axis.tensor, []).append((axis.dimension, places))
+        return cls(moves)
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Give a network this order, in place; what it computes stays the same within rounding.
+
+        Sparse layers that it changes become ordinary modules, since blocks do not survive it: the
+        next cut makes them sparse again. Gradients and the optimizer's state of the parameters move
+        along.
+        """
+        _make_dense(model, {name.rpartition(".")[0] for name in self.moves}, optimizer)
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name in self.moves:
+            tensor = tensors[name]
+            parts = [tensor] if tensor.grad is None else [tensor, tensor.grad]
+            if optimizer is not None and isinstance(tensor, nn.Parameter):
+                parts += state_tensors(optimizer, tensor)
+            for part in parts:
+                part.copy_(self._moved(name, part))
+
+    def state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a dense state dict of the network in this order."""
+        return {
+            name: self._moved(name, value) if name in self.moves else value
+            for name, value in state.items()
+        }
+
+    def _moved(self, name: str, tensor: Tensor) -> Tensor:
+        for dimension, places in self.moves[name]:
+            tensor = tensor.index_select(dimension, places.to(tensor.device))
+        return tensor
+
+
+def entries(order: Tensor, repeat: int) -> Tensor:
+    """Return the order [C * repeat] of entries of which each channel of an order [C] has several.
+
+    They lie side by side.
+    """
+    return (order[:, None] * repeat + torch.arange(repeat)).flatten()
+
+
+def _make_dense(model: nn.Module, names: set[str], optimizer: Optimizer | None) -> None:
+    layers = {name: model.get_submodule(name) for name in names}
+    sparse = {name: layer for name, layer in layers.items() if isinstance(layer, SparseLayer)}
+    full = {name: with_layout(layer, None) for name, layer in sparse.items()}
+    if optimizer is not None:
+        for name, layer in sparse.items():
+            carry_state(optimizer, layer, full[name])
+    replace_modules(model, full)

@@ -1,0 +1,244 @@
+"""How a network's budget of weights is spread over its layers, in whole blocks.
+
+Erdos-Renyi densities: erdos_renyi.py. A budget of seconds is spent in timed.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sparse_engine.errors import InputError, nearest
+from sparse_engine.layers.blocks import (
+    DENSE,
+    BlockChoice,
+    LayerBlocks,
+    block_for,
+    check_patterns,
+    layer_block,
+)
+from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
+from sparse_kernels.layout import block_grid, clamp_block, group_size
+
+BY_NAME = {"erk": ErdosRenyi(), "er": ErdosRenyi(kernel=False), "uniform": ErdosRenyi(power=0.0)}
+DISTRIBUTIONS = tuple(BY_NAME)
+Shape = Sequence[int]
+# By name, or each layer's density, which other sparsities have in proportion.
+Distribution = str | ErdosRenyi | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How many blocks of a layer's weight are active."""
+
+    name: str
+    shape: tuple[int, ...]
+    block: tuple[int, int]
+    total: int
+    active: int
+    taps: str = "each"
+
+    @property
+    def group(self) -> int:
+        """Blocks that are active or absent together."""
+        return group_size(self.shape, self.taps)
+
+    @property
+    def density(self) -> float:
+        """Active blocks / all blocks."""
+        return self.active / self.total
+
+    @property
+    def weights(self) -> int:
+        """Weights of the dense layer."""
+        return math.prod(self.shape)
+
+    @property
+    def stored(self) -> int:
+        """Values that the active blocks hold, padded edges included."""
+        return self.active * math.prod(self.block)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every block is active: such a layer stays an ordinary module."""
+        return self.active == self.total
+
+
+def plan_layers(
+    shapes: Mapping[str, Shape],
+    sparsity: float,
+    distribution: Distribution,
+    block: LayerBlocks,
+    taps: str = "each",
+) -> list[LayerPlan]:
+    """Spread (1 - sparsity) of all weights over layers, in whole blocks.
+
+    Args:
+        shapes: weight shape (O, C[, R, S]) of each layer by name.
+        sparsity: share of all weights that is absent, in [0, 1).
+        distribution: "erk", "er", "uniform", an ErdosRenyi of some power, or a density for each
+            layer's name, which all are scaled by one factor to meet the sparsity, up to 1.
+        block: (BO, BC) or "auto", or these by patterns of layer names, of which the first that
+            matches counts; "dense" there means a layer with all of its weights, which leaves the
+            others less.
+        taps: "each" or "all"; with "all" a layer has a whole number of groups of R * S blocks.
+
+    Returns:
+        A plan per layer, in order. The weights (in average blocks) never exceed the budget and
+        miss it by less than the smallest block (or group) that still fits somewhere.
+
+    Raises:
+        InputError: unknown distribution, densities of other layers, sparsity out of range, a
+            pattern that matches no layer, or a budget too small to leave every layer one block.
+    """
+    dense = [name for name in shapes if block_for(name, block) == DENSE]
+    densities = layer_densities(shapes, sparsity, distribution, dense)
+    full = full_plans(shapes, block, taps)
+    totals = {p.name: p.total // p.group for p in full}
+    size = {p.name: p.weights / totals[p.name] for p in full}
+    ideal = {n: densities[n] * totals[n] for n in shapes}
+    groups = whole_blocks(ideal, totals, size, (1 - sparsity) * sum(p.weights for p in full))
+    return [replace(p, active=groups[p.name] * p.group) for p in full]
+
+
+def full_plans(
+    shapes: Mapping[str, Shape], block: LayerBlocks, taps: str = "each"
+) -> list[LayerPlan]:
+    """Return the plans of layers with every block active; arguments as in plan_layers."""
+    check_patterns(block, shapes)
+    return [full_plan(name, shape, block_for(name, block), taps) for name, shape in shapes.items()]
+
+
+def full_plan(name: str, shape: Shape, block: BlockChoice, taps: str = "each") -> LayerPlan:
+    """Return the plan of a layer with every block active; its block may be DENSE."""
+    if block == DENSE:
+        # One block that spans the weight: every layer keeps one.
+        total = group_size(shape, "all")
+        return LayerPlan(name, tuple(shape), (shape[0], shape[1]), total, total, "all")
+    sizes = clamp_block(layer_block(block, shape), shape[0], shape[1])
+    total = math.prod(block_grid(shape, sizes))
+    return LayerPlan(name, tuple(shape), sizes, total, total, taps)
+
+
+def layer_densities(
+    shapes: Mapping[str, Shape],
+    sparsity: float,
+    distribution: Distribution,
+    dense: Sequence[str] = (),
+) -> dict[str, float]:
+    """Return each layer's density before rounding to blocks.
+
+    Args:
+        shapes, sparsity, distribution: see plan_layers.
+        dense: names of layers with density 1, whatever the distribution says.
+    """
+    if not 0 <= sparsity < 1:
+        raise InputError(f"sparsity must be at least 0 and below 1, found {sparsity}")
+    if not shapes:
+        raise InputError("there is no layer to make sparse: no nn.Conv2d or nn.Linear is left")
+    raw = _raw_densities(shapes, distribution)
+    if sparsity == 0 or (distribution == "uniform" and not dense):
+        return dict.fromkeys(shapes, 1 - sparsity)
+    weights = {n: math.prod(s) for n, s in shapes.items()}
+    share = sum(weights[n] for n in dense) / sum(weights.values())
+    if share > 1 - sparsity:
+        raise InputError(
+            f"layers that stay dense ('{dense[0]}', {len(dense)} in all) have {share:.4g} of the "
+            f"weights, and {1 - sparsity:.4g} may stay; lower the sparsity, or give them blocks"
+        )
+    return scale_to_budget(raw, weights, 1 - sparsity, dense)
+
+
+def total_sparsity(plans: Sequence[LayerPlan]) -> float:
+    """Return the share of all weights that is absent, in average blocks of each layer."""
+    return 1 - sum(p.weights * p.density for p in plans) / sum(p.weights for p in plans)
+
+
+def _raw_densities(shapes: Mapping[str, Shape], distribution: Distribution) -> dict[str, float]:
+    """Return the densities of layers up to a common factor."""
+    if isinstance(distribution, str):
+        if distribution not in BY_NAME:
+            raise InputError(
+                f"unknown distribution '{distribution}'{nearest(distribution, DISTRIBUTIONS)}; "
+                f"choose from {', '.join(DISTRIBUTIONS)}"
+            )
+        distribution = BY_NAME[distribution]
+    if isinstance(distribution, ErdosRenyi):
+        return {n: distribution.density(s) for n, s in shapes.items()}
+    if different := sorted(set(shapes) ^ set(distribution)):
+        raise InputError(
+            f"the densities are of another network: layer '{different[0]}' is not in both; take "
+            "the densities out of the configuration to choose them anew"
+        )
+    for name, density in distribution.items():
+        if (
+            isinstance(density, bool)
+            or not isinstance(density, int | float)
+            or not 0 < density <= 1
+        ):
+            raise InputError(
+                f"the density of layer '{name}' must be above 0 and at most 1, found {density!r}"
+            )
+    return dict(distribution)
+
+
+def scale_to_budget(
+    raw: Mapping[str, float],
+    weights: Mapping[str, int],
+    density: float,
+    dense: Collection[str] = (),
+) -> dict[str, float]:
+    """Return min(1, scale * raw), with the scale that makes its mean over all weights `density`.
+
+    Layers in `dense` have 1.
+    """
+    full = set(dense)
+    while True:
+        open_layers = [n for n in raw if n not in full]
+        left = density * sum(weights.values()) - sum(weights[n] for n in full)
+        scale = left / sum(raw[n] * weights[n] for n in open_layers) if open_layers else 0.0
+        over = {n for n in open_layers if scale * raw[n] > 1}
+        if not over:
+            return {n: 1.0 if n in full else scale * raw[n] for n in raw}
+        full |= over
+
+
+def whole_blocks(
+    ideal: Mapping[str, float],
+    most: Mapping[str, int],
+    size: Mapping[str, float],
+    budget: float,
+) -> dict[str, int]:
+    """Round to whole blocks by largest remainder, within the budget, at least one a layer.
+
+    Args:
+        ideal: blocks of each layer before rounding.
+        most: blocks that a layer can have.
+        size: weights of one block.
+        budget: weights of all blocks together.
+
+    Raises:
+        InputError: one block in each layer is more than the budget.
+    """
+    active = {n: max(1, math.floor(ideal[n] + 1e-9)) for n in most}
+    left = budget - sum(active[n] * size[n] for n in most)
+    slack = 1e-6 * min(size.values())
+    while left < -slack:
+        shrinkable = [n for n in active if active[n] > 1]
+        if not shrinkable:
+            weights = sum(size[n] * most[n] for n in most)
+            raise InputError(
+                f"the budget leaves a layer without a block: one block in each of {len(most)} "
+                f"layers is already {sum(size.values()) / weights:.4g} of the weights, and "
+                f"{budget / weights:.4g} may stay; lower the sparsity, use smaller blocks, or skip "
+                "layers"
+            )
+        largest = max(shrinkable, key=lambda n: (active[n] - ideal[n]) / ideal[n])
+        active[largest] -= 1
+        left += size[largest]
+    while fitting := [n for n in most if active[n] < most[n] and size[n] <= left + slack]:
+        name = min(fitting, key=lambda n: active[n] - ideal[n])
+        active[name] += 1
+        left -= size[name]
+    return active

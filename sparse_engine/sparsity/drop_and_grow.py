@@ -1,0 +1,105 @@
+"""One layer's update: which slots get which blocks, in place, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.surgery import state_tensors, zero_slots
+from sparse_kernels import BlockLayout
+from sparse_kernels.operators.reference import gather_blocks, norm_over
+
+
+def select_swap(
+    layout: BlockLayout,
+    drop_score: Tensor,
+    grow_score: Tensor,
+    drop: int,
+    grow: int | None = None,
+    norm: str = "l1",
+) -> tuple[Tensor, Tensor]:
+    """Choose which slots change and which blocks they get.
+
+    The `drop` active groups with the lowest drop score go; of all groups that are then inactive,
+    just-dropped ones included, the `grow` with the highest grow score come, first into the slots
+    that became free, then into unused ones. A group is one block, or with taps="all" the blocks of
+    all taps, whose scores are taken together as their norm is.
+
+    Args:
+        layout: before the update.
+        drop_score: [Z].
+        grow_score: [OB * CB * R * S].
+        drop: groups, at most layout.active / layout.group.
+        grow: groups, at most those that are free then; as many as drop unless said.
+        norm: that scores are, "l1", "l2" or "max".
+
+    Returns:
+        slots [max(drop, grow) * layout.group], and the new block ids that go into them, no less
+        than layout.total for those that stay empty.
+    """
+    grow = drop if grow is None else grow
+    ids, total = layout.group_ids.long(), layout.total // layout.group
+    drop_score = by_group(drop_score, layout, norm)
+    grow_score = by_group(grow_score, layout, norm)
+    unused = ids >= total
+    freed = drop_score.masked_fill(unused, torch.inf).topk(drop, largest=False).indices
+    kept = torch.zeros(total + 1, dtype=torch.bool, device=layout.device)
+    # Filled, not assigned: a number that is assigned is copied to the device.
+    kept.index_fill_(0, ids.index_fill(0, freed, total), True)
+    grown = grow_score.masked_fill(kept[:-1], -torch.inf).topk(grow).indices
+    spare = unused.int().topk(max(0, grow - drop)).indices
+    slots, grown = torch.cat([freed, spare]), F.pad(grown, (0, max(0, drop - grow)), value=total)
+    return layout.expand_groups(slots), layout.expand_groups(grown)
+
+
+def by_group(scores: Tensor, layout: BlockLayout, norm: str) -> Tensor:
+    """Return the norm of each group from those of its blocks."""
+    return scores if layout.group == 1 else norm_over(scores.view(-1, layout.group), 1, norm)
+
+
+@torch.no_grad()
+def swap_blocks(
+    layer: SparseLayer,
+    optimizer: Optimizer | None,
+    slots: Tensor,
+    block_ids: Tensor,
+    active: int | None = None,
+) -> None:
+    """Put other blocks into some slots, in place: their values and momenta start at zero.
+
+    `active` blocks are in use afterwards, as many as before unless said.
+    """
+    ids = layer.layout.block_ids.index_copy(0, slots, block_ids.to(torch.int32))
+    layer.layout.update_(ids, active)
+    layer.values.index_fill_(0, slots, 0)
+    if optimizer is not None:
+        zero_slots(optimizer, layer.values, slots)
+
+
+def assert_invariants(layer: SparseLayer, optimizer: Optimizer | None, changed: Tensor) -> None:
+    """Check a layer after an update: block count, zeros where nothing is stored, no old momentum.
+
+    Raises:
+        AssertionError: at once on a CPU; on a GPU the check runs on the device, without a sync.
+    """
+    layout, values = layer.layout, layer.values.detach()
+    check(layout.mask().sum() == layout.active, "the count of active blocks changed")
+    whole = layout.expand_groups(layout.group_ids).clamp(max=layout.total)
+    check((layout.block_ids == whole).all(), "a group has lost a tap")
+    check(~values.index_select(0, changed).any(), "a grown block does not start at zero")
+    if any(n % b for n, b in zip(layout.shape[:2], layout.block)) or layout.active < layout.slots:
+        real = gather_blocks(values.new_ones(layout.shape), layout.tensors(), layout.sizes())
+        check(~values.masked_fill(real > 0, 0).any(), "a value outside the weight is not zero")
+    for state in state_tensors(optimizer, layer.values) if optimizer is not None else ():
+        check(~state.index_select(0, changed).any(), "a grown block has momentum")
+
+
+def check(condition: Tensor, message: str) -> None:
+    """Raise AssertionError, at once on a CPU, unless a condition holds; see assert_invariants."""
+    if condition.is_cuda:
+        torch._assert_async(condition, message)
+    elif not condition:
+        raise AssertionError(f"topology update: {message}")

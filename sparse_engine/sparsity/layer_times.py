@@ -1,0 +1,182 @@
+"""Seconds that each layer takes by its density, measured on the device and kept on disk.
+
+A measurement is forward and both gradients of one layer with random blocks, on the backend that
+the run would take, in turn with the dense layer. Equal layers are measured once. What was measured
+is kept by device, versions and source of the kernels in $SPARSE_ENGINE_CACHE
+(~/.cache/sparse-engine), so that a second run decides as the first did.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from sparse_engine.layers.base import random_layout
+from sparse_engine.layers.modules import SparseConv2d, SparseLinear
+from sparse_engine.models.workload import Problem
+from sparse_engine.sparsity.distribution import LayerPlan
+from sparse_engine.sparsity.time_budget import TimeCurve
+from sparse_kernels.dispatch.backend import choose_backend, forced_backend
+from sparse_kernels.dispatch.measurements import Measurements
+from sparse_kernels.timing import once
+
+DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+ROUNDS = 5
+# A CPU's time grows in proportion to the images once its products are long enough.
+CPU_POSITIONS = 4096
+
+
+def measure_layer_times(
+    plans: Sequence[LayerPlan],
+    problems: Mapping[str, Sequence[Problem]],
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, TimeCurve]:
+    """Return the curve of every layer, measured now or before.
+
+    Args:
+        plans: of all layers with every block active: their blocks and taps are those measured.
+        problems: of layer_problems; times of several calls add up.
+        model: dense, on the meta device; the layers measured are made after its own.
+        device: where to measure.
+        dtype: float32, or what autocast computes in.
+    """
+    kept = Measurements("layer-times", device)
+    counts = {plan.name: measured_counts(plan) for plan in plans}
+    wanted: dict[str, tuple[LayerPlan, Problem]] = {}
+    keys: dict[str, list[str]] = {plan.name: [] for plan in plans}
+    for plan in plans:
+        for problem in problems[plan.name]:
+            backends = chosen_backends(plan, problem, counts[plan.name], device, dtype)
+            key = _key(plan, problem, dtype, counts[plan.name], backends)
+            keys[plan.name].append(key)
+            wanted[key] = plan, problem
+    missing = [key for key in wanted if key not in kept.numbers]
+    for key in tqdm(missing, "timing layers", disable=None):
+        plan, problem = wanted[key]
+        module = model.get_submodule(plan.name)
+        kept.add({key: measure(plan, problem, module, counts[plan.name], device, dtype)})
+    curves = {}
+    for name, active in counts.items():
+        calls = [kept.numbers[key] for key in keys[name]]
+        curves[name] = TimeCurve(active, tuple(map(sum, zip(*calls))) or (0.0,) * len(active))
+    return curves
+
+
+def measured_counts(plan: LayerPlan) -> tuple[int, ...]:
+    """Return the numbers of active blocks that are measured: one (or one group) up to all."""
+    groups = plan.total // plan.group
+    between = {max(1, round(density * groups)) for density in DENSITIES}
+    return tuple(plan.group * count for count in sorted({1, *between, groups}))
+
+
+def chosen_backends(
+    plan: LayerPlan,
+    problem: Problem,
+    counts: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[str]:
+    """Return what a layer with so many active blocks, the last of them all, would run on."""
+    sizes = (*plan.shape, 1, 1)[:4] + plan.block
+    return [
+        choose_backend(device, dtype, sizes, count / plan.total, problem.positions)
+        for count in counts[:-1]
+    ]
+
+
+def measure(
+    plan: LayerPlan,
+    problem: Problem,
+    module: nn.Module,
+    counts: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    backends: Sequence[str] | None = None,
+) -> list[float]:
+    """Return the seconds of a step's work of a layer by its active blocks, the dense layer last.
+
+    Args:
+        plan, problem: of the layer.
+        module: the layer, dense, on the meta device.
+        counts: numbers of active blocks, the last of them all.
+        device, dtype: see measure_layer_times.
+        backends: of each number but the last; those that a run would choose unless said.
+    """
+    backends = backends or chosen_backends(plan, problem, counts, device, dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    images = problem.sizes[0]
+    if device.type == "cpu":
+        most = CPU_POSITIONS * torch.get_num_threads()
+        images = min(images, max(1, most * images // problem.positions))
+    sizes = (images, *problem.sizes[1:])
+    x = torch.randn(sizes, device=device, generator=generator).to(dtype)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    dense = copy.deepcopy(module).to_empty(device=device)
+    for parameter in dense.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=generator)
+    if x.ndim == 4:
+        dense = dense.to(memory_format=torch.channels_last)
+    kind = SparseConv2d if isinstance(dense, nn.Conv2d) else SparseLinear
+    draw = torch.Generator().manual_seed(0)
+    layers = [
+        kind.from_dense(dense, layout=random_layout(plan.shape, plan.block, count, draw, plan.taps))
+        for count in counts[:-1]
+    ]
+    passes = [
+        _passes(layer, x, problem.input_gradient, backend)
+        for layer, backend in zip((*layers, dense), (*backends, "auto"))
+    ]
+    seconds = _medians(passes, device)
+    return [problem.sizes[0] / images * s for s in seconds]
+
+
+def _passes(
+    layer: nn.Module, x: torch.Tensor, input_gradient: bool, backend: str
+) -> Callable[[], object]:
+    """Return forward and gradients of a layer on a backend as a function without arguments."""
+    x = x.detach().requires_grad_(input_gradient)
+    leaves = [*layer.parameters(), *([x] if input_gradient else [])]
+    lower = x.dtype != torch.float32
+
+    def forward() -> torch.Tensor:
+        with torch.autocast(x.device.type, x.dtype if lower else None, enabled=lower):
+            return layer(x)
+
+    def run() -> object:
+        with forced_backend(backend):
+            return torch.autograd.grad(forward(), leaves, grad)
+
+    with torch.no_grad(), forced_backend(backend):
+        grad = torch.ones_like(forward())
+    return run
+
+
+def _medians(passes: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """Return the median seconds of functions that are called in turn; a first round is not used."""
+    taken: list[list[float]] = [[] for _ in passes]
+    for _ in range(ROUNDS + 1):
+        for run, seconds in zip(passes, taken):
+            seconds.append(once(run, device.type == "cuda"))
+    return [statistics.median(seconds[1:]) for seconds in taken]
+
+
+def _key(
+    plan: LayerPlan,
+    problem: Problem,
+    dtype: torch.dtype,
+    counts: Sequence[int],
+    backends: Sequence[str],
+) -> str:
+    """Return everything that a layer's times depend on besides the machine."""
+    gradient = "input gradient" if problem.input_gradient else "no input gradient"
+    runs = [f"{count} {backend}" for count, backend in zip(counts, (*backends, "dense"))]
+    parts = (problem.layer, problem.sizes, gradient, plan.block, plan.taps, dtype, *runs)
+    return f"{'; '.join(map(str, parts))}; {torch.get_num_threads()} threads"

@@ -1,0 +1,206 @@
+"""sparsify and densify: whole models to sparse layers and back, in place."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Container, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparse_engine.errors import InputError, nearest
+from sparse_engine.layers.attention import ProjectedAttention
+from sparse_engine.layers.base import SparseLayer, magnitude_layout, random_layout, with_spare_slots
+from sparse_engine.layers.blocks import LayerBlocks
+from sparse_engine.layers.candidates import LINEARS, changeable, dense_layers, skip_reasons
+from sparse_engine.layers.modules import SparseConv2d, SparseLinear
+from sparse_engine.layers.report import Report, report
+from sparse_engine.layers.surgery import replace_children, separated_projections
+from sparse_engine.sparsity.channel_permutation.search import regroup_for
+from sparse_engine.sparsity.constant_fan_in import constant_layout
+from sparse_engine.sparsity.criteria import Criteria
+from sparse_engine.sparsity.distribution import Distribution, LayerPlan, plan_layers
+from sparse_engine.sparsity.pruning import scored_layouts
+from sparse_kernels import BlockLayout
+from sparse_kernels.layout import TAPS
+
+INITS = ("magnitude", "random")
+
+
+def sparsify(
+    model: nn.Module,
+    sparsity: float = 0.8,
+    distribution: Distribution = "erk",
+    block: LayerBlocks = (32, 32),
+    skip: Sequence[str] = (),
+    init: str | Mapping[str, Tensor] = "magnitude",
+    generator: torch.Generator | None = None,
+    taps: str = "each",
+    start_sparsity: float | None = None,
+    headroom: float = 0.0,
+    fan_in: str = "free",
+    regroup: bool = False,
+) -> Report:
+    """Replace the convolutions and linear layers of a model by sparse ones, in place.
+
+    Args:
+        model: any nn.Module; build the optimizer after this call.
+        sparsity: share of all convolution and linear weights to drop, in [0, 1).
+        distribution: "erk", "er", "uniform", an ErdosRenyi of some power, or densities by layer
+            name (see plan_layers).
+        block: (BO, BC), "BOxBC" or "auto"; (1, 1) is unstructured. Or these by patterns of layer
+            names, the first that matches: {"*shortcut*": (1, 1), "conv1": "dense", "*": (32, 32)};
+            a "dense" layer stays an ordinary module and counts in the budget.
+        skip: names of layers to leave dense and outside the budget; `*` matches anything.
+        init: which blocks stay: "magnitude" (largest L1 norm), "random", or scores of single
+            weights by layer name (see starts.py), which choose the layers' densities as well, in
+            place of the distribution. The weights of the model in these blocks are kept.
+        generator: for init="random".
+        taps: "each" tap of a pair of channel blocks stays or goes by itself, "all" together.
+        start_sparsity: begin as dense as this, for rules that prune to `sparsity` (GraNet).
+        headroom: spare slots of a layer / its active blocks, for rules that move budgets between
+            layers (SNFS).
+        fan_in: "free", or "constant": every output block has as many blocks of its layer, within
+            one (see fan_in.py); updates keep that with DynamicSparsity(fan_in="constant").
+        regroup: for init="magnitude": first put the model's channels in an order in which strong
+            weights share blocks (see regroup.py); it computes the same, and names stay.
+
+    Returns:
+        A report with a row per layer. Layers with groups, shared weights or a subclass's own
+        forward are left alone and listed as skipped; layers that the distribution fills stay
+        ordinary modules. An nn.MultiheadAttention with a sparse projection becomes a
+        ProjectedAttention.
+
+    Raises:
+        InputError: arguments out of range, a pattern that matches no layer, a budget that leaves a
+            layer no block, a lazily built layer that has no shape yet, a model that is wrapped
+            for data-parallel training already, or one that cannot be regrouped.
+    """
+    _check_arguments(model, sparsity, init, taps, start_sparsity, headroom, regroup)
+    fan_in = Criteria(fan_in=fan_in).fan_in
+    model = changeable(model)
+    with separated_projections(model):
+        skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
+        plans = plan_model(model, sparsity, distribution, block, skipped, taps)
+        if regroup:
+            regroup_for(model, {plan.name: None if plan.is_dense else plan for plan in plans})
+        if isinstance(init, str):
+            starts = plans
+            if start_sparsity is not None:
+                starts = plan_model(model, start_sparsity, distribution, block, skipped, taps)
+            layouts = {
+                start.name: _choose_blocks(layers[plan.name].weight, start, init, generator, fan_in)
+                for plan, start in zip(plans, starts)
+                if not plan.is_dense
+            }
+        else:
+            shapes = {plan.name: plan.shape for plan in plans}
+            layouts = scored_layouts(shapes, init, sparsity, block, taps, fan_in)
+        replaced = {
+            layers[name]: _sparse_twin(layers[name], with_spare_slots(layout, headroom))
+            for name, layout in layouts.items()
+            if layout is not None
+        }
+        if start_sparsity is not None:
+            for plan in plans:
+                if not plan.is_dense:
+                    replaced[layers[plan.name]].final_active = plan.active
+        replace_children(model, replaced)
+    return report(model, skipped)
+
+
+def plan_model(
+    model: nn.Module,
+    sparsity: float,
+    distribution: Distribution,
+    block: LayerBlocks,
+    skipped: Container[str],
+    taps: str = "each",
+) -> list[LayerPlan]:
+    """Return what sparsify would do to a dense model, which may be on the meta device.
+
+    Args:
+        model: any nn.Module.
+        sparsity, distribution, block, taps: see plan_layers.
+        skipped: names of layers outside the budget.
+    """
+    shapes = {n: tuple(m.weight.shape) for n, m in dense_layers(model) if n not in skipped}
+    return plan_layers(shapes, sparsity, distribution, block, taps)
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Replace every sparse layer of a model by an ordinary one, in place; returns the model."""
+    inside = changeable(model)
+    if isinstance(inside, SparseConv2d | SparseLinear | ProjectedAttention):
+        raise InputError(f"a bare {type(inside).__name__} is made dense by its to_dense()")
+    for kind in (SparseLayer, ProjectedAttention):
+        found = [module for module in inside.modules() if isinstance(module, kind)]
+        replace_children(inside, {module: module.to_dense() for module in found})
+    return model
+
+
+def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
+    """Return the state dict that the dense form of a model has: `weight` in place of blocks."""
+    state = OrderedDict(model.state_dict())
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, SparseLayer):
+            prefix = f"{name}." if name else ""
+            del state[prefix + "values"], state[prefix + "block_ids"]
+            state[prefix + "weight"] = layer.dense_weight().detach()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, ProjectedAttention):
+            module.pack_(state, f"{name}." if name else "")
+    return state
+
+
+def _check_arguments(
+    model: nn.Module,
+    sparsity: float,
+    init: str | Mapping[str, Tensor],
+    taps: str,
+    start_sparsity: float | None,
+    headroom: float,
+    regroup: bool,
+) -> None:
+    if isinstance(init, str) and init not in INITS:
+        raise InputError(f"unknown init '{init}'{nearest(init, INITS)}; use magnitude or random")
+    if taps not in TAPS:
+        raise InputError(f"unknown taps '{taps}'{nearest(taps, TAPS)}; use each or all")
+    if isinstance(model, (*LINEARS, nn.Conv2d)):
+        raise InputError(
+            f"a bare {type(model).__name__} cannot be replaced in place; "
+            f"use Sparse{'Conv2d' if isinstance(model, nn.Conv2d) else 'Linear'}.from_dense"
+        )
+    if start_sparsity is not None and not 0 <= start_sparsity < sparsity:
+        raise InputError(
+            f"start_sparsity must be at least 0 and below sparsity {sparsity}, "
+            f"found {start_sparsity}"
+        )
+    if start_sparsity is not None and not isinstance(init, str):
+        raise InputError("scores choose blocks of one sparsity: leave start_sparsity out")
+    if regroup and init != "magnitude":
+        raise InputError("regroup is for init='magnitude', which keeps the strongest blocks")
+    if not 0 <= headroom < math.inf:
+        raise InputError(f"headroom must be at least 0 and finite, found {headroom}")
+
+
+def _choose_blocks(
+    weight: Tensor,
+    plan: LayerPlan,
+    init: str,
+    generator: torch.Generator | None,
+    fan_in: str,
+) -> BlockLayout:
+    if fan_in == "constant":
+        given = None if init == "random" else weight
+        sizes = plan.shape, plan.block, plan.active, plan.taps
+        return constant_layout(*sizes, given, generator)
+    if init == "random":
+        return random_layout(plan.shape, plan.block, plan.active, generator, plan.taps)
+    return magnitude_layout(weight, plan.block, plan.active, plan.taps)
+
+
+def _sparse_twin(module: nn.Module, layout: BlockLayout) -> SparseLayer:
+    kind = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
+    return kind.from_dense(module, layout=layout)

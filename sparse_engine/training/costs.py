@@ -1,0 +1,160 @@
+"""What a run costs: FLOPs of training and test against one dense network, parameters and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from sparse_engine.config.config import Config
+from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.phase import Phase
+from sparse_engine.models.plain import plain_model
+from sparse_engine.models.workload import dense_flops, forward_flops, step_flops
+from sparse_engine.runs.model import BUILDERS, dense_model
+from sparse_engine.schema import check_like, demand
+from sparse_engine.sparsity.distribution import LayerPlan
+from sparse_engine.sparsity.rules import RULES
+from sparse_engine.training.downsampling import training_flops
+from sparse_engine.training.network import plan_network
+
+
+@dataclass
+class Densities:
+    """Density by layer name, of sparse layers, in each phase and in each ticket saved so far."""
+
+    phases: list[dict[str, float]] = field(default_factory=list)
+    tickets: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, list[dict[str, float]]]:
+        """Return what a resumed run needs."""
+        return asdict(self)
+
+    def check_state(self, state: Any, phases: int, tickets: int) -> None:
+        """Raise InputError unless a state has the densities of so many phases and tickets."""
+        check_like(state, {"phases": [], "tickets": []}, "densities")
+        for name, count in (("phases", phases), ("tickets", tickets)):
+            listed = state[name]
+            demand(len(listed) == count, f"densities.{name}", f"a list of {count}", listed)
+            for layers in listed:
+                demand(isinstance(layers, Mapping), f"densities.{name}", "objects", layers)
+                for value in layers.values():
+                    number = type(value) is float and 0 < value <= 1
+                    demand(number, f"densities.{name}", "of numbers above 0, at most 1", value)
+
+    def load_state_dict(self, state: dict[str, list[dict[str, float]]]) -> None:
+        """Continue from state_dict()."""
+        self.phases, self.tickets = state["phases"], state["tickets"]
+
+
+def run_costs(
+    config: Config,
+    info: DatasetInfo,
+    phases: Sequence[Phase],
+    densities: Densities | None = None,
+) -> dict[str, Any]:
+    """Return a run's costs.
+
+    Args:
+        config: resolved.
+        info: of the data set.
+        phases: of build_phases.
+        densities: what a run had. Without it they are planned: pruning then is taken to leave
+            the layers the run's distribution, where in truth training decides.
+
+    Returns:
+        train_flops; train_flops_ratio to a dense run of config.dense_epochs; test_flops_ratio,
+        of all tickets to one dense network; parameters and bytes (fp32, or as stored) of all
+        tickets together; `plans`, the layers of the last ticket; `layer_flops`, dense forward
+        FLOPs by layer.
+    """
+    with torch.device("meta"):
+        model = dense_model(config, info)
+        plain = plain_model(config, info) if config.method in BUILDERS else None
+    image = (info.channels, info.height, info.width)
+    by_layer = dense_flops(model, image)
+    training = training_flops(model, image, config.downsample_rate, config.batch_size)
+    one_dense = float(sum((dense_flops(plain, image) if plain else by_layer).values()))
+    full = plan_network(config, model, sparsity=0.0)
+    found = planned_densities(config, model, phases) if densities is None else densities
+    images = config.batch_size * sum(
+        _phase_flops(phase, forward_flops(training, layers), sum(training.values()))
+        for phase, layers in zip(phases, _mean_densities(config, model, phases, found), strict=True)
+    )
+    steps = sum(phase.steps for phase in phases)
+    dense_images = config.dense_epochs / config.epochs * steps * config.batch_size
+    tickets = [_cut(full, layers) for layers in found.tickets]
+    parameters = sum(p.numel() for p in model.parameters())
+    stored = sum(parameters - _saved(plans) for plans in tickets)
+    return {
+        "train_flops": images,
+        "train_flops_ratio": images / (3 * one_dense * dense_images),
+        "test_flops_ratio": sum(forward_flops(by_layer, t) for t in found.tickets) / one_dense,
+        "parameters": stored,
+        "bytes": 4 * stored,
+        "plans": tickets[-1],
+        "layer_flops": by_layer,
+    }
+
+
+def planned_densities(config: Config, model: torch.nn.Module, phases: Sequence[Phase]) -> Densities:
+    """Return the densities that phases would have, were pruned layers as the distribution says."""
+
+    @cache
+    def layers(sparsity: float) -> dict[str, float]:
+        plans = plan_network(config, model, sparsity)
+        return {p.name: p.density for p in plans if not p.is_dense}
+
+    found, sparsity, kept = Densities(), 0.0, {}
+    for phase in phases:
+        for action in phase.begin:
+            sparsity = action.sparsity_after(sparsity, kept)
+        found.phases.append(layers(sparsity))
+        for action in phase.end:
+            sparsity = action.sparsity_after(sparsity, kept)
+            if isinstance(action, SaveTicket):
+                found.tickets.append(layers(kept[action.kept] if action.kept else sparsity))
+    return found
+
+
+def _mean_densities(
+    config: Config, model: torch.nn.Module, phases: Sequence[Phase], found: Densities
+) -> list[dict[str, float]]:
+    """Return the densities of each phase, on average over a phase that prunes gradually."""
+    means = list(found.phases)
+    for number, phase in enumerate(phases):
+        fresh = any(isinstance(action, Fresh) for action in phase.begin)
+        if fresh and phase.topology is not None and phase.topology.rule == "granet":
+            share = phase.update_schedule().mean_pruned_share(phase.steps)
+            start, final = (plan_network(config, model, s) for s in (config.start_sparsity, None))
+            means[number] = {
+                f.name: s.density + (f.density - s.density) * share
+                for s, f in zip(start, final)
+                if not f.is_dense
+            }
+    return means
+
+
+def _cut(full: Sequence[LayerPlan], densities: dict[str, float]) -> list[LayerPlan]:
+    """Return the plans of layers of some densities."""
+    return [replace(p, active=round(densities.get(p.name, 1.0) * p.total)) for p in full]
+
+
+def _phase_flops(phase: Phase, sparse: float, dense: float) -> float:
+    """Return the training FLOPs of a phase for one image a step (Evci et al. 2020, app. H)."""
+    teacher = phase.steps * phase.loss.teacher_passes * dense
+    schedule = phase.update_schedule()
+    gradient_steps = RULES[phase.topology.rule].gradient_steps if phase.topology else 0
+    if schedule is None or not gradient_steps:
+        return teacher + phase.steps * step_flops(sparse, dense, None)
+    dynamic = min(phase.steps, schedule.stop or phase.steps)
+    each = step_flops(sparse, dense, schedule.interval, gradient_steps)
+    return teacher + dynamic * each + (phase.steps - dynamic) * step_flops(sparse, dense, None)
+
+
+def _saved(plans: Sequence[LayerPlan]) -> int:
+    return sum(plan.weights - plan.stored for plan in plans if not plan.is_dense)

@@ -1,0 +1,137 @@
+"""Topology updates of members that train as one network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparse_engine.errors import InputError
+from sparse_engine.layers.base import SparseLayer
+from sparse_engine.models.grouped.members import Together
+from sparse_engine.models.grouped.stacking import Stack, diagonal_layout
+from sparse_engine.sparsity.criteria import USUAL, Criteria
+from sparse_engine.sparsity.topology import Topology
+
+RULES = ("static", "set", "rigl", "granet")
+
+
+class GroupTopology(Topology):
+    """Topology updates of each member by itself, as if it were trained alone."""
+
+    def __init__(
+        self,
+        together: Together,
+        optimizer: Optimizer,
+        rule: str,
+        seeds: Sequence[int],
+        criteria: Criteria = USUAL,
+    ) -> None:
+        """Watch the sparse layers.
+
+        Args:
+            together: the members.
+            optimizer: of together.parameters().
+            rule: "static", "set", "rigl" or "granet".
+            seeds: of each member's choices.
+            criteria: what decides between blocks.
+        """
+        if rule not in RULES:
+            raise InputError(f"members train together by {', '.join(RULES)}, not '{rule}'")
+        members = nn.ModuleList(together.members)
+        super().__init__(members, optimizer, rule, criteria=criteria)
+        self.seeds = list(seeds)
+        self.parts = [
+            Topology(
+                model,
+                _MemberState(optimizer, together, number),  # type: ignore
+                rule,
+                seed,
+                criteria=criteria,
+            )
+            for number, (model, seed) in enumerate(zip(members, seeds, strict=True))
+        ]
+        for number, part in enumerate(self.parts):
+            part.ever_active = {n: self.ever_active[f"{number}.{n}"] for n in part.ever_active}
+        self._found = list(together.sparse_layers().values())
+
+    def of(self, model: nn.Module, optimizer: Optimizer | None) -> GroupTopology:
+        """Return the topology of members that were grouped again, with nothing explored yet."""
+        assert isinstance(model, Together)
+        assert optimizer is not None
+        return GroupTopology(model, optimizer, self.rule, self.seeds, self.criteria)
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether the next backward collects dense gradients."""
+        return any(grouped.is_armed for grouped, _ in self._found)
+
+    def arm(self) -> None:
+        """Collect dense gradients from the next backward, if the rule needs them.
+
+        Those of a grouped layer are dense between members too: M times the work of an update.
+        """
+        for grouped, _ in self._found if self.needs_gradient else ():
+            self._arm(grouped)
+
+    def disarm(self) -> None:
+        """Stop collecting dense gradients and forget those collected."""
+        for grouped, _ in self._found:
+            grouped.disarm()
+
+    def update(self, rate: float, pruned: float | None = None) -> None:
+        """Update every member's blocks; arguments as of Topology.update."""
+        for grouped, layers in self._found:
+            if grouped.is_armed:
+                _hand_out(grouped, layers)
+        for part in self.parts:
+            part.updates = self.updates
+            part.update(rate, pruned)
+        self.updates = self.parts[0].updates
+        for grouped, layers in self._found:
+            fresh = _diagonal(grouped, layers)
+            grouped.layout.update_(fresh.block_ids, fresh.active)
+
+
+class _MemberState:
+    """What an optimizer holds of one member, as views."""
+
+    def __init__(self, optimizer: Optimizer, together: Together, member: int) -> None:
+        self._optimizer, self._places = optimizer, {}
+        for grouped, layers in together.sparse_layers().values():
+            first = sum(layer.layout.slots for layer in layers[:member])
+            place = slice(first, first + layers[member].layout.slots)
+            self._places[layers[member].values] = (grouped.values, place)
+
+    @property
+    def state(self) -> Mapping[Tensor, dict[str, Any]]:
+        return {own: self._of(*place) for own, place in self._places.items()}
+
+    def _of(self, parameter: Tensor, place: slice) -> dict[str, Any]:
+        state = self._optimizer.state.get(parameter, {})
+        return {
+            key: value[place]
+            for key, value in state.items()
+            if isinstance(value, Tensor) and value.shape == parameter.shape
+        }
+
+
+def _diagonal(grouped: SparseLayer, layers: Sequence[Any]) -> Any:
+    out_pitch, in_pitch = (width // len(layers) for width in grouped.layout.shape[:2])
+    given = Stack(layers[0].layout.shape[1], in_pitch, False)
+    return diagonal_layout([layer.layout for layer in layers], given, out_pitch)
+
+
+def _hand_out(grouped: SparseLayer, layers: Sequence[Any]) -> None:
+    """Give each member the scores of its own blocks among those of the group."""
+    scores = grouped.disarm()
+    members, (rows, columns, *taps) = len(layers), grouped.layout.grid
+    for member, layer in enumerate(layers):
+        own = None
+        if scores is not None:
+            shape = (members, rows // members, members, columns // members, *taps)
+            own_rows, own_columns = layer.layout.grid[:2]
+            own = scores.view(shape)[member, :own_rows, member, :own_columns].flatten()
+        layer.arm(scores=own)

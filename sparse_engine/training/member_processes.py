@@ -1,0 +1,92 @@
+"""Members of an ensemble that are trained apart, by one process each (--parallel members).
+
+A member's run lies in RUN/member-K, with checkpoints of its own, so any number of processes can go
+on with it. It equals the member's part of a run that trains all of them one after another.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparse_engine.errors import InputError
+from sparse_engine.methods.actions import Fresh
+from sparse_engine.methods.phase import Phase
+from sparse_engine.runs.files import load_file
+from sparse_engine.runs.run_folder import RunFolder
+from sparse_engine.training.costs import Densities
+from sparse_engine.training.progress import Progress
+from sparse_engine.training.state import restore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sparse_engine.config.config import Config
+    from sparse_engine.training.processes import World
+    from sparse_engine.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training left behind besides tickets: densities, seconds, and steps left out."""
+
+    densities: Densities
+    seconds: float = 0.0
+    skipped: int = 0
+
+
+def check_independent(config: Config, phases: Sequence[Phase]) -> None:
+    """Raise InputError unless every phase begins with a fresh network."""
+    fresh = all(any(isinstance(action, Fresh) for action in phase.begin) for phase in phases)
+    if len(phases) < 2 or not fresh:
+        raise InputError(
+            f"--parallel members is for methods that train members apart, such as dst-ensemble; "
+            f"'{config.method}' does not"
+        )
+
+
+def train_members(
+    new_trainer: Callable[[Sequence[Phase], RunFolder], Trainer],
+    phases: Sequence[Phase],
+    folder: RunFolder,
+    world: World,
+) -> Trained:
+    """Train this process's members; in the first process then bring all results together.
+
+    Args:
+        new_trainer: makes the trainer of some phases in a folder.
+        phases: one for each member.
+        folder: of the run.
+        world: process r trains members r, r + size, ...
+
+    Returns:
+        What the whole run left; nothing in processes other than the first.
+    """
+    for number in range(world.rank, len(phases), world.size):
+        with RunFolder.inside(folder, f"member-{number + 1}") as own:
+            trainer = new_trainer([phases[number]], own)
+            first = sum(phase.steps for phase in phases[:number])
+            trainer.begin_at(Progress(step=first, member=number - 1))
+            restore(trainer)
+            trainer.run()
+    world.gather(None)
+    return _bring_together(folder, len(phases)) if world.is_first else Trained(Densities())
+
+
+def _bring_together(folder: RunFolder, members: int) -> Trained:
+    densities, seconds, skipped = Densities(), 0.0, 0
+    folder.drop_rows_after(-1)
+    for number in range(1, members + 1):
+        own = RunFolder(folder.path / f"member-{number}")
+        state = load_file(own.last, "densities", "progress", "guard")
+        folder.save_member(number, own.load_members()[0])
+        with (own.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                folder.add_row(row)
+        for name in ("phases", "tickets"):
+            getattr(densities, name).extend(state["densities"][name])
+        seconds += state["progress"]["train_seconds"]
+        skipped += int(state["guard"]["_skipped"])
+    return Trained(densities, seconds, skipped)

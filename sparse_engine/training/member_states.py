@@ -1,0 +1,100 @@
+"""What a run remembers of its members: how good they are, and states to come back to.
+
+A state is {"accuracy": on the held-out split, "model": a state dict}, an average's its "count" too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparse_engine.layers.state_dict import check_model
+from sparse_engine.schema import check_like, demand
+
+State = dict[str, Any]
+
+
+class Accuracies(list[float]):
+    """The present accuracy of each member that trains."""
+
+    def state_dict(self) -> list[float]:
+        """Return what a resumed run needs."""
+        return list(self)
+
+    def check_state(self, state: Sequence[Any]) -> None:
+        """Raise InputError unless a state is of as many members."""
+        demand(len(state) == len(self), "accuracy", f"a list of {len(self)}", state)
+        for accuracy in state:
+            _check_accuracy(accuracy, "accuracy")
+
+    def load_state_dict(self, state: list[float]) -> None:
+        """Continue from state_dict()."""
+        self[:] = state
+
+
+class BestStates(list[State]):
+    """The best state of each member in a phase so far, where validation data choose."""
+
+    def state_dict(self) -> list[State]:
+        """Return what a resumed run needs."""
+        return list(self)
+
+    def check_state(self, state: Sequence[Any], members: Sequence[nn.Module]) -> None:
+        """Raise InputError unless a state is of all these members, or empty."""
+        count = len(members)
+        demand(len(state) in (0, count), "best", f"a list of {count} states, or empty")
+        for best in state:
+            _check_state(best, ("accuracy", "model"), members[0], "best")
+
+    def load_state_dict(self, state: list[State]) -> None:
+        """Continue from state_dict()."""
+        self[:] = state
+
+
+class KeptStates(dict[str, State]):
+    """The states by name that later phases need."""
+
+    def state_dict(self) -> dict[str, State]:
+        """Return what a resumed run needs."""
+        return dict(self)
+
+    def check_state(
+        self, state: Any, model: nn.Module, expected: Mapping[str, Iterable[str]]
+    ) -> None:
+        """Raise InputError unless a state has the states of a model that are expected by now.
+
+        Args:
+            state: what a file holds.
+            model: a member.
+            expected: names of the states, and what each holds.
+        """
+        fits = isinstance(state, Mapping) and state.keys() == expected.keys()
+        demand(fits, "kept", f"states by name, {sorted(expected)}")
+        for name, keys in expected.items():
+            _check_state(state[name], keys, model, f"kept.{name}")
+
+    def load_state_dict(self, state: Mapping[str, State]) -> None:
+        """Continue from state_dict()."""
+        self.clear()
+        self.update(state)
+
+
+def copy_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict whose tensors are no longer the model's."""
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def _check_accuracy(found: Any, name: str) -> None:
+    check_like(found, 0.0, name)
+    demand(0 <= found <= 1, name, "from 0 to 1", found)
+
+
+def _check_state(found: Any, keys: Iterable[str], model: nn.Module, name: str) -> None:
+    fits = isinstance(found, Mapping) and found.keys() == set(keys)
+    demand(fits, name, f"an object with {', '.join(keys)}")
+    _check_accuracy(found["accuracy"], f"{name}.accuracy")
+    check_model(model, found["model"], f"{name}.model")
+    count = found.get("count", 1)
+    demand(type(count) is int and count >= 1, f"{name}.count", "a whole number from 1", count)

@@ -1,0 +1,198 @@
+"""The processes of a run, as torchrun starts them. One process is a world in which nothing is sent.
+
+Batches are shared out, gradients are averaged by DistributedDataParallel, and everything that
+decides (topology, schedules, checkpoints) is computed alike by all, from numbers that are equal.
+Only the first process touches the run folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.evaluation.predict import predict
+from sparse_engine.models.members import training_pair
+
+
+class World:
+    """What the processes of a run say to each other; each call is made by all of them."""
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
+        """Describe this process; the process group exists if there are several."""
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        # Dense gradients are sent within backward, beside those of DDP; flags without the device.
+        self._scores = dist.new_group() if size > 1 else None
+        self._control = dist.new_group(backend="gloo") if size > 1 else None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def share(self, batch: int) -> slice:
+        """Return which images of a batch are this process's."""
+        own = batch // self.size
+        return slice(self.rank * own, (self.rank + 1) * own)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes."""
+        if self.size > 1:
+            dist.all_reduce(x, group=self._scores)
+            x /= self.size
+        return x
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any process says so."""
+        if self.size == 1:
+            return flag
+        found = torch.tensor(flag, dtype=torch.int32)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
+        return bool(found)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
+
+    def of_first(self, value: Any) -> Any:
+        """Return the first process's value."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, 0, group=self._control)
+        return values[0]
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all the first process's buffers: batch-norm statistics are of one's own images."""
+        for buffer in model.buffers() if self.size > 1 else ():
+            dist.broadcast(buffer, 0, group=self._scores)
+
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """Let the first process do something before the others, which then find it done."""
+        if not self.is_first:
+            self.gather(None)
+        yield
+        if self.is_first:
+            self.gather(None)
+
+    def check_equal(self, found: Mapping[str, int], what: str) -> None:
+        """Raise RunFailure unless a dictionary of numbers is the same everywhere."""
+        others = self.gather(dict(found))
+        for name, value in found.items():
+            if any(other[name] != value for other in others):
+                raise RunFailure(
+                    f"{what} of layer {name} differ between processes; "
+                    "--resume continues from the last checkpoint"
+                )
+
+    def leave(self) -> None:
+        """Let go of the groups, whose threads end with them, whoever holds this world.
+
+        A thread that still frees one of Python's tensors while Python ends aborts the process.
+        DistributedDataParallel may hold the default group longer, which is never the last to send.
+        """
+        self._scores = self._control = None
+
+    def parallel(self, model: nn.Module) -> DistributedDataParallel:
+        """Return training_pair of a model as a module whose backward averages the gradients."""
+        devices = [self.local_rank] if next(model.parameters()).is_cuda else None
+        return DistributedDataParallel(_Pair(model), device_ids=devices)
+
+
+ALONE = World()
+
+
+class _Pair(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return training_pair(self.model, x, y)
+
+
+@contextmanager
+def joined(timeout: float, cuda: bool) -> Iterator[World]:
+    """Join the processes that torchrun has started; alone, be a world of one.
+
+    Args:
+        timeout: seconds that one waits for another.
+        cuda: whether each has a GPU.
+
+    Raises:
+        RunFailure: another process has ended or does not answer.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"{local_rank + 1} processes or more here, found {torch.cuda.device_count()} GPUs; "
+                "use a smaller --nproc-per-node"
+            )
+        torch.cuda.set_device(local_rank)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    with failing_together(rank):
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        try:
+            world = World(rank, size, local_rank)
+            try:
+                yield world
+            finally:
+                world.leave()
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def failing_together(rank: int) -> Iterator[None]:
+    """Turn an error of communication into a RunFailure."""
+    try:
+        yield
+    except RunFailure:
+        raise
+    except RuntimeError as error:
+        words = str(error)
+        if not isinstance(error, dist.DistError) and not any(
+            sign in words for sign in ("gloo", "NCCL", "Connection", "Timed out", "timed out")
+        ):
+            raise
+        raise RunFailure(
+            f"process {rank} cannot reach another, which has ended or does not answer "
+            f"({words.splitlines()[0]}); --resume continues from the last checkpoint"
+        ) from None
+
+
+def predict_together(
+    model: nn.Module, split_batches: Iterator, dtype: str, world: World
+) -> tuple[Tensor, Tensor]:
+    """Return what predict does; the processes of a run share the batches."""
+    if world.size == 1:
+        return predict(model, split_batches, dtype)
+    own = islice(split_batches, world.rank, None, world.size)
+    parts = [predict(model, iter([batch]), dtype) for batch in own]
+    probabilities, labels = zip(*merged(world.gather(parts)), strict=True)
+    return torch.cat(probabilities), torch.cat(labels)
+
+
+def merged(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    """Undo dealing out: parts[r][i] is element i * len(parts) + r."""
+    longest = max(map(len, parts), default=0)
+    return [part[i] for i in range(longest) for part in parts if i < len(part)]

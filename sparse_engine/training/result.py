@@ -1,0 +1,103 @@
+"""The result of a run: its JSON line, and what is printed before it."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from sparse_engine.config.config import Config
+from sparse_engine.device import DTYPES
+from sparse_engine.evaluation.predict import metrics_table
+from sparse_kernels.dispatch.backend import choose_backend
+
+
+def describe(
+    config: Config,
+    device: torch.device,
+    costs: dict[str, Any],
+    found: dict[str, Any] | None,
+    seconds: float | None,
+) -> dict[str, Any]:
+    """Return the JSON object of a run; what was not measured is null."""
+    gpu = device.type == "cuda"
+    measured, shares = found or {}, backend_shares(config, device, costs)
+    return {
+        "method": config.method,
+        "dataset": config.dataset,
+        "model": config.model,
+        "sparsity": config.sparsity,
+        "block": config.block,
+        "distribution": config.distribution,
+        "members": config.members,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        **{name: measured.get(name) for name in ("accuracy", "nll", "ece", "brier")},
+        "member_accuracy": measured.get("member_accuracy"),
+        "disagreement": measured.get("disagreement"),
+        "kl": measured.get("kl"),
+        **{
+            name: costs[name]
+            for name in (
+                "train_flops",
+                "train_flops_ratio",
+                "test_flops_ratio",
+                "parameters",
+                "bytes",
+            )
+        },
+        "train_seconds": seconds,
+        "peak_memory_bytes": None if seconds is None else peak_memory(device),
+        "device": torch.cuda.get_device_name(device) if gpu else "cpu",
+        "dtype": config.dtype,
+        "backend": "+".join(sorted(shares)) or "dense",
+        "kernel_flops_share": sum(shares.get(name, 0.0) for name in ("triton", "gemm")),
+    }
+
+
+def backend_shares(config: Config, device: torch.device, costs: dict[str, Any]) -> dict[str, float]:
+    """Return what the sparse layers run on, and the share of their FLOPs that each takes."""
+    dtype, flops = DTYPES[config.dtype], defaultdict(float)
+    for plan in costs["plans"]:
+        if not plan.is_dense:
+            sizes = (*plan.shape, 1, 1)[:4] + plan.block
+            dense = costs["layer_flops"][plan.name]
+            positions = config.batch_size * (dense // (2 * plan.weights))
+            backend = choose_backend(device, dtype, sizes, plan.density, positions)
+            flops[backend] += dense * plan.density
+    total = sum(flops.values())
+    return {name: found / total for name, found in flops.items()}
+
+
+def backends_in_words(shares: dict[str, float]) -> str:
+    """Return one line that says what the sparse layers run on."""
+    if not shares:
+        return "no sparse layers"
+    parts = (f"{name} ({share:.0%} of their FLOPs)" for name, share in sorted(shares.items()))
+    return "sparse layers run on " + ", ".join(parts)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak bytes that tensors took on a GPU, or the process's peak on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def print_result(result: dict[str, Any], found: dict[str, Any]) -> None:
+    """Print the table of tickets and ensemble, the costs in words, and the JSON line."""
+    print("\n" + metrics_table(found))
+    print(
+        f"\nsparsity {result['sparsity']:.3g}; training {result['train_flops_ratio']:.2f} and "
+        f"test {result['test_flops_ratio']:.2f} times one dense network's FLOPs; "
+        f"{result['train_seconds']:.0f} s of training on {result['device']}"
+    )
+    print_json(result)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print one JSON object on one line."""
+    print(json.dumps(result), flush=True)

@@ -1,0 +1,172 @@
+"""What a run is at one of its steps, as its checkpoint holds it, and a run continued from that.
+
+Each part is declared, checked and read by its owner, in the owner's file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from sparse_engine.config.config import FIELDS, MOVABLE, Config
+from sparse_engine.errors import InputError
+from sparse_engine.layers.state_dict import check_model
+from sparse_engine.methods.phase import Phase
+from sparse_engine.runs.files import load_file
+from sparse_engine.runs.run_folder import RunFolder
+from sparse_engine.schema import check_like, check_settings
+from sparse_engine.training.costs import Densities
+from sparse_engine.training.finite import FiniteGuard
+from sparse_engine.training.member_states import Accuracies, BestStates, KeptStates
+from sparse_engine.training.network import Network, member_seed
+from sparse_engine.training.processes import World
+from sparse_engine.training.progress import Progress
+from sparse_engine.training.random_state import DeviceRandomState, RandomState
+
+
+class Run(Protocol):
+    """What a checkpoint is of."""
+
+    config: Config
+    phases: Sequence[Phase]
+    folder: RunFolder
+    device: torch.device
+    world: World
+    progress: Progress
+    network: Network
+    guard: FiniteGuard
+    accuracies: Accuracies
+    best: BestStates
+    kept: KeptStates
+    densities: Densities
+
+    def begin_at(self, progress: Progress) -> None:
+        """Begin with a later step or member than the first."""
+
+    def start_member(self, member: int) -> None:
+        """Go on with a fresh network."""
+
+
+class Part(Protocol):
+    """What owns a part of a checkpoint."""
+
+    def state_dict(self) -> Any:
+        """Return tensors and plain containers."""
+
+    def check_state(self, state: Any, *told: Any) -> None:
+        """Raise InputError unless load_state_dict can take a state of this very run."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from state_dict()."""
+
+
+def _densities(run: Run) -> tuple[Any, ...]:
+    begun = len(run.network.members) * run.progress.phases_begun
+    return run.densities, begun, run.progress.tickets
+
+
+# By the name that a part has in a file: its owner, and what the owner's check is told besides.
+# They are loaded in this order, and a check may be told what was loaded before.
+PARTS: dict[str, Callable[[Run], tuple[Any, ...]]] = {
+    "model": lambda run: (run.network,),
+    "optimizer": lambda run: (run.network.momenta,),
+    "topology": lambda run: (run.network.topology,),
+    "guard": lambda run: (run.guard,),
+    "best": lambda run: (run.best, run.network.members),
+    "kept": lambda run: (run.kept, run.network.members[0], run.progress.kept(run.phases)),
+    "accuracy": lambda run: (run.accuracies,),
+    "densities": _densities,
+    "random_state": lambda run: (RandomState(),),
+    "device_random_state": lambda run: (DeviceRandomState(run.device),),
+}
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """Return everything the rest of a run depends on: tensors and plain containers."""
+    state = {"config": run.config.saved(), "progress": run.progress.state_dict()}
+    return state | {name: part(run)[0].state_dict() for name, part in PARTS.items()}
+
+
+def restore(run: Run) -> None:
+    """Continue from the folder's checkpoint, if there is one.
+
+    Raises:
+        InputError: it cannot be read, or is of another configuration, other data or another place.
+    """
+    state = _load(run.folder)
+    if state is None:
+        run.folder.drop_rows_after(-1)
+        return
+    _check_configuration(run, state["config"])
+    try:
+        _continue(run, state)
+    # RuntimeError: what torch says of states and random states that do not fit.
+    except (InputError, RuntimeError) as error:
+        raise InputError(f"checkpoint '{run.folder.last}' does not fit the data: {error}") from None
+    run.folder.drop_rows_after(run.progress.step)
+
+
+def _continue(run: Run, state: dict[str, Any]) -> None:
+    """Become what a checkpoint says; InputError or RuntimeError if it is not of this run."""
+    run.progress.check_state(state["progress"], run.phases)
+    run.begin_at(Progress(**state["progress"]))
+    run.start_member(run.progress.member)
+    _check_tickets(run)
+    for name, part in PARTS.items():
+        owner, *told = part(run)
+        owner.check_state(state[name], *told)
+        owner.load_state_dict(state[name])
+    if not run.world.is_first:
+        # The file has the random numbers of the first process.
+        torch.manual_seed(member_seed(run.progress.step, run.world.rank))
+
+
+def _check_tickets(run: Run) -> None:
+    """Look at the tickets saved so far: they are needed in the end, hours later."""
+    for number in range(1, run.progress.tickets + 1):
+        model = run.folder.load_member(number)
+        check_model(run.network.members[0], model, f"ticket {number}")
+
+
+def _load(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the newest checkpoint that can be read, None if none was written."""
+    if not folder.last.exists() and not folder.previous.exists():
+        return None
+    try:
+        return _read(folder.last)
+    except InputError as error:
+        if not folder.previous.exists():
+            raise
+        state = _read(folder.previous)
+        step = state["progress"]["step"]
+        print(f"{error}; continuing from the one before, of step {step}", file=sys.stderr)
+        return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    state = load_file(path, "progress", "config", *PARTS)
+    check_like(state["progress"], Progress().state_dict(), f"checkpoint '{path}': progress")
+    return {**state, **{name: _listed(state[name]) for name in ("accuracy", "best")}}
+
+
+def _listed(found: Any) -> list[Any]:
+    """Return a list of one for each member, where older checkpoints have the one by itself."""
+    if isinstance(found, list):
+        return found
+    return [] if found is None else [found]
+
+
+def _check_configuration(run: Run, saved: Any) -> None:
+    check_settings(saved)
+    for name, value in run.config.saved().items():
+        # A setting that is younger than the checkpoint had its default.
+        found = saved.get(name, FIELDS[name].default)
+        if name not in MOVABLE and value != found:
+            raise InputError(
+                f"checkpoint '{run.folder.last}' was trained with {name} {found}, "
+                f"found {value}: a resumed run keeps its configuration; start a new one"
+            )

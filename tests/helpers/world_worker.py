@@ -1,0 +1,151 @@
+"""One process of several in test_distributed.py: does what its arguments say, one after another."""
+
+import copy
+import os
+import signal
+import sys
+
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from sparse_engine import train as command
+from sparse_engine.errors import RunFailure
+from sparse_engine.layers.sync_batch_norm import synchronise
+from sparse_engine.sparsity.topology import Topology
+from sparse_engine.training.processes import World, joined
+from sparse_engine.training.trainer import Trainer
+
+FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
+RUNS = {
+    "rigl": ["--method", "rigl", "--epochs", "4", "--checkpoint-every", "3"],
+    "fp16": ["--method", "snfs", "--epochs", "4", "--dtype", "fp16"],
+    "rows": [
+        *("--method", "rigl", "--epochs", "4", "--score", "l2"),
+        *("--fan-in", "constant"),
+    ],
+    "norms": [
+        "--method",
+        "static",
+        "--lr",
+        "0.01",
+        "--epochs",
+        "2",
+        "--model",
+        "wrn10-1",
+        "--sync-batch-norm",
+    ],
+    "members": ["--method", "dst-ensemble", "--members", "3", "--epochs", "6", "--dropout", "0.1"],
+}
+
+
+def meet_anew():
+    """Take the next port: a store holds what the processes said when they last met."""
+    os.environ["MASTER_PORT"], os.environ["MEETING_PORTS"] = os.environ["MEETING_PORTS"].split(
+        maxsplit=1
+    )
+
+
+def main(flags):
+    meet_anew()
+    command.main(flags)
+
+
+def train(name, *flags):
+    main([*FLAGS, *RUNS[name], *flags, "--timeout", "60", "--out", f"{name}-together"])
+
+
+def kill(step, how):
+    """Let a run end within an epoch."""
+    train_step = Trainer._train_step
+
+    def train_or_die(self, phase):
+        if self.progress.step == step:
+            how()
+        train_step(self, phase)
+
+    Trainer._train_step = train_or_die
+
+
+def bytes_sent():
+    """Print how many bytes of gradients a step sends, as DDP's buckets have them."""
+    parallel, sent = World.parallel, []
+
+    def counting(self, model):
+        wrapped = parallel(self, model)
+
+        def hook(state, bucket):
+            sent.append(bucket.buffer().numel() * bucket.buffer().element_size())
+            return allreduce_hook(None, bucket)
+
+        wrapped.register_comm_hook(None, hook)
+        return wrapped
+
+    World.parallel = counting
+    for name, flags in {
+        "dense": ["--method", "dense"],
+        "0.8": ["--method", "static", "--sparsity", "0.8"],
+        "0.9": ["--method", "static", "--sparsity", "0.9"],
+    }.items():
+        main([*FLAGS, *flags, "--epochs", "1", "--out", f"bytes-{name}"])
+        print(f"BYTES {name} {sum(sent) // 5}", flush=True)
+        sent.clear()
+
+
+def one_norm():
+    """Print how far a synchronised norm of two halves is from an ordinary one of the whole.
+
+    And how many threads are left of the process group, while the world is still held.
+    """
+    meet_anew()
+    threads = len(os.listdir("/proc/self/task"))
+    torch.manual_seed(0)
+    whole = torch.randn(6, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(6, 3, 4, 5, dtype=torch.float64)
+    plain = torch.nn.BatchNorm2d(3).double()
+    norm = copy.deepcopy(plain)
+    with joined(60, False) as world:
+        half = world.share(6)
+        own = whole.detach()[half].requires_grad_()
+        found = synchronise(norm, own.device)(own)
+        (found * upstream[half]).sum().backward()
+        plain(whole).mul(upstream).sum().backward()
+        gradients = [2 * world.mean(p.grad) for p in norm.parameters()]
+    pairs = [(found, plain(whole)[half]), (own.grad, whole.grad[half])]
+    pairs += [(norm.running_mean * 1.9, plain.running_mean)]  # plain has seen the images twice
+    pairs += list(zip(gradients, (p.grad for p in plain.parameters()), strict=True))
+    worst = max(float((one - other).detach().abs().max()) for one, other in pairs)
+    left = len(os.listdir("/proc/self/task")) - threads
+    print(f"NORM {worst} THREADS {left} of {world}", flush=True)
+
+
+def other_topology():
+    generator = Topology._generator
+
+    def other(self, layer, number):
+        return generator(self, layer, number + 100 * self.processes.rank)
+
+    Topology._generator = other
+    try:
+        main([*FLAGS, "--method", "set", "--epochs", "4", "--out", "other"])
+    except RunFailure as error:
+        print(f"FAILURE {error}", flush=True)
+    Topology._generator = generator
+
+
+def one_dies():
+    if os.environ["RANK"] == "1":
+        kill(12, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    try:
+        train("rigl")
+    except RunFailure as error:
+        print(f"FAILURE {error}", flush=True)
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for task in sys.argv[1:]:
+        if task in RUNS:
+            train(task, *(["--parallel", "members"] if task == "members" else []))
+        else:
+            globals()[task]()

@@ -1,0 +1,63 @@
+"""A run keeps what was measured when it began, whatever is measured later."""
+
+import json
+
+import pytest
+import torch
+
+from sparse_kernels.dispatch.backend import choose_backend
+from sparse_kernels.dispatch.cost_model import kept_limits, limit_key
+from sparse_kernels.dispatch.kernel_choices import measured_picks, with_picks
+
+CPU = torch.device("cpu")
+SIZES = (64, 64, 3, 3, 16, 16)
+
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def measure(limit):
+    threads = torch.get_num_threads()
+    kept_limits().add({limit_key(torch.float32, SIZES, 256, threads): [limit]})
+
+
+def choice(density):
+    return choose_backend(CPU, torch.float32, SIZES, density, 256)
+
+
+def test_what_was_picked_stays_until_the_end():
+    measure(0.9)
+    kept = json.loads(json.dumps(measured_picks(CPU)))
+    measure(0.1)
+    assert choice(0.5) == "masked"
+    with with_picks(CPU, kept):
+        assert choice(0.5) == "gemm"
+        assert measured_picks(CPU) == kept
+    assert choice(0.5) == "masked"
+
+
+def test_what_was_measured_since_is_left_out():
+    kept, expected = measured_picks(CPU), choice(0.9)
+    measure(0.99)
+    assert expected == "masked"
+    assert choice(0.9) == "gemm"
+    with with_picks(CPU, kept):
+        assert choice(0.9) == expected
+
+
+def test_other_hardware_says_nothing():
+    measure(0.99)
+    with with_picks(CPU, {"gemm-limits-other-torch1.json": {"key": [0.0]}}):
+        assert choice(0.9) == "gemm"
+
+
+@pytest.mark.parametrize(
+    "limits", [[], {"key": 1}, {"key": []}, {"key": ["x"]}, {"key": [1, 2]}, 3]
+)
+def test_anything_else_changes_nothing(limits):
+    measure(0.99)
+    before = measured_picks(CPU)
+    damaged = with_picks(CPU, dict.fromkeys(before, limits))
+    with pytest.raises((TypeError, ValueError, AttributeError)), damaged:
+        pass
+    assert measured_picks(CPU) == before

@@ -1,0 +1,283 @@
+"""BlockLayout against a construction of every list by plain Python loops."""
+
+import copy
+import pickle
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layout_lists import expected_pass, found_pass, place
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sparse_kernels import BlockLayout
+from sparse_kernels.layout import block_grid, clamp_block
+
+WIDTHS = st.sampled_from([1, 3, 8, 16, 32, 40])
+
+
+@st.composite
+def layouts(draw, spare_slots=3):
+    """Draw a layout and its ids: ragged grids, unused slots anywhere, ids above the total."""
+    shape = [draw(st.integers(1, 70)), draw(st.integers(1, 70))]
+    shape += [draw(st.integers(1, 3)), draw(st.integers(1, 3))]
+    block = (draw(WIDTHS), draw(WIDTHS))
+    total = torch.Size(block_grid(shape, block)).numel()
+    active = draw(st.integers(1, min(total, 40)))
+    generator = random.Random(draw(st.integers(0, 2**32)))
+    ids = generator.sample(range(total), active)
+    ids += [total + generator.randrange(3) for _ in range(draw(st.integers(0, spare_slots)))]
+    generator.shuffle(ids)
+    return BlockLayout(shape, block, torch.tensor(ids), active), ids
+
+
+@given(layouts())
+@settings(deadline=None, max_examples=60)
+def test_every_list_equals_a_loop_over_the_slots(drawn):
+    layout, ids = drawn
+    assert found_pass(layout.forward_index) == expected_pass(ids, layout, 0)
+    assert found_pass(layout.input_grad_index) == expected_pass(ids, layout, 1)
+    slots = list(zip(*(t.tolist() for t in layout.weight_grad_index)))
+    for slot, block_id in enumerate(ids):
+        if block_id < layout.total:
+            assert slots[slot] == place(block_id, layout.grid)
+        else:
+            assert slots[slot][0] == layout.grid[0]
+    assert layout.block_ids.tolist() == [min(i, layout.total) for i in ids]
+    assert all(t.dtype == torch.int32 for t in layout.tensors())
+
+
+@given(layouts())
+@settings(deadline=None, max_examples=60)
+def test_lists_start_at_zero_and_end_at_the_active_blocks(drawn):
+    layout, ids = drawn
+    for index, rows in ((layout.forward_index, 0), (layout.input_grad_index, 1)):
+        assert len(index.start) == layout.grid[rows] + 1
+        assert index.start[0] == 0
+        assert index.start[-1] == layout.active
+        assert all(len(t) == len(ids) == layout.slots for t in index[1:])
+
+
+@given(layouts())
+@settings(deadline=None, max_examples=60)
+def test_mask_round_trip(drawn):
+    layout, ids = drawn
+    mask = layout.mask()
+    used = sorted(i for i in ids if i < layout.total)
+    assert mask.shape == layout.grid
+    assert mask.flatten().nonzero().flatten().tolist() == used
+    again = BlockLayout.from_mask(mask, layout.shape, layout.block)
+    assert again.block_ids.tolist() == used
+    assert (again.active, again.density) == (layout.active, layout.active / layout.total)
+
+
+@given(layouts(), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=60)
+def test_update_equals_a_new_layout_at_the_old_addresses(drawn, generator):
+    layout, ids = drawn
+    tensors = layout.tensors()
+    addresses = [t.data_ptr() for t in tensors]
+    used = iter(generator.sample(range(layout.total), layout.active))
+    changed = [next(used) if i < layout.total else i for i in ids]
+    layout.update_(torch.tensor(changed))
+    fresh = BlockLayout(layout.shape, layout.block, torch.tensor(changed), layout.active)
+    assert [t.data_ptr() for t in layout.tensors()] == addresses
+    assert found_pass(layout.forward_index) == found_pass(fresh.forward_index)
+    assert found_pass(layout.input_grad_index) == found_pass(fresh.input_grad_index)
+    assert all(a.equal(b) for a, b in zip(layout.weight_grad_index, fresh.weight_grad_index))
+    assert tensors[0].equal(fresh.block_ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_ids_of_any_integer_type(dtype):
+    layout = BlockLayout((40, 30, 3, 3), (16, 16), torch.tensor([52, 7, 100], dtype=dtype), 2)
+    assert layout.block_ids.tolist() == [52, 7, 54]
+
+
+def test_lists_are_built_without_asking_the_device_for_a_number():
+    with FakeTensorMode():
+        layout = BlockLayout((64, 64, 3, 3), (16, 16), torch.arange(18), taps="all")
+        layout.update_(layout.expand_groups(layout.group_ids + 1), 9)
+        assert layout.mask().shape == (4, 4, 3, 3)
+
+
+def test_an_update_compiles_into_one_graph():
+    layout = BlockLayout((64, 64, 3, 3), (16, 16), torch.arange(20))
+    fresh = BlockLayout((64, 64, 3, 3), (16, 16), torch.arange(20) + 5)
+    torch.compile(layout.update_, fullgraph=True, backend="eager")(torch.arange(20) + 5)
+    assert found_pass(layout.input_grad_index) == found_pass(fresh.input_grad_index)
+
+
+@pytest.mark.parametrize(
+    ("block", "channels", "wanted"),
+    [
+        ((32, 32), (16, 3), (16, 16)),
+        ((32, 32), (17, 33), (32, 32)),
+        ((64, 64), (40, 300), (48, 64)),
+        ((8, 4), (3, 3), (8, 4)),
+        ((1, 1), (5, 5), (1, 1)),
+    ],
+)
+def test_a_block_is_no_wider_than_the_channels_rounded_up(block, channels, wanted):
+    assert clamp_block(block, *channels) == wanted
+
+
+@pytest.mark.parametrize("block", [(0, 8), (8, -1), (8,), (8, 8, 8), (8.0, 8)])
+def test_a_block_must_be_two_positive_integers(block):
+    with pytest.raises(ValueError, match=r"block must be two positive integers .* found"):
+        clamp_block(block, 32, 32)
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 8, 3), (8, 0), (8, 8, 3, 0)])
+def test_a_shape_must_be_two_or_four_positive_sizes(shape):
+    with pytest.raises(ValueError, match="sizes \\(O, C\\) or \\(O, C, R, S\\), all positive"):
+        BlockLayout(shape, (8, 8), torch.arange(1))
+
+
+@pytest.mark.parametrize("ids", [torch.arange(0), torch.zeros(2, 2)])
+def test_ids_must_be_a_list_that_is_not_empty(ids):
+    with pytest.raises(ValueError, match="must be \\[Z\\] with Z at least 1, found shape"):
+        BlockLayout((8, 8), (8, 8), ids)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.ones(4, 2, 3, 3),
+        torch.ones(2, 4, 3, 3, dtype=torch.bool),
+        torch.ones(72, dtype=torch.bool),
+        torch.ones(4, 2, dtype=torch.bool),
+    ],
+)
+def test_a_mask_must_be_boolean_and_of_the_grids_shape(mask):
+    with pytest.raises(ValueError, match=r"mask must be bool \[4, 2, 3, 3\].*found torch\."):
+        BlockLayout.from_mask(mask, (64, 32, 3, 3), (16, 16))
+
+
+def test_a_linear_mask_may_be_flat():
+    mask = torch.tensor([[True, False], [False, True]])
+    layout = BlockLayout.from_mask(mask, (32, 32), (16, 16))
+    assert layout.block_ids.tolist() == [0, 3]
+
+
+def test_a_mask_without_a_block_is_refused():
+    with pytest.raises(ValueError, match="Z at least 1"):
+        BlockLayout.from_mask(torch.zeros(2, 2, dtype=torch.bool), (32, 32), (16, 16))
+
+
+def test_an_update_must_keep_the_slots():
+    layout = BlockLayout((32, 32), (16, 16), torch.arange(3))
+    with pytest.raises(ValueError, match=r"keep the 3 slots, found ids \[2\]"):
+        layout.update_(torch.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor([0, 1]), r"integer \[3\], found torch.int64 \[2\]"),
+        (torch.tensor([0.0, 1.0, 4.0]), r"integer \[3\], found torch.float32 \[3\]"),
+        (torch.tensor([-1, 1, 4]), "from 0 to 4, found -1"),
+        (torch.tensor([0, 1, 5]), "from 0 to 4, found 0 to 5"),
+        (torch.tensor([4, 4, 4]), "a block at least should be active"),
+        (torch.tensor([2, 2, 4]), "distinct"),
+    ],
+)
+def test_ids_that_do_not_fit(ids, message):
+    layout = BlockLayout((32, 32), (16, 16), torch.tensor([0, 3, 4]), active=2)
+    assert layout.validate(torch.tensor([4, 1, 2])) == 2
+    assert layout.validate(torch.tensor([0, 1, 2])) == 3
+    with pytest.raises(ValueError, match=message):
+        layout.validate(ids)
+
+
+@st.composite
+def grouped_layouts(draw):
+    """Draw a layout with taps="all" and the pairs of its groups, unused groups anywhere."""
+    shape = [draw(st.integers(1, 40)) for _ in range(2)] + [draw(st.integers(1, 3)) for _ in "RS"]
+    block = (draw(WIDTHS), draw(WIDTHS))
+    group = shape[2] * shape[3]
+    total = torch.Size(block_grid(shape, block)).numel()
+    pairs = list(range(total // group))
+    generator = random.Random(draw(st.integers(0, 2**32)))
+    pairs = generator.sample(pairs, draw(st.integers(1, min(len(pairs), 12))))
+    active = len(pairs)
+    pairs += [total // group] * draw(st.integers(0, 2))
+    generator.shuffle(pairs)
+    ids = [min(pair * group + tap, total) for pair in pairs for tap in range(group)]
+    return BlockLayout(shape, block, torch.tensor(ids), active * group, "all"), pairs
+
+
+@given(grouped_layouts(), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=60)
+def test_all_taps_of_a_pair_live_in_one_group_of_slots(drawn, generator):
+    layout, pairs = drawn
+    assert layout.group_ids.tolist() == pairs
+    assert layout.validate(layout.block_ids) == layout.active
+    mask = layout.mask().flatten(2)
+    assert mask.all(2).equal(mask.any(2))
+    again = BlockLayout.from_mask(layout.mask(), layout.shape, layout.block, "all")
+    assert again.mask().equal(layout.mask())
+    generator.shuffle(pairs)
+    fresh = BlockLayout(layout.shape, layout.block, layout.block_ids.clone(), taps="each")
+    ids = layout.expand_groups(torch.tensor(pairs))
+    layout.update_(ids)
+    fresh.update_(ids)
+    assert layout.group_ids.tolist() == pairs
+    for mine, theirs in zip(layout.tensors(), fresh.tensors(), strict=True):
+        assert mine.equal(theirs)
+
+
+def test_an_update_may_change_the_count_of_active_blocks():
+    layout = BlockLayout((32, 32, 2, 1), (16, 16), torch.arange(6), taps="all")
+    layout.update_(torch.tensor([8, 8, 2, 3, 8, 8]), 2)
+    assert (layout.active, layout.density, layout.slots) == (2, 0.25, 6)
+    assert layout.forward_index.start[-1] == layout.active == layout.validate(layout.block_ids)
+    with pytest.raises(ValueError, match="groups of 2 slots, found 3"):
+        layout.update_(torch.arange(6), 3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([0, 2], "whole groups of 2"), ([1, 0], "whole groups of 2"), ([0, 8], "whole groups of 2")],
+)
+def test_ids_that_are_no_whole_groups(ids, message):
+    layout = BlockLayout((32, 32, 1, 2), (16, 16), torch.tensor([4, 5]), taps="all")
+    with pytest.raises(ValueError, match=message):
+        layout.validate(torch.tensor(ids))
+    assert "taps='all'" in repr(layout)
+
+
+def test_what_all_taps_refuse():
+    with pytest.raises(ValueError, match="taps must be 'each' or 'all', found 'both'"):
+        BlockLayout((8, 8), (8, 8), torch.arange(1), taps="both")
+    with pytest.raises(ValueError, match="groups of 9 slots, found 10"):
+        BlockLayout((8, 8, 3, 3), (8, 8), torch.arange(10), 9, "all")
+    mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    mask[0, 0, 1, 1] = False
+    with pytest.raises(ValueError, match="a pair with some of its taps"):
+        BlockLayout.from_mask(mask, (8, 8, 3, 3), (8, 8), "all")
+
+
+def test_moving_keeps_the_sizes():
+    layout = BlockLayout((32, 32), (16, 16), torch.tensor([0, 3, 4]), active=2)
+    assert layout.to("cpu") is layout
+    moved = layout.to("meta")
+    assert moved.device.type == "meta"
+    assert (moved.density, moved.slots, moved.sizes()) == (0.5, 3, layout.sizes())
+    assert all(t.is_meta for t in moved.tensors())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_is_equal_and_its_own(copied):
+    layout = BlockLayout((32, 32), (16, 16), torch.tensor([0, 3]))
+    other = copied(layout)
+    other.update_(torch.tensor([1, 2]))
+    assert layout.block_ids.tolist() == [0, 3]
+    assert other.block_ids.tolist() == [1, 2]
+    assert other.block == layout.block
+
+
+def test_repr_tells_the_sizes():
+    text = repr(BlockLayout((32, 32), (16, 16), torch.tensor([0, 3, 4]), active=2))
+    assert "active=2 of 4, slots=3" in text
