@@ -5,7 +5,7 @@
     python -m bench.study bench/studies/NAME.json --write docs/blocks.md
     python -m bench.study bench/studies/NAME.json --dry-run          say which runs there are
 
-What a file holds: see study_grid.py. The CSVs lie beside it. A study can be stopped at any time, by
+What a file holds: see grid.py. The CSVs lie beside it. A study can be stopped at any time, by
 Ctrl-C or --budget, and goes on with the same command.
 """
 

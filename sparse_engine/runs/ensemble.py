@@ -44,7 +44,7 @@ class TicketEnsemble(nn.Module):
     """The mean of its members' softmax probabilities (FreeTickets, Liu et al. 2022).
 
     On a CPU, without gradients, members run in threads of one core each; `grouped` makes them one
-    network (grouping.py).
+    network (models/grouped).
     """
 
     def __init__(self, members: Iterable[nn.Module], *, grouped: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""One process of several in test_distributed.py: does what its arguments say, one after another."""
+"""One process of several in test_processes.py: does what its arguments say, one after another."""
 
 import copy
 import os

@@ -49,7 +49,7 @@ import os
 os.environ["SPARSE_ENGINE_BACKEND"] = "triton"
 noted("ours", lambda: block_linear(x[None], values, layout))
 fake_gpu.cuda.State.device = 1
-from sparse_kernels import gather_kernels
+from sparse_kernels.triton import gather_kernels
 noted("other device", lambda: gather_kernels.gather_pointers[(1,)](x))
 print(json.dumps(found))
 """

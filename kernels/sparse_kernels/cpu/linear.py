@@ -2,7 +2,7 @@
 
 Activations are matrices [M, width], one for each block of channels, the last of which may be
 narrower; a product is added in place to the matrix that a block writes. The linear layer is here,
-convolution, where a tap meets other rows than it writes, in gemm_convolution.py.
+convolution, where a tap meets other rows than it writes, in convolution.py.
 
 Sums are taken in fp32 at least. Every call reads the lists of blocks anew: beside the products
 that costs little, and it leaves nothing that an update of the topology could make wrong.

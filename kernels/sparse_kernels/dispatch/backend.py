@@ -1,8 +1,8 @@
 """Which implementation runs: `auto`, or what the environment asks for.
 
 `auto` takes the Triton kernels on a CUDA GPU that has them, for data types and blocks they are
-written for and densities below break-even (break_even.py); on a CPU the gemm path where it was
-measured to save time (gemm_limit.py), or else should (gemm_cost.py); and the masked path (scatter
+written for and densities below break-even; on a CPU the gemm path where it was
+measured to save time, or else should (all in cost_model.py); and the masked path (scatter
 the blocks, then the dense operator) anywhere else.
 """
 

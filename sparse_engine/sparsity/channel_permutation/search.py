@@ -67,7 +67,7 @@ def regroup_for(
 
     Args:
         model: changed in place, and computes the same as before within rounding. A sparse layer
-            that it reorders becomes an ordinary module with zeros: cut it next (see recut.py).
+            that it reorders becomes an ordinary module with zeros: cut it next (see layers/surgery.py).
         targets: block and number of blocks of layers by name; None for one that will be full.
         optimizer: whose state of the parameters moves along.
         rounds: at most, over all groups of channels; WIDTHS of them with soft choices.
