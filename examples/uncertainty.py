@@ -14,7 +14,7 @@ import torch
 
 from sparse_engine import TicketEnsemble
 from sparse_engine.data.load import load_dataset
-from sparse_engine.evaluation.predict import batches
+from sparse_engine.data.splits import batches
 from sparse_engine.train import main as train
 
 CPU = torch.device("cpu")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sparse_engine.data.arrays import DataSet
     from sparse_engine.data.catalog import DatasetInfo
+    from sparse_engine.runs.tickets import Ticket
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -72,17 +73,23 @@ def evaluate(
     configs = [resolve(replace(config, **here)) for config in saved]
     from sparse_engine.data.load import load_dataset
     from sparse_engine.device import choose_device
-    from sparse_engine.evaluation.predict import calibration, ensemble_metrics
-    from sparse_engine.training.run import member_probabilities
+    from sparse_engine.evaluation.predict import (
+        calibration,
+        ensemble_metrics,
+        member_probabilities,
+    )
+    from sparse_engine.runs.tickets import run_tickets
 
     data = load_dataset(dataset, configs[0].data_dir)
     _check_training_data(folders, saved, data.info, configs[0].data_dir)
     place = choose_device(configs[0])
-    found = _beyond_the_test_split(folders, configs, data, place, options)
-    members, labels = [], None
-    for folder, config in zip(folders, configs):
-        probabilities, labels = member_probabilities(config, data, folder, place)
-        members += probabilities
+    tickets = [
+        ticket
+        for folder, config in zip(folders, configs)
+        for ticket in run_tickets(folder, config, data.info)
+    ]
+    found = _beyond_the_test_split(tickets, data, place, options)
+    members, labels = member_probabilities(tickets, data.test, place)
     return {
         "dataset": dataset,
         "runs": list(runs),
@@ -94,22 +101,15 @@ def evaluate(
 
 
 def _beyond_the_test_split(
-    folders: Sequence[RunFolder],
-    configs: Sequence[Config],
-    data: DataSet,
-    place: torch.device,
-    options: Options,
+    tickets: Sequence[Ticket], data: DataSet, place: torch.device, options: Options
 ) -> dict[str, Any]:
     """Return what needs the tickets as models: assess, and densities for figures."""
     if not (options.severities or options.foreign or options.attacks or options.plots):
         return {}
     from sparse_engine.evaluation.robustness.assess import assess
-    from sparse_engine.evaluation.robustness.pixel_model import layer_densities, load_models
+    from sparse_engine.evaluation.robustness.pixel_model import layer_densities, pixel_models
 
-    models = []
-    for folder, config in zip(folders, configs):
-        models += load_models(config, data.info, folder, place)
-    first = configs[0]
+    models, first = pixel_models(tickets, place), tickets[0].config
     found = assess(models, data, first.data_dir, options, 2 * first.batch_size, first.workers)
     if options.plots:
         found["densities"] = [layer_densities(model) for model in models]

@@ -15,7 +15,7 @@ from sparse_engine.config.flags import Parser, run_command
 from sparse_engine.errors import InputError
 
 if TYPE_CHECKING:
-    from sparse_engine.runs.tickets import TicketFile
+    from sparse_engine.runs.tickets import Ticket
 
 FORMATS = ("safetensors", "dense", "onnx", "torch-export")
 
@@ -42,17 +42,15 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--out '{flags.out}' is a folder; name a file")
     if flags.out.exists() and (flags.out.parent / "config.json").exists():
         raise InputError(f"--out '{flags.out}' is a file of a run; name another")
-    from sparse_engine.runs.tickets import (
-        ticket_files,  # late, like everything that needs torch
-    )
+    from sparse_engine.runs.tickets import tickets_of  # late, like everything that needs torch
 
-    ticket = _chosen(ticket_files(flags.run, flags.data_dir), flags)
+    ticket = _chosen(tickets_of(flags.run, flags.data_dir), flags)
     note = _export(ticket, flags)
     size = flags.out.stat().st_size / 1e6
     print(f"{ticket.path} as {flags.format}: '{flags.out}', {size:.2f} MB{note}")
 
 
-def _chosen(tickets: Sequence[TicketFile], flags: argparse.Namespace) -> TicketFile:
+def _chosen(tickets: Sequence[Ticket], flags: argparse.Namespace) -> Ticket:
     if flags.member is None and len(tickets) > 1:
         raise InputError(f"'{flags.run}' has {len(tickets)} tickets; choose one with --member")
     number = flags.member or 1
@@ -61,7 +59,7 @@ def _chosen(tickets: Sequence[TicketFile], flags: argparse.Namespace) -> TicketF
     return tickets[number - 1]
 
 
-def _export(ticket: TicketFile, flags: argparse.Namespace) -> str:
+def _export(ticket: Ticket, flags: argparse.Namespace) -> str:
     """Write the file; return what else is to be said."""
     import torch
 

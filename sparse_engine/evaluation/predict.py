@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.data.arrays import DataSet, ImageArrays, ImageFiles
-from sparse_engine.data.catalog import DatasetInfo
-from sparse_engine.data.folder import FolderLoader, folder_evaluation_batches
-from sparse_engine.data.loader import ArrayLoader, evaluation_batches, split_validation
+from sparse_engine.data.splits import Split, batches
 from sparse_engine.device import autocast
+from sparse_engine.errors import RunFailure
 from sparse_engine.evaluation.metrics import (
     calibration_bins,
     classification_metrics,
@@ -24,46 +22,7 @@ from sparse_engine.evaluation.metrics import (
 )
 from sparse_engine.evaluation.tables import named_members
 from sparse_engine.layers.report import format_table
-
-Split = ImageArrays | ImageFiles
-
-
-def choosing_split(
-    data: DataSet, select: str, validation: float, seed: int
-) -> tuple[Split, str, Split]:
-    """Return what a run trains on, and name and images of the split it is evaluated on meanwhile.
-
-    With --select validation these are training images held out, and may choose; else the test
-    split, which never does.
-
-    Args:
-        data: of the run.
-        select: "validation" or "last", as --select.
-        validation: share of the training images that is held out.
-        seed: of the choice of these.
-    """
-    if select == "validation":
-        train, held_out = split_validation(data.train, validation, seed)
-        return train, "validation", held_out
-    return data.train, "test", data.test
-
-
-def training_loader(
-    split: Split, info: DatasetInfo, batch_size: int, device: torch.device, seed: int, workers: int
-) -> ArrayLoader | FolderLoader:
-    """Return the loader of a split's kind; see ArrayLoader."""
-    if isinstance(split, ImageArrays):
-        return ArrayLoader(split, info, batch_size, device, seed=seed)
-    return FolderLoader(split, info, batch_size, device, seed=seed, workers=workers)
-
-
-def batches(
-    split: Split, info: DatasetInfo, batch_size: int, device: torch.device, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a split's batches in order, without augmentation."""
-    if isinstance(split, ImageArrays):
-        return evaluation_batches(split, info, batch_size, device)
-    return folder_evaluation_batches(split, info, batch_size, device, workers=workers)
+from sparse_engine.runs.tickets import Ticket
 
 
 @torch.no_grad()
@@ -82,6 +41,29 @@ def predict(
         labels.append(y.cpu())
     model.train(training)
     return torch.cat(probabilities), torch.cat(labels)
+
+
+def member_probabilities(
+    tickets: Iterable[Ticket], split: Split, device: torch.device
+) -> tuple[list[Tensor], Tensor]:
+    """Return probabilities [N, K] of each member of each ticket, and the labels [N].
+
+    Raises:
+        InputError: a ticket cannot be read; RunFailure: predictions that are not finite.
+    """
+    members, labels = [], torch.empty(0)
+    for ticket in tickets:
+        config = ticket.config
+        for member in ticket.members(device):
+            images = batches(split, ticket.info, 2 * config.batch_size, device, config.workers)
+            probabilities, labels = predict(member, images, config.dtype)
+            if not bool(probabilities.isfinite().all()):
+                raise RunFailure(
+                    f"predictions of ticket '{ticket.path}' are not finite: restore its file, or "
+                    "train it again"
+                )
+            members.append(probabilities)
+    return members, labels
 
 
 def ensemble_metrics(members: Sequence[Tensor], labels: Tensor) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from sparse_engine.config.config import Config
 from sparse_engine.methods.actions import Escape, Fresh, SaveTicket
 from sparse_engine.methods.freetickets import schedule_for, ticket_stop, topology_rule
 from sparse_engine.methods.learning_rate import LearningRate
+from sparse_engine.methods.method import CHOSEN, Method
 from sparse_engine.methods.phase import Phase, split_steps
+from sparse_engine.methods.recipes import Recipe
 
 
 def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
@@ -39,3 +41,15 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
         for number, length in enumerate(lengths[1:], 1)
     ]
     return [exploration, *refinements]
+
+
+def epochs(config: Config, recipe: Recipe) -> int:
+    """Return the epochs of exploration and refinements; the paper's shares where none are given."""
+    usual = schedule_for(config.dataset)
+    explore, refine = recipe.edst_epochs or (
+        max(1, share * recipe.epochs // 250) for share in (usual.explore, usual.refine)
+    )
+    return explore + (config.members or 1) * refine
+
+
+METHOD = Method(phases, rule=CHOSEN, least_members=1, epochs=epochs, options={"escape": 0.8})

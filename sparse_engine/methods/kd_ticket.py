@@ -6,10 +6,12 @@ has the teacher's seed; and it is trained with the teacher's soft labels.
 """
 
 from sparse_engine.config.config import Config
+from sparse_engine.errors import InputError
 from sparse_engine.methods.actions import Fresh, SaveTicket
 from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.learning_rate import LearningRate, Part
 from sparse_engine.methods.losses import Distillation
+from sparse_engine.methods.method import Method, usual_scope
 from sparse_engine.methods.phase import Phase, split_steps
 from sparse_engine.methods.pruning_actions import CutAsTeacher
 
@@ -28,3 +30,23 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
         Phase("start", start, Part(rate, 0, steps), begin=(Fresh(0.0),), end=(cut,)),
         Phase("ticket", rest, Part(rate, start, steps), end=(SaveTicket(),), loss=loss),
     ]
+
+
+def _check_teacher(config: Config) -> None:
+    if not (config.teacher or config.dry_run):
+        raise InputError("method 'kd-ticket' needs --teacher RUN, the folder of a dense run")
+
+
+METHOD = Method(
+    phases,
+    starts_dense=True,
+    # Temperature and weight are Hinton et al.'s (2015): the paper's could not be read.
+    options={
+        "teacher": None,
+        "temperature": 4.0,
+        "distillation": 0.9,
+        "rewind_point": 0.0,
+        "prune_scope": usual_scope,
+    },
+    check=_check_teacher,
+)

@@ -1,23 +1,65 @@
-"""Lottery tickets by iterative magnitude pruning (Frankle & Carbin 2019).
+"""Lottery tickets: train densely, prune, go back, train again.
 
-A dense run, then rounds: prune, rewind, train again. What is gone back to is the run's early
-weights (Frankle et al. 2020; point 0 is the initialisation), or the learning-rate schedule alone
-(Renda et al. 2020). One round is one-shot pruning. With several members the last rounds' trained
-networks are the tickets, which differ in sparsity.
+Iterative magnitude pruning (Frankle & Carbin 2019): a dense run, then rounds: prune, rewind, train
+again. What is gone back to is the run's early weights (Frankle et al. 2020; point 0 is the
+initialisation), or the learning-rate schedule alone (Renda et al. 2020). One round is one-shot
+pruning. With several members the last rounds' trained networks are the tickets, which differ in
+sparsity.
+
+Lottery-ticket-rewinding ensemble (ltr), a baseline of FreeTickets (Liu et al. 2022, appendix C): a
+dense network is pruned gradually to the sparsity (Zhu & Gupta 2017, eq. 1), its surviving weights
+go back to those at 5 % of the run, and this ticket is trained M times with different data orders.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
-from sparse_engine.methods.actions import Action, Rewind, SaveTicket
+from sparse_engine.methods.actions import Action, Fresh, Keep, Restore, Rewind, SaveTicket
+from sparse_engine.methods.freetickets import schedule_for
+from sparse_engine.methods.learning_rate import LearningRate, Part
+from sparse_engine.methods.method import Method, usual_scope
 from sparse_engine.methods.phase import Phase, split_steps
-from sparse_engine.methods.pruning_actions import Prune
-from sparse_engine.methods.rewinding import POINT, dense_run, regrouping
+from sparse_engine.methods.pruning_actions import Prune, regrouping
 
 PRUNED_A_ROUND = 0.2
+POINT, TICKET = "rewind point", "ticket"
+# As in the gradual pruning of Gale et al. 2019 that RigL compares with, the end is undisturbed.
+LAST_PRUNING = 0.75
+
+
+@dataclass(frozen=True)
+class DenseRun:
+    """A run of `whole` steps, `start` of which come before the point that is gone back to."""
+
+    start: int
+    whole: int
+    rate: LearningRate
+
+    def part(self, done: int) -> Part:
+        """Return the run's learning rate from a step on."""
+        return Part(self.rate, done, self.whole)
+
+    @property
+    def rest(self) -> Part:
+        """The learning rate from the point to the end of the run."""
+        return self.part(self.start)
+
+    def opening(self) -> tuple[list[Phase], tuple[Action, ...]]:
+        """Return the phases up to the point, and what the phase after it begins with."""
+        if not self.start:
+            return [], (Fresh(0.0), Keep(POINT))
+        rate = self.part(0)
+        return [Phase("start", self.start, rate, begin=(Fresh(0.0),), end=(Keep(POINT),))], ()
+
+
+def dense_run(config: Config, start: int, whole: int, warmup_steps: float) -> DenseRun:
+    """Return a run with the learning rate of one network of the data set's recipe."""
+    milestones = schedule_for(config.dataset).member
+    return DenseRun(start, whole, LearningRate(milestones, warmup_steps / whole))
 
 
 def usual_rounds(config: Config) -> int:
@@ -26,12 +68,7 @@ def usual_rounds(config: Config) -> int:
     return max(1, math.ceil(math.log(density) / math.log(1 - PRUNED_A_ROUND) - 1e-9))
 
 
-def run_count(config: Config) -> float:
-    """Return the length of the whole method in dense runs."""
-    return 1 + (config.rounds or 1) * (1 - (config.rewind_point or 0.0))
-
-
-def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
+def lottery_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     """Return the dense run and the rounds."""
     rounds, members = config.rounds or 1, config.members or 1
     if members > rounds:
@@ -58,3 +95,52 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
         end += cut(number + 1) if number < rounds else ()
         found.append(Phase(f"round {number}", length, run.rest, end=end))
     return found
+
+
+def ltr_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
+    """Return the gradual pruning, in phases that end with a pruning each, and M retrainings."""
+    rounds, members, point = config.rounds or 1, config.members or 1, config.rewind_point or 0.0
+    shares = [(LAST_PRUNING - point) / rounds] * rounds + [1 - LAST_PRUNING]
+    lengths = split_steps(steps, [*[point] * (point > 0), *shares, *[1 - point] * members])
+    start = lengths.pop(0) if point else 0
+    pruning, retraining = lengths[: rounds + 1], lengths[rounds + 1 :]
+    run = dense_run(config, start, start + sum(pruning), warmup * steps)
+    found, begin = run.opening()
+    done = start
+    for number, length in enumerate(pruning, 1):
+        sparsity = (config.sparsity or 0.0) * (1 - (1 - number / rounds) ** 3)
+        end = (Prune(sparsity),) if number <= rounds else (Rewind(POINT), Keep(TICKET))
+        end = (*regrouping(config), *end) if number == 1 else end
+        name = f"prune {number}" if number <= rounds else "settle"
+        found.append(Phase(name, length, run.part(done), begin=begin, end=end))
+        done, begin = done + length, ()
+    return found + [
+        Phase(f"ticket {number}", length, run.rest, begin=(Restore(TICKET),), end=(SaveTicket(),))
+        for number, length in enumerate(retraining, 1)
+    ]
+
+
+def _retrained(config: Config) -> float:
+    return 1 - (config.rewind_point or 0.0)
+
+
+LOTTERY = Method(
+    lottery_phases,
+    starts_dense=True,
+    least_members=1,
+    usual_members=1,
+    runs=lambda config: 1 + (config.rounds or 1) * _retrained(config),
+    options={
+        "rounds": usual_rounds,
+        "rewind": "weights",
+        "rewind_point": 0.05,
+        "prune_scope": usual_scope,
+    },
+)
+LTR = Method(
+    ltr_phases,
+    starts_dense=True,
+    least_members=1,
+    runs=lambda config: 1 + (config.members or 1) * _retrained(config),
+    options={"rounds": 20, "rewind_point": 0.05, "prune_scope": usual_scope},
+)

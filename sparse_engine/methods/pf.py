@@ -8,14 +8,9 @@ from sparse_engine.config.config import Config
 from sparse_engine.methods.actions import Fresh, SaveTicket
 from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.learning_rate import LearningRate
+from sparse_engine.methods.method import Method, usual_scope
 from sparse_engine.methods.phase import Phase, split_steps
-from sparse_engine.methods.pruning_actions import Prune
-from sparse_engine.methods.rewinding import regrouping
-
-
-def run_count(config: Config) -> float:
-    """Return the length of the whole method in dense runs."""
-    return 2 * (config.members or 1)
+from sparse_engine.methods.pruning_actions import Prune, regrouping
 
 
 def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
@@ -31,3 +26,12 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
         rate = LearningRate(schedule.refinement)
         found.append(Phase(f"tune {number}", tune, rate, end=(SaveTicket(),)))
     return found
+
+
+METHOD = Method(
+    phases,
+    starts_dense=True,
+    least_members=1,
+    runs=lambda config: 2 * (config.members or 1),
+    options={"prune_scope": usual_scope},
+)

@@ -9,6 +9,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparse_engine.config.config import Config
 from sparse_engine.methods.actions import Action, Run
 
 if TYPE_CHECKING:
@@ -92,3 +93,11 @@ def _found_order(model: nn.Module, targets: Targets) -> ChannelOrder:
         before, after = (sum(kept.values()) / len(kept) for kept in (found.before, found.after))
         tqdm.write(f"regrouped: best blocks keep {after:.4f} of the L1 norm, {before:.4f} before")
     return found.order
+
+
+def regrouping(config: Config) -> tuple[Action, ...]:
+    """Return what comes before the first pruning of a dense network.
+
+    Channels are ordered for the blocks of the end: a network that has blocks keeps its order.
+    """
+    return (Regroup(config.sparsity or 0.0),) if config.regroup else ()

@@ -2,87 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.methods import (
-    deep_ensemble,
-    dst_ensemble,
+    baselines,
+    cyclic,
     edst,
-    fge,
+    independent,
     kd_ticket,
     lottery,
-    ltr,
     pf,
     single,
-    snapshot,
     sup_tickets,
 )
-from sparse_engine.methods.baselines import SEVERAL_MEMBERS
+from sparse_engine.methods.method import Method
 from sparse_engine.methods.phase import Phase
 
-METHODS: dict[str, Callable[[Config, int, float], list[Phase]]] = {
-    "dense": single.phases,
-    "static": single.phases,
-    "set": single.phases,
-    "rigl": single.phases,
-    "snfs": single.phases,
-    "granet": single.phases,
-    "dst-ensemble": dst_ensemble.phases,
-    "edst": edst.phases,
-    "sup-tickets": sup_tickets.phases,
-    "kd-ticket": kd_ticket.phases,
-    "lottery": lottery.phases,
-    "ltr": ltr.phases,
-    "pf": pf.phases,
-    "deep-ensemble": deep_ensemble.phases,
-    "snapshot": snapshot.phases,
-    "fge": fge.phases,
-    "mc-dropout": single.phases,
-    "batch-ensemble": single.phases,
-    "mimo": single.phases,
-    "treenet": single.phases,
-}
-# Methods that take --members; those that take --topology; those that start dense and prune.
-ENSEMBLES = ("dst-ensemble", "edst", "lottery", "ltr", "pf", *SEVERAL_MEMBERS)
-DYNAMIC = ("dst-ensemble", "edst", "sup-tickets")
-PRUNING = ("kd-ticket", "lottery", "ltr", "pf")
-# Length in single runs, where it is not one; EDST's has a recipe of its own.
-RUN_COUNTS: dict[str, Callable[[Config], float]] = {
-    "dst-ensemble": lambda config: config.members or 1,
-    "lottery": lottery.run_count,
-    "ltr": ltr.run_count,
-    "pf": pf.run_count,
-    "deep-ensemble": deep_ensemble.run_count,
+METHODS: dict[str, Method] = {
+    "dense": Method(single.phases, rule="dense", usual_sparsity=0.0),
+    "static": Method(single.phases),
+    **{rule: Method(single.phases, rule=rule) for rule in single.UPDATES},
+    "dst-ensemble": independent.DST_ENSEMBLE,
+    "edst": edst.METHOD,
+    "sup-tickets": sup_tickets.METHOD,
+    "kd-ticket": kd_ticket.METHOD,
+    "lottery": lottery.LOTTERY,
+    "ltr": lottery.LTR,
+    "pf": pf.METHOD,
+    "deep-ensemble": independent.DEEP_ENSEMBLE,
+    "snapshot": cyclic.SNAPSHOT,
+    "fge": cyclic.FGE,
+    "mc-dropout": baselines.MC_DROPOUT,
+    "batch-ensemble": baselines.BATCH_ENSEMBLE,
+    "mimo": baselines.MIMO,
+    "treenet": baselines.TREENET,
 }
 
 
-def check_method(name: str) -> None:
-    """Raise InputError, with the nearest name, for a method that does not exist."""
+def method_named(name: str) -> Method:
+    """Return a method.
+
+    Raises:
+        InputError: there is none of that name; with the nearest one.
+    """
     if name not in METHODS:
         raise InputError(
             f"unknown method '{name}'{nearest(name, METHODS)}; choose from {', '.join(METHODS)}"
         )
+    return METHODS[name]
 
 
 def build_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     """Return the phases of a resolved configuration.
 
     Args:
-        config: after recipes.resolve.
+        config: as resolve.resolve returns it.
         steps: optimizer steps of the whole run.
         warmup: share of the run over which the learning rate rises.
 
     Raises:
         InputError: a phase without steps, or a dynamic phase too short for a single update.
     """
-    found = METHODS[config.method](config, steps, warmup)
-    for phase in found:
+    phases = METHODS[config.method].phases(config, steps, warmup)
+    for phase in phases:
         schedule = phase.update_schedule()
         if schedule and not schedule.updates_in(phase.steps):
             raise InputError(
                 f"phase '{phase.name}' of {phase.steps} steps is too short for a topology update "
                 f"every {schedule.interval}; use more epochs or a smaller --update-interval"
             )
-    return found
+    return phases

@@ -1,12 +1,9 @@
-"""What each data set's settings are when nobody says otherwise. Imports no torch.
-
-CIFAR and ImageNet: FreeTickets (Liu et al. 2022), appendix C. The others are ours.
-"""
+"""Every open setting of a run decided, and contradictions refused. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sparse_engine.config.config import Config
@@ -14,61 +11,11 @@ from sparse_engine.config.values import check_period
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
 from sparse_engine.layers.blocks import DENSE, parse_block
-from sparse_engine.methods.baselines import BASELINES, check_baseline
-from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.methods.grouped_run import check_grouped
-from sparse_engine.methods.options import method_options
-from sparse_engine.methods.registry import DYNAMIC, ENSEMBLES, PRUNING, RUN_COUNTS, check_method
+from sparse_engine.methods.contradictions import DECIDED, GIVEN, refuse
+from sparse_engine.methods.method import Method
+from sparse_engine.methods.recipes import Recipe, recipe_for
+from sparse_engine.methods.registry import METHODS, method_named
 from sparse_engine.models.catalog import check_name as check_model
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Defaults for a data set; epochs are those of one single network."""
-
-    model: str
-    epochs: int
-    batch_size: int
-    weight_decay: float
-    lr: float = 0.1
-    block: str = "32x32"
-    edst_epochs: tuple[int, int] | None = None
-    dense_epochs: int | None = None
-    label_smoothing: float = 0.0
-    warmup_epochs: float = 0.0
-    members: int = 3
-    norm_decay: str = "on"
-
-
-_CIFAR = Recipe("wrn28-10", 250, 128, 5e-4, edst_epochs=(150, 100), dense_epochs=250)
-_SMALL = Recipe("resnet20", 30, 128, 5e-4)
-RECIPES = {
-    "digits": Recipe("wrn16-2", 24, 128, 5e-4, block="8x8", edst_epochs=(24, 16)),
-    "mnist": _SMALL,
-    "fashion-mnist": _SMALL,
-    "svhn": replace(_SMALL, model="wrn16-4"),
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-    "imagenet": Recipe(
-        "torchvision/resnet50",
-        200,
-        128,
-        1e-4,
-        edst_epochs=(30, 70),
-        dense_epochs=150,
-        label_smoothing=0.1,
-        warmup_epochs=5,
-        members=2,
-        norm_decay="off",
-    ),
-}
-
-
-def recipe_for(dataset: str) -> Recipe:
-    """Return a data set's recipe; image folders and own arrays have a general one."""
-    if dataset.startswith("imagefolder:"):
-        return replace(RECIPES["imagenet"], epochs=90, edst_epochs=None, dense_epochs=None)
-    return RECIPES.get(dataset, _SMALL)
 
 
 def resolve(config: Config) -> Config:
@@ -77,152 +24,89 @@ def resolve(config: Config) -> Config:
     Raises:
         InputError: unknown names, or settings that contradict each other.
     """
-    check_method(config.method)
+    method = method_named(config.method)
     check_dataset(config.dataset, config.data_dir)
     recipe = recipe_for(config.dataset)
     config = replace(config, model=config.model or recipe.model)
     check_model(config.model)
     check_period(config.checkpoint_every)
-    _check_contradictions(config)
-    block = config.block or recipe.block
-    parse_block(block)
-    _check_layer_blocks(config.layer_blocks or {})
-    rule = _rule(config)
-    _check_regroup(config, block)
-    settled = {"sparsity": _sparsity(config), "members": _members(config, recipe), "block": block}
-    config = replace(config, **settled)
-    config = replace(config, **method_options(config))
-    _check_budget(config)
-    chosen: dict[str, Any] = {
-        "topology": None if rule == "dense" else rule,
-        "start_sparsity": _start_sparsity(config, rule),
-        "epochs": config.epochs or _epochs(config, recipe),
-    }
-    for name in ("batch_size", "lr", "weight_decay", "label_smoothing", "norm_decay"):
-        found = getattr(config, name)
-        chosen[name] = getattr(recipe, name) if found is None else found
-    chosen["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or chosen["epochs"]
-    config = replace(config, **{**chosen, **_scaled(config, chosen)})
-    check_baseline(config)
-    check_grouped(config)
+    refuse(GIVEN, config, method)
+    config.criteria.check_rule(method.rule_of(config))
+    config = replace(config, **_network(config, method, recipe))
+    config = replace(config, **_options(config, method))
+    config = replace(config, **_lengths(config, method, recipe))
+    refuse(DECIDED, config, method)
+    method.check(config)
     return config
 
 
 def warmup_share(config: Config) -> float:
     """Return the share of a resolved run over which the learning rate rises."""
     recipe = recipe_for(config.dataset)
-    return recipe.warmup_epochs / _epochs(config, recipe)
+    return recipe.warmup_epochs / _epochs(config, METHODS[config.method], recipe)
 
 
-def _scaled(config: Config, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the lengths of a run that is `scale` times as long, and no scale any more."""
-    lengths = {name: chosen[name] for name in ("epochs", "dense_epochs")}
+def _network(config: Config, method: Method, recipe: Recipe) -> dict[str, Any]:
+    """Return how sparse the networks are, in which blocks, how many there are, and their rule."""
+    rule, sparsity = method.rule_of(config), config.sparsity
+    if sparsity is None and config.distribution != "timed":
+        sparsity = method.usual_sparsity
+    start = config.start_sparsity
+    if rule == "granet" and start is None:
+        start = 0.5  # as GraNet
+    block = config.block or recipe.block
+    parse_block(block)
+    _check_layer_blocks(config.layer_blocks or {})
+    return {
+        "topology": None if rule == "dense" else rule,
+        "sparsity": sparsity,
+        "start_sparsity": start,
+        "block": block,
+        "members": method.members_of(config, recipe.members),
+    }
+
+
+def _options(config: Config, method: Method) -> dict[str, Any]:
+    """Return the method's own settings, decided.
+
+    Raises:
+        InputError: a setting that this method does not have.
+    """
+    for name in sorted({name for other in METHODS.values() for name in other.options}):
+        if name not in method.options and getattr(config, name) is not None:
+            users = ", ".join(other for other, m in METHODS.items() if name in m.options)
+            raise InputError(
+                f"method '{config.method}' has no --{name.replace('_', '-')}, "
+                f"which belongs to {users}"
+            )
+    chosen = {}
+    for name, default in method.options.items():
+        given = getattr(config, name)
+        usual = default(config) if callable(default) else default
+        chosen[name] = usual if given is None else given
+    return chosen
+
+
+def _lengths(config: Config, method: Method, recipe: Recipe) -> dict[str, Any]:
+    """Return what the recipe says of the optimisation, and lengths, multiplied by the scale."""
+    chosen: dict[str, Any] = {
+        name: getattr(recipe, name) if getattr(config, name) is None else getattr(config, name)
+        for name in ("batch_size", "lr", "weight_decay", "label_smoothing", "norm_decay")
+    }
+    lengths = {"epochs": config.epochs or _epochs(config, method, recipe)}
+    lengths["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or lengths["epochs"]
     if config.update_interval:
         lengths["update_interval"] = config.update_interval
     scale = config.scale or 1.0
-    return {**{name: max(1, round(scale * n)) for name, n in lengths.items()}, "scale": None}
+    scaled = {name: max(1, round(scale * length)) for name, length in lengths.items()}
+    return {**chosen, **scaled, "scale": None}
 
 
-def _sparsity(config: Config) -> float | None:
-    dense = config.method == "dense" or config.method in BASELINES
-    if config.sparsity is None and config.distribution == "timed":
-        return None
-    if config.sparsity is None:
-        return 0.0 if dense else 0.8
-    return config.sparsity
-
-
-def _start_sparsity(config: Config, rule: str) -> float | None:
-    """Return the sparsity that gradual pruning begins with: one half, as GraNet."""
-    start, sparsity = config.start_sparsity, _sparsity(config)
-    if rule != "granet":
-        if start is not None:
-            raise InputError(f"--start-sparsity is of topology 'granet', found '{rule}'")
-        return None
-    start = 0.5 if start is None else start
-    if sparsity is not None and start >= sparsity:
-        raise InputError(
-            f"granet prunes from --start-sparsity {start:g} to --sparsity {sparsity:g}: "
-            "the first must be the smaller"
-        )
-    return start
-
-
-def _members(config: Config, recipe: Recipe) -> int:
-    usual = recipe.members if config.method in ENSEMBLES and config.method != "lottery" else 1
-    return config.members or usual
-
-
-def _rule(config: Config) -> str:
-    if config.method in DYNAMIC:
-        return config.topology or "rigl"
-    return "static" if config.method in (*PRUNING, *BASELINES) else config.method
-
-
-def _epochs(config: Config, recipe: Recipe) -> int:
-    if config.method == "edst":
-        usual = schedule_for(config.dataset)
-        explore, refine = recipe.edst_epochs or (
-            max(1, share * recipe.epochs // 250) for share in (usual.explore, usual.refine)
-        )
-        return explore + (config.members or 1) * refine
-    dense = config.method == "dense" or config.method in (*PRUNING, *BASELINES)
-    epochs = recipe.dense_epochs if dense and recipe.dense_epochs else recipe.epochs
-    runs = RUN_COUNTS.get(config.method, lambda config: 1)
-    return max(1, round(epochs * runs(config)))
-
-
-def _check_contradictions(config: Config) -> None:
-    if config.method == "dense" and config.sparsity:
-        raise InputError("method 'dense' has no sparsity; leave --sparsity out, or use 'static'")
-    rule = _rule(config)
-    if config.sparsity == 0 and rule not in ("static", "dense"):
-        raise InputError(
-            f"method '{config.method}' has no blocks to update at sparsity 0; "
-            "use --method dense, or --topology static for an ensemble of dense networks"
-        )
-    if config.weight_init != "dense" and config.method in ("dense", *PRUNING):
-        raise InputError(
-            f"--weight-init {config.weight_init} is for networks that start sparse, and method "
-            f"'{config.method}' starts dense"
-        )
-    config.criteria.check_rule(rule)
-    prunes = config.method in ("sup-tickets", *PRUNING)
-    if config.fan_in == "constant" and (prunes or _sparsity(config) == 0):
-        what = "keeps the strongest blocks, wherever they are" if prunes else "is dense"
-        raise InputError(f"method '{config.method}' {what}: leave --fan-in constant out")
-    starts_dense = config.method in ("dense", *PRUNING) or rule == "granet"
-    if config.start != "random" and (starts_dense or config.sparsity == 0):
-        what = "topology 'granet'" if rule == "granet" else f"method '{config.method}'"
-        raise InputError(f"--start {config.start} chooses sparse first blocks, {what} has none")
-    if config.sparsity == 0 and config.method in PRUNING:
-        raise InputError(
-            f"method '{config.method}' has nothing to prune at sparsity 0; use --method dense"
-        )
-    if config.method not in ENSEMBLES and (config.members or 1) != 1:
-        raise InputError(
-            f"method '{config.method}' trains one network, found members {config.members}; "
-            "use dst-ensemble or edst"
-        )
-    if config.method not in DYNAMIC and config.topology not in (None, rule):
-        raise InputError(
-            f"method '{config.method}' and --topology {config.topology} contradict each other"
-        )
-    if config.method == "kd-ticket" and not (config.teacher or config.dry_run):
-        raise InputError("method 'kd-ticket' needs --teacher RUN, the folder of a dense run")
-
-
-def _check_regroup(config: Config, block: str) -> None:
-    """Raise InputError for an order of channels that nothing would come of."""
-    if config.regroup and config.method not in PRUNING:
-        raise InputError(
-            f"--regroup is for methods that prune a dense network ({', '.join(PRUNING)}), and "
-            f"method '{config.method}' does not; leave it out"
-        )
-    if config.regroup and block == "1x1" and not config.layer_blocks:
-        raise InputError(
-            "--regroup orders channels for blocks, and --block 1x1 has none: leave it out"
-        )
+def _epochs(config: Config, method: Method, recipe: Recipe) -> int:
+    if method.epochs is not None:
+        return method.epochs(config, recipe)
+    dense = method.has_dense_run and recipe.dense_epochs
+    return max(1, round((dense or recipe.epochs) * method.runs(config)))
 
 
 def _check_layer_blocks(blocks: Mapping[str, Any]) -> None:
@@ -233,45 +117,3 @@ def _check_layer_blocks(blocks: Mapping[str, Any]) -> None:
                 parse_block(str(block))
             except InputError as error:
                 raise InputError(f"layer_blocks: '{pattern}': {error} (or dense)") from None
-
-
-def _check_budget(config: Config) -> None:
-    """Raise InputError for budgets and densities that contradict other settings."""
-    timed, match = config.distribution == "timed", config.match
-    if config.densities and not timed:
-        raise InputError("densities are of distribution 'timed'; leave them out, or use it")
-    if timed and config.time_budget is None:
-        raise InputError("distribution 'timed' needs --time-budget, such as 0.35 of the dense time")
-    if config.time_budget is not None and not timed:
-        raise InputError(
-            f"--time-budget is of distribution 'timed', found '{config.distribution}'; "
-            "to match another's time, use --match time"
-        )
-    if timed and match != "params":
-        raise InputError(f"distribution 'timed' has a budget of its own: leave --match {match} out")
-    if timed and config.sparsity is not None and not config.densities:
-        raise InputError(
-            "with distribution 'timed' the sparsity is a result of --time-budget: leave --sparsity "
-            "out"
-        )
-    power = config.erk_power
-    if power != 1 and config.distribution not in ("erk", "er"):
-        raise InputError(
-            f"--erk-power {power:g} is of distributions erk and er, found '{config.distribution}'"
-        )
-    if not timed and match == "params" and power == 1:
-        return
-    what = "distribution 'timed'" if timed else f"--match {match}"
-    if power != 1:
-        what = f"--erk-power {power:g}"
-    if config.method in ("dense", "deep-ensemble"):
-        raise InputError(f"method '{config.method}' is dense, and {what} of sparse networks")
-    if config.start != "random":
-        raise InputError(
-            f"--start {config.start} chooses the layers' densities itself: leave {what} out"
-        )
-    if config.prune_scope == "global":
-        raise InputError(
-            f"--prune-scope global chooses the layers' densities itself: leave {what} out, or use "
-            "--prune-scope layer"
-        )

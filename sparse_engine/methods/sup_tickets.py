@@ -14,6 +14,7 @@ from sparse_engine.config.config import Config
 from sparse_engine.methods.actions import Average, Escape, Fresh, SaveTicket
 from sparse_engine.methods.freetickets import Milestones, schedule_for, ticket_stop, topology_rule
 from sparse_engine.methods.learning_rate import LearningRate, Linear
+from sparse_engine.methods.method import CHOSEN, Method, usual_scope
 from sparse_engine.methods.phase import Phase, split_steps
 
 AVERAGE = "average"
@@ -61,3 +62,15 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
         for number, (length, end) in enumerate(zip(lengths[1:], ends), 1)
     ]
     return [first, *cycles]
+
+
+METHOD = Method(
+    phases,
+    rule=CHOSEN,
+    options={
+        "escape": 0.5,
+        "cycles": lambda config: cycles_for(config.dataset).count,
+        "averaging": "caa",
+        "prune_scope": usual_scope,
+    },
+)

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparse_engine.config.config import Config
-from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
 from sparse_engine.models.members import MemberNetwork
-from sparse_engine.models.plain import plain_model
 
 
 class RankOneLayer(nn.Module):
@@ -69,7 +66,19 @@ class BatchEnsemble(MemberNetwork):
     """A model whose layers have members; in training each image is seen by one of them."""
 
     def __init__(self, model: nn.Module, members: int) -> None:
+        """Convert `model`, which must have parameters in layers and batch norms alone.
+
+        Raises:
+            InputError: it has others.
+        """
         super().__init__(members)
+        for module in model.modules():
+            own = next(module.parameters(recurse=False), None)
+            if own is not None and not _has_members(module):
+                raise InputError(
+                    f"batch-ensemble cannot give members to a {type(module).__name__}; choose a "
+                    "convolutional network with batch norm, such as resnet18"
+                )
         _convert(model, members)
         self.model = model
 
@@ -80,22 +89,6 @@ class BatchEnsemble(MemberNetwork):
     def member_logits(self, x: Tensor) -> Tensor:
         """Map images [N, C, H, W] to logits [M, N, K]; every member sees every image."""
         return self.model(torch.cat([x] * self.members)).unflatten(0, (self.members, -1))
-
-
-def batch_ensemble(config: Config, info: DatasetInfo) -> nn.Module:
-    """Return the network of a resolved configuration.
-
-    Raises:
-        InputError: the model has parameters other than convolutions, linear layers, batch norms.
-    """
-    model = plain_model(config, info)
-    for module in model.modules():
-        if not _has_members(module) and next(module.parameters(recurse=False), None) is not None:
-            raise InputError(
-                f"batch-ensemble cannot give members to the {type(module).__name__} in "
-                f"{config.model}; choose a convolutional network with batch norm, such as resnet18"
-            )
-    return BatchEnsemble(model, config.members or 1)
 
 
 def _has_members(module: nn.Module) -> bool:

@@ -6,10 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from sparse_engine.config.config import Config
-from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.models.members import log_mean_probability
-from sparse_engine.models.plain import plain_model
 
 
 class MonteCarloDropout(nn.Module):
@@ -41,12 +38,3 @@ class MonteCarloDropout(nn.Module):
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
             return log_mean_probability(torch.stack([self.model(x) for _ in range(self.passes)]))
-
-
-def mc_dropout(config: Config, info: DatasetInfo) -> nn.Module:
-    """Return the network of a resolved configuration.
-
-    Raises:
-        InputError: the model has no dropout layers.
-    """
-    return MonteCarloDropout(plain_model(config, info), config.passes or 1, config.seed)

@@ -5,10 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.config.config import Config
-from sparse_engine.data.catalog import DatasetInfo
-from sparse_engine.models.build import build_model
-from sparse_engine.models.catalog import parse_name
 from sparse_engine.models.members import MemberNetwork
 
 
@@ -50,30 +46,3 @@ class MIMO(MemberNetwork):
     def _logits(self, stacked: Tensor) -> Tensor:
         stacked = stacked.contiguous(memory_format=torch.channels_last)
         return self.network(stacked).unflatten(1, (self.members, -1)).transpose(0, 1)
-
-
-def mimo(config: Config, info: DatasetInfo) -> nn.Module:
-    """Return the network of a resolved configuration."""
-    members = config.members or 1
-    channels = members * info.channels
-    from_torchvision = parse_name(config.model).family == "torchvision"
-    network = build_model(
-        config.model,
-        classes=members * info.classes,
-        channels=3 if from_torchvision else channels,
-        height=info.height,
-        width=info.width,
-        dropout=config.dropout,
-    )
-    if from_torchvision:
-        _set_input_channels(network, channels)
-    return MIMO(network, members, config.batch_repetition or 1, config.input_repetition or 0.0)
-
-
-def _set_input_channels(network: nn.Module, channels: int) -> None:
-    """Give a network, whose first convolution reads the image, another number of channels."""
-    name, old = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    sizes = (old.kernel_size, old.stride, old.padding, old.dilation)
-    new = nn.Conv2d(channels, old.out_channels, *sizes, bias=old.bias is not None)
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    network.set_submodule(name, new)

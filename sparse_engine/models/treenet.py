@@ -7,11 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.config.config import Config
-from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.models.members import MemberNetwork
-from sparse_engine.models.plain import plain_model
-from sparse_engine.models.stages import split_stages
 
 
 class TreeNet(MemberNetwork):
@@ -37,17 +33,3 @@ class TreeNet(MemberNetwork):
     def member_models(self) -> list[nn.Module]:
         """Return the members as models of their own, which share the network's parameters."""
         return [nn.Sequential(self.trunk, branch) for branch in self.branches]
-
-
-def treenet(config: Config, info: DatasetInfo) -> nn.Module:
-    """Return the network of a resolved configuration.
-
-    Raises:
-        InputError: the model has no stages.
-    """
-    networks = [
-        split_stages(plain_model(config, info), config.model) for _ in range(config.members or 1)
-    ]
-    shared = config.shared_stages
-    trunk = nn.Sequential(*networks[0][:shared])
-    return TreeNet(trunk, [nn.Sequential(*network[shared:]) for network in networks])

@@ -15,10 +15,10 @@ from sparse_engine.errors import InputError
 from sparse_engine.models.grouped.group import group
 from sparse_engine.models.members import joint_calls, members_of
 from sparse_engine.runs.tickets import (
-    TicketFile,
+    Ticket,
     check_data_types,
     check_preprocessing,
-    ticket_files,
+    tickets_of,
 )
 from sparse_kernels.cpu.threads import in_threads
 
@@ -69,7 +69,7 @@ class TicketEnsemble(nn.Module):
         check_data_types(members)
         self.members = nn.ModuleList(() if grouped else members)
         self.grouped = group(members) if grouped else None
-        self._files: Sequence[TicketFile] = ()
+        self._tickets: Sequence[Ticket] = ()
         self._count = len(members)
 
     @classmethod
@@ -88,23 +88,21 @@ class TicketEnsemble(nn.Module):
             resident: keep all members in memory; else each is read for every batch, and only
                 one is in memory at a time.
             grouped: as above.
-            data_dir: see ticket_files.
+            data_dir: see tickets_of.
 
         Raises:
             InputError: no tickets, or tickets that cannot be one ensemble.
         """
         if grouped and not resident:
             raise InputError("a grouped ensemble is resident; leave out one of the two")
-        files = [file for source in sources for file in ticket_files(source, data_dir)]
-        check_preprocessing(files)
+        tickets = [ticket for source in sources for ticket in tickets_of(source, data_dir)]
+        check_preprocessing(tickets)
         if resident:
-            members = [member for file in files for member in members_of(file.load())]
+            members = [member for ticket in tickets for member in members_of(ticket.load())]
             return cls(members, grouped=grouped).eval()
         # Every file is read once here, so that a wrong one is told of at once.
-        counts = [_member_facts(file) for file in files]
-        ensemble = cls([model for _, model in counts])
-        ensemble.members, ensemble._files = nn.ModuleList(), files
-        ensemble._count = sum(count for count, _ in counts)
+        ensemble = cls([m.to("meta") for ticket in tickets for m in members_of(ticket.load())])
+        ensemble.members, ensemble._tickets = nn.ModuleList(), tickets
         return ensemble.eval()
 
     def __len__(self) -> int:
@@ -122,8 +120,8 @@ class TicketEnsemble(nn.Module):
         """
         if self.grouped is not None:
             return self.grouped(x)
-        if self._files:
-            logits = [found for file in self._files for found in _read_and_run(file, x)]
+        if self._tickets:
+            logits = [found for ticket in self._tickets for found in _read_and_run(ticket, x)]
         elif self._shares_cores(x):
             logits = _in_threads(joint_calls(self.members), x)
         else:
@@ -152,7 +150,7 @@ class TicketEnsemble(nn.Module):
         return Uncertainty(mean, entropy, (entropy - expected).clamp(min=0))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep: bool) -> None:
-        if self._files:
+        if self._tickets:
             raise InputError("members on demand stay in their files; load() them resident to save")
         super()._save_to_state_dict(destination, prefix, keep)
 
@@ -178,16 +176,9 @@ def _in_threads(calls: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[
 
 
 @torch.compiler.disable
-def _read_and_run(file: TicketFile, x: Tensor) -> list[Tensor]:
+def _read_and_run(ticket: Ticket, x: Tensor) -> list[Tensor]:
     """Return the logits [m, N, K] of a ticket's members, which are in memory until then."""
-    model = file.load().to(device=x.device, memory_format=torch.channels_last)
-    return [call(x) for call in joint_calls(members_of(model))]
-
-
-def _member_facts(file: TicketFile) -> tuple[int, nn.Module]:
-    """Return how many members a ticket has, and its network without weights."""
-    model = file.load()
-    return len(members_of(model)), model.to("meta")
+    return [call(x) for call in joint_calls(ticket.members(x.device))]
 
 
 def _probabilities(logits: Tensor) -> Tensor:

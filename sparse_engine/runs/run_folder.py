@@ -158,14 +158,6 @@ class RunFolder:
         """Write ticket `number`, counted from 1."""
         save_file({"member": number, "model": model_state}, self.path / f"member_{number}.pt")
 
-    def load_members(self) -> list[dict[str, Any]]:
-        """Return the model states of all tickets, in order.
-
-        Raises:
-            InputError: there are none, or one cannot be read.
-        """
-        return [load_ticket(path) for path in self.member_paths()]
-
     def member_paths(self) -> list[Path]:
         """Return the files of all tickets, in order.
 
@@ -178,7 +170,7 @@ class RunFolder:
         return paths
 
     def load_member(self, number: int) -> dict[str, Any]:
-        """Return the model state of one ticket; see load_members."""
+        """Return the model state of one ticket; see load_ticket."""
         return load_ticket(self.path / f"member_{number}.pt")
 
     def add_row(self, row: Mapping[str, str]) -> None:

@@ -11,9 +11,9 @@ from sparse_engine.data.load import dataset_info
 from sparse_engine.errors import InputError
 from sparse_engine.layers.surgery import model_density
 from sparse_engine.methods.resolve import resolve
-from sparse_engine.runs.model import BUILDERS
+from sparse_engine.runs.model import is_plain
 from sparse_engine.runs.run_folder import RunFolder
-from sparse_engine.runs.tickets import load_tickets
+from sparse_engine.runs.tickets import run_tickets
 
 
 class Teacher:
@@ -47,16 +47,17 @@ def load_teacher(config: Config, info: DatasetInfo, device: torch.device) -> Tea
             f"{name} is a {saved.model}, found --model {config.model}: "
             "a ticket is cut from its teacher and has its model"
         )
-    if saved.method in BUILDERS:
+    if not is_plain(saved):
         raise InputError(
             f"{name} is of method '{saved.method}', whose network is no plain {saved.model}; "
             "use the run of a dense network"
         )
     _check_data(name, saved, config, info)
-    models = [
-        model.to(device=device, memory_format=torch.channels_last)
-        for model in load_tickets(saved, info, folder, f"{name} does not fit the data")
-    ]
+    tickets = run_tickets(folder, saved, info)
+    try:
+        models = [member for ticket in tickets for member in ticket.members(device)]
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     density = model_density(models[0])
     if density < 1 - (config.sparsity or 0.0):
         raise InputError(

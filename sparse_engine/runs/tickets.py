@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
@@ -14,41 +15,10 @@ from sparse_engine.data.load import dataset_info
 from sparse_engine.errors import InputError
 from sparse_engine.layers.state_dict import check_model, load_state
 from sparse_engine.methods.resolve import resolve
+from sparse_engine.models.members import members_of
 from sparse_engine.runs.exported import SUFFIX, exported_facts, load_safetensors
 from sparse_engine.runs.model import dense_model
 from sparse_engine.runs.run_folder import RunFolder, load_ticket
-
-
-def load_tickets(
-    config: Config, info: DatasetInfo, folder: RunFolder, misfit: str | None = None
-) -> Iterator[nn.Module]:
-    """Yield the network of each ticket of a run, on the CPU, with the blocks it was saved with.
-
-    Args:
-        config: of the run, resolved.
-        info: of its data set.
-        misfit: what to say of a ticket that is not of this configuration.
-
-    Raises:
-        InputError: there are no tickets, or one does not fit.
-    """
-    for state in folder.load_members():
-        words = misfit or f"a ticket of run '{folder.path}' does not fit its configuration"
-        yield ticket_model(config, info, state, words)
-
-
-def ticket_model(
-    config: Config, info: DatasetInfo, state: Mapping[str, Tensor], misfit: str
-) -> nn.Module:
-    """Return the network of a ticket's state dict; arguments as of load_tickets."""
-    model = dense_model(config, info)
-    try:
-        check_model(model, state, "its state")
-        load_state(model, state)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{misfit}: {error}") from None
-    return model
-
 
 _PREPROCESSING = {
     "classes": "number of classes",
@@ -61,7 +31,7 @@ _PREPROCESSING = {
 
 
 @dataclass(frozen=True)
-class TicketFile:
+class Ticket:
     """Where a ticket is, the resolved configuration of its run, and its data set."""
 
     path: Path
@@ -77,11 +47,21 @@ class TicketFile:
         if self.path.suffix == SUFFIX:
             return load_safetensors(self.path)
         state = load_ticket(self.path)
-        misfit = f"'{self.path}' does not fit the configuration of its run"
-        return ticket_model(self.config, self.info, state, misfit).eval()
+        model = dense_model(self.config, self.info)
+        try:
+            check_model(model, state, "its state")
+            load_state(model, state)
+        except (RuntimeError, ValueError) as error:
+            misfit = f"'{self.path}' does not fit the configuration and the data of its run"
+            raise InputError(f"{misfit}: {error}") from None
+        return model.eval()
+
+    def members(self, device: torch.device | str = "cpu") -> list[nn.Module]:
+        """Return its members as models that give logits [N, K], on a device, as load does."""
+        return members_of(self.load().to(device=device, memory_format=torch.channels_last))
 
 
-def ticket_files(source: str | Path, data_dir: str | None = None) -> list[TicketFile]:
+def tickets_of(source: str | Path, data_dir: str | None = None) -> list[Ticket]:
     """Return the tickets of a run folder, or the one of a file.
 
     Args:
@@ -96,7 +76,7 @@ def ticket_files(source: str | Path, data_dir: str | None = None) -> list[Ticket
     if path.suffix in (SUFFIX, ".pt") and not path.exists():
         raise InputError(f"ticket '{path}' does not exist")
     if path.suffix == SUFFIX:
-        return [TicketFile(path, *exported_facts(path))]
+        return [Ticket(path, *exported_facts(path))]
     if path.is_file() and not path.match("member_*.pt"):
         raise InputError(
             f"'{path}' is no ticket: give the folder of a run, a member_K.pt in it, "
@@ -106,20 +86,28 @@ def ticket_files(source: str | Path, data_dir: str | None = None) -> list[Ticket
     saved = folder.config()
     config = resolve(replace(saved, backend="auto", data_dir=data_dir or saved.data_dir))
     info = dataset_info(config.dataset, config.data_dir)
-    paths = [path] if path.is_file() else folder.member_paths()
-    return [TicketFile(path, config, info) for path in paths]
+    return [Ticket(path, config, info)] if path.is_file() else run_tickets(folder, config, info)
 
 
-def check_preprocessing(files: Iterable[TicketFile]) -> None:
+def run_tickets(folder: RunFolder, config: Config, info: DatasetInfo) -> list[Ticket]:
+    """Return the tickets of a run, whose configuration is resolved, in order.
+
+    Raises:
+        InputError: there are none.
+    """
+    return [Ticket(path, config, info) for path in folder.member_paths()]
+
+
+def check_preprocessing(tickets: Iterable[Ticket]) -> None:
     """Raise InputError unless all tickets take the same images and have the same classes."""
-    first: TicketFile | None = None
-    for file in files:
-        first = first or file
+    first: Ticket | None = None
+    for ticket in tickets:
+        first = first or ticket
         for name, words in _PREPROCESSING.items():
-            found, expected = getattr(file.info, name), getattr(first.info, name)
+            found, expected = getattr(ticket.info, name), getattr(first.info, name)
             if found != expected:
                 raise InputError(
-                    f"'{file.path}' and '{first.path}' cannot be one ensemble: "
+                    f"'{ticket.path}' and '{first.path}' cannot be one ensemble: "
                     f"{words} is {found} in one and {expected} in the other"
                 )
 

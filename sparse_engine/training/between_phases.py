@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.arrays import DataSet
+from sparse_engine.data.splits import Split, batches
 from sparse_engine.evaluation.metrics import accuracy
-from sparse_engine.evaluation.predict import Split, batches
 from sparse_engine.layers.state_dict import saved_densities, without_unused_slots
 from sparse_engine.layers.surgery import Layouts
 from sparse_engine.methods.actions import Found, State

@@ -13,9 +13,8 @@ from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.methods.actions import Fresh, SaveTicket
 from sparse_engine.methods.phase import Phase
-from sparse_engine.models.plain import plain_model
 from sparse_engine.models.workload import dense_flops, forward_flops, step_flops
-from sparse_engine.runs.model import BUILDERS, dense_model
+from sparse_engine.runs.model import dense_model, is_plain, plain_model
 from sparse_engine.schema import check_like, demand
 from sparse_engine.sparsity.distribution import LayerPlan
 from sparse_engine.sparsity.rules import RULES
@@ -74,7 +73,7 @@ def run_costs(
     """
     with torch.device("meta"):
         model = dense_model(config, info)
-        plain = plain_model(config, info) if config.method in BUILDERS else None
+        plain = None if is_plain(config) else plain_model(config, info)
     image = (info.channels, info.height, info.width)
     by_layer = dense_flops(model, image)
     training = training_flops(model, image, config.downsample_rate, config.batch_size)

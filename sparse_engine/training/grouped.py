@@ -17,7 +17,7 @@ from sparse_engine.data.arrays import ImageArrays
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.folder import FolderLoader
 from sparse_engine.data.loader import ArrayLoader
-from sparse_engine.evaluation.predict import Split, training_loader
+from sparse_engine.data.splits import Split, training_loader
 from sparse_engine.layers.rows import to_rows
 from sparse_engine.models.grouped.members import Together
 from sparse_engine.sparsity.saliency import start_batches

@@ -81,7 +81,7 @@ def _bring_together(folder: RunFolder, members: int) -> Trained:
     for number in range(1, members + 1):
         own = RunFolder(folder.path / f"member-{number}")
         state = load_file(own.last, "densities", "progress", "guard")
-        folder.save_member(number, own.load_members()[0])
+        folder.save_member(number, own.load_member(1))
         with (own.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 folder.add_row(row)

@@ -13,23 +13,18 @@ from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import count_steps
+from sparse_engine.data.splits import choosing_split
 from sparse_engine.device import choose_device, on_backend, repeatable
-from sparse_engine.errors import InputError, RunFailure
-from sparse_engine.evaluation.predict import (
-    batches,
-    choosing_split,
-    ensemble_metrics,
-    predict,
-)
-from sparse_engine.methods.grouped_run import as_one, is_grouped
+from sparse_engine.errors import InputError
+from sparse_engine.evaluation.predict import ensemble_metrics, member_probabilities
+from sparse_engine.methods.independent import as_one, is_grouped
 from sparse_engine.methods.phase import Phase
 from sparse_engine.methods.registry import build_phases
 from sparse_engine.methods.resolve import warmup_share
-from sparse_engine.models.members import members_of
 from sparse_engine.runs.model import dense_model
 from sparse_engine.runs.run_folder import RunFolder, WatchedFolder
 from sparse_engine.runs.teacher import Teacher, load_teacher
-from sparse_engine.runs.tickets import load_tickets
+from sparse_engine.runs.tickets import run_tickets
 from sparse_engine.sparsity.channel_permutation.groups import channel_groups
 from sparse_engine.training.budget import settled
 from sparse_engine.training.costs import run_costs
@@ -95,7 +90,8 @@ def _train(
         trained = _run(config, data, phases, folder, device, teacher, world)
         if not world.is_first:
             return None
-        found = evaluate_members(config, data, folder, device)
+        tickets = run_tickets(folder, config, data.info)
+        found = ensemble_metrics(*member_probabilities(tickets, data.test, device))
         costs = run_costs(config, data.info, phases, trained.densities)
         result = describe(config, device, costs, found, trained.seconds)
         result["skipped_steps"], result["processes"] = trained.skipped, world.size
@@ -207,29 +203,3 @@ def check_parallel(config: Config, size: int) -> None:
             f"--parallel grouped is for one process, found {size}; --parallel members gives each "
             "process whole members"
         )
-
-
-def evaluate_members(
-    config: Config, data: DataSet, folder: RunFolder, device: torch.device
-) -> dict[str, Any]:
-    """Return the test metrics of a run's tickets and of their ensemble."""
-    members, labels = member_probabilities(config, data, folder, device)
-    return ensemble_metrics(members, labels)
-
-
-def member_probabilities(
-    config: Config, data: DataSet, folder: RunFolder, device: torch.device
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return test probabilities [N, K] of each member of each ticket, and the labels [N]."""
-    members, labels = [], torch.empty(0)
-    for model in load_tickets(config, data.info, folder):
-        for member in members_of(model.to(device=device, memory_format=torch.channels_last)):
-            test = batches(data.test, data.info, 2 * config.batch_size, device, config.workers)
-            probabilities, labels = predict(member, test, config.dtype)
-            if not bool(probabilities.isfinite().all()):
-                raise RunFailure(
-                    f"predictions of a ticket of run '{folder.path}' are not finite: restore its "
-                    "file, or train it again"
-                )
-            members.append(probabilities)
-    return members, labels

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.arrays import DataSet
+from sparse_engine.data.splits import choosing_split, training_loader
 from sparse_engine.errors import RunFailure, Stopped
 from sparse_engine.evaluation.metrics import accuracy, negative_log_likelihood
-from sparse_engine.evaluation.predict import choosing_split, training_loader
-from sparse_engine.methods.grouped_run import is_grouped
+from sparse_engine.methods.independent import is_grouped
 from sparse_engine.methods.losses import Given
 from sparse_engine.methods.phase import Phase
 from sparse_engine.models.members import training_pair

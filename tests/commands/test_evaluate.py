@@ -17,15 +17,16 @@ from sparse_engine.evaluation.metrics import (
     disagreement,
     kl_divergence,
 )
+from sparse_engine.evaluation.predict import member_probabilities
 from sparse_engine.evaluation.robustness.pixel_model import (
-    load_models,
     pixel_batches,
+    pixel_models,
     predict_logits,
 )
 from sparse_engine.runs.files import load_file
 from sparse_engine.runs.run_folder import RunFolder
+from sparse_engine.runs.tickets import run_tickets
 from sparse_engine.training.network import build_network
-from sparse_engine.training.run import member_probabilities
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
 SCORES = ("accuracy", "nll", "ece", "brier")
@@ -235,10 +236,11 @@ def test_models_of_pixels_predict_what_the_run_did(name, tolerance, runs):
     config = Config(**read_config_file(str(runs / name / "config.json")))
     data, folder = load_dataset("digits", None), RunFolder(runs / name)
     cpu = torch.device("cpu")
-    models = load_models(config, data.info, folder, cpu)
+    tickets = run_tickets(folder, config, data.info)
+    models = pixel_models(tickets, cpu)
     logits, labels = predict_logits(models, pixel_batches(data.test, data.info, 100))
     assert torch.equal(labels, data.test.labels)
-    wanted, _ = member_probabilities(config, data, folder, cpu)
+    wanted, _ = member_probabilities(tickets, data.test, cpu)
     torch.testing.assert_close(logits.softmax(2), torch.stack(wanted), atol=tolerance, rtol=0)
 
 

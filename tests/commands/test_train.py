@@ -17,12 +17,13 @@ from sparse_engine.config.values import read_config_file
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import split_validation
+from sparse_engine.data.splits import batches
 from sparse_engine.evaluation.metrics import (
     accuracy,
     expected_calibration_error,
     negative_log_likelihood,
 )
-from sparse_engine.evaluation.predict import batches, predict
+from sparse_engine.evaluation.predict import predict
 from sparse_engine.train import main
 from sparse_engine.training import run as job
 from sparse_engine.training import trainer

@@ -9,9 +9,9 @@ from sparse_engine.config.flags import parse_flags, run_command
 from sparse_engine.config.values import check_values, read_config_file
 from sparse_engine.errors import InputError, RunFailure, Stopped, nearest
 from sparse_engine.layers.blocks import layer_block, parse_block
-from sparse_engine.methods.options import DEFAULTS, OWNED
+from sparse_engine.methods.recipes import RECIPES, recipe_for
 from sparse_engine.methods.registry import METHODS
-from sparse_engine.methods.resolve import RECIPES, recipe_for, resolve, warmup_share
+from sparse_engine.methods.resolve import resolve, warmup_share
 from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
 
 NUMBERS = {n: f.metadata["kind"] for n, f in FIELDS.items() if f.metadata["kind"] in (int, float)}
@@ -368,13 +368,17 @@ def test_a_paper_beside_the_settings_is_for_people(tmp_path):
     assert read_config_file(str(path)) == {"method": "edst"}
 
 
-@pytest.mark.parametrize("method", DEFAULTS)
+OPTIONS = {name: set(method.options) for name, method in METHODS.items()}
+OWNED = set().union(*OPTIONS.values())
+
+
+@pytest.mark.parametrize("method", [name for name, own in OPTIONS.items() if own])
 def test_settings_of_some_methods_are_decided_there_and_refused_elsewhere(method):
     given = {"teacher": "run"} if method == "kd-ticket" else {}
     config = resolve(Config(method=method, dropout=0.1, **given))
-    assert all(getattr(config, name) is not None for name in DEFAULTS[method])
-    assert all(getattr(config, n) is None for n in OWNED if n not in DEFAULTS[method])
-    for name in DEFAULTS[method]:
+    assert all(getattr(config, name) is not None for name in OPTIONS[method])
+    assert all(getattr(config, n) is None for n in OWNED if n not in OPTIONS[method])
+    for name in OPTIONS[method]:
         with pytest.raises(InputError, match=f"'static' has no {flag(name)}, which belongs to"):
             resolve(Config(method="static", **{name: getattr(config, name)}))
 

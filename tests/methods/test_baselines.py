@@ -13,12 +13,12 @@ from sparse_engine import evaluate
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.data.load import load_dataset
+from sparse_engine.data.splits import batches
 from sparse_engine.evaluation.metrics import accuracy
-from sparse_engine.evaluation.predict import batches, predict
+from sparse_engine.evaluation.predict import predict
 from sparse_engine.methods.actions import Fresh, SaveTicket
-from sparse_engine.methods.baselines import BASELINES
 from sparse_engine.methods.learning_rate import LearningRate
-from sparse_engine.methods.registry import build_phases
+from sparse_engine.methods.registry import METHODS, build_phases
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.models.members import members_of
 from sparse_engine.models.workload import dense_flops
@@ -28,6 +28,8 @@ from sparse_engine.training.trainer import Trainer
 
 DROPOUT = ("--dropout", "0.2")
 CPU = torch.device("cpu")
+
+BASELINES = [name for name, m in METHODS.items() if m.rule == "static" and not m.usual_sparsity]
 
 
 @pytest.fixture

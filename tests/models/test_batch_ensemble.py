@@ -15,9 +15,9 @@ from sparse_engine.models.batch_ensemble import (
     BatchEnsemble,
     MemberBatchNorm,
     RankOneLayer,
-    batch_ensemble,
 )
 from sparse_engine.models.build import build_model
+from sparse_engine.runs.model import dense_model
 from sparse_engine.sparsity.sparsify import sparsify
 from sparse_engine.training.network import build_network
 
@@ -142,6 +142,6 @@ def test_a_model_with_other_parameters_is_refused():
     )
     with (
         torch.device("meta"),
-        pytest.raises(InputError, match="batch-ensemble cannot give members to the Vis"),
+        pytest.raises(InputError, match="batch-ensemble cannot give members to a Vis"),
     ):
-        batch_ensemble(config, TABLE["imagenet"])
+        dense_model(config, TABLE["imagenet"])

@@ -12,7 +12,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.runs.ensemble import TicketEnsemble
 from sparse_engine.runs.exported import save_dense, save_safetensors
 from sparse_engine.runs.files import save_file
-from sparse_engine.runs.tickets import TicketFile, ticket_files
+from sparse_engine.runs.tickets import Ticket, tickets_of
 
 
 def digits(count=4):
@@ -55,7 +55,7 @@ def test_members_on_demand_follow_their_input(tmp_path):
 def exported(path, model, folder):
     """Write a ticket as the export command does; return the file."""
     file = path.with_suffix(".safetensors")
-    (ticket,) = ticket_files(folder / "member_1.pt")
+    (ticket,) = tickets_of(folder / "member_1.pt")
     save_safetensors(model, file, ticket.config, ticket.info)
     return file
 
@@ -113,7 +113,7 @@ def test_runs_and_tickets(options, tmp_path):
 
 def test_on_demand_one_member_is_in_memory(tmp_path, monkeypatch):
     make_run(tmp_path / "a", members=3)
-    alive, load = weakref.WeakSet(), TicketFile.load
+    alive, load = weakref.WeakSet(), Ticket.load
 
     def watched(file):
         gc.collect()
@@ -123,7 +123,7 @@ def test_on_demand_one_member_is_in_memory(tmp_path, monkeypatch):
         return model
 
     ensemble = TicketEnsemble.load(tmp_path / "a", resident=False)
-    monkeypatch.setattr(TicketFile, "load", watched)
+    monkeypatch.setattr(Ticket, "load", watched)
     assert not list(ensemble.parameters())
     with torch.no_grad():
         assert ensemble(digits()).shape == (4, 10)

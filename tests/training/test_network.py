@@ -12,9 +12,10 @@ from sparse_engine.data.catalog import TABLE
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.surgery import recut, used_layouts
 from sparse_engine.methods import registry, single
+from sparse_engine.methods.method import Method
 from sparse_engine.methods.resolve import resolve
-from sparse_engine.models.plain import plain_model
 from sparse_engine.runs import model as architecture
+from sparse_engine.runs.model import plain_model
 from sparse_engine.train import main
 from sparse_engine.training.network import build_network, runs_fused
 
@@ -77,7 +78,7 @@ class TwoHeads(nn.Module):
 def test_a_method_may_have_a_network_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(architecture.BUILDERS, "two", TwoHeads)
-    monkeypatch.setitem(registry.METHODS, "two", single.phases)
+    monkeypatch.setitem(registry.METHODS, "two", Method(single.phases))
     flags = ["--method", "two", "--model", "mlp", "--block", "8x8", "--batch-size", "64"]
     main([*flags, "--epochs", "3", "--sparsity", "0.5", "--lr", "0.3", "--out", "out"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -8,14 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.splits import Split, batches
 from sparse_engine.device import autocast
-from sparse_engine.evaluation.predict import Split, batches
 from sparse_engine.layers.report import report
-from sparse_engine.models.members import members_of
-from sparse_engine.runs.run_folder import RunFolder
-from sparse_engine.runs.tickets import load_tickets
+from sparse_engine.runs.tickets import Ticket
 
 
 class PixelModel(nn.Module):
@@ -44,20 +41,17 @@ class PixelModel(nn.Module):
         return logits.float()
 
 
-def load_models(
-    config: Config, info: DatasetInfo, folder: RunFolder, device: torch.device
-) -> list[PixelModel]:
-    """Return every member of every ticket of a run, on `device`.
+def pixel_models(tickets: Iterable[Ticket], device: torch.device) -> list[PixelModel]:
+    """Return every member of every ticket, on `device`.
 
     Raises:
-        InputError: there are no tickets, or one does not fit the configuration.
+        InputError: a ticket cannot be read, or does not fit the configuration of its run.
     """
-    models = []
-    for model in load_tickets(config, info, folder):
-        for member in members_of(model):
-            pixels = PixelModel(member, info, config.dtype)
-            models.append(pixels.to(device=device, memory_format=torch.channels_last))
-    return models
+    return [
+        PixelModel(member, ticket.info, ticket.config.dtype).to(device)
+        for ticket in tickets
+        for member in ticket.members(device)
+    ]
 
 
 def layer_densities(member: PixelModel) -> dict[str, float]:
