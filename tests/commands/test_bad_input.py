@@ -325,7 +325,7 @@ def ticket_of_another_model():
         (remove_tickets, "run 'run' has no tickets yet (no member_K.pt)"),
         (truncate_ticket, "checkpoint 'run/member_1.pt' is truncated or not a checkpoint"),
         (checkpoint_as_ticket, "'run/member_1.pt' is of another kind: it has no member"),
-        (ticket_of_another_model, "a ticket of run 'run' does not fit its configuration"),
+        (ticket_of_another_model, "'run/member_1.pt' does not fit the configuration"),
     ],
 )
 def test_evaluate_refuses_runs_without_good_tickets(damage, message, monkeypatch, capfd):

@@ -78,7 +78,7 @@ class TwoHeads(nn.Module):
 def test_a_method_may_have_a_network_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(architecture.BUILDERS, "two", TwoHeads)
-    monkeypatch.setitem(registry.METHODS, "two", Method(single.phases))
+    monkeypatch.setitem(registry.METHODS, "two", Method(single.phases, network="two"))
     flags = ["--method", "two", "--model", "mlp", "--block", "8x8", "--batch-size", "64"]
     main([*flags, "--epochs", "3", "--sparsity", "0.5", "--lr", "0.3", "--out", "out"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
