@@ -27,7 +27,6 @@ from sparse_engine.layers.surgery import (
     replace_modules,
     start_momenta,
 )
-from sparse_engine.layers.sync_batch_norm import synchronise
 from sparse_engine.models.fused import fuse
 from sparse_engine.models.members import training_pair
 from sparse_engine.runs.model import dense_model
@@ -190,7 +189,7 @@ def build_model(
     if sparsity:
         _make_sparse(model, config, sparsity, torch.Generator().manual_seed(seed), batches)
     if config.sync_batch_norm and world.size > 1:
-        model = synchronise(model, device)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model.to(device=device, memory_format=torch.channels_last)
 
 
