@@ -186,11 +186,6 @@ def _check_contradictions(config: Config) -> None:
             f"--weight-init {config.weight_init} is for networks that start sparse, and method "
             f"'{config.method}' starts dense"
         )
-    config.criteria.check_rule(rule)
-    prunes = config.method in ("sup-tickets", *PRUNING)
-    if config.fan_in == "constant" and (prunes or _sparsity(config) == 0):
-        what = "keeps the strongest blocks, wherever they are" if prunes else "is dense"
-        raise InputError(f"method '{config.method}' {what}: leave --fan-in constant out")
     starts_dense = config.method in ("dense", *PRUNING) or rule == "granet"
     if config.start != "random" and (starts_dense or config.sparsity == 0):
         what = "topology 'granet'" if rule == "granet" else f"method '{config.method}'"

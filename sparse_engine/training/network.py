@@ -167,7 +167,7 @@ def build_network(
     model = build_model(config, info, device, member, sparsity, batches, world)
     optimizer, rate = build_optimizer(config, model, device)
     seed, rule = member_seed(config.seed, member), rule_of(config)
-    topology = Topology(model, optimizer, rule, seed, world, config.criteria)
+    topology = Topology(model, optimizer, rule, seed, world)
     fused = runs_fused(config, model, device)
     return Network(model, optimizer, topology, rate, config.norm_decay != "off", world, fused)
 
@@ -252,7 +252,6 @@ def _make_sparse(
         taps=config.taps,
         start_sparsity=config.start_sparsity,
         headroom=HEADROOM if config.topology == "snfs" else 0.0,
-        fan_in=config.fan_in,
     )
     if config.weight_init == "fan-in":
         draw_by_fan_in(model, generator)
