@@ -39,7 +39,6 @@ JOB_SECONDS = 30.0  # that a job may take; a quarter of what it is stopped after
 NOTES = "rehearsal.jsonl"  # a line a job
 PLANNED = re.compile(r"^job \d+ of (\d+): ", re.M)
 NO_ROW = re.compile(r"^(?:no row: (.*)|the worker ended with code .* in job (\d+);.*)$", re.M)
-FAULTS = ("compile", "capture", "memory", "kill", "hang")
 
 
 def rehearse(options: argparse.Namespace, supervise: Callable[..., int], command: list[str]) -> int:

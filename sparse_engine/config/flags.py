@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sparse_engine.config.config import FIELDS
-from sparse_engine.config.values import check_text, check_values
+from sparse_engine.config.values import GONE, check_text, check_values
 from sparse_engine.errors import InputError, RunFailure, Stopped, nearest
 
 
@@ -30,6 +30,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = [f for action in self._actions for f in action.option_strings]
             name = unknown[0].split("=")[0]
+            if name.removeprefix("--").replace("-", "_") in GONE:
+                raise InputError(f"flag '{name}' was removed; leave it out")
             what = "flag" if name.startswith("-") else "argument"
             raise InputError(f"unknown {what} '{name}'{nearest(name, flags)}; see --help")
         return known

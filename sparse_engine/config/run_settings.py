@@ -81,7 +81,7 @@ class RunSettings:
         choices=("data", "members", "grouped"),
     )
     sync_batch_norm: bool = setting(
-        "run", "batch-norm statistics over the images of all processes", False, kind=bool
+        "run", "on GPUs: batch-norm statistics over the images of all processes", False, kind=bool
     )
     timeout: float = setting(
         "run",

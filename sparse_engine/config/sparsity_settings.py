@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from sparse_engine.config.run_settings import setting
 from sparse_engine.layers.blocks import LayerBlocks
-from sparse_engine.sparsity.criteria import FAN_INS, SCORES, Criteria
 from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
 from sparse_engine.sparsity.update_schedule import UPDATE_RULES
 
@@ -89,20 +88,6 @@ class SparsitySettings:
     topology: str | None = setting(
         "sparsity", "update rule of ensembles", kind=str, choices=UPDATE_RULES
     )
-    score: str = setting(
-        "sparsity",
-        "norm of a block's weights, and of its gradient, that decides what updates drop and grow",
-        "l1",
-        kind=str,
-        choices=SCORES,
-    )
-    fan_in: str = setting(
-        "sparsity",
-        "constant: all output blocks of a layer have as many blocks, within one",
-        "free",
-        kind=str,
-        choices=FAN_INS,
-    )
     start_sparsity: float | None = setting(
         "sparsity",
         "granet begins with this sparsity and prunes to --sparsity [0.5]",
@@ -145,8 +130,3 @@ class SparsitySettings:
         if self.erk_power != 1:
             return ErdosRenyi(self.distribution == "erk", self.erk_power)
         return self.densities or self.distribution
-
-    @property
-    def criteria(self) -> Criteria:
-        """What decides which blocks an update drops and grows."""
-        return Criteria(self.score, self.fan_in)

@@ -12,8 +12,14 @@ from typing import Any
 from sparse_engine.config.config import FIELDS
 from sparse_engine.errors import InputError, nearest
 
-# Settings that earlier versions wrote into every config.json, as runs have them that did without.
-GONE = {"start_block": None, "coarsen_at": None, "ablation": 0.0}
+# Settings of earlier versions, each with the value that every run has now: it is read, no other.
+GONE = {
+    "start_block": None,
+    "coarsen_at": None,
+    "ablation": 0.0,
+    "score": "l1",
+    "fan_in": "free",
+}
 
 
 def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -24,10 +30,14 @@ def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         source: where they come from, for messages: "flag" or a file's name.
 
     Raises:
-        InputError: an unknown name (with the nearest), a wrong type, or a value out of range.
+        InputError: an unknown name (with the nearest), a wrong type, a value out of range, or
+            what only earlier versions could do.
     """
     checked = {}
     for name, value in values.items():
+        if name in GONE:
+            _check_gone(name, value, source)
+            continue
         if name not in FIELDS:
             raise InputError(f"{source}: unknown setting '{name}'{nearest(name, FIELDS)}")
         checked[name] = None if value is None else _check(FIELDS[name], value, source)
@@ -44,7 +54,6 @@ def read_config_file(path: str) -> dict[str, Any]:
         raise InputError(f"config file '{path}' must hold one JSON object, found {found}")
     # What a paper reports stands beside its settings, for people.
     values.pop("paper", None)
-    values = {n: v for n, v in values.items() if n not in GONE or v != GONE[n]}
     return check_values(values, f"config file '{path}'")
 
 
@@ -72,6 +81,14 @@ def check_text(text: str, source: str) -> None:
         name = b"\0"
     if b"\0" in name or len(name) > 4000 or max(map(len, name.split(b"/"))) > 255:
         raise InputError(f"{source}: {text[:40]!r} cannot be the name of anything; use another")
+
+
+def _check_gone(name: str, value: Any, source: str) -> None:
+    if value != GONE[name]:
+        raise InputError(
+            f"{source}: setting '{name}' was removed, found {json.dumps(value)}: leave it out, or "
+            "use the version of sparse-engine that has it"
+        )
 
 
 def _check(spec: Any, value: Any, source: str) -> Any:

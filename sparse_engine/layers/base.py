@@ -119,18 +119,16 @@ class SparseLayer(nn.Module):
         memory: float = 1.0,
         scores: Tensor | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
-        norm: str = "l1",
     ) -> None:
-        """From now on collect, in every backward, a norm of the dense gradient by block.
+        """From now on collect, in every backward, the L1 norm of the dense gradient by block.
 
         Args:
             memory: factor of earlier backward passes; below 1 an armed layer goes on.
             scores: [OB * CB * R * S], of backward passes before.
             reduce: makes of the dense gradient the one that is scored.
-            norm: "l1", "l2" or "max".
         """
         if self._probe is None or memory == 1.0:
-            self._probe = GradientProbe(self.layout, self.values, memory, reduce, norm)
+            self._probe = GradientProbe(self.layout, self.values, memory, reduce)
             self._probe.scores = scores
 
     @property

@@ -31,7 +31,6 @@ def resolve(config: Config) -> Config:
     check_model(config.model)
     check_period(config.checkpoint_every)
     refuse(GIVEN, config, method)
-    config.criteria.check_rule(method.rule_of(config))
     config = replace(config, **_network(config, method, recipe))
     config = replace(config, **_options(config, method))
     config = replace(config, **_lengths(config, method, recipe))

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.surgery import state_tensors, zero_slots
 from sparse_kernels import BlockLayout
-from sparse_kernels.operators.reference import gather_blocks, norm_over
+from sparse_kernels.operators.reference import gather_blocks
 
 
 def select_swap(
@@ -19,14 +19,13 @@ def select_swap(
     grow_score: Tensor,
     drop: int,
     grow: int | None = None,
-    norm: str = "l1",
 ) -> tuple[Tensor, Tensor]:
     """Choose which slots change and which blocks they get.
 
     The `drop` active groups with the lowest drop score go; of all groups that are then inactive,
     just-dropped ones included, the `grow` with the highest grow score come, first into the slots
     that became free, then into unused ones. A group is one block, or with taps="all" the blocks of
-    all taps, whose scores are taken together as their norm is.
+    all taps, whose scores are summed.
 
     Args:
         layout: before the update.
@@ -34,7 +33,6 @@ def select_swap(
         grow_score: [OB * CB * R * S].
         drop: groups, at most layout.active / layout.group.
         grow: groups, at most those that are free then; as many as drop unless said.
-        norm: that scores are, "l1", "l2" or "max".
 
     Returns:
         slots [max(drop, grow) * layout.group], and the new block ids that go into them, no less
@@ -42,8 +40,8 @@ def select_swap(
     """
     grow = drop if grow is None else grow
     ids, total = layout.group_ids.long(), layout.total // layout.group
-    drop_score = by_group(drop_score, layout, norm)
-    grow_score = by_group(grow_score, layout, norm)
+    drop_score = _by_group(drop_score, layout)
+    grow_score = _by_group(grow_score, layout)
     unused = ids >= total
     freed = drop_score.masked_fill(unused, torch.inf).topk(drop, largest=False).indices
     kept = torch.zeros(total + 1, dtype=torch.bool, device=layout.device)
@@ -55,9 +53,9 @@ def select_swap(
     return layout.expand_groups(slots), layout.expand_groups(grown)
 
 
-def by_group(scores: Tensor, layout: BlockLayout, norm: str) -> Tensor:
-    """Return the norm of each group from those of its blocks."""
-    return scores if layout.group == 1 else norm_over(scores.view(-1, layout.group), 1, norm)
+def _by_group(scores: Tensor, layout: BlockLayout) -> Tensor:
+    """Return the sum over each group's blocks of their scores."""
+    return scores if layout.group == 1 else scores.view(-1, layout.group).sum(1)
 
 
 @torch.no_grad()
@@ -86,18 +84,18 @@ def assert_invariants(layer: SparseLayer, optimizer: Optimizer | None, changed: 
         AssertionError: at once on a CPU; on a GPU the check runs on the device, without a sync.
     """
     layout, values = layer.layout, layer.values.detach()
-    check(layout.mask().sum() == layout.active, "the count of active blocks changed")
+    _check(layout.mask().sum() == layout.active, "the count of active blocks changed")
     whole = layout.expand_groups(layout.group_ids).clamp(max=layout.total)
-    check((layout.block_ids == whole).all(), "a group has lost a tap")
-    check(~values.index_select(0, changed).any(), "a grown block does not start at zero")
+    _check((layout.block_ids == whole).all(), "a group has lost a tap")
+    _check(~values.index_select(0, changed).any(), "a grown block does not start at zero")
     if any(n % b for n, b in zip(layout.shape[:2], layout.block)) or layout.active < layout.slots:
         real = gather_blocks(values.new_ones(layout.shape), layout.tensors(), layout.sizes())
-        check(~values.masked_fill(real > 0, 0).any(), "a value outside the weight is not zero")
+        _check(~values.masked_fill(real > 0, 0).any(), "a value outside the weight is not zero")
     for state in state_tensors(optimizer, layer.values) if optimizer is not None else ():
-        check(~state.index_select(0, changed).any(), "a grown block has momentum")
+        _check(~state.index_select(0, changed).any(), "a grown block has momentum")
 
 
-def check(condition: Tensor, message: str) -> None:
+def _check(condition: Tensor, message: str) -> None:
     """Raise AssertionError, at once on a CPU, unless a condition holds; see assert_invariants."""
     if condition.is_cuda:
         torch._assert_async(condition, message)

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
 from sparse_engine.schema import check_like, demand
-from sparse_engine.sparsity.criteria import Criteria
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.sparsity.update_schedule import UpdateSchedule
 
@@ -41,8 +40,6 @@ class DynamicSparsity:
         total_steps: int | None = None,
         schedule: str = "cosine",
         seed: int = 0,
-        score: str = "l1",
-        fan_in: str = "free",
     ) -> None:
         """Prepare the updates.
 
@@ -58,13 +55,7 @@ class DynamicSparsity:
                 a constant rate (and a log line says so).
             schedule: "cosine" or "constant" drop rate.
             seed: of the random choices.
-            score: norm of a block's weights, and of its dense gradient, that decides what is
-                dropped and what grows: "l1", "l2" or "max".
-            fan_in: "constant" gives all output blocks of a layer as many blocks, within one, from
-                the first update on; from the start after sparsify(fan_in="constant").
         """
-        criteria = Criteria(score, fan_in)
-        criteria.check_rule(rule)
         dynamic = rule != "static"
         if dynamic and not any(True for _ in _sparse_parameters(model, optimizer)):
             raise InputError("no sparse layer's values are in the optimizer: call sparsify first")
@@ -83,7 +74,7 @@ class DynamicSparsity:
                 f"a run of {total_steps} steps is too short for a topology update every "
                 f"{interval} steps; make it longer, the interval shorter, or stop later"
             )
-        self.topology = Topology(model, optimizer, rule, seed, criteria=criteria)
+        self.topology = Topology(model, optimizer, rule, seed)
         if rule == "granet":
             self._check_pruning()
         self.steps = 0

@@ -17,7 +17,6 @@ from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.blocks import LayerBlocks
 from sparse_engine.layers.surgery import budget_layers, weight_shape
-from sparse_engine.sparsity.constant_fan_in import constant_mask
 from sparse_engine.sparsity.distribution import full_plans, plan_layers
 from sparse_kernels import BlockLayout
 from sparse_kernels.layout import block_grid
@@ -98,7 +97,6 @@ def scored_layouts(
     sparsity: float,
     block: LayerBlocks,
     taps: str = "each",
-    fan_in: str = "free",
 ) -> dict[str, BlockLayout | None]:
     """Return the blocks with the highest scores of a network; None for a layer that is full.
 
@@ -108,7 +106,6 @@ def scored_layouts(
             is the sum over its weights over the weights of its layer's average block.
         sparsity: share of all weights that is absent; exact in whole blocks.
         block, taps: see plan_layers.
-        fan_in: "constant" gives every output block of a layer as many of its blocks, within one.
 
     Raises:
         InputError: a layer without scores, scores of another shape or not finite, a pattern that
@@ -131,9 +128,6 @@ def scored_layouts(
     layouts: dict[str, BlockLayout | None] = dict.fromkeys(masks)
     for plan in plans:
         mask = masks[plan.name]
-        if fan_in == "constant":
-            rows = block_grid(plan.shape, plan.block)[0]
-            mask = constant_mask(grouped[plan.name], rows, int(mask.sum()))
         if not mask.all():
             ids = mask.repeat_interleave(plan.group).nonzero().flatten()
             layouts[plan.name] = BlockLayout(plan.shape, plan.block, ids, taps=taps)

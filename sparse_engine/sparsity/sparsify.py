@@ -18,8 +18,6 @@ from sparse_engine.layers.modules import SparseConv2d, SparseLinear
 from sparse_engine.layers.report import Report, report
 from sparse_engine.layers.surgery import replace_children, separated_projections
 from sparse_engine.sparsity.channel_permutation.search import regroup_for
-from sparse_engine.sparsity.constant_fan_in import constant_layout
-from sparse_engine.sparsity.criteria import Criteria
 from sparse_engine.sparsity.distribution import Distribution, LayerPlan, plan_layers
 from sparse_engine.sparsity.pruning import scored_layouts
 from sparse_kernels import BlockLayout
@@ -39,7 +37,6 @@ def sparsify(
     taps: str = "each",
     start_sparsity: float | None = None,
     headroom: float = 0.0,
-    fan_in: str = "free",
     regroup: bool = False,
 ) -> Report:
     """Replace the convolutions and linear layers of a model by sparse ones, in place.
@@ -61,8 +58,6 @@ def sparsify(
         start_sparsity: begin as dense as this, for rules that prune to `sparsity` (GraNet).
         headroom: spare slots of a layer / its active blocks, for rules that move budgets between
             layers (SNFS).
-        fan_in: "free", or "constant": every output block has as many blocks of its layer, within
-            one (see fan_in.py); updates keep that with DynamicSparsity(fan_in="constant").
         regroup: for init="magnitude": first put the model's channels in an order in which strong
             weights share blocks (see regroup.py); it computes the same, and names stay.
 
@@ -78,7 +73,6 @@ def sparsify(
             for data-parallel training already, or one that cannot be regrouped.
     """
     _check_arguments(model, sparsity, init, taps, start_sparsity, headroom, regroup)
-    fan_in = Criteria(fan_in=fan_in).fan_in
     model = changeable(model)
     with separated_projections(model):
         skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
@@ -90,13 +84,13 @@ def sparsify(
             if start_sparsity is not None:
                 starts = plan_model(model, start_sparsity, distribution, block, skipped, taps)
             layouts = {
-                start.name: _choose_blocks(layers[plan.name].weight, start, init, generator, fan_in)
+                start.name: _choose_blocks(layers[plan.name].weight, start, init, generator)
                 for plan, start in zip(plans, starts)
                 if not plan.is_dense
             }
         else:
             shapes = {plan.name: plan.shape for plan in plans}
-            layouts = scored_layouts(shapes, init, sparsity, block, taps, fan_in)
+            layouts = scored_layouts(shapes, init, sparsity, block, taps)
         replaced = {
             layers[name]: _sparse_twin(layers[name], with_spare_slots(layout, headroom))
             for name, layout in layouts.items()
@@ -190,12 +184,7 @@ def _choose_blocks(
     plan: LayerPlan,
     init: str,
     generator: torch.Generator | None,
-    fan_in: str,
 ) -> BlockLayout:
-    if fan_in == "constant":
-        given = None if init == "random" else weight
-        sizes = plan.shape, plan.block, plan.active, plan.taps
-        return constant_layout(*sizes, given, generator)
     if init == "random":
         return random_layout(plan.shape, plan.block, plan.active, generator, plan.taps)
     return magnitude_layout(weight, plan.block, plan.active, plan.taps)

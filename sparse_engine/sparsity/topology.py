@@ -16,13 +16,10 @@ from torch.optim import Optimizer
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.schema import check_like, demand
-from sparse_engine.sparsity.constant_fan_in import assert_constant, select_rows
-from sparse_engine.sparsity.criteria import USUAL, Criteria
 from sparse_engine.sparsity.drop_and_grow import assert_invariants, select_swap, swap_blocks
 from sparse_engine.sparsity.layer_budgets import Budget, Swap, gradual, redistributed, steady
 from sparse_engine.sparsity.rules import RULES
 from sparse_engine.sparsity.update_schedule import UpdateSchedule
-from sparse_kernels.operators.reference import norm_over
 
 
 class Processes(Protocol):
@@ -64,7 +61,6 @@ class Topology:
         rule: str = "rigl",
         seed: int = 0,
         processes: Processes = ONE_PROCESS,
-        criteria: Criteria = USUAL,
     ) -> None:
         """Watch the sparse layers of a model.
 
@@ -75,7 +71,6 @@ class Topology:
             seed: the draws of an update depend on it and on the number of updates before.
             processes: those that train the model together: dense gradients are averaged, one
                 layer at a time, and then scored.
-            criteria: what decides between blocks.
         """
         if rule not in RULES:
             choices = ", ".join(RULES)
@@ -83,14 +78,14 @@ class Topology:
             raise InputError(f"unknown topology rule '{rule}'{hint}; choose from {choices}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
         self.optimizer, self.rule, self.seed = optimizer, rule, seed
-        self.processes, self.criteria = processes, criteria
+        self.processes = processes
         self._reduce = processes.mean if processes.size > 1 else None
         self.updates = 0
         self.ever_active = {n: m.layout.mask().flatten() for n, m in self.layers.items()}
 
     def of(self, model: nn.Module, optimizer: Optimizer | None) -> Topology:
         """Return a topology of other layers that decides as this one, with nothing explored yet."""
-        return Topology(model, optimizer, self.rule, self.seed, self.processes, self.criteria)
+        return Topology(model, optimizer, self.rule, self.seed, self.processes)
 
     @property
     def needs_gradient(self) -> bool:
@@ -108,7 +103,7 @@ class Topology:
             self._arm(layer)
 
     def _arm(self, layer: SparseLayer, scores: Tensor | None = None) -> None:
-        layer.arm(RULES[self.rule].memory, scores, self._reduce, self.criteria.score)
+        layer.arm(RULES[self.rule].memory, scores, self._reduce)
 
     def arm_before(self, schedule: UpdateSchedule, step: int) -> None:
         """Collect in step `step` (counted from 1) if an update that looks at it is to come."""
@@ -143,26 +138,15 @@ class Topology:
             swap, group = swaps[name], layer.layout.group
             drop, grow = layer.layout.active // group - swap.kept, swap.active - swap.kept
             if drop or grow:
-                slots, ids = self._select(layer, grow_scores[name], drop, grow)
+                strength = layer.values.abs().sum((1, 2))
+                slots, ids = select_swap(layer.layout, strength, grow_scores[name], drop, grow)
                 swap_blocks(layer, self.optimizer, slots, ids, swap.active * group)
                 assert_invariants(layer, self.optimizer, slots)
-                if self.criteria.fan_in == "constant":
-                    assert_constant(layer.layout)
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
         if self.processes.size > 1:
             what = f"the blocks after update {self.updates}"
             self.processes.check_equal(self._checksums(), what)
-
-    def _select(
-        self, layer: SparseLayer, grow_score: Tensor, drop: int, grow: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return which slots of a layer change, and the blocks that they get."""
-        norm = self.criteria.score
-        drop_score = norm_over(layer.values, (1, 2), norm)
-        if self.criteria.fan_in == "free":
-            return select_swap(layer.layout, drop_score, grow_score, drop, grow, norm)
-        return select_rows(layer.layout, drop_score, grow_score, drop, grow, norm)
 
     def _checksums(self) -> dict[str, int]:
         """Return a number of which block lives in which slot, by layer; synchronises."""
@@ -180,8 +164,7 @@ class Topology:
         if self.rule == "granet" and pruned is not None:
             return gradual(budgets, rate, pruned)
         if self.rule == "snfs" and budgets:
-            found = contributions(self.layers, grow_scores, self.criteria.score)
-            return redistributed(budgets, rate, found)
+            return redistributed(budgets, rate, contributions(self.layers, grow_scores))
         return steady(budgets, rate)
 
     def exploration_rate(self) -> float:
@@ -234,21 +217,16 @@ class Topology:
 
 
 def contributions(
-    layers: Mapping[str, SparseLayer], scores: Mapping[str, Tensor], norm: str = "l1"
+    layers: Mapping[str, SparseLayer], scores: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """Return the mean score of each layer's active weights (SNFS).
-
-    Layers may differ in blocks, so a norm that grows with a block is taken for each weight: with
-    "l2" the root of the mean square in a block counts, with "max" the norm itself.
 
     The only thing in an update that waits for the device: one copy of a number a layer, because
     the sizes of what the update does depend on it.
     """
     sums = [(scores[n] * m.layout.mask().flatten()).sum() for n, m in layers.items()]
-    power = {"l1": 1.0, "l2": 0.5, "max": 0.0}[norm]
     sizes = [
-        m.layout.active * (math.prod(m.layout.shape) / m.layout.total) ** power
-        for m in layers.values()
+        m.layout.active * (math.prod(m.layout.shape) / m.layout.total) for m in layers.values()
     ]
     found = torch.stack(sums).tolist()
     return {n: total / size for n, total, size in zip(layers, found, sizes)}

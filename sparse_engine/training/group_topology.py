@@ -12,7 +12,6 @@ from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.models.grouped.members import Together
 from sparse_engine.models.grouped.stacking import Stack, diagonal_layout
-from sparse_engine.sparsity.criteria import USUAL, Criteria
 from sparse_engine.sparsity.topology import Topology
 
 RULES = ("static", "set", "rigl", "granet")
@@ -22,12 +21,7 @@ class GroupTopology(Topology):
     """Topology updates of each member by itself, as if it were trained alone."""
 
     def __init__(
-        self,
-        together: Together,
-        optimizer: Optimizer,
-        rule: str,
-        seeds: Sequence[int],
-        criteria: Criteria = USUAL,
+        self, together: Together, optimizer: Optimizer, rule: str, seeds: Sequence[int]
     ) -> None:
         """Watch the sparse layers.
 
@@ -36,21 +30,14 @@ class GroupTopology(Topology):
             optimizer: of together.parameters().
             rule: "static", "set", "rigl" or "granet".
             seeds: of each member's choices.
-            criteria: what decides between blocks.
         """
         if rule not in RULES:
             raise InputError(f"members train together by {', '.join(RULES)}, not '{rule}'")
         members = nn.ModuleList(together.members)
-        super().__init__(members, optimizer, rule, criteria=criteria)
+        super().__init__(members, optimizer, rule)
         self.seeds = list(seeds)
         self.parts = [
-            Topology(
-                model,
-                _MemberState(optimizer, together, number),  # type: ignore
-                rule,
-                seed,
-                criteria=criteria,
-            )
+            Topology(model, _MemberState(optimizer, together, number), rule, seed)  # type: ignore
             for number, (model, seed) in enumerate(zip(members, seeds, strict=True))
         ]
         for number, part in enumerate(self.parts):
@@ -61,7 +48,7 @@ class GroupTopology(Topology):
         """Return the topology of members that were grouped again, with nothing explored yet."""
         assert isinstance(model, Together)
         assert optimizer is not None
-        return GroupTopology(model, optimizer, self.rule, self.seeds, self.criteria)
+        return GroupTopology(model, optimizer, self.rule, self.seeds)
 
     @property
     def is_armed(self) -> bool:

@@ -111,7 +111,7 @@ def start_group(
     in_rows = runs_fused(config, models[0], device)
     together = _together(models, in_rows)
     optimizer, rate = build_optimizer(config, together, device)
-    topology = GroupTopology(together, optimizer, rule_of(config), seeds, config.criteria)
+    topology = GroupTopology(together, optimizer, rule_of(config), seeds)
     norm_decay = config.norm_decay != "off"
     network = GroupedNetwork(together, optimizer, topology, rate, norm_decay, fused=in_rows)
     return network, MemberLoaders(loaders, steps)

@@ -27,7 +27,6 @@ from sparse_engine.layers.surgery import (
     replace_modules,
     start_momenta,
 )
-from sparse_engine.layers.sync_batch_norm import synchronise
 from sparse_engine.models.fused import fuse
 from sparse_engine.models.members import training_pair
 from sparse_engine.runs.model import dense_model
@@ -168,7 +167,7 @@ def build_network(
     model = build_model(config, info, device, member, sparsity, batches, world)
     optimizer, rate = build_optimizer(config, model, device)
     seed, rule = member_seed(config.seed, member), rule_of(config)
-    topology = Topology(model, optimizer, rule, seed, world, config.criteria)
+    topology = Topology(model, optimizer, rule, seed, world)
     fused = runs_fused(config, model, device)
     return Network(model, optimizer, topology, rate, config.norm_decay != "off", world, fused)
 
@@ -190,7 +189,7 @@ def build_model(
     if sparsity:
         _make_sparse(model, config, sparsity, torch.Generator().manual_seed(seed), batches)
     if config.sync_batch_norm and world.size > 1:
-        model = synchronise(model, device)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model.to(device=device, memory_format=torch.channels_last)
 
 
@@ -253,7 +252,6 @@ def _make_sparse(
         taps=config.taps,
         start_sparsity=config.start_sparsity,
         headroom=HEADROOM if config.topology == "snfs" else 0.0,
-        fan_in=config.fan_in,
     )
     if config.weight_init == "fan-in":
         draw_by_fan_in(model, generator)

@@ -57,6 +57,11 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
 
 def _train_together(config: Config, folder: RunFolder | None) -> dict[str, Any] | None:
     device = choose_device(config)
+    if config.sync_batch_norm and device.type != "cuda":
+        raise InputError(
+            "--sync-batch-norm runs on GPUs alone, and this run is on a CPU: leave it out, or use "
+            "--device cuda; a run that was started with it can be resumed on a GPU"
+        )
     with joined(config.timeout, device.type == "cuda") as world:
         if world.size > 1:
             check_parallel(config, world.size)

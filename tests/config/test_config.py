@@ -6,7 +6,7 @@ import pytest
 
 from sparse_engine.config.config import FIELDS, TRANSIENT, Config
 from sparse_engine.config.flags import parse_flags, run_command
-from sparse_engine.config.values import check_values, read_config_file
+from sparse_engine.config.values import GONE, check_values, read_config_file
 from sparse_engine.errors import InputError, RunFailure, Stopped, nearest
 from sparse_engine.layers.blocks import layer_block, parse_block
 from sparse_engine.methods.recipes import RECIPES, recipe_for
@@ -355,11 +355,19 @@ def test_nearest():
 
 def test_runs_of_before_are_read_unless_they_used_what_is_gone(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text('{"method": "rigl", "start_block": null, "coarsen_at": null, "ablation": 0.0}')
+    path.write_text(json.dumps({"method": "rigl", **GONE}))
     assert read_config_file(str(path)) == {"method": "rigl"}
-    path.write_text('{"method": "rigl", "ablation": 0.3}')
-    with pytest.raises(InputError, match="unknown setting 'ablation'"):
-        read_config_file(str(path))
+    for name, value in (("ablation", 0.3), ("score", "l2"), ("fan_in", "constant")):
+        path.write_text(json.dumps({"method": "rigl", name: value}))
+        found = f"config file '{path}': setting '{name}' was removed, found {json.dumps(value)}: "
+        with pytest.raises(InputError, match=f"{found}leave it out"):
+            read_config_file(str(path))
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_flags_that_are_gone(name):
+    with pytest.raises(InputError, match=f"^flag '{flag(name)}' was removed; leave it out$"):
+        parse_flags([f"{flag(name)}=l2"], "")
 
 
 def test_a_paper_beside_the_settings_is_for_people(tmp_path):

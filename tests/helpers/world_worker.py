@@ -1,6 +1,5 @@
 """One process of several in test_processes.py: does what its arguments say, one after another."""
 
-import copy
 import os
 import signal
 import sys
@@ -10,7 +9,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from sparse_engine import train as command
 from sparse_engine.errors import RunFailure
-from sparse_engine.layers.sync_batch_norm import synchronise
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.training.processes import World, joined
 from sparse_engine.training.trainer import Trainer
@@ -19,21 +17,6 @@ FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", 
 RUNS = {
     "rigl": ["--method", "rigl", "--epochs", "4", "--checkpoint-every", "3"],
     "fp16": ["--method", "snfs", "--epochs", "4", "--dtype", "fp16"],
-    "rows": [
-        *("--method", "rigl", "--epochs", "4", "--score", "l2"),
-        *("--fan-in", "constant"),
-    ],
-    "norms": [
-        "--method",
-        "static",
-        "--lr",
-        "0.01",
-        "--epochs",
-        "2",
-        "--model",
-        "wrn10-1",
-        "--sync-batch-norm",
-    ],
     "members": ["--method", "dst-ensemble", "--members", "3", "--epochs", "6", "--dropout", "0.1"],
 }
 
@@ -91,31 +74,14 @@ def bytes_sent():
         sent.clear()
 
 
-def one_norm():
-    """Print how far a synchronised norm of two halves is from an ordinary one of the whole.
-
-    And how many threads are left of the process group, while the world is still held.
-    """
+def threads_left():
+    """Print how many threads are left of the process group, while the world is still held."""
     meet_anew()
     threads = len(os.listdir("/proc/self/task"))
-    torch.manual_seed(0)
-    whole = torch.randn(6, 3, 4, 5, dtype=torch.float64, requires_grad=True)
-    upstream = torch.randn(6, 3, 4, 5, dtype=torch.float64)
-    plain = torch.nn.BatchNorm2d(3).double()
-    norm = copy.deepcopy(plain)
     with joined(60, False) as world:
-        half = world.share(6)
-        own = whole.detach()[half].requires_grad_()
-        found = synchronise(norm, own.device)(own)
-        (found * upstream[half]).sum().backward()
-        plain(whole).mul(upstream).sum().backward()
-        gradients = [2 * world.mean(p.grad) for p in norm.parameters()]
-    pairs = [(found, plain(whole)[half]), (own.grad, whole.grad[half])]
-    pairs += [(norm.running_mean * 1.9, plain.running_mean)]  # plain has seen the images twice
-    pairs += list(zip(gradients, (p.grad for p in plain.parameters()), strict=True))
-    worst = max(float((one - other).detach().abs().max()) for one, other in pairs)
+        world.mean(torch.ones(3))
     left = len(os.listdir("/proc/self/task")) - threads
-    print(f"NORM {worst} THREADS {left} of {world}", flush=True)
+    print(f"THREADS {left} of {world}", flush=True)
 
 
 def other_topology():

@@ -78,7 +78,7 @@ def assert_close_tickets(first, second, tolerance):
     [
         (["--topology", "static"], 1e-5),
         (["--topology", "set"], 1e-5),
-        (["--topology", "rigl", "--label-smoothing", "0.1", "--fan-in", "constant"], 1e-5),
+        (["--topology", "rigl", "--label-smoothing", "0.1"], 1e-5),
         (["--topology", "granet", "--start-sparsity", "0.2"], 1e-5),
         (["--topology", "rigl", "--select", "validation"], 1e-5),
         (["--topology", "rigl", "--weight-init", "fan-in", "--backend", "gemm"], 1e-5),

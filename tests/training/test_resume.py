@@ -62,7 +62,6 @@ def stopped_run(monkeypatch):
         (["--method", "rigl", "--epochs", "6", "--start", "snip", "--weight-init", "fan-in"], (3,)),
         (["--method", "dst-ensemble", "--epochs", "12", "--start", "grasp"], (2, 5)),
         (["--method", "granet", "--epochs", "8", "--taps", "all"], (2, 4)),
-        ([*EDST, "--fan-in", "constant", "--score", "max"], (2, 5)),
         (["--method", "sup-tickets", "--cycles", "2", "--epochs", "16"], (15, 17)),
         (["--method", "lottery", *PRUNING, "--epochs", "6"], (1, 3, 5)),
         (["--method", "ltr", *PRUNING, "--members", "2", "--epochs", "6"], (2, 7, 4)),

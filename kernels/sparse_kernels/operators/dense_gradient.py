@@ -19,7 +19,7 @@ from sparse_kernels.operators import reference
 
 
 class GradientProbe:
-    """Collects a norm of the dense gradient of every block of one layer."""
+    """Collects the L1 norm of the dense gradient of every block of one layer."""
 
     def __init__(
         self,
@@ -27,15 +27,13 @@ class GradientProbe:
         like: Tensor,
         memory: float = 1.0,
         reduce: Callable[[Tensor], Tensor] | None = None,
-        norm: str = "l1",
     ) -> None:
         """Watch a layer with `layout` whose values have the dtype and device of `like`.
 
-        Every backward multiplies the scores of those before by `memory`, and adds its own, a `norm`
-        ("l1", "l2" or "max") of the gradient that `reduce` makes of the dense one: its mean over
-        processes, for example.
+        Every backward multiplies the scores of those before by `memory`, and adds its own, of the
+        gradient that `reduce` makes of the dense one: its mean over processes, for example.
         """
-        self.layout, self.memory, self._reduced, self._norm = layout, memory, reduce, norm
+        self.layout, self.memory, self._reduced = layout, memory, reduce
         self.scores: Tensor | None = None
         self.leaf = like.new_zeros(()).expand(layout.shape).detach().requires_grad_()
         # A strong reference would close a circle through autograd, which is never collected.
@@ -56,7 +54,7 @@ class GradientProbe:
         gradient = leaf.grad.float()
         if self._reduced is not None:
             gradient = self._reduced(gradient)
-        scores = reference.block_norms(gradient, self.layout.sizes(), self._norm)
+        scores = reference.block_norms(gradient, self.layout.sizes())
         self.scores = scores if self.scores is None else self.memory * self.scores + scores
         leaf.grad = None
 

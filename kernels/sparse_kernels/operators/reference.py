@@ -56,16 +56,9 @@ def gather_blocks(dense: Tensor, index: Sequence[Tensor], sizes: Sequence[int]) 
     return torch.where(used, values.transpose(1, 2), 0).contiguous()
 
 
-def norm_over(x: Tensor, dims: int | tuple[int, ...], norm: str = "l1") -> Tensor:
-    """Return the "l1", "l2" or "max" norm of x over some of its dimensions."""
-    if norm == "max":
-        return x.abs().amax(dims)
-    return x.abs().sum(dims) if norm == "l1" else x.square().sum(dims).sqrt()
-
-
-def block_norms(dense: Tensor, sizes: Sequence[int], norm: str = "l1") -> Tensor:
-    """Return a norm of every block of a weight [O, C, R, S], as [OB * CB * R * S]."""
-    return norm_over(_by_block(dense, sizes), (1, 3), norm).flatten()
+def block_norms(dense: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the L1 norm of every block of a weight [O, C, R, S], as [OB * CB * R * S]."""
+    return _by_block(dense, sizes).abs().sum((1, 3)).flatten()
 
 
 def block_sums(dense: Tensor, sizes: Sequence[int]) -> Tensor:
