@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sparse_engine.config.config import MOVABLE, Config
+from sparse_engine.config.config import BUDGET, MOVABLE, Config
 from sparse_engine.config.flags import parse_flags, run_command
-from sparse_engine.config.sparsity_settings import BUDGET
 from sparse_engine.config.values import read_config_file
 from sparse_engine.errors import InputError
 from sparse_engine.methods.resolve import resolve

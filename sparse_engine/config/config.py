@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sparse_engine.config.run_settings import RunSettings, setting
-from sparse_engine.config.sparsity_settings import SparsitySettings
+from sparse_engine.config.group import Group
+from sparse_engine.layers.blocks import LayerBlocks
+from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
+from sparse_engine.sparsity.update_schedule import UPDATE_RULES
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale", "tune")
@@ -25,131 +28,215 @@ MOVABLE = (
     "download",
     "resume",
 )
+# Settings of which each may decide the densities anew, in place of those in a file.
+BUDGET = (
+    *("distribution", "erk_power", "time_budget", "match", "sparsity"),
+    *("model", "block", "layer_blocks", "taps"),
+)
+
+RUN, SPARSITY, DATA, MODEL = map(Group, ("run", "sparsity", "data", "model"))
+ENSEMBLE, BASELINES = Group("ensemble"), Group("baselines")
+PRUNING, OPTIMISATION = Group("pruning"), Group("optimisation")
 
 
 @dataclass(frozen=True)
-class Config(SparsitySettings, RunSettings):
-    """Everything a run depends on. None means: as the recipe of the data set says."""
+class Config:
+    """Everything a run depends on. None means: as the recipe of the data set or the method says."""
 
-    dataset: str = setting(
-        "data", "name, imagefolder:PATH, or NAME of DATA_DIR/NAME.npz", "digits", kind=str
+    method: str = RUN.text("training method", "edst")
+    out: str | None = RUN.text("run folder [runs/METHOD-DATASET-NUMBER]")
+    resume: str | None = RUN.text("continue the run in this folder")
+    config: str | None = RUN.text("JSON file with settings; flags win over it")
+    dry_run: bool = RUN.switch("print the plan and train nothing")
+    seed: int = RUN.whole("seed of everything random", 0, least=0, most=2**31)
+    device: str = RUN.choice("where to run", "auto|cpu|cuda")
+    dtype: str = RUN.choice(
+        "bf16 and fp16 run under autocast, fp16 with a scaled loss", "fp32|bf16|fp16"
     )
-    data_dir: str | None = setting("data", "folder with the data", kind=str)
-    download: bool = setting("data", "fetch the data through torchvision", False, kind=bool)
-    batch_size: int | None = setting("data", "images a step", kind=int, least=1)
-    downsample_rate: float = setting(
-        "data",
-        "share of mini-batches with images of half the size",
-        0.0,
-        kind=float,
+    backend: str = RUN.choice("implementation of the sparse layers", "auto|triton|gemm|masked")
+    cuda_graph: str = RUN.choice(
+        "replay the training step as a CUDA graph: auto does on a GPU, where it can", "auto|on|off"
+    )
+    fuse: str = RUN.choice(
+        "rows order, and norms inside the passes of convolutions: auto does on a GPU", "auto|on|off"
+    )
+    compile: bool = RUN.switch("run the network through torch.compile")
+    checkpoint_every: str | None = RUN.text(
+        "checkpoints within epochs too: steps (500) or seconds (600s)"
+    )
+    deterministic: bool = RUN.switch(
+        "only algorithms that give the same bits every time on one device"
+    )
+    skip_nonfinite: int = RUN.whole(
+        "steps that are left out because loss or gradient is not finite, before the run fails",
+        0,
         least=0,
-        most=0.99,
     )
-    workers: int = setting("data", "loader processes (image folders)", 2, kind=int, least=0)
-    select: str = setting(
-        "data",
-        "tickets: the last epoch, or the best on a validation split",
-        "last",
-        kind=str,
-        choices=("last", "validation"),
+    parallel: str = RUN.choice(
+        "processes (torchrun) share each batch, or the members of an ensemble; or members are "
+        "grouped: one process trains all as one network",
+        "data|members|grouped",
     )
-    validation: float = setting(
-        "data", "share of training data for --select validation", 0.1, kind=float, above=0, most=0.5
+    sync_batch_norm: bool = RUN.switch(
+        "on GPUs: batch-norm statistics over the images of all processes"
+    )
+    timeout: float = RUN.number(
+        "seconds that a process waits for another", 600.0, least=1, most=1e6
+    )
+    tune: bool = RUN.switch(
+        "first time the GPU kernels' tiles, or on a CPU up to which density gemm pays"
     )
 
-    model: str | None = setting("model", "wrn28-10, resnet18, torchvision/NAME, ...", kind=str)
-    dropout: float = setting("model", "dropout rate", 0.0, kind=float, least=0, most=0.99)
-
-    members: int | None = setting("ensemble", "tickets", kind=int, least=1, most=1000)
-    escape: float | None = setting(
-        "ensemble",
-        "share replaced between two tickets [edst 0.8, sup-tickets 0.5]",
-        kind=float,
+    sparsity: float | None = SPARSITY.number(
+        "share of weights that is absent, in [0, 1)", least=0, most=0.999999
+    )
+    block: str | None = SPARSITY.text("BOxBC, 1x1 for unstructured, or auto")
+    layer_blocks: Mapping[str, str] | None = SPARSITY.mapping(
+        "JSON object, pattern of layer names: BOxBC, auto, or dense (full, counts in the "
+        "budget); the first that matches, others have --block"
+    )
+    taps: str = SPARSITY.choice(
+        "a block's taps are stored or absent each by itself, or all together", "each|all"
+    )
+    distribution: str = SPARSITY.choice(
+        "layer densities; timed spends --time-budget by measured times", "erk|er|uniform|timed"
+    )
+    erk_power: float = SPARSITY.number(
+        "erk and er: power of the densities, 0 uniform, above 1 less in wide layers",
+        1.0,
+        least=0,
+        most=10,
+    )
+    time_budget: float | None = SPARSITY.number(
+        "timed: seconds of all sparsifiable convolutions and linear layers, forward and "
+        "gradients, over those of the dense ones; sparsity is a result",
         above=0,
         most=1,
     )
-    cycles: int | None = setting(
-        "ensemble", "sup-tickets: tickets that are averaged", kind=int, least=1, most=1000
+    match: str = SPARSITY.choice(
+        "what --sparsity S counts: weights, test FLOPs or measured layer time are 1 - S of dense",
+        "params|flops|time",
     )
-    averaging: str | None = setting(
-        "ensemble",
-        "sup-tickets: mean of all, or exponential [caa]",
-        kind=str,
-        choices=("caa", "cima"),
+    densities: Mapping[str, float] | None = SPARSITY.mapping(
+        "JSON object, density by layer name: what timed decided in a run"
+    )
+    start: str = SPARSITY.choice(
+        "first blocks; snip and grasp choose them, and the layer densities, from a few batches",
+        "random|snip|grasp",
+    )
+    weight_init: str = SPARSITY.choice(
+        "weights of sparse layers as drawn for dense ones, or by active fan-in of each channel",
+        "dense|fan-in",
+    )
+    topology: str | None = SPARSITY.option("update rule of ensembles", "|".join(UPDATE_RULES))
+    start_sparsity: float | None = SPARSITY.number(
+        "granet begins with this sparsity and prunes to --sparsity [0.5]", least=0, most=0.999999
+    )
+    prune_scope: str | None = SPARSITY.option(
+        "pruning ranks all blocks together, or those of each layer [1x1 global, else layer]",
+        "global|layer",
+    )
+    update_interval: int | None = SPARSITY.whole(
+        "steps between topology updates [scales with the run]", least=1
+    )
+    drop: float | None = SPARSITY.number(
+        "share of active blocks an update replaces", above=0, most=1
+    )
+    drop_schedule: str | None = SPARSITY.option("of the drop rate", "constant|cosine")
+    stop: float | None = SPARSITY.number(
+        "share of a phase that saves a ticket after which topology is fixed", above=0, most=1
     )
 
-    passes: int | None = setting(
-        "baselines", "mc-dropout: forward passes at test [10]", kind=int, least=1, most=1000
+    dataset: str = DATA.text("name, imagefolder:PATH, or NAME of DATA_DIR/NAME.npz", "digits")
+    data_dir: str | None = DATA.text("folder with the data")
+    download: bool = DATA.switch("fetch the data through torchvision")
+    batch_size: int | None = DATA.whole("images a step", least=1)
+    downsample_rate: float = DATA.number(
+        "share of mini-batches with images of half the size", 0.0, least=0, most=0.99
     )
-    batch_repetition: int | None = setting(
-        "baselines", "mimo: times an image is in a batch [1]", kind=int, least=1, most=100
+    workers: int = DATA.whole("loader processes (image folders)", 2, least=0)
+    select: str = DATA.choice(
+        "tickets: the last epoch, or the best on a validation split", "last|validation"
     )
-    input_repetition: float | None = setting(
-        "baselines", "mimo: share of inputs equal for all members [0]", kind=float, least=0, most=1
-    )
-    shared_stages: int | None = setting(
-        "baselines", "treenet: stages of the trunk [all but the last]", kind=int, least=1
+    validation: float = DATA.number(
+        "share of training data for --select validation", 0.1, above=0, most=0.5
     )
 
-    regroup: bool = setting(
-        "pruning",
-        "before the first cut, order channels so that strong weights share blocks",
-        False,
-        kind=bool,
+    model: str | None = MODEL.text("wrn28-10, resnet18, torchvision/NAME, ...")
+    dropout: float = MODEL.number("dropout rate", 0.0, least=0, most=0.99)
+
+    members: int | None = ENSEMBLE.whole("tickets", least=1, most=1000)
+    escape: float | None = ENSEMBLE.number(
+        "share replaced between two tickets [edst 0.8, sup-tickets 0.5]", above=0, most=1
     )
-    rounds: int | None = setting(
-        "pruning", "lottery: prunings [a fifth each]; ltr [20]", kind=int, least=1, most=1000
+    cycles: int | None = ENSEMBLE.whole(
+        "sup-tickets: tickets that are averaged", least=1, most=1000
     )
-    rewind: str | None = setting(
-        "pruning",
+    averaging: str | None = ENSEMBLE.option(
+        "sup-tickets: mean of all, or exponential [caa]", "caa|cima"
+    )
+
+    passes: int | None = BASELINES.whole(
+        "mc-dropout: forward passes at test [10]", least=1, most=1000
+    )
+    batch_repetition: int | None = BASELINES.whole(
+        "mimo: times an image is in a batch [1]", least=1, most=100
+    )
+    input_repetition: float | None = BASELINES.number(
+        "mimo: share of inputs equal for all members [0]", least=0, most=1
+    )
+    shared_stages: int | None = BASELINES.whole(
+        "treenet: stages of the trunk [all but the last]", least=1
+    )
+
+    regroup: bool = PRUNING.switch(
+        "before the first cut, order channels so that strong weights share blocks"
+    )
+    rounds: int | None = PRUNING.whole(
+        "lottery: prunings [a fifth each]; ltr [20]", least=1, most=1000
+    )
+    rewind: str | None = PRUNING.option(
         "lottery: weights and learning rate go back, or the latter alone [weights]",
-        kind=str,
-        choices=("weights", "learning-rate"),
+        "weights|learning-rate",
     )
-    rewind_point: float | None = setting(
-        "pruning",
-        "share of a dense run to go back to [lottery, ltr 0.05; kd-ticket 0]",
-        kind=float,
-        least=0,
-        most=0.5,
+    rewind_point: float | None = PRUNING.number(
+        "share of a dense run to go back to [lottery, ltr 0.05; kd-ticket 0]", least=0, most=0.5
     )
-    teacher: str | None = setting(
-        "pruning", "kd-ticket: run folder of the trained dense network", kind=str
+    teacher: str | None = PRUNING.text("kd-ticket: run folder of the trained dense network")
+    temperature: float | None = PRUNING.number(
+        "kd-ticket: of the soft labels [4]", above=0, most=1000
     )
-    temperature: float | None = setting(
-        "pruning", "kd-ticket: of the soft labels [4]", kind=float, above=0, most=1000
-    )
-    distillation: float | None = setting(
-        "pruning",
-        "kd-ticket: share of the soft labels in the loss [0.9]",
-        kind=float,
-        above=0,
-        most=1,
+    distillation: float | None = PRUNING.number(
+        "kd-ticket: share of the soft labels in the loss [0.9]", above=0, most=1
     )
 
-    scale: float | None = setting(
-        "optimisation",
-        "multiplies epochs, the dense ones too, and a given --update-interval",
-        kind=float,
-        above=0,
-        most=1000,
+    scale: float | None = OPTIMISATION.number(
+        "multiplies epochs, the dense ones too, and a given --update-interval", above=0, most=1000
     )
-    epochs: int | None = setting("optimisation", "in all, over all phases", kind=int, least=1)
-    dense_epochs: int | None = setting(
-        "optimisation", "epochs of the dense run that FLOPs are compared with", kind=int, least=1
+    epochs: int | None = OPTIMISATION.whole("in all, over all phases", least=1)
+    dense_epochs: int | None = OPTIMISATION.whole(
+        "epochs of the dense run that FLOPs are compared with", least=1
     )
-    lr: float | None = setting("optimisation", "highest learning rate", kind=float, above=0)
-    momentum: float = setting("optimisation", "of SGD", 0.9, kind=float, least=0, most=0.9999)
-    weight_decay: float | None = setting("optimisation", "of SGD", kind=float, least=0)
-    norm_decay: str | None = setting(
-        "optimisation",
-        "weight decay on batch-norm too [on, imagenet off]",
-        kind=str,
-        choices=("on", "off"),
+    lr: float | None = OPTIMISATION.number("highest learning rate", above=0)
+    momentum: float = OPTIMISATION.number("of SGD", 0.9, least=0, most=0.9999)
+    weight_decay: float | None = OPTIMISATION.number("of SGD", least=0)
+    norm_decay: str | None = OPTIMISATION.option(
+        "weight decay on batch-norm too [on, imagenet off]", "on|off"
     )
-    label_smoothing: float | None = setting(
-        "optimisation", "of the training loss", kind=float, least=0, most=0.99
-    )
+    label_smoothing: float | None = OPTIMISATION.number("of the training loss", least=0, most=0.99)
+
+    @property
+    def blocks(self) -> LayerBlocks:
+        """What each layer is cut into: --layer-blocks, and for all others --block."""
+        named, others = self.layer_blocks or {}, self.block or "1x1"
+        return {**named, "*": named.get("*", others)} if named else others
+
+    @property
+    def layer_densities(self) -> str | ErdosRenyi | Mapping[str, float]:
+        """What spreads a sparsity over the layers: what was decided, or a distribution."""
+        if self.erk_power != 1:
+            return ErdosRenyi(self.distribution == "erk", self.erk_power)
+        return self.densities or self.distribution
 
     def saved(self) -> dict[str, Any]:
         """Return what config.json holds: every setting that decides the result."""
