@@ -14,9 +14,8 @@ IDENTITY = (
 # What the README shows of what was measured.
 SHOWN_SPARSITIES = ("0.8", "0.9")
 SPEED_COLUMNS = (
-    "device", "network, batch", "sparsity, blocks", "dense step", "sparse step / dense",
-    "FLOPs / dense", "EDST, M = 3, training time / dense", "weights, gradients, optimizer / dense",
-    "peak memory / dense",
+    "device", "network, batch", "sparsity, blocks", "dense step", "sparse / dense",
+    "FLOPs / dense", "EDST of 3 / dense", "state / dense", "peak memory / dense",
 )  # fmt: skip
 NOT_MEASURED = "not measured"
 
@@ -55,7 +54,7 @@ def speed_table(rows: Sequence[Row]) -> str:
     for row in steps:
         if row["label"] != "sparse" or row["sparsity"] not in SHOWN_SPARSITIES:
             continue
-        names = ("device", "threads", "subject", "batch", "sparsity", "distribution", "block")
+        names = ("device", "threads", "subject", "batch", "sparsity")
         key = tuple(row[name] for name in names)
         if key not in chosen or time_ratio(row) < time_ratio(chosen[key]):
             chosen[key] = row

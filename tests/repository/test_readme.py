@@ -1,15 +1,30 @@
-"""README's example runs as printed, and its flags exist."""
+"""README is short, its measured tables are there, and its program runs as printed."""
 
 import re
 from pathlib import Path
-
-from sparse_engine.config.config import FIELDS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
+def test_it_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 160] == []
+
+
+def test_measured_tables_come_first():
+    head = README.partition("## Install")[0]
+    speed = head.partition("<!-- speed table -->")[2].partition("<!-- end of speed table -->")[0]
+    assert "| device |" in speed
+    rows = re.findall(r"^\| .* \| ([\d.]+ ± [\d.]+) \| ([\d.]+) \|", head, re.MULTILINE)
+    assert len(rows) >= 4
+    measured = (ROOT / "docs" / "blocks.md").read_text(encoding="utf-8")
+    for accuracy, likelihood in rows:
+        assert re.search(rf"\| {accuracy} \|[^|]*\| {likelihood} \|", measured), accuracy
+
+
+def test_the_program_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
     exec(compile(code, "README.md", "exec"), {})
@@ -17,19 +32,3 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     assert "SparseConv2d" in printed
     assert "1 topology updated" in printed
     assert (tmp_path / "resnet18.pt").is_file()
-
-
-def test_every_flag_that_is_told_of_exists():
-    known = {f"--{name.replace('_', '-')}" for name in FIELDS}
-    for folder in ("sparse_engine", "bench", "docs", "examples"):
-        for path in (ROOT / folder).rglob("*.py"):
-            source = path.read_text(encoding="utf-8")
-            known |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source))
-    known |= {"--nproc-per-node", "--help"}
-    for name in ("README.md", "docs/training.md", "docs/blocks.md"):
-        told = flags_of((ROOT / name).read_text(encoding="utf-8"))
-        assert told <= known, (name, told - known)
-
-
-def flags_of(text):
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text))
