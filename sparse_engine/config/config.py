@@ -91,7 +91,7 @@ class Config(SparsitySettings, RunSettings):
         "baselines", "treenet: stages of the trunk [all but the last]", kind=int, least=1
     )
 
-    regroup: bool = setting(
+    permute_channels: bool = setting(
         "pruning",
         "before the first cut, order channels so that strong weights share blocks",
         False,

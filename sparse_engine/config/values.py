@@ -14,6 +14,8 @@ from sparse_engine.errors import InputError, nearest
 
 # Settings that earlier versions wrote into every config.json, as runs have them that did without.
 GONE = {"start_block": None, "coarsen_at": None, "ablation": 0.0}
+# Settings by the names that earlier versions gave them: files and flags may still have these.
+EARLIER = {"regroup": "permute_channels"}
 
 
 def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -27,13 +29,25 @@ def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         InputError: an unknown name (with the nearest), a wrong type, or a value out of range.
     """
     checked = {}
-    for name, value in values.items():
+    for name, value in present_names(values, source).items():
         if name not in FIELDS:
             raise InputError(f"{source}: unknown setting '{name}'{nearest(name, FIELDS)}")
         checked[name] = None if value is None else _check(FIELDS[name], value, source)
         if value is None and FIELDS[name].default is not None:
             raise InputError(f"{source}: {name} may not be null")
     return checked
+
+
+def present_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return settings by their present names.
+
+    Raises:
+        InputError: a setting is there by both of its names.
+    """
+    for old, new in EARLIER.items():
+        if {old, new} <= values.keys():
+            raise InputError(f"{source}: {old} is the earlier name of {new}; leave it out")
+    return {EARLIER.get(name, name): value for name, value in values.items()}
 
 
 def read_config_file(path: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Whole models in rows order: activations and their gradients lie as (h, w, n, c) in memory.
+"""Whole models in rows order, HWNC: images [N, C, H, W] lie as [H, W, N, C] in memory.
 
-Element-wise operators keep the order of their input. Batch norm, pooling and dense convolutions
-do not, nor do the gradients of means and pads. `to_rows` gives the former a forward on a view that
+Element-wise operators keep the order of their input. Batch norm, pooling and dense convolutions do
+not, nor do the gradients of means and pads. `to_rows` gives the former a forward on a view that
 their kernels take as channels_last, and checks the output of every module inside the model: what
-arrives there in another order, forward or backward, is copied once.
+arrives there in another order, forward or backward, is copied once. "Rows" is that order in all
+names here, and nothing else.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def orders(model: nn.Module, x: Tensor) -> str:
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """Return [H, W, N, C], contiguous; a view if x [N, C, H, W] is in rows."""
+    """Return x [N, C, H, W] as [H, W, N, C], contiguous; a view if x is in rows."""
     return in_order(x, "rows").permute(2, 3, 0, 1)
 
 

@@ -15,7 +15,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.methods.actions import Action, Rewind, SaveTicket
 from sparse_engine.methods.phase import Phase, split_steps
 from sparse_engine.methods.pruning_actions import Prune
-from sparse_engine.methods.rewinding import POINT, dense_run, regrouping
+from sparse_engine.methods.rewinding import POINT, dense_run, permutation_of
 
 PRUNED_A_ROUND = 0.2
 
@@ -50,7 +50,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
         density = (1 - (config.sparsity or 0.0)) ** (number / rounds)
         prune = Prune(config.sparsity or 0.0 if number == rounds else 1 - density)
         rewind = (Rewind(POINT),) if config.rewind != "learning-rate" else ()
-        return (*(regrouping(config) if number == 1 else ()), prune, *rewind)
+        return (*(permutation_of(config) if number == 1 else ()), prune, *rewind)
 
     found = [*opening, Phase("dense", lengths[0], run.rest, begin=begin, end=cut(1))]
     for number, length in enumerate(lengths[1:], 1):

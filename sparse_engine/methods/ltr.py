@@ -10,7 +10,7 @@ from sparse_engine.config.config import Config
 from sparse_engine.methods.actions import Keep, Restore, Rewind, SaveTicket
 from sparse_engine.methods.phase import Phase, split_steps
 from sparse_engine.methods.pruning_actions import Prune
-from sparse_engine.methods.rewinding import POINT, dense_run, regrouping
+from sparse_engine.methods.rewinding import POINT, dense_run, permutation_of
 
 TICKET = "ticket"
 # As in the gradual pruning of Gale et al. 2019 that RigL compares with, the end is undisturbed.
@@ -35,7 +35,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     for number, length in enumerate(pruning, 1):
         sparsity = (config.sparsity or 0.0) * (1 - (1 - number / rounds) ** 3)
         end = (Prune(sparsity),) if number <= rounds else (Rewind(POINT), Keep(TICKET))
-        end = (*regrouping(config), *end) if number == 1 else end
+        end = (*permutation_of(config), *end) if number == 1 else end
         name = f"prune {number}" if number <= rounds else "settle"
         found.append(Phase(name, length, run.part(done), begin=begin, end=end))
         done, begin = done + length, ()

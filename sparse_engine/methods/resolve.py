@@ -88,7 +88,7 @@ def resolve(config: Config) -> Config:
     parse_block(block)
     _check_layer_blocks(config.layer_blocks or {})
     rule = _rule(config)
-    _check_regroup(config, block)
+    _check_permute_channels(config, block)
     settled = {"sparsity": _sparsity(config), "members": _members(config, recipe), "block": block}
     config = replace(config, **settled)
     config = replace(config, **method_options(config))
@@ -212,16 +212,16 @@ def _check_contradictions(config: Config) -> None:
         raise InputError("method 'kd-ticket' needs --teacher RUN, the folder of a dense run")
 
 
-def _check_regroup(config: Config, block: str) -> None:
+def _check_permute_channels(config: Config, block: str) -> None:
     """Raise InputError for an order of channels that nothing would come of."""
-    if config.regroup and config.method not in PRUNING:
+    if config.permute_channels and config.method not in PRUNING:
         raise InputError(
-            f"--regroup is for methods that prune a dense network ({', '.join(PRUNING)}), and "
-            f"method '{config.method}' does not; leave it out"
+            f"--permute-channels is for methods that prune a dense network "
+            f"({', '.join(PRUNING)}), and method '{config.method}' does not; leave it out"
         )
-    if config.regroup and block == "1x1" and not config.layer_blocks:
+    if config.permute_channels and block == "1x1" and not config.layer_blocks:
         raise InputError(
-            "--regroup orders channels for blocks, and --block 1x1 has none: leave it out"
+            "--permute-channels orders channels for blocks, and --block 1x1 has none: leave it out"
         )
 
 

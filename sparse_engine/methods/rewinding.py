@@ -9,7 +9,7 @@ from sparse_engine.methods.actions import Action, Fresh, Keep
 from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.learning_rate import LearningRate, Part
 from sparse_engine.methods.phase import Phase
-from sparse_engine.methods.pruning_actions import Regroup
+from sparse_engine.methods.pruning_actions import PermuteChannels
 
 POINT = "rewind point"
 
@@ -45,9 +45,9 @@ def dense_run(config: Config, start: int, whole: int, warmup_steps: float) -> De
     return DenseRun(start, whole, LearningRate(milestones, warmup_steps / whole))
 
 
-def regrouping(config: Config) -> tuple[Action, ...]:
+def permutation_of(config: Config) -> tuple[Action, ...]:
     """Return what comes before the first pruning of a dense network.
 
     Channels are ordered for the blocks of the end: a network that has blocks keeps its order.
     """
-    return (Regroup(config.sparsity or 0.0),) if config.regroup else ()
+    return (PermuteChannels(config.sparsity or 0.0),) if config.permute_channels else ()

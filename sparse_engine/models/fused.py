@@ -1,6 +1,6 @@
 """Whole networks with batch norm, ReLU and residual inside the passes of their convolutions.
 
-`fuse` gives the known residual blocks and networks forwards that are made of chain.py's functions.
+`fuse` gives known residual blocks and networks forwards made of the functions of layers/fused.py.
 Where no sparse layer of a block runs on the Triton kernels, the block runs as it did before.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.layers.fused import (
-    Source,
+    PendingNorm,
     compute_dtype,
     convolve,
     normalised,
@@ -39,7 +39,7 @@ class FusedPreActivationBlock(PreActivationBlock):
         if self.shortcut is not None:
             skip = convolve(self.shortcut, first, statistics=False)
         if self.dropout.training and self.dropout.p:
-            second = Source(self.dropout(second.activated()))
+            second = PendingNorm(self.dropout(second.activated()))
         return convolve(self.conv2, second, skip)
 
 
@@ -84,7 +84,7 @@ class FusedResNet(ResNet):
         x = x.to(compute_dtype(x))
         if not runs_fused((self.stem, self.norm, self.blocks[0].conv1), x):
             return super().stem_features(x)
-        return normalised(self.norm, convolve(self.stem, Source(x))).activated()
+        return normalised(self.norm, convolve(self.stem, PendingNorm(x))).activated()
 
 
 class FusedVGG16(VGG16):
@@ -95,13 +95,13 @@ class FusedVGG16(VGG16):
         x = x.to(compute_dtype(x))
         if not runs_fused(self.features, x):
             return super().pixel_features(x)
-        source = Source(x)
+        pending = PendingNorm(x)
         for layer in self.features:
             if isinstance(layer, ConvolutionNormReLU):
-                source = normalised(layer.norm, convolve(layer.conv, source))
+                pending = normalised(layer.norm, convolve(layer.conv, pending))
             else:
-                source = Source(layer(source.activated()))
-        return source.activated()
+                pending = PendingNorm(layer(pending.activated()))
+        return pending.activated()
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from sparse_engine.layers.fused import (
-    Source,
+    PendingNorm,
     compute_dtype,
     convolve,
     normalised,
@@ -46,7 +46,7 @@ class FusedTorchvisionResNet(ResNet):
         x = x.to(compute_dtype(x))
         if not runs_fused((self.conv1, self.bn1, self.relu, self.layer1[0].conv1), x):
             return super().forward(x)
-        x = normalised(self.bn1, convolve(self.conv1, Source(x))).activated()
+        x = normalised(self.bn1, convolve(self.conv1, PendingNorm(x))).activated()
         x = self.maxpool(x)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

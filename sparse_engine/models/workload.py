@@ -101,8 +101,8 @@ def _counter(counts: dict[str, int], name: str):
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A call of a dense layer; calls that compare equal take equally long.
+class LayerCall:
+    """One call of a dense layer; calls that compare equal take equally long.
 
     layer: as print(module) shows it; sizes: of its input; positions: vectors of output channels;
     input_gradient: whether backward goes on beyond it.
@@ -114,9 +114,9 @@ class Problem:
     input_gradient: bool
 
 
-def layer_problems(
+def layer_calls(
     model: nn.Module, image: Sequence[int], batch: int, names: Container[str]
-) -> dict[str, list[Problem]]:
+) -> dict[str, list[LayerCall]]:
     """Return the calls of some layers in one training step, by layer name.
 
     Args:
@@ -126,13 +126,13 @@ def layer_problems(
         names: of nn.Conv2d and nn.Linear modules. One that is never called as a module has none.
     """
     twin = copy.deepcopy(model).to("meta").train()
-    found: dict[str, list[Problem]] = {n: [] for n, _ in twin.named_modules() if n in names}
+    found: dict[str, list[LayerCall]] = {n: [] for n, _ in twin.named_modules() if n in names}
 
     def note(name: str):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x, channels = inputs[0], module.weight.shape[0]
             positions = output.numel() // channels
-            found[name].append(Problem(str(module), tuple(x.shape), positions, x.requires_grad))
+            found[name].append(LayerCall(str(module), tuple(x.shape), positions, x.requires_grad))
 
         return hook
 

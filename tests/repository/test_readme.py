@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from sparse_engine.config.config import FIELDS
+from sparse_engine.config.values import EARLIER
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,7 +21,7 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_every_flag_that_is_told_of_exists():
-    known = {f"--{name.replace('_', '-')}" for name in FIELDS}
+    known = {f"--{name.replace('_', '-')}" for name in (*FIELDS, *EARLIER)}
     for folder in ("sparse_engine", "bench", "docs", "examples"):
         for path in (ROOT / folder).rglob("*.py"):
             source = path.read_text(encoding="utf-8")

@@ -18,10 +18,10 @@ from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.modules import SparseConv2d
 from sparse_engine.layers.rows import is_in_rows, to_rows
 from sparse_engine.layers.tracing import LAYERS, is_channelwise, is_flatten, is_pixel_mean, traced
-from sparse_engine.models.grouped.layers import JoinInputs, Repitch, Replicate, SplitLogits
+from sparse_engine.models.grouped.layers import JoinInputs, Replicate, Restride, SplitLogits
 from sparse_engine.models.grouped.stacking import (
     UNGROUPED,
-    Stack,
+    MemberSlices,
     stack_convolutions,
     stack_linears,
     stack_norms,
@@ -76,37 +76,37 @@ class _Grouping:
         self.models, self.members, self.shared_input = models, len(models), shared_input
         self.graph, self.modules = fx.Graph(), {}
         self.nodes: dict[fx.Node, fx.Node] = {}
-        self.stacks: dict[fx.Node, Stack] = {}
-        self.pitches = _Pitches(models)
+        self.slices_of: dict[fx.Node, MemberSlices] = {}
+        self.strides = _Strides(models)
 
     def run(self, graph: fx.Graph) -> fx.GraphModule:
         for node in graph.nodes:
-            copied, stack = getattr(self, f"_{node.op}")(node)
+            copied, slices = getattr(self, f"_{node.op}")(node)
             self.nodes[node] = copied
-            self.stacks[copied] = stack
+            self.slices_of[copied] = slices
         self.graph.lint()
         return fx.GraphModule(self.modules, self.graph, f"Grouped{type(self.models[0]).__name__}")
 
-    def _placeholder(self, node: fx.Node) -> tuple[fx.Node, Stack]:
+    def _placeholder(self, node: fx.Node) -> tuple[fx.Node, MemberSlices]:
         copied = self.graph.node_copy(node)
         if len(self.nodes):
             raise InputError(f"members take several inputs ('{node.name}'); {UNGROUPED}")
         if self.shared_input:
-            return copied, Stack(1, 1, True)
-        return self._insert("join_inputs", JoinInputs(), copied), Stack(1, 1, False)
+            return copied, MemberSlices(1, 1, True)
+        return self._insert("join_inputs", JoinInputs(), copied), MemberSlices(1, 1, False)
 
-    def _output(self, node: fx.Node) -> tuple[fx.Node, Stack]:
+    def _output(self, node: fx.Node) -> tuple[fx.Node, MemberSlices]:
         result = self.nodes.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
-        if result is None or self.stacks[result].shared:
+        if result is None or self.slices_of[result].shared:
             raise InputError(f"members must return one tensor of logits; {UNGROUPED}")
-        stack = self.stacks[result]
-        split = self._insert("split_logits", SplitLogits(self.members, stack.real), result)
-        return self.graph.output(split), stack
+        slices = self.slices_of[result]
+        split = self._insert("split_logits", SplitLogits(self.members, slices.channels), result)
+        return self.graph.output(split), slices
 
-    def _get_attr(self, node: fx.Node) -> tuple[fx.Node, Stack]:
+    def _get_attr(self, node: fx.Node) -> tuple[fx.Node, MemberSlices]:
         raise InputError(f"'{node.target}' is read outside of a layer; {UNGROUPED}")
 
-    def _call_module(self, node: fx.Node) -> tuple[fx.Node, Stack]:
+    def _call_module(self, node: fx.Node) -> tuple[fx.Node, MemberSlices]:
         name = str(node.target)
         layers = [model.get_submodule(name) for model in self.models]
         if not isinstance(layers[0], LAYERS):
@@ -118,82 +118,91 @@ class _Grouping:
         if name in self.modules:
             raise InputError(f"layer '{name}' is used twice; {UNGROUPED}")
         _check_alike(name, layers)
-        x, stack = self._layer_input(node, layers)
-        self.modules[name], after = self._stacked(name, layers, stack)
+        x, slices = self._layer_input(node, layers)
+        self.modules[name], after = self._stacked(name, layers, slices)
         return self.graph.call_module(name, (x,)), after
 
-    def _call_function(self, node: fx.Node) -> tuple[fx.Node, Stack]:
+    def _call_function(self, node: fx.Node) -> tuple[fx.Node, MemberSlices]:
         return self._called(node, "function", getattr(node.target, "__name__", str(node.target)))
 
-    def _call_method(self, node: fx.Node) -> tuple[fx.Node, Stack]:
+    def _call_method(self, node: fx.Node) -> tuple[fx.Node, MemberSlices]:
         return self._called(node, "method", str(node.target))
 
-    def _called(self, node: fx.Node, kind: str, name: str) -> tuple[fx.Node, Stack]:
+    def _called(self, node: fx.Node, kind: str, name: str) -> tuple[fx.Node, MemberSlices]:
         # One image for all members may still be turned into another.
-        shared = name == "expand" and self.stacks[self.nodes[node.all_input_nodes[0]]].shared
+        shared = name == "expand" and self.slices_of[self.nodes[node.all_input_nodes[0]]].shared
         if not (shared or is_channelwise(node) or is_flatten(node) or is_pixel_mean(node)):
             raise InputError(f"{kind} '{name}' cannot be grouped; {UNGROUPED}")
         return self._kept(node)
 
-    def _kept(self, node: fx.Node) -> tuple[fx.Node, Stack]:
+    def _kept(self, node: fx.Node) -> tuple[fx.Node, MemberSlices]:
         """Copy what treats every channel alike; several inputs are made to lie alike."""
         inputs = {old: self.nodes[old] for old in node.all_input_nodes}
-        stacks = [self.stacks[new] for new in inputs.values()]
-        if len(set(stacks)) > 1:
-            inputs, stacks = self._aligned(inputs)
-        return self.graph.node_copy(node, lambda old: inputs[old]), stacks[0]
+        slices_of = [self.slices_of[new] for new in inputs.values()]
+        if len(set(slices_of)) > 1:
+            inputs, slices_of = self._aligned(inputs)
+        return self.graph.node_copy(node, lambda old: inputs[old]), slices_of[0]
 
     def _aligned(
         self, inputs: dict[fx.Node, fx.Node]
-    ) -> tuple[dict[fx.Node, fx.Node], list[Stack]]:
-        stacks = {old: self.stacks[new] for old, new in inputs.items()}
-        real = max(stack.real for stack in stacks.values())
-        wide = {old: stack.times(real) for old, stack in stacks.items()}
-        pitch = max(stack.pitch for stack in wide.values())
+    ) -> tuple[dict[fx.Node, fx.Node], list[MemberSlices]]:
+        slices_of = {old: self.slices_of[new] for old, new in inputs.items()}
+        channels = max(slices.channels for slices in slices_of.values())
+        wide = {old: slices.times(channels) for old, slices in slices_of.items()}
+        stride = max(slices.stride for slices in wide.values())
         aligned = {}
         for old, new in inputs.items():
-            new, stack = self._apart(new, wide[old], 1)
-            aligned[old] = self._at_pitch(new, stack, pitch, 1)
-        return aligned, [Stack(real, pitch, False)]
+            new, slices = self._apart(new, wide[old], 1)
+            aligned[old] = self._at_stride(new, slices, stride, 1)
+        return aligned, [MemberSlices(channels, stride, False)]
 
-    def _layer_input(self, node: fx.Node, layers: Sequence[nn.Module]) -> tuple[fx.Node, Stack]:
+    def _layer_input(
+        self, node: fx.Node, layers: Sequence[nn.Module]
+    ) -> tuple[fx.Node, MemberSlices]:
         """Return a layer's input as the layer can read it."""
         x = self.nodes[node.all_input_nodes[0]]
         first = layers[0]
-        stack = self.stacks[x].times(_channels(first, 1))
+        slices = self.slices_of[x].times(_channels(first, 1))
         grouped = isinstance(first, nn.Conv2d) and first.groups > 1
         dimension = 1 if isinstance(first, nn.Conv2d | SparseConv2d | _BatchNorm) else -1
         if isinstance(first, _BatchNorm) or grouped:
-            x, stack = self._apart(x, stack, dimension)
+            x, slices = self._apart(x, slices, dimension)
         sparse = next((layer for layer in layers if isinstance(layer, SparseLayer)), None)
-        if sparse is not None and not stack.shared:
-            pitch = -(-stack.pitch // sparse.block[1]) * sparse.block[1]
-            x, stack = self._at_pitch(x, stack, pitch, dimension), stack._replace(pitch=pitch)
-        return x, stack
+        if sparse is not None and not slices.shared:
+            stride = -(-slices.stride // sparse.block[1]) * sparse.block[1]
+            x, slices = (
+                self._at_stride(x, slices, stride, dimension),
+                slices._replace(stride=stride),
+            )
+        return x, slices
 
-    def _stacked(self, name: str, layers: Sequence[Any], stack: Stack) -> tuple[nn.Module, Stack]:
+    def _stacked(
+        self, name: str, layers: Sequence[Any], slices: MemberSlices
+    ) -> tuple[nn.Module, MemberSlices]:
         first = layers[0]
         if isinstance(first, _BatchNorm):
-            return stack_norms(layers, stack.pitch), stack
-        pitch = self.pitches(_channels(first, 0))
+            return stack_norms(layers, slices.stride), slices
+        stride = self.strides(_channels(first, 0))
         if any(isinstance(layer, SparseLayer) for layer in layers):
-            return stack_sparse(name, layers, stack, pitch)
+            return stack_sparse(name, layers, slices, stride)
         if isinstance(first, nn.Conv2d):
             if first.groups == first.out_channels == first.in_channels:
-                pitch = stack.pitch
-            return stack_convolutions(name, layers, stack, pitch)
-        return stack_linears(layers, stack, pitch)
+                stride = slices.stride
+            return stack_convolutions(name, layers, slices, stride)
+        return stack_linears(layers, slices, stride)
 
-    def _apart(self, x: fx.Node, stack: Stack, dimension: int) -> tuple[fx.Node, Stack]:
-        if not stack.shared:
-            return x, stack
+    def _apart(
+        self, x: fx.Node, slices: MemberSlices, dimension: int
+    ) -> tuple[fx.Node, MemberSlices]:
+        if not slices.shared:
+            return x, slices
         x = self._insert(f"{x.name}_replicate", Replicate(self.members, dimension), x)
-        return x, stack._replace(shared=False)
+        return x, slices._replace(shared=False)
 
-    def _at_pitch(self, x: fx.Node, stack: Stack, pitch: int, dimension: int) -> fx.Node:
-        if stack.pitch == pitch:
+    def _at_stride(self, x: fx.Node, slices: MemberSlices, stride: int, dimension: int) -> fx.Node:
+        if slices.stride == stride:
             return x
-        return self._insert(f"{x.name}_repitch", Repitch(self.members, pitch, dimension), x)
+        return self._insert(f"{x.name}_restride", Restride(self.members, stride, dimension), x)
 
     def _insert(self, name: str, module: nn.Module, x: fx.Node) -> fx.Node:
         while name in self.modules:
@@ -202,8 +211,8 @@ class _Grouping:
         return self.graph.call_module(name, (x,))
 
 
-class _Pitches:
-    """The pitch of a width: a multiple of all blocks that write or read so many channels."""
+class _Strides:
+    """The stride of a width: a multiple of all blocks that write or read so many channels."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self.units: dict[int, int] = {}

@@ -30,18 +30,18 @@ class Replicate(nn.Module):
         return torch.cat([x] * self.members, self.dimension)
 
 
-class Repitch(nn.Module):
+class Restride(nn.Module):
     """Changes the padding between members."""
 
-    def __init__(self, members: int, pitch: int, dimension: int) -> None:
+    def __init__(self, members: int, stride: int, dimension: int) -> None:
         super().__init__()
-        self.members, self.pitch, self.dimension = members, pitch, dimension
+        self.members, self.stride, self.dimension = members, stride, dimension
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map M slices of any pitch to M of this one; what is cut off is padding."""
+        """Map M slices of any stride to M of this one; what is cut off is padding."""
         parts = x.tensor_split(self.members, self.dimension)
         after = 0 if self.dimension == -1 else x.ndim - 1 - self.dimension
-        pad = [0, 0] * after + [0, self.pitch - parts[0].shape[self.dimension]]
+        pad = [0, 0] * after + [0, self.stride - parts[0].shape[self.dimension]]
         return torch.cat([F.pad(part, pad) for part in parts], self.dimension)
 
 
@@ -61,7 +61,7 @@ class SplitLogits(nn.Module):
         self.members, self.classes = members, classes
 
     def forward(self, y: Tensor) -> Tensor:
-        """Map [N, M * pitch] to [M, N, K]."""
+        """Map [N, M * stride] to [M, N, K]."""
         return y.unflatten(1, (self.members, -1))[:, :, : self.classes].transpose(0, 1)
 
 
@@ -115,7 +115,7 @@ class GroupedSparseLinear(SparseLinear):
 def _runs_masked(layer: Any, x: Tensor, positions: int) -> bool:
     """Return whether a member's layer would run masked; together they are as dense as one."""
     out_channels, in_channels, *rest = layer.layout.sizes()
-    if layer.is_armed:
+    if layer.is_collecting:
         return False  # the operator's output is what a probe looks at
     members, dtype = layer.stacked, x.dtype
     if torch.is_autocast_enabled(x.device.type):

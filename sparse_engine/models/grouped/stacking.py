@@ -1,9 +1,9 @@
-"""Layers of M members as one layer: member m's channels are a slice of M slices of equal pitch.
+"""Layers of M members as one layer: member m's channels are a slice of M slices of equal stride.
 
 A sparse layer [O, C] of each member becomes one of [M * O, M * C] whose blocks lie on the diagonal:
 rows of a member read columns of that member alone, so nothing is stored or multiplied between
 members, and the same kernels run them in one launch. Where they all read one input, [M * O, C]
-does. The pitch is a multiple of the block; channels between a member's last and the pitch are
+does. The stride is a multiple of the block; channels between a member's last and the stride are
 padding, whose weights are zero.
 """
 
@@ -32,36 +32,36 @@ from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 UNGROUPED = "run the members one by one"
 
 
-class Stack(NamedTuple):
+class MemberSlices(NamedTuple):
     """How members' channels lie in one tensor.
 
-    real: channels of a member, or a divisor of them where pixels were flattened into channels.
-    pitch: channels from one member's first to the next one's, by the same unit.
+    channels: channels of a member, or a divisor of them where pixels were flattened into channels.
+    stride: channels from one member's first to the next one's, by the same unit.
     shared: all members read one slice.
     """
 
-    real: int
-    pitch: int
+    channels: int
+    stride: int
     shared: bool
 
-    def times(self, channels: int) -> Stack:
+    def times(self, channels: int) -> MemberSlices:
         """Return the same in channels, for a layer that reads so many of each member."""
-        if channels % self.real:
-            raise InputError(f"{channels} channels do not come from {self.real}")
-        factor = channels // self.real
-        return Stack(channels, factor * self.pitch, self.shared)
+        if channels % self.channels:
+            raise InputError(f"{channels} channels do not come from {self.channels}")
+        factor = channels // self.channels
+        return MemberSlices(channels, factor * self.stride, self.shared)
 
 
 def stack_sparse(
-    name: str, layers: Sequence[Any], given: Stack, pitch: int
-) -> tuple[SparseLayer, Stack]:
+    name: str, layers: Sequence[Any], given: MemberSlices, stride: int
+) -> tuple[SparseLayer, MemberSlices]:
     """Return members' layers as one, and how its output lies.
 
     Args:
         name: for errors.
         layers: sparse, or full.
-        given: how the input lies; its pitch is a multiple of the block if it is not shared.
-        pitch: of the output, a multiple of the block.
+        given: how the input lies; its stride is a multiple of the block if it is not shared.
+        stride: of the output, a multiple of the block.
 
     Raises:
         InputError: the members' blocks differ.
@@ -79,7 +79,7 @@ def stack_sparse(
         else kind.from_dense(layer, density=1.0, block=block)
         for layer in layers
     ]
-    layout = diagonal_layout([layer.layout for layer in layers], given, pitch)
+    layout = diagonal_layout([layer.layout for layer in layers], given, stride)
     first, (out_channels, in_channels) = layers[0], layout.shape[:2]
     if not given.shared:
         kind = GroupedSparseConv2d if is_conv else GroupedSparseLinear
@@ -92,30 +92,30 @@ def stack_sparse(
         grouped = kind(in_channels, out_channels, **like, layout=layout)
     grouped.layout = layout
     grouped.values = nn.Parameter(torch.cat([_clean_values(layer) for layer in layers]))
-    grouped.bias = _parameter(pitched([layer.bias for layer in layers], pitch))
+    grouped.bias = _parameter(padded_slices([layer.bias for layer in layers], stride))
     grouped.stacked = members
-    return grouped, Stack(layers[0].layout.shape[0], pitch, False)
+    return grouped, MemberSlices(layers[0].layout.shape[0], stride, False)
 
 
 def stack_convolutions(
-    name: str, layers: Sequence[nn.Conv2d], given: Stack, pitch: int
-) -> tuple[nn.Conv2d, Stack]:
+    name: str, layers: Sequence[nn.Conv2d], given: MemberSlices, stride: int
+) -> tuple[nn.Conv2d, MemberSlices]:
     """Return members' dense convolutions as one with groups, and how its output lies."""
     first, members = layers[0], len(layers)
     groups = first.groups
-    padded = pitch != first.out_channels or given.pitch != first.in_channels
+    padded = stride != first.out_channels or given.stride != first.in_channels
     each = groups == first.in_channels == first.out_channels
-    if groups > 1 and padded and not (each and pitch == given.pitch):
+    if groups > 1 and padded and not (each and stride == given.stride):
         raise InputError(f"layer '{name}' has {groups} groups and padded channels; {UNGROUPED}")
-    weight = pitched([layer.weight for layer in layers], pitch)
+    weight = padded_slices([layer.weight for layer in layers], stride)
     if groups == 1:
-        weight = F.pad(weight, (0, 0, 0, 0, 0, given.pitch - first.in_channels))
+        weight = F.pad(weight, (0, 0, 0, 0, 0, given.stride - first.in_channels))
         groups = 1 if given.shared else members
     else:
-        groups = members * (pitch if each else groups)
+        groups = members * (stride if each else groups)
     grouped = nn.Conv2d(
-        given.pitch if given.shared else members * given.pitch,
-        members * pitch,
+        given.stride if given.shared else members * given.stride,
+        members * stride,
         first.kernel_size,
         first.stride,
         first.padding,
@@ -127,49 +127,53 @@ def stack_convolutions(
         dtype=weight.dtype,
     )
     grouped.weight = nn.Parameter(weight)
-    grouped.bias = _parameter(pitched([layer.bias for layer in layers], pitch))
-    return grouped, Stack(first.out_channels, pitch, False)
+    grouped.bias = _parameter(padded_slices([layer.bias for layer in layers], stride))
+    return grouped, MemberSlices(first.out_channels, stride, False)
 
 
-def stack_linears(layers: Sequence[nn.Linear], given: Stack, pitch: int) -> tuple[nn.Module, Stack]:
+def stack_linears(
+    layers: Sequence[nn.Linear], given: MemberSlices, stride: int
+) -> tuple[nn.Module, MemberSlices]:
     """Return members' dense linear layers as one, and how its output lies."""
     first, members = layers[0], len(layers)
-    weight = pitched([layer.weight for layer in layers], pitch)
-    weight = F.pad(weight, (0, given.pitch - first.in_features))
-    bias = pitched([layer.bias for layer in layers], pitch)
-    after = Stack(first.out_features, pitch, False)
+    weight = padded_slices([layer.weight for layer in layers], stride)
+    weight = F.pad(weight, (0, given.stride - first.in_features))
+    bias = padded_slices([layer.bias for layer in layers], stride)
+    after = MemberSlices(first.out_features, stride, False)
     if not given.shared:
-        return GroupedLinear(weight.unflatten(0, (members, pitch)), bias), after
-    grouped = nn.Linear(first.in_features, members * pitch, bias is not None, device="meta")
+        return GroupedLinear(weight.unflatten(0, (members, stride)), bias), after
+    grouped = nn.Linear(first.in_features, members * stride, bias is not None, device="meta")
     grouped.weight, grouped.bias = nn.Parameter(weight), _parameter(bias)
     return grouped, after
 
 
-def stack_norms(layers: Sequence[_BatchNorm], pitch: int) -> _BatchNorm:
+def stack_norms(layers: Sequence[_BatchNorm], stride: int) -> _BatchNorm:
     """Return members' batch norms as one."""
     first, members = layers[0], len(layers)
     kind = nn.BatchNorm2d if isinstance(first, nn.BatchNorm2d) else nn.BatchNorm1d
     options = (first.eps, first.momentum, first.affine, first.track_running_stats)
-    grouped = kind(members * pitch, *options, device="meta")
+    grouped = kind(members * stride, *options, device="meta")
     for key, fill in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
-        tensor = pitched([getattr(layer, key) for layer in layers], pitch, fill)
+        tensor = padded_slices([getattr(layer, key) for layer in layers], stride, fill)
         setattr(grouped, key, _parameter(tensor) if key in ("weight", "bias") else tensor)
     grouped.num_batches_tracked = _copied(first.num_batches_tracked)
     return grouped
 
 
-def diagonal_layout(layouts: Sequence[BlockLayout], given: Stack, pitch: int) -> BlockLayout:
+def diagonal_layout(
+    layouts: Sequence[BlockLayout], given: MemberSlices, stride: int
+) -> BlockLayout:
     """Return the layout of members' layers as one: blocks on the diagonal, or below each other.
 
     Args:
         layouts: of one shape and block; slots are kept, one member's after another's.
         given: how the input lies.
-        pitch: of the output.
+        stride: of the output.
     """
     first, members = layouts[0], len(layouts)
     (_, in_channels, *taps), (bo, bc) = first.shape, first.block
-    width = in_channels if given.shared else members * given.pitch
-    shape, rows = (members * pitch, width, *taps), pitch // bo
+    width = in_channels if given.shared else members * given.stride
+    shape, rows = (members * stride, width, *taps), stride // bo
     columns, total = -(-width // bc), members * rows * -(-width // bc) * math.prod(taps)
     found = []
     for member, layout in enumerate(layouts):
@@ -177,7 +181,7 @@ def diagonal_layout(layouts: Sequence[BlockLayout], given: Stack, pitch: int) ->
         ids = layout.block_ids.long()
         pair, tap = ids // math.prod(taps), ids % math.prod(taps)
         row = pair // in_blocks + member * rows
-        column = pair % in_blocks + (0 if given.shared else member * given.pitch // bc)
+        column = pair % in_blocks + (0 if given.shared else member * given.stride // bc)
         moved = (row * columns + column) * math.prod(taps) + tap
         found.append(torch.where(ids < layout.total, moved, total))
     kinds = {layout.taps for layout in layouts}
@@ -186,12 +190,12 @@ def diagonal_layout(layouts: Sequence[BlockLayout], given: Stack, pitch: int) ->
     return BlockLayout(shape, first.block, torch.cat(found), active, every)
 
 
-def pitched(tensors: Sequence[Any], pitch: int, fill: float = 0.0) -> Tensor | None:
+def padded_slices(tensors: Sequence[Any], stride: int, fill: float = 0.0) -> Tensor | None:
     """Return members' tensors one after another, each padded along its first dimension."""
     if tensors[0] is None:
         return None
     after = [0, 0] * (tensors[0].ndim - 1)
-    return torch.cat([F.pad(t.detach(), (*after, 0, pitch - len(t)), value=fill) for t in tensors])
+    return torch.cat([F.pad(t.detach(), (*after, 0, stride - len(t)), value=fill) for t in tensors])
 
 
 def _clean_values(layer: SparseLayer) -> Tensor:

@@ -63,7 +63,7 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
     try:
         for mode in (True, False):
             with unfused(model):
-                graph = traced(model.train(mode), "regrouped")
+                graph = traced(model.train(mode), "permuted in its channels")
             found.append(_Walk(model).run(graph))
     finally:
         for module, mode in modes.items():

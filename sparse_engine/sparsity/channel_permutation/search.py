@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.sparsity.channel_permutation.groups import ChannelGroup, channel_groups
-from sparse_engine.sparsity.channel_permutation.permutation import ChannelOrder, entries
+from sparse_engine.sparsity.channel_permutation.permutation import ChannelPermutation, entries
 
 ROUNDS = 12
 # Width of the soft choice in the first rounds, in standard deviations of a layer's block norms.
@@ -52,43 +52,43 @@ Targets = Mapping[str, Target | None]
 
 
 @dataclass(frozen=True)
-class Regrouping:
-    """An order of channels, and the share of each layer's L1 norm in its best blocks, by name."""
+class FoundPermutation:
+    """A permutation, and the share of each layer's L1 norm in its best blocks, by name."""
 
-    order: ChannelOrder
+    permutation: ChannelPermutation
     before: dict[str, float]
     after: dict[str, float]
 
 
-def regroup_for(
+def permute_for(
     model: nn.Module, targets: Targets, optimizer: Optimizer | None = None, rounds: int = ROUNDS
-) -> Regrouping:
+) -> FoundPermutation:
     """Put a network's channels in an order that suits the blocks it is about to be cut into.
 
     Args:
         model: changed in place, and computes the same as before within rounding. A sparse layer
-            that it reorders becomes an ordinary module with zeros: cut it next (see layers/surgery.py).
+            that it reorders becomes an ordinary module with zeros: give it blocks next.
         targets: block and number of blocks of layers by name; None for one that will be full.
         optimizer: whose state of the parameters moves along.
         rounds: at most, over all groups of channels; WIDTHS of them with soft choices.
 
     Returns:
-        The order, for states kept aside, and what it gained: the mean of shares never falls.
+        The permutation, for states kept aside, and what it gained: the mean of shares never falls.
 
     Raises:
         InputError: a model that cannot be traced, or weights that are not finite.
     """
-    found = find_order(model, targets, rounds)
-    found.order.apply_(model, optimizer)
+    found = find_permutation(model, targets, rounds)
+    found.permutation.apply_(model, optimizer)
     return found
 
 
 @torch.no_grad()
-def find_order(model: nn.Module, targets: Targets, rounds: int = ROUNDS) -> Regrouping:
-    """Return what regroup_for would do, and leave the model as it is; arguments as there."""
+def find_permutation(model: nn.Module, targets: Targets, rounds: int = ROUNDS) -> FoundPermutation:
+    """Return what permute_for would do, and leave the model as it is; arguments as there."""
     modules = dict(model.named_modules())
     if any(p.is_meta for p in model.parameters()):
-        return Regrouping(ChannelOrder({}), {}, {})
+        return FoundPermutation(ChannelPermutation({}), {}, {})
     layers = {
         name: _Layer(name, modules[name], target) for name, target in targets.items() if target
     }
@@ -99,9 +99,9 @@ def find_order(model: nn.Module, targets: Targets, rounds: int = ROUNDS) -> Regr
     _search(layers, groups, rounds)
     after = {name: layer.kept() for name, layer in layers.items()}
     if sum(after.values()) <= sum(before.values()):
-        return Regrouping(ChannelOrder({}), before, before)
-    order = ChannelOrder.of([g.group for g in groups], [g.order for g in groups])
-    return Regrouping(order, before, after)
+        return FoundPermutation(ChannelPermutation({}), before, before)
+    permutation = ChannelPermutation.of([g.group for g in groups], [g.order for g in groups])
+    return FoundPermutation(permutation, before, after)
 
 
 def _search(layers: Mapping[str, _Layer], groups: Sequence[_Group], rounds: int) -> None:
