@@ -86,22 +86,27 @@ def convolve(
     return y
 
 
-def residual_block(
-    x: Tensor, layers: Iterable[tuple[nn.Module, nn.Module]], shortcut: nn.Module | None
-) -> Tensor:
-    """Return relu(norm(conv(... x)) + shortcut(x)) of a chain of convolutions and norms.
+class FusedResidualBlock(nn.Module):
+    """The forward of a residual block, ours or torchvision's, in the passes of its convolutions.
 
-    A shortcut is a convolution and a norm in sequence, or the identity. The only pass besides those
-    of the convolutions is the sum.
+    The only pass besides those is the sum. A shortcut is the identity, or a convolution and a norm
+    in sequence.
     """
-    first = pending = PendingNorm(x)
-    for conv, norm in layers:
-        pending = normalised(norm, convolve(conv, pending))
-    skip = first.x
-    if isinstance(shortcut, nn.Sequential):
-        conv, norm = shortcut
-        skip = normalised(norm, convolve(conv, first), relu=False).activated()
-    return pending.activated(skip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, O, H / stride, W / stride]."""
+        if not runs_fused(self.children(), x):
+            return super().forward(x)
+        norm, shortcut = ("norm", "shortcut") if hasattr(self, "norm1") else ("bn", "downsample")
+        first = pending = PendingNorm(x)
+        for number in (i for i in (1, 2, 3) if hasattr(self, f"conv{i}")):
+            y = convolve(getattr(self, f"conv{number}"), pending)
+            pending = normalised(getattr(self, f"{norm}{number}"), y)
+        skip, projection = first.x, getattr(self, shortcut)
+        if isinstance(projection, nn.Sequential):
+            conv, last = projection
+            skip = normalised(last, convolve(conv, first), relu=False).activated()
+        return pending.activated(skip)
 
 
 def runs_fused(modules: Iterable[nn.Module], x: Tensor) -> bool:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.layers.fused import (
+    FusedResidualBlock,
     PendingNorm,
     compute_dtype,
     convolve,
     normalised,
-    residual_block,
     runs_fused,
 )
 from sparse_engine.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -43,26 +43,12 @@ class FusedPreActivationBlock(PreActivationBlock):
         return convolve(self.conv2, second, skip)
 
 
-class FusedBasicBlock(BasicBlock):
-    """BasicBlock as a residual_block."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, in_channels, H, W] to [N, width, H / stride, W / stride]."""
-        if not runs_fused(self.children(), x):
-            return super().forward(x)
-        layers = ((self.conv1, self.norm1), (self.conv2, self.norm2))
-        return residual_block(x, layers, self.shortcut)
+class FusedBasicBlock(FusedResidualBlock, BasicBlock):
+    """BasicBlock in the passes of its convolutions."""
 
 
-class FusedBottleneck(Bottleneck):
-    """Bottleneck as a residual_block."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, in_channels, H, W] to [N, 4 * width, H / stride, W / stride]."""
-        if not runs_fused(self.children(), x):
-            return super().forward(x)
-        layers = ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3))
-        return residual_block(x, layers, self.shortcut)
+class FusedBottleneck(FusedResidualBlock, Bottleneck):
+    """Bottleneck in the passes of its convolutions."""
 
 
 class FusedWideResNet(WideResNet):

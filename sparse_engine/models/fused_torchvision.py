@@ -7,35 +7,21 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from sparse_engine.layers.fused import (
+    FusedResidualBlock,
     PendingNorm,
     compute_dtype,
     convolve,
     normalised,
-    residual_block,
     runs_fused,
 )
 
 
-class FusedTorchvisionBasicBlock(BasicBlock):
-    """BasicBlock as a residual_block."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to [N, planes, H / stride, W / stride]."""
-        if not runs_fused(self.children(), x):
-            return super().forward(x)
-        layers = ((self.conv1, self.bn1), (self.conv2, self.bn2))
-        return residual_block(x, layers, self.downsample)
+class FusedTorchvisionBasicBlock(FusedResidualBlock, BasicBlock):
+    """BasicBlock in the passes of its convolutions."""
 
 
-class FusedTorchvisionBottleneck(Bottleneck):
-    """Bottleneck as a residual_block."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to [N, 4 * planes, H / stride, W / stride]."""
-        if not runs_fused(self.children(), x):
-            return super().forward(x)
-        layers = ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
-        return residual_block(x, layers, self.downsample)
+class FusedTorchvisionBottleneck(FusedResidualBlock, Bottleneck):
+    """Bottleneck in the passes of its convolutions."""
 
 
 class FusedTorchvisionResNet(ResNet):
