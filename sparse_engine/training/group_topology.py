@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.models.grouped.layers import diagonal_layout
 from sparse_engine.models.grouped.members import GroupedMembers
-from sparse_engine.models.grouped.stacking import MemberSlices, diagonal_layout
+from sparse_engine.models.grouped.slices import MemberSlices
 from sparse_engine.sparsity.criteria import USUAL, Criteria
 from sparse_engine.sparsity.topology import Topology
 

@@ -16,7 +16,8 @@ from sparse_engine.data.catalog import TABLE
 from sparse_engine.data.loader import Normaliser, crop_and_flip
 from sparse_engine.layers.base import random_layout, with_spare_slots
 from sparse_engine.layers.surgery import start_momenta
-from sparse_engine.models.grouped.stacking import MemberSlices, diagonal_layout
+from sparse_engine.models.grouped.layers import diagonal_layout
+from sparse_engine.models.grouped.slices import MemberSlices
 from sparse_engine.sparsity.criteria import FAN_INS, SCORES, Criteria
 from sparse_engine.sparsity.layer_budgets import HEADROOM
 from sparse_engine.sparsity.rules import RULES

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.models.grouped.group import group
-from sparse_engine.models.grouped.stacking import UNGROUPED
+from sparse_engine.models.grouped.slices import UNGROUPED
 
 
 class GroupedMembers(nn.Module):
