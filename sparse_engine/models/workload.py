@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.surgery import weight_shape
 from sparse_engine.models.members import training_pair
 
 COUNTED = (nn.Conv2d, nn.Linear, SparseLayer)
@@ -55,15 +56,10 @@ def _images(model: nn.Module, count: int, image: Sequence[int]) -> Tensor:
 
 def _count(twin: nn.Module, run: Callable[[], object]) -> dict[str, int]:
     counts = {n: 0 for n, m in twin.named_modules() if isinstance(m, COUNTED)}
-    handles = [
-        module.register_forward_hook(_counter(counts, name))
-        for name, module in twin.named_modules()
-        if name in counts
-    ]
+    for name in counts:
+        twin.get_submodule(name).register_forward_hook(_counter(counts, name))
     with torch.no_grad():
         run()
-    for handle in handles:
-        handle.remove()
     return counts
 
 
@@ -91,10 +87,7 @@ def step_flops(
 
 def _counter(counts: dict[str, int], name: str):
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, SparseLayer):
-            shape = module.layout.shape
-        else:
-            shape = tuple(module.weight.shape)
+        shape = weight_shape(module)
         counts[name] += 2 * math.prod(shape) * (output.numel() // shape[0])
 
     return count
