@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,33 +20,16 @@ from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.sparsity.channel_permutation.groups import ChannelGroup, channel_groups
 from sparse_engine.sparsity.channel_permutation.permutation import ChannelPermutation, entries
+from sparse_engine.sparsity.distribution import LayerPlan
+from sparse_kernels import BlockLayout
 
 ROUNDS = 12
 # Width of the soft choice in the first rounds, in standard deviations of a layer's block norms.
 WIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1)
 ENOUGH = 1e-4
 _TINY = 1e-30
-
-
-class Target(Protocol):
-    """What a layer is to become: a LayerPlan or a BlockLayout, whose ids do not matter."""
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """(BO, BC)."""
-        ...
-
-    @property
-    def active(self) -> int:
-        """How many blocks it is to have."""
-        ...
-
-    @property
-    def group(self) -> int:
-        """Blocks that are active or absent together."""
-        ...
-
-
+# What layers are to become, by name: a layout's ids do not matter, and None is a full layer.
+Target = LayerPlan | BlockLayout
 Targets = Mapping[str, Target | None]
 
 
@@ -168,9 +150,9 @@ class _Layer:
         ob, bo, cb, bc, taps = self.grid
         if dimension == 0:
             sums = self.shares.view(ob * bo, cb, bc, taps).sum(2)
-            return sums.flatten(1) @ chosen.flatten(1).T
-        sums = self.shares.view(ob, bo, cb * bc, taps).sum(1)
-        return sums.transpose(0, 1).flatten(1) @ chosen.transpose(0, 1).flatten(1).T
+        else:
+            sums = self.shares.view(ob, bo, cb * bc, taps).sum(1).transpose(0, 1)
+        return sums.flatten(1) @ chosen.transpose(0, dimension).flatten(1).T
 
     def move(self, dimension: int, order: Tensor) -> None:
         """Put rows (0) or columns (1) in another order; those that pad stay."""
