@@ -8,48 +8,79 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparse_engine.evaluation.plots import draw_blocks
+    from sparse_engine.layers.initialisation import draw_by_fan_in
     from sparse_engine.layers.modules import SparseConv2d, SparseLinear
     from sparse_engine.layers.report import report
     from sparse_engine.layers.rows import orders, to_rows
     from sparse_engine.models.fused import fuse
     from sparse_engine.models.grouped.group import group
+    from sparse_engine.models.grouped.members import GroupedMembers
     from sparse_engine.runs.ensemble import TicketEnsemble
+    from sparse_engine.runs.exported import load_safetensors, load_torch_export, save_safetensors
     from sparse_engine.sparsity.dynamic import DynamicSparsity
+    from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
+    from sparse_engine.sparsity.saliency import grasp_scores, snip_scores
     from sparse_engine.sparsity.sparsify import dense_state_dict, densify, sparsify
+    from sparse_engine.training.group_topology import GroupTopology
+    from sparse_engine.training.tuning import tune
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DynamicSparsity": "sparsity.dynamic",
+    "ErdosRenyi": "sparsity.erdos_renyi",
+    "GroupTopology": "training.group_topology",
+    "GroupedMembers": "models.grouped.members",
     "SparseConv2d": "layers.modules",
     "SparseLinear": "layers.modules",
     "TicketEnsemble": "runs.ensemble",
     "dense_state_dict": "sparsity.sparsify",
     "densify": "sparsity.sparsify",
     "draw_blocks": "evaluation.plots",
+    "draw_by_fan_in": "layers.initialisation",
     "fuse": "models.fused",
+    "grasp_scores": "sparsity.saliency",
     "group": "models.grouped.group",
+    "load_safetensors": "runs.exported",
+    "load_torch_export": "runs.exported",
     "orders": "layers.rows",
     "report": "layers.report",
+    "save_safetensors": "runs.exported",
+    "snip_scores": "sparsity.saliency",
     "sparsify": "sparsity.sparsify",
     "to_rows": "layers.rows",
+    "tune": "training.tuning",
+    "Together": "models.grouped.members",  # GroupedMembers, by its name until the next release
 }
 
 __all__ = [
     "DynamicSparsity",
+    "ErdosRenyi",
+    "GroupTopology",
+    "GroupedMembers",
     "SparseConv2d",
     "SparseLinear",
     "TicketEnsemble",
     "dense_state_dict",
     "densify",
     "draw_blocks",
+    "draw_by_fan_in",
     "fuse",
+    "grasp_scores",
     "group",
+    "load_safetensors",
+    "load_torch_export",
     "orders",
     "report",
+    "save_safetensors",
+    "snip_scores",
     "sparsify",
     "to_rows",
+    "tune",
 ]
+
+# Modules are found by their names of before there were rooms too, until the next release.
+__path__.append(f"{__path__[0]}/earlier_names")
 
 
 def __getattr__(name: str) -> Any:

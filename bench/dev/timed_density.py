@@ -21,7 +21,7 @@ from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import TABLE, DatasetInfo
 from sparse_engine.device import DTYPES, autocast
 from sparse_engine.methods.resolve import resolve
-from sparse_engine.models.workload import dense_flops, forward_flops, layer_problems
+from sparse_engine.models.workload import dense_flops, forward_flops, layer_calls
 from sparse_engine.runs.model import plain_model
 from sparse_engine.sparsity.distribution import LayerPlan, total_sparsity
 from sparse_engine.sparsity.layer_times import measure, measure_layer_times
@@ -71,7 +71,7 @@ def main() -> None:
         model = plain_model(config, info)
     image = (info.channels, info.height, info.width)
     full = plan_network(config, model, 0.0)
-    problems = layer_problems(model, image, config.batch_size, {p.name for p in full})
+    problems = layer_calls(model, image, config.batch_size, {p.name for p in full})
     dtype = DTYPES[config.dtype]
     curves = measure_layer_times(full, problems, model, device, dtype)
     flops = dense_flops(model, image)

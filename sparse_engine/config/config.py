@@ -189,7 +189,7 @@ class Config:
         "treenet: stages of the trunk [all but the last]", least=1
     )
 
-    regroup: bool = PRUNING.switch(
+    permute_channels: bool = PRUNING.switch(
         "before the first cut, order channels so that strong weights share blocks"
     )
     rounds: int | None = PRUNING.whole(

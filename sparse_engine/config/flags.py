@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sparse_engine.config.config import FIELDS
-from sparse_engine.config.values import GONE, check_text, check_values
+from sparse_engine.config.values import EARLIER, GONE, check_text, check_values
 from sparse_engine.errors import InputError, RunFailure, Stopped, nearest
 
 
@@ -47,7 +47,8 @@ def parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
         rules = spec.metadata
         if rules["group"] not in groups:
             groups[rules["group"]] = parser.add_argument_group(rules["group"])
-        flag = "--" + name.replace("_", "-")
+        names = [name, *(old for old, new in EARLIER.items() if new == name)]
+        flags = ["--" + n.replace("_", "-") for n in names]
         if rules["kind"] is bool:
             options: dict[str, Any] = {"action": "store_true"}
         else:
@@ -56,7 +57,7 @@ def parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
         default = "" if spec.default in (None, False) else f" [{spec.default}]"
         text = (rules["help"] + default).replace("%", "%%")
         groups[rules["group"]].add_argument(
-            flag, dest=name, default=argparse.SUPPRESS, help=text, **options
+            *flags, dest=name, default=argparse.SUPPRESS, help=text, **options
         )
     return check_values(vars(parser.parse_strictly(arguments)), "flags")
 

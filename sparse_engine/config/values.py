@@ -20,6 +20,8 @@ GONE = {
     "score": "l1",
     "fan_in": "free",
 }
+# Settings by the names that earlier versions gave them: files and flags may still have these.
+EARLIER = {"regroup": "permute_channels"}
 
 
 def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             what only earlier versions could do.
     """
     checked = {}
-    for name, value in values.items():
+    for name, value in present_names(values, source).items():
         if name in GONE:
             _check_gone(name, value, source)
             continue
@@ -44,6 +46,18 @@ def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         if value is None and FIELDS[name].default is not None:
             raise InputError(f"{source}: {name} may not be null")
     return checked
+
+
+def present_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return settings by their present names.
+
+    Raises:
+        InputError: a setting is there by both of its names.
+    """
+    for old, new in EARLIER.items():
+        if {old, new} <= values.keys():
+            raise InputError(f"{source}: {old} is the earlier name of {new}; leave it out")
+    return {EARLIER.get(name, name): value for name, value in values.items()}
 
 
 def read_config_file(path: str) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class SparseLayer(nn.Module):
             )
         super().__setattr__(name, value)
 
-    def arm(
+    def collect(
         self,
         memory: float = 1.0,
         scores: Tensor | None = None,
@@ -123,7 +123,7 @@ class SparseLayer(nn.Module):
         """From now on collect, in every backward, the L1 norm of the dense gradient by block.
 
         Args:
-            memory: factor of earlier backward passes; below 1 an armed layer goes on.
+            memory: factor of earlier backward passes; below 1 a layer that collects goes on.
             scores: [OB * CB * R * S], of backward passes before.
             reduce: makes of the dense gradient the one that is scored.
         """
@@ -132,19 +132,21 @@ class SparseLayer(nn.Module):
             self._probe.scores = scores
 
     @property
-    def is_armed(self) -> bool:
+    def is_collecting(self) -> bool:
         """Whether the next backward collects scores."""
         return self._probe is not None
 
     @property
     def collected(self) -> Tensor | None:
-        """The scores since arm(), None if no backward came by."""
+        """The scores since collect(), None if no backward came by."""
         return None if self._probe is None else self._probe.scores
 
-    def disarm(self) -> Tensor | None:
+    def stop(self) -> Tensor | None:
         """Stop collecting; return the scores [OB * CB * R * S], None if no backward came by."""
         scores, self._probe = self.collected, None
         return scores
+
+    arm, disarm, is_armed = collect, stop, is_collecting  # their names until the next release
 
     def _note_run(self, x: Tensor, positions: int) -> None:
         """Remember, for the report, what a layer with input x runs on."""

@@ -1,6 +1,7 @@
 """Convolutions and norms one behind the other, in as few passes over memory as they can.
 
-A `Source` is what a convolution reads, `convolve` runs one, `normalised` puts a norm behind it.
+`convolve` runs a convolution and `normalised` puts a batch norm behind it, which is left pending, a
+`PendingNorm`, until the next convolution applies it.
 Where a layer runs on the Triton kernels, its input is normalised and rectified as it is loaded, and
 its output gets a residual and leaves its statistics for the next norm as it is stored; see
 sparse_kernels.operators.fused_convolution. Where it does not, it runs as a module between such
@@ -25,8 +26,8 @@ from sparse_kernels.operators.batch_norm import kernel_order, normalise, tile_st
 from sparse_kernels.triton.sums import Running, TileSums
 
 
-class Source:
-    """An activation before its norm and ReLU, which whoever reads it applies.
+class PendingNorm:
+    """An activation whose batch norm and ReLU are still to come: whoever reads it applies them.
 
     x [N, C, H, W] is what has been stored. Every reader leaves another `x` of the same numbers, to
     be read by the next one: their gradients are then added in passes that are made anyway.
@@ -45,39 +46,39 @@ class Source:
         return self._activated
 
 
-def normalised(norm: nn.Module, x: Tensor, relu: bool = True) -> Source:
+def normalised(norm: nn.Module, x: Tensor, relu: bool = True) -> PendingNorm:
     """Return x [N, C, H, W] with a batch norm behind it, whose running statistics follow."""
     learnt = (norm.weight, norm.bias)
     if not norm.training and norm.running_mean is not None:
         fixed = (norm.running_mean.float(), norm.running_var.float())
-        return Source(x, Norm(*fixed, *learnt, norm.eps, False, relu))
+        return PendingNorm(x, Norm(*fixed, *learnt, norm.eps, False, relu))
     sums = _noted(x) or tile_statistics(x)
     mean, variance, *affine = sums.batch_norm(*learnt, norm.eps, _running(norm))
-    return Source(x, Norm(mean, variance, *learnt, norm.eps, True, relu, *affine))
+    return PendingNorm(x, Norm(mean, variance, *learnt, norm.eps, True, relu, *affine))
 
 
 def convolve(
-    conv: nn.Module, source: Source, residual: Tensor | None = None, statistics: bool = True
+    conv: nn.Module, pending: PendingNorm, residual: Tensor | None = None, statistics: bool = True
 ) -> Tensor:
-    """Return conv(source) + residual, [N, O, P, Q].
+    """Return conv(pending) + residual, [N, O, P, Q].
 
     In training the result's statistics are taken with it by tile, for a norm that may come next.
     """
-    if not is_fused(conv, source.x):
-        y = conv(source.activated())
+    if not is_fused(conv, pending.x):
+        y = conv(pending.activated())
         return y if residual is None else y + residual
     y, sums, x = conv2d_by_tile(
-        source.x,
+        pending.x,
         conv.values,
         conv.layout,
         conv.bias,
         (conv.stride, conv.padding, conv.dilation),
-        source.norm,
+        pending.norm,
         residual,
         statistics and conv.training,
     )
-    conv._note_run(source.x, y.numel() // conv.out_channels)
-    source.x = x
+    conv._note_run(pending.x, y.numel() // conv.out_channels)
+    pending.x = x
     if torch.compiler.is_compiling():
         y = y.view_as(y)  # torch 2.11 traces no attribute of what an autograd.Function returns
     if sums is not None:
@@ -85,22 +86,27 @@ def convolve(
     return y
 
 
-def residual_block(
-    x: Tensor, layers: Iterable[tuple[nn.Module, nn.Module]], shortcut: nn.Module | None
-) -> Tensor:
-    """Return relu(norm(conv(... x)) + shortcut(x)) of a chain of convolutions and norms.
+class FusedResidualBlock(nn.Module):
+    """The forward of a residual block, ours or torchvision's, in the passes of its convolutions.
 
-    A shortcut is a convolution and a norm in sequence, or the identity. The only pass besides those
-    of the convolutions is the sum.
+    The only pass besides those is the sum. A shortcut is the identity, or a convolution and a norm
+    in sequence.
     """
-    first = source = Source(x)
-    for conv, norm in layers:
-        source = normalised(norm, convolve(conv, source))
-    skip = first.x
-    if isinstance(shortcut, nn.Sequential):
-        conv, norm = shortcut
-        skip = normalised(norm, convolve(conv, first), relu=False).activated()
-    return source.activated(skip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, O, H / stride, W / stride]."""
+        if not runs_fused(self.children(), x):
+            return super().forward(x)
+        norm, shortcut = ("norm", "shortcut") if hasattr(self, "norm1") else ("bn", "downsample")
+        first = pending = PendingNorm(x)
+        for number in (i for i in (1, 2, 3) if hasattr(self, f"conv{i}")):
+            y = convolve(getattr(self, f"conv{number}"), pending)
+            pending = normalised(getattr(self, f"{norm}{number}"), y)
+        skip, projection = first.x, getattr(self, shortcut)
+        if isinstance(projection, nn.Sequential):
+            conv, last = projection
+            skip = normalised(last, convolve(conv, first), relu=False).activated()
+        return pending.activated(skip)
 
 
 def runs_fused(modules: Iterable[nn.Module], x: Tensor) -> bool:

@@ -15,6 +15,10 @@ from sparse_kernels.functional import same_padding
 from sparse_kernels.operators.reference import gather_blocks
 
 Pair = int | tuple[int, int]
+GEOMETRY = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    "padding_mode",
+)
 
 
 class SparseConv2d(SparseLayer):
@@ -72,27 +76,22 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [N, O, P, Q] for x [N, C, H, W] (or the same without N)."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._pads(), mode=self.padding_mode), 0
-        y = block_conv2d(
-            x,
-            self.values,
-            self.layout,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            probe=self._probe,
-        )
+        x, padding = self._pad(x)
+        weight, where = (self.values, self.layout, self.bias), (self.stride, padding, self.dilation)
+        y = block_conv2d(x, *weight, *where, probe=self._probe)
         self._note_run(x, y.numel() // self.out_channels)
         return y
 
-    def _pads(self) -> list[int]:
+    def _pad(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Return the input, padded here unless with zeros, and the padding that is left to do."""
+        if self.padding_mode == "zeros":
+            return x, self.padding
         if self.padding == "same":
-            return same_padding(self.kernel_size, self.dilation)
-        height, width = (0, 0) if isinstance(self.padding, str) else self.padding
-        return [width, width, height, height]
+            pads = same_padding(self.kernel_size, self.dilation)
+        else:
+            height, width = (0, 0) if isinstance(self.padding, str) else self.padding
+            pads = [width, width, height, height]
+        return F.pad(x, pads, mode=self.padding_mode), 0
 
     def block_mask(self) -> Tensor:
         """Return which blocks are active, bool [OB, CB, R, S]."""
@@ -116,38 +115,13 @@ class SparseConv2d(SparseLayer):
         if layout is None:
             active = count_blocks(shape, block, density, taps)
             layout = magnitude_layout(conv.weight, block, active, taps)
-        sparse = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            "meta",
-            conv.weight.dtype,
-            layout=layout,
-        )
-        return _adopt(sparse, conv)
+        like = {"bias": conv.bias is not None, "device": "meta", "dtype": conv.weight.dtype}
+        return _adopt(cls(**geometry(conv), **like, layout=layout), conv)
 
     def to_dense(self) -> nn.Conv2d:
         """Return an nn.Conv2d with the same weight, zeros included."""
-        conv = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            1,
-            self.bias is not None,
-            self.padding_mode,
-            device="meta",
-            dtype=self.values.dtype,
-        )
-        return _release(self, conv)
+        like = {"bias": self.bias is not None, "device": "meta", "dtype": self.values.dtype}
+        return _release(self, nn.Conv2d(**geometry(self), **like))
 
     def extra_repr(self) -> str:
         """Return the arguments, as print(model) shows them."""
@@ -224,6 +198,11 @@ class SparseLinear(SparseLayer):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, {self._describe_blocks()}"
         )
+
+
+def geometry(conv: Any) -> dict[str, Any]:
+    """Return what a convolution, dense or sparse, was made with: arguments of nn.Conv2d."""
+    return {name: getattr(conv, name) for name in GEOMETRY}
 
 
 def _pair(value: Pair) -> tuple[int, int]:

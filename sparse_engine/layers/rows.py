@@ -1,9 +1,10 @@
-"""Whole models in rows order: activations and their gradients lie as (h, w, n, c) in memory.
+"""Whole models in rows order, HWNC: images [N, C, H, W] lie as [H, W, N, C] in memory.
 
-Element-wise operators keep the order of their input. Batch norm, pooling and dense convolutions
-do not, nor do the gradients of means and pads. `to_rows` gives the former a forward on a view that
+Element-wise operators keep the order of their input. Batch norm, pooling and dense convolutions do
+not, nor do the gradients of means and pads. `to_rows` gives the former a forward on a view that
 their kernels take as channels_last, and checks the output of every module inside the model: what
-arrives there in another order, forward or backward, is copied once.
+arrives there in another order, forward or backward, is copied once. "Rows" is that order in all
+names here, and nothing else.
 """
 
 from __future__ import annotations
@@ -29,31 +30,31 @@ class RowsBatchNorm2d(nn.BatchNorm2d):
         return _on_one_image(super().forward, x, channels=x.shape[1])
 
 
-class RowsMaxPool2d(nn.MaxPool2d):
-    """nn.MaxPool2d that takes all images for channels of one: [1, N * C, H, W]."""
+class _RowsPool(nn.Module):
+    """A pooling that takes all images for channels of one: [1, N * C, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to [N, C, P, Q], in rows."""
         return _on_one_image(super().forward, x, channels=math.prod(x.shape[:2]))
 
 
-class RowsAvgPool2d(nn.AvgPool2d):
-    """nn.AvgPool2d that takes all images for channels of one: [1, N * C, H, W]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to [N, C, P, Q], in rows."""
-        return _on_one_image(super().forward, x, channels=math.prod(x.shape[:2]))
+class RowsMaxPool2d(_RowsPool, nn.MaxPool2d):
+    """nn.MaxPool2d on one image."""
 
 
-class RowsAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
-    """nn.AdaptiveAvgPool2d that takes all images for channels of one: [1, N * C, H, W]."""
+class RowsAvgPool2d(_RowsPool, nn.AvgPool2d):
+    """nn.AvgPool2d on one image."""
+
+
+class RowsAdaptiveAvgPool2d(_RowsPool, nn.AdaptiveAvgPool2d):
+    """nn.AdaptiveAvgPool2d on one image; a mean over all pixels without it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to [N, C, P, Q], in rows."""
         if x.ndim == 4 and self.output_size in (1, (1, 1), [1, 1]):
             # PyTorch takes this mean too, but over inner dimensions: its gradient is contiguous.
             return _pixels(x).mean((0, 1), keepdim=True).permute(2, 3, 0, 1)
-        return _on_one_image(super().forward, x, channels=math.prod(x.shape[:2]))
+        return super().forward(x)
 
 
 class RowsConv2d(nn.Conv2d):
@@ -136,7 +137,7 @@ def orders(model: nn.Module, x: Tensor) -> str:
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """Return [H, W, N, C], contiguous; a view if x [N, C, H, W] is in rows."""
+    """Return x [N, C, H, W] as [H, W, N, C], contiguous; a view if x is in rows."""
     return in_order(x, "rows").permute(2, 3, 0, 1)
 
 

@@ -17,10 +17,10 @@ from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.surgery import (
     budget_layers,
+    change_layout,
     replace_modules,
     weight_parameter,
     weight_shape,
-    with_layout,
 )
 from sparse_engine.schema import check_like, demand
 from sparse_kernels import BlockLayout
@@ -61,9 +61,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         if values is not None and ids is not None and values.ndim == 3 and ids.numel():
             layout = _layout_for(layer, values, ids, taps)
             if not isinstance(layer, SparseLayer) or not _same_sizes(layer.layout, layout):
-                replaced[name] = with_layout(layer, layout)
+                replaced[name] = change_layout(layer, layout)
         elif isinstance(layer, SparseLayer) and f"{name}.weight" in state:
-            replaced[name] = with_layout(layer, None)
+            replaced[name] = change_layout(layer, None)
     replace_modules(model, replaced)
     model.load_state_dict(state)
 

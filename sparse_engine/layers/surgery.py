@@ -46,7 +46,7 @@ def used_layouts(model: nn.Module) -> dict[str, BlockLayout | None]:
     return {name: _compact(layer) for name, layer in budget_layers(model)}
 
 
-def with_layout(layer: nn.Module, layout: BlockLayout | None) -> nn.Module:
+def change_layout(layer: nn.Module, layout: BlockLayout | None) -> nn.Module:
     """Return a layer with the same weight in other blocks; None makes an ordinary module.
 
     The bias is the same parameter. One dense weight exists meanwhile.
@@ -59,11 +59,11 @@ def with_layout(layer: nn.Module, layout: BlockLayout | None) -> nn.Module:
     return twin
 
 
-def recut(model: nn.Module, layouts: Layouts) -> dict[str, nn.Module]:
+def change_layouts(model: nn.Module, layouts: Layouts) -> dict[str, nn.Module]:
     """Return new layers with the given layouts; those that are full and stay so are left out."""
     layers = dict(budget_layers(model))
     return {
-        name: with_layout(layers[name], layout)
+        name: change_layout(layers[name], layout)
         for name, layout in layouts.items()
         if layout is not None or isinstance(layers[name], SparseLayer)
     }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sparse_engine.layers.surgery import Layouts
-    from sparse_engine.sparsity.channel_permutation.permutation import ChannelOrder
+    from sparse_engine.sparsity.channel_permutation.permutation import ChannelPermutation
     from sparse_engine.sparsity.topology import Topology
 
 # A network at some time: `model`, its state dict, and `accuracy` on the held-out split.
@@ -72,7 +72,7 @@ class Run(Protocol):
         """Put other layers in place of some; momenta of the blocks that stay are carried over."""
         ...
 
-    def permute(self, order: ChannelOrder) -> None:
+    def permute(self, permutation: ChannelPermutation) -> None:
         """Put the channels of the network, and its momenta, in another order."""
         ...
 
@@ -217,11 +217,11 @@ class Rewind(Action):
 
     def __call__(self, run: Run) -> None:
         """Load the state, then cut it to the present blocks."""
-        from sparse_engine.layers.surgery import recut, used_layouts
+        from sparse_engine.layers.surgery import change_layouts, used_layouts
 
         layouts = used_layouts(run.model)
         run.load(run.kept[self.name]["model"])
-        run.replace_layers(recut(run.model, layouts))
+        run.replace_layers(change_layouts(run.model, layouts))
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,11 @@ GIVEN: tuple[Row, ...] = (
         "method '{c.method}' and --topology {c.topology} contradict each other",
     ),
     (
-        lambda c, m: c.regroup and not m.starts_dense and _names(lambda m: m.starts_dense, ", "),
-        "--regroup is for methods that prune a dense network ({what}), and method '{c.method}' "
-        "does not; leave it out",
+        lambda c, m: (
+            c.permute_channels and not m.starts_dense and _names(lambda m: m.starts_dense, ", ")
+        ),
+        "--permute-channels is for methods that prune a dense network ({what}), and method "
+        "'{c.method}' does not; leave it out",
     ),
     (
         lambda c, m: c.start_sparsity is not None and m.rule_of(c) != "granet",
@@ -97,8 +99,8 @@ GIVEN: tuple[Row, ...] = (
 # Of settings when all are decided.
 DECIDED: tuple[Row, ...] = (
     (
-        lambda c, m: c.regroup and c.block == "1x1" and not c.layer_blocks,
-        "--regroup orders channels for blocks, and --block 1x1 has none: leave it out",
+        lambda c, m: c.permute_channels and c.block == "1x1" and not c.layer_blocks,
+        "--permute-channels orders channels for blocks, and --block 1x1 has none: leave it out",
     ),
     (
         lambda c, m: None not in (c.start_sparsity, c.sparsity) and c.start_sparsity >= c.sparsity,

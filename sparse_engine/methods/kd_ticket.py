@@ -20,7 +20,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     """Return the training of the ticket, after the dense start that KD rewinding repeats."""
     point = config.rewind_point or 0.0
     rate = LearningRate(schedule_for(config.dataset).member, warmup)
-    cut = CutAsTeacher(config.sparsity or 0.0, config.regroup)
+    cut = CutAsTeacher(config.sparsity or 0.0, config.permute_channels)
     loss = Distillation(config.temperature or 1.0, config.distillation or 1.0)
     if not point:
         begin = (Fresh(0.0), cut)

@@ -23,7 +23,7 @@ from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.learning_rate import LearningRate, Part
 from sparse_engine.methods.method import Method, usual_scope
 from sparse_engine.methods.phase import Phase, split_steps
-from sparse_engine.methods.pruning_actions import Prune, regrouping
+from sparse_engine.methods.pruning_actions import Prune, permutation_of
 
 PRUNED_A_ROUND = 0.2
 POINT, TICKET = "rewind point", "ticket"
@@ -87,7 +87,7 @@ def lottery_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phas
         density = (1 - (config.sparsity or 0.0)) ** (number / rounds)
         prune = Prune(config.sparsity or 0.0 if number == rounds else 1 - density)
         rewind = (Rewind(POINT),) if config.rewind != "learning-rate" else ()
-        return (*(regrouping(config) if number == 1 else ()), prune, *rewind)
+        return (*(permutation_of(config) if number == 1 else ()), prune, *rewind)
 
     found = [*opening, Phase("dense", lengths[0], run.rest, begin=begin, end=cut(1))]
     for number, length in enumerate(lengths[1:], 1):
@@ -110,7 +110,7 @@ def ltr_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     for number, length in enumerate(pruning, 1):
         sparsity = (config.sparsity or 0.0) * (1 - (1 - number / rounds) ** 3)
         end = (Prune(sparsity),) if number <= rounds else (Rewind(POINT), Keep(TICKET))
-        end = (*regrouping(config), *end) if number == 1 else end
+        end = (*permutation_of(config), *end) if number == 1 else end
         name = f"prune {number}" if number <= rounds else "settle"
         found.append(Phase(name, length, run.part(done), begin=begin, end=end))
         done, begin = done + length, ()

@@ -10,14 +10,14 @@ from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.learning_rate import LearningRate
 from sparse_engine.methods.method import Method, usual_scope
 from sparse_engine.methods.phase import Phase, split_steps
-from sparse_engine.methods.pruning_actions import Prune, regrouping
+from sparse_engine.methods.pruning_actions import Prune, permutation_of
 
 
 def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     """Return a dense phase and a fine-tuning phase for each member."""
     schedule = schedule_for(config.dataset)
     lengths = split_steps(steps, [1.0] * 2 * (config.members or 1))
-    cut = (*regrouping(config), Prune(config.sparsity or 0.0))
+    cut = (*permutation_of(config), Prune(config.sparsity or 0.0))
     found = []
     for number, (dense, tune) in enumerate(zip(lengths[::2], lengths[1::2]), 1):
         rate = LearningRate(schedule.member, warmup * steps / dense)

@@ -1,6 +1,6 @@
 """Whole networks with batch norm, ReLU and residual inside the passes of their convolutions.
 
-`fuse` gives the known residual blocks and networks forwards that are made of chain.py's functions.
+`fuse` gives known residual blocks and networks forwards made of the functions of layers/fused.py.
 Where no sparse layer of a block runs on the Triton kernels, the block runs as it did before.
 """
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.layers.fused import (
-    Source,
+    FusedResidualBlock,
+    PendingNorm,
     compute_dtype,
     convolve,
     normalised,
-    residual_block,
     runs_fused,
 )
 from sparse_engine.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -39,30 +39,16 @@ class FusedPreActivationBlock(PreActivationBlock):
         if self.shortcut is not None:
             skip = convolve(self.shortcut, first, statistics=False)
         if self.dropout.training and self.dropout.p:
-            second = Source(self.dropout(second.activated()))
+            second = PendingNorm(self.dropout(second.activated()))
         return convolve(self.conv2, second, skip)
 
 
-class FusedBasicBlock(BasicBlock):
-    """BasicBlock as a residual_block."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, in_channels, H, W] to [N, width, H / stride, W / stride]."""
-        if not runs_fused(self.children(), x):
-            return super().forward(x)
-        layers = ((self.conv1, self.norm1), (self.conv2, self.norm2))
-        return residual_block(x, layers, self.shortcut)
+class FusedBasicBlock(FusedResidualBlock, BasicBlock):
+    """BasicBlock in the passes of its convolutions."""
 
 
-class FusedBottleneck(Bottleneck):
-    """Bottleneck as a residual_block."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, in_channels, H, W] to [N, 4 * width, H / stride, W / stride]."""
-        if not runs_fused(self.children(), x):
-            return super().forward(x)
-        layers = ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3))
-        return residual_block(x, layers, self.shortcut)
+class FusedBottleneck(FusedResidualBlock, Bottleneck):
+    """Bottleneck in the passes of its convolutions."""
 
 
 class FusedWideResNet(WideResNet):
@@ -84,7 +70,7 @@ class FusedResNet(ResNet):
         x = x.to(compute_dtype(x))
         if not runs_fused((self.stem, self.norm, self.blocks[0].conv1), x):
             return super().stem_features(x)
-        return normalised(self.norm, convolve(self.stem, Source(x))).activated()
+        return normalised(self.norm, convolve(self.stem, PendingNorm(x))).activated()
 
 
 class FusedVGG16(VGG16):
@@ -95,13 +81,13 @@ class FusedVGG16(VGG16):
         x = x.to(compute_dtype(x))
         if not runs_fused(self.features, x):
             return super().pixel_features(x)
-        source = Source(x)
+        pending = PendingNorm(x)
         for layer in self.features:
             if isinstance(layer, ConvolutionNormReLU):
-                source = normalised(layer.norm, convolve(layer.conv, source))
+                pending = normalised(layer.norm, convolve(layer.conv, pending))
             else:
-                source = Source(layer(source.activated()))
-        return source.activated()
+                pending = PendingNorm(layer(pending.activated()))
+        return pending.activated()
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {

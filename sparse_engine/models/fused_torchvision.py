@@ -7,35 +7,21 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from sparse_engine.layers.fused import (
-    Source,
+    FusedResidualBlock,
+    PendingNorm,
     compute_dtype,
     convolve,
     normalised,
-    residual_block,
     runs_fused,
 )
 
 
-class FusedTorchvisionBasicBlock(BasicBlock):
-    """BasicBlock as a residual_block."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to [N, planes, H / stride, W / stride]."""
-        if not runs_fused(self.children(), x):
-            return super().forward(x)
-        layers = ((self.conv1, self.bn1), (self.conv2, self.bn2))
-        return residual_block(x, layers, self.downsample)
+class FusedTorchvisionBasicBlock(FusedResidualBlock, BasicBlock):
+    """BasicBlock in the passes of its convolutions."""
 
 
-class FusedTorchvisionBottleneck(Bottleneck):
-    """Bottleneck as a residual_block."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to [N, 4 * planes, H / stride, W / stride]."""
-        if not runs_fused(self.children(), x):
-            return super().forward(x)
-        layers = ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
-        return residual_block(x, layers, self.downsample)
+class FusedTorchvisionBottleneck(FusedResidualBlock, Bottleneck):
+    """Bottleneck in the passes of its convolutions."""
 
 
 class FusedTorchvisionResNet(ResNet):
@@ -46,7 +32,7 @@ class FusedTorchvisionResNet(ResNet):
         x = x.to(compute_dtype(x))
         if not runs_fused((self.conv1, self.bn1, self.relu, self.layer1[0].conv1), x):
             return super().forward(x)
-        x = normalised(self.bn1, convolve(self.conv1, Source(x))).activated()
+        x = normalised(self.bn1, convolve(self.conv1, PendingNorm(x))).activated()
         x = self.maxpool(x)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.surgery import weight_shape
 from sparse_engine.models.members import training_pair
 
 COUNTED = (nn.Conv2d, nn.Linear, SparseLayer)
@@ -55,15 +56,10 @@ def _images(model: nn.Module, count: int, image: Sequence[int]) -> Tensor:
 
 def _count(twin: nn.Module, run: Callable[[], object]) -> dict[str, int]:
     counts = {n: 0 for n, m in twin.named_modules() if isinstance(m, COUNTED)}
-    handles = [
-        module.register_forward_hook(_counter(counts, name))
-        for name, module in twin.named_modules()
-        if name in counts
-    ]
+    for name in counts:
+        twin.get_submodule(name).register_forward_hook(_counter(counts, name))
     with torch.no_grad():
         run()
-    for handle in handles:
-        handle.remove()
     return counts
 
 
@@ -91,18 +87,15 @@ def step_flops(
 
 def _counter(counts: dict[str, int], name: str):
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, SparseLayer):
-            shape = module.layout.shape
-        else:
-            shape = tuple(module.weight.shape)
+        shape = weight_shape(module)
         counts[name] += 2 * math.prod(shape) * (output.numel() // shape[0])
 
     return count
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A call of a dense layer; calls that compare equal take equally long.
+class LayerCall:
+    """One call of a dense layer; calls that compare equal take equally long.
 
     layer: as print(module) shows it; sizes: of its input; positions: vectors of output channels;
     input_gradient: whether backward goes on beyond it.
@@ -114,9 +107,9 @@ class Problem:
     input_gradient: bool
 
 
-def layer_problems(
+def layer_calls(
     model: nn.Module, image: Sequence[int], batch: int, names: Container[str]
-) -> dict[str, list[Problem]]:
+) -> dict[str, list[LayerCall]]:
     """Return the calls of some layers in one training step, by layer name.
 
     Args:
@@ -126,13 +119,13 @@ def layer_problems(
         names: of nn.Conv2d and nn.Linear modules. One that is never called as a module has none.
     """
     twin = copy.deepcopy(model).to("meta").train()
-    found: dict[str, list[Problem]] = {n: [] for n, _ in twin.named_modules() if n in names}
+    found: dict[str, list[LayerCall]] = {n: [] for n, _ in twin.named_modules() if n in names}
 
     def note(name: str):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x, channels = inputs[0], module.weight.shape[0]
             positions = output.numel() // channels
-            found[name].append(Problem(str(module), tuple(x.shape), positions, x.requires_grad))
+            found[name].append(LayerCall(str(module), tuple(x.shape), positions, x.requires_grad))
 
         return hook
 

@@ -27,7 +27,7 @@ from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.state_dict import without_unused_slots
-from sparse_engine.layers.surgery import budget_layers, replace_modules, with_layout
+from sparse_engine.layers.surgery import budget_layers, change_layout, replace_modules
 from sparse_engine.runs.files import replacing
 from sparse_engine.runs.model import dense_model
 from sparse_engine.runs.safetensors import read_tensors, write_tensors
@@ -89,7 +89,7 @@ def load_safetensors(path: str | Path, model: nn.Module | None = None) -> nn.Mod
         for name, layer in layers.items():
             layout = _layout(blocks[name], tensors[f"{name}.block_ids"]) if name in blocks else None
             if layout is not None or isinstance(layer, SparseLayer):
-                replaced[name] = with_layout(layer, layout)
+                replaced[name] = change_layout(layer, layout)
         replace_modules(model, replaced)
         model.load_state_dict(tensors)
         dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}

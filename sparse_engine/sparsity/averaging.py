@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from sparse_engine.layers.batch_norm import estimate_batch_norm
 from sparse_engine.layers.state_dict import load_state
-from sparse_engine.layers.surgery import Layouts, recut, replace_modules, separate_projections
+from sparse_engine.layers.surgery import (
+    Layouts,
+    change_layouts,
+    replace_modules,
+    separate_projections,
+)
 from sparse_engine.sparsity.sparsify import dense_state_dict, densify
 
 
@@ -38,7 +43,7 @@ def average_networks(
     state = _interpolate(dense_state_dict(mean), dense_state_dict(model), share)
     densify(mean).load_state_dict(state)
     separate_projections(mean)
-    replace_modules(mean, recut(mean, prune(mean)))
+    replace_modules(mean, change_layouts(mean, prune(mean)))
     estimate_batch_norm(mean, images)
     return mean
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from sparse_engine.layers.base import random_layout
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
-from sparse_engine.models.workload import Problem
+from sparse_engine.models.workload import LayerCall
 from sparse_engine.sparsity.distribution import LayerPlan
 from sparse_engine.sparsity.time_budget import TimeCurve
 from sparse_kernels.dispatch.backend import choose_backend, forced_backend
@@ -33,7 +33,7 @@ CPU_POSITIONS = 4096
 
 def measure_layer_times(
     plans: Sequence[LayerPlan],
-    problems: Mapping[str, Sequence[Problem]],
+    problems: Mapping[str, Sequence[LayerCall]],
     model: nn.Module,
     device: torch.device,
     dtype: torch.dtype,
@@ -42,14 +42,14 @@ def measure_layer_times(
 
     Args:
         plans: of all layers with every block active: their blocks and taps are those measured.
-        problems: of layer_problems; times of several calls add up.
+        problems: of layer_calls; times of several calls add up.
         model: dense, on the meta device; the layers measured are made after its own.
         device: where to measure.
         dtype: float32, or what autocast computes in.
     """
     kept = Measurements("layer-times", device)
     counts = {plan.name: measured_counts(plan) for plan in plans}
-    wanted: dict[str, tuple[LayerPlan, Problem]] = {}
+    wanted: dict[str, tuple[LayerPlan, LayerCall]] = {}
     keys: dict[str, list[str]] = {plan.name: [] for plan in plans}
     for plan in plans:
         for problem in problems[plan.name]:
@@ -78,7 +78,7 @@ def measured_counts(plan: LayerPlan) -> tuple[int, ...]:
 
 def chosen_backends(
     plan: LayerPlan,
-    problem: Problem,
+    problem: LayerCall,
     counts: Sequence[int],
     device: torch.device,
     dtype: torch.dtype,
@@ -93,7 +93,7 @@ def chosen_backends(
 
 def measure(
     plan: LayerPlan,
-    problem: Problem,
+    problem: LayerCall,
     module: nn.Module,
     counts: Sequence[int],
     device: torch.device,
@@ -170,7 +170,7 @@ def _medians(passes: Sequence[Callable[[], object]], device: torch.device) -> li
 
 def _key(
     plan: LayerPlan,
-    problem: Problem,
+    problem: LayerCall,
     dtype: torch.dtype,
     counts: Sequence[int],
     backends: Sequence[str],

@@ -28,7 +28,7 @@ def random_score(layer: SparseLayer, generator: torch.Generator) -> Tensor:
 
 def gradient_score(layer: SparseLayer, generator: torch.Generator) -> Tensor:
     """Score blocks by norms of the dense weight's gradients (RigL; SNFS over some steps)."""
-    scores = layer.disarm()
+    scores = layer.stop()
     if scores is None:
         raise RuntimeError(
             "no gradient reached a sparse layer since the last step: "

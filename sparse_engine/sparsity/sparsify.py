@@ -17,7 +17,7 @@ from sparse_engine.layers.candidates import LINEARS, changeable, dense_layers, s
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
 from sparse_engine.layers.report import Report, report
 from sparse_engine.layers.surgery import replace_children, separated_projections
-from sparse_engine.sparsity.channel_permutation.search import regroup_for
+from sparse_engine.sparsity.channel_permutation.search import permute_for
 from sparse_engine.sparsity.distribution import Distribution, LayerPlan, plan_layers
 from sparse_engine.sparsity.pruning import scored_layouts
 from sparse_kernels import BlockLayout
@@ -37,6 +37,7 @@ def sparsify(
     taps: str = "each",
     start_sparsity: float | None = None,
     headroom: float = 0.0,
+    permute_channels: bool = False,
     regroup: bool = False,
 ) -> Report:
     """Replace the convolutions and linear layers of a model by sparse ones, in place.
@@ -58,8 +59,10 @@ def sparsify(
         start_sparsity: begin as dense as this, for rules that prune to `sparsity` (GraNet).
         headroom: spare slots of a layer / its active blocks, for rules that move budgets between
             layers (SNFS).
-        regroup: for init="magnitude": first put the model's channels in an order in which strong
-            weights share blocks (see regroup.py); it computes the same, and names stay.
+        permute_channels: for init="magnitude": first put the model's channels in an order in which
+            strong weights share blocks (see channel_permutation/search.py); it computes the same,
+            and names stay.
+        regroup: the earlier name of permute_channels.
 
     Returns:
         A report with a row per layer. Layers with groups, shared weights or a subclass's own
@@ -70,15 +73,16 @@ def sparsify(
     Raises:
         InputError: arguments out of range, a pattern that matches no layer, a budget that leaves a
             layer no block, a lazily built layer that has no shape yet, a model that is wrapped
-            for data-parallel training already, or one that cannot be regrouped.
+            for data-parallel training already, or one whose channels cannot be permuted.
     """
-    _check_arguments(model, sparsity, init, taps, start_sparsity, headroom, regroup)
+    permuted = permute_channels or regroup
+    _check_arguments(model, sparsity, init, taps, start_sparsity, headroom, permuted)
     model = changeable(model)
     with separated_projections(model):
         skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
         plans = plan_model(model, sparsity, distribution, block, skipped, taps)
-        if regroup:
-            regroup_for(model, {plan.name: None if plan.is_dense else plan for plan in plans})
+        if permuted:
+            permute_for(model, {plan.name: None if plan.is_dense else plan for plan in plans})
         if isinstance(init, str):
             starts = plans
             if start_sparsity is not None:
@@ -155,7 +159,7 @@ def _check_arguments(
     taps: str,
     start_sparsity: float | None,
     headroom: float,
-    regroup: bool,
+    permuted: bool,
 ) -> None:
     if isinstance(init, str) and init not in INITS:
         raise InputError(f"unknown init '{init}'{nearest(init, INITS)}; use magnitude or random")
@@ -173,8 +177,10 @@ def _check_arguments(
         )
     if start_sparsity is not None and not isinstance(init, str):
         raise InputError("scores choose blocks of one sparsity: leave start_sparsity out")
-    if regroup and init != "magnitude":
-        raise InputError("regroup is for init='magnitude', which keeps the strongest blocks")
+    if permuted and init != "magnitude":
+        raise InputError(
+            "permute_channels is for init='magnitude', which keeps the strongest blocks"
+        )
     if not 0 <= headroom < math.inf:
         raise InputError(f"headroom must be at least 0 and finite, found {headroom}")
 

@@ -95,7 +95,7 @@ class Topology:
     @property
     def is_armed(self) -> bool:
         """Whether the next backward collects dense gradients."""
-        return any(layer.is_armed for layer in self.layers.values())
+        return any(layer.is_collecting for layer in self.layers.values())
 
     def arm(self) -> None:
         """Collect dense gradients by block from the next backward, if the rule needs them."""
@@ -103,7 +103,7 @@ class Topology:
             self._arm(layer)
 
     def _arm(self, layer: SparseLayer, scores: Tensor | None = None) -> None:
-        layer.arm(RULES[self.rule].memory, scores, self._reduce)
+        layer.collect(RULES[self.rule].memory, scores, self._reduce)
 
     def arm_before(self, schedule: UpdateSchedule, step: int) -> None:
         """Collect in step `step` (counted from 1) if an update that looks at it is to come."""
@@ -114,7 +114,7 @@ class Topology:
     def disarm(self) -> None:
         """Stop collecting dense gradients and forget those collected."""
         for layer in self.layers.values():
-            layer.disarm()
+            layer.stop()
 
     @torch.no_grad()
     def update(self, rate: float, pruned: float | None = None) -> None:
@@ -207,7 +207,7 @@ class Topology:
             mask.copy_(state["ever_active"][name])
         for name, scores in state["collected"].items():
             layer = self.layers[name]
-            layer.disarm()
+            layer.stop()
             scores = scores.to(layer.layout.device)
             self._arm(layer, scores)
 

@@ -21,7 +21,7 @@ from sparse_engine.layers.surgery import Layouts
 from sparse_engine.methods.actions import Found, State
 from sparse_engine.runs.run_folder import RunFolder
 from sparse_engine.runs.teacher import Teacher
-from sparse_engine.sparsity.channel_permutation.permutation import ChannelOrder
+from sparse_engine.sparsity.channel_permutation.permutation import ChannelPermutation
 from sparse_engine.sparsity.pruning import strongest_layouts
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.training.costs import Densities
@@ -114,9 +114,9 @@ class BetweenPhases:
         """Put other layers in place of some; momenta of the blocks that stay are carried over."""
         self.network.replace_layers(layers)
 
-    def permute(self, order: ChannelOrder) -> None:
+    def permute(self, permutation: ChannelPermutation) -> None:
         """Put the channels of the network, and its momenta, in another order."""
-        order.apply_(self.network.model, self.network.optimizer)
+        permutation.apply_(self.network.model, self.network.optimizer)
 
     def strongest(self, model: nn.Module, sparsity: float) -> Layouts:
         """Return the blocks of a model that stay when it is pruned as the run's settings say."""

@@ -18,7 +18,7 @@ from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.device import DTYPES
 from sparse_engine.errors import InputError
 from sparse_engine.methods.resolve import resolve
-from sparse_engine.models.workload import dense_flops, forward_flops, layer_problems
+from sparse_engine.models.workload import dense_flops, forward_flops, layer_calls
 from sparse_engine.runs.model import dense_model
 from sparse_engine.sparsity.distribution import LayerPlan, total_sparsity
 from sparse_engine.sparsity.layer_times import measure_layer_times
@@ -122,7 +122,7 @@ def _measured(
     # At sparsity 0 all distributions are one, and `timed` is not known yet.
     full = plan_network(replace(config, distribution="uniform"), model, sparsity=0.0)
     image = (info.channels, info.height, info.width)
-    problems = layer_problems(model, image, config.batch_size, {plan.name for plan in full})
+    problems = layer_calls(model, image, config.batch_size, {plan.name for plan in full})
     print(f"timing {len(full)} layers on {device}, unless they were before", flush=True)
     return full, measure_layer_times(full, problems, model, device, DTYPES[config.dtype])
 

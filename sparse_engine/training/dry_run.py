@@ -16,7 +16,7 @@ from sparse_engine.runs.teacher import load_teacher
 from sparse_engine.training.budget import settled
 from sparse_engine.training.costs import run_costs
 from sparse_engine.training.result import backend_shares, backends_in_words, describe, print_json
-from sparse_engine.training.run import check_regroup, plan_phases
+from sparse_engine.training.run import check_permutable, plan_phases
 
 
 def dry_run(config: Config) -> None:
@@ -36,7 +36,7 @@ def _dry_run(config: Config, device: torch.device) -> None:
     train_size = info.train_size
     if config.select == "validation":
         train_size -= round(config.validation * train_size)
-    check_regroup(config, info)
+    check_permutable(config, info)
     phases = plan_phases(config, train_size)
     costs = run_costs(config, info, phases)
     load_teacher(config, info, device)

@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.models.grouped.members import Together
-from sparse_engine.models.grouped.stacking import Stack, diagonal_layout
+from sparse_engine.models.grouped.layers import diagonal_layout
+from sparse_engine.models.grouped.members import GroupedMembers
+from sparse_engine.models.grouped.slices import MemberSlices
 from sparse_engine.sparsity.topology import Topology
 
 RULES = ("static", "set", "rigl", "granet")
@@ -21,7 +22,7 @@ class GroupTopology(Topology):
     """Topology updates of each member by itself, as if it were trained alone."""
 
     def __init__(
-        self, together: Together, optimizer: Optimizer, rule: str, seeds: Sequence[int]
+        self, together: GroupedMembers, optimizer: Optimizer, rule: str, seeds: Sequence[int]
     ) -> None:
         """Watch the sparse layers.
 
@@ -46,14 +47,14 @@ class GroupTopology(Topology):
 
     def of(self, model: nn.Module, optimizer: Optimizer | None) -> GroupTopology:
         """Return the topology of members that were grouped again, with nothing explored yet."""
-        assert isinstance(model, Together)
+        assert isinstance(model, GroupedMembers)
         assert optimizer is not None
         return GroupTopology(model, optimizer, self.rule, self.seeds)
 
     @property
     def is_armed(self) -> bool:
         """Whether the next backward collects dense gradients."""
-        return any(grouped.is_armed for grouped, _ in self._found)
+        return any(grouped.is_collecting for grouped, _ in self._found)
 
     def arm(self) -> None:
         """Collect dense gradients from the next backward, if the rule needs them.
@@ -66,12 +67,12 @@ class GroupTopology(Topology):
     def disarm(self) -> None:
         """Stop collecting dense gradients and forget those collected."""
         for grouped, _ in self._found:
-            grouped.disarm()
+            grouped.stop()
 
     def update(self, rate: float, pruned: float | None = None) -> None:
         """Update every member's blocks; arguments as of Topology.update."""
         for grouped, layers in self._found:
-            if grouped.is_armed:
+            if grouped.is_collecting:
                 _hand_out(grouped, layers)
         for part in self.parts:
             part.updates = self.updates
@@ -85,7 +86,7 @@ class GroupTopology(Topology):
 class _MemberState:
     """What an optimizer holds of one member, as views."""
 
-    def __init__(self, optimizer: Optimizer, together: Together, member: int) -> None:
+    def __init__(self, optimizer: Optimizer, together: GroupedMembers, member: int) -> None:
         self._optimizer, self._places = optimizer, {}
         for grouped, layers in together.sparse_layers().values():
             first = sum(layer.layout.slots for layer in layers[:member])
@@ -106,14 +107,14 @@ class _MemberState:
 
 
 def _diagonal(grouped: SparseLayer, layers: Sequence[Any]) -> Any:
-    out_pitch, in_pitch = (width // len(layers) for width in grouped.layout.shape[:2])
-    given = Stack(layers[0].layout.shape[1], in_pitch, False)
-    return diagonal_layout([layer.layout for layer in layers], given, out_pitch)
+    out_stride, in_stride = (width // len(layers) for width in grouped.layout.shape[:2])
+    given = MemberSlices(layers[0].layout.shape[1], in_stride, False)
+    return diagonal_layout([layer.layout for layer in layers], given, out_stride)
 
 
 def _hand_out(grouped: SparseLayer, layers: Sequence[Any]) -> None:
     """Give each member the scores of its own blocks among those of the group."""
-    scores = grouped.disarm()
+    scores = grouped.stop()
     members, (rows, columns, *taps) = len(layers), grouped.layout.grid
     for member, layer in enumerate(layers):
         own = None
@@ -121,4 +122,4 @@ def _hand_out(grouped: SparseLayer, layers: Sequence[Any]) -> None:
             shape = (members, rows // members, members, columns // members, *taps)
             own_rows, own_columns = layer.layout.grid[:2]
             own = scores.view(shape)[member, :own_rows, member, :own_columns].flatten()
-        layer.arm(scores=own)
+        layer.collect(scores=own)

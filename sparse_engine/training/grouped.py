@@ -19,7 +19,7 @@ from sparse_engine.data.folder import FolderLoader
 from sparse_engine.data.loader import ArrayLoader
 from sparse_engine.data.splits import Split, training_loader
 from sparse_engine.layers.rows import to_rows
-from sparse_engine.models.grouped.members import Together
+from sparse_engine.models.grouped.members import GroupedMembers
 from sparse_engine.sparsity.saliency import start_batches
 from sparse_engine.training.group_topology import GroupTopology
 from sparse_engine.training.network import (
@@ -36,7 +36,7 @@ from sparse_engine.training.network import (
 class GroupedNetwork(Network):
     """Members as one network; `fused` says that they keep rows order, without fused passes."""
 
-    model: Together
+    model: GroupedMembers
 
     def __post_init__(self) -> None:
         """Take the group as it was made."""
@@ -117,10 +117,10 @@ def start_group(
     return network, MemberLoaders(loaders, steps)
 
 
-def _together(models: Sequence[nn.Module], in_rows: bool) -> Together:
+def _together(models: Sequence[nn.Module], in_rows: bool) -> GroupedMembers:
     for model in models:
         # Members that were grouped before are views, and need not lie as a model's weights do.
         model.to(memory_format=torch.channels_last)
         if in_rows:
             to_rows(model)
-    return Together(models)
+    return GroupedMembers(models)

@@ -76,7 +76,7 @@ def _train(
         data = load_dataset(config.dataset, config.data_dir, config.download)
     # Measured times decide: one process's for all.
     config = world.of_first(settled(config, data.info, device) if world.is_first else None)
-    check_regroup(config, data.info)
+    check_permutable(config, data.info)
     phases = plan_phases(config, training_images(config, data))
     costs = run_costs(config, data.info, phases)
     teacher = load_teacher(config, data.info, device)
@@ -182,14 +182,15 @@ def training_images(config: Config, data: DataSet) -> int:
     return len(train)
 
 
-def check_regroup(config: Config, info: DatasetInfo) -> None:
-    """Raise InputError for a model whose channels --regroup cannot follow."""
-    if config.regroup:
+def check_permutable(config: Config, info: DatasetInfo) -> None:
+    """Raise InputError for a model whose channels are all in a fixed order."""
+    if config.permute_channels:
         with torch.device("meta"):
             model = dense_model(config, info)
         if not channel_groups(model):
             raise InputError(
-                f"--regroup: the order of all channels of {config.model} is fixed; leave it out"
+                f"--permute-channels: the order of all channels of {config.model} is fixed; "
+                "leave it out"
             )
 
 

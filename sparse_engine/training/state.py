@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from sparse_engine.config.config import FIELDS, MOVABLE, Config
+from sparse_engine.config.values import present_names
 from sparse_engine.errors import InputError
 from sparse_engine.layers.state_dict import check_model
 from sparse_engine.methods.phase import Phase
@@ -162,6 +163,7 @@ def _listed(found: Any) -> list[Any]:
 
 def _check_configuration(run: Run, saved: Any) -> None:
     check_settings(saved)
+    saved = present_names(saved, "checkpoint")
     for name, value in run.config.saved().items():
         # A setting that is younger than the checkpoint had its default.
         found = saved.get(name, FIELDS[name].default)

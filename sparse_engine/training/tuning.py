@@ -15,7 +15,7 @@ from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.device import DTYPES
 from sparse_engine.errors import InputError
 from sparse_engine.models.members import training_pair
-from sparse_engine.models.workload import layer_problems
+from sparse_engine.models.workload import layer_calls
 from sparse_engine.runs.model import dense_model
 from sparse_engine.sparsity.distribution import LayerPlan
 from sparse_engine.sparsity.layer_times import measure, measured_counts
@@ -125,7 +125,7 @@ def tune_gemm(
             "no layer runs on the Triton kernels or the gemm path (blocks of 16 or wider), so "
             "there is nothing to tune"
         )
-    problems = layer_problems(model, image, batch, {plan.name for plan in sparse})
+    problems = layer_calls(model, image, batch, {plan.name for plan in sparse})
     threads, found = torch.get_num_threads(), {}
     for plan in sparse:
         for problem in problems[plan.name]:

@@ -13,6 +13,11 @@ HEAVY = ("torch", "numpy", "torchvision", "sklearn", "tqdm")
 def heavy_modules_after(statement: str) -> str:
     """Return which heavy modules a fresh interpreter has after a statement."""
     code = f"{statement}; import sys; print(*[m for m in {HEAVY} if m in sys.modules])"
+    return output_of(code)
+
+
+def output_of(code: str) -> str:
+    """Return what a fresh interpreter prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -44,3 +49,33 @@ def test_an_unknown_attribute_is_an_error():
     with pytest.raises(AttributeError, match="module 'sparse_engine' has no attribute 'Sparsify'"):
         sparse_engine.Sparsify  # noqa: B018
     assert not hasattr(sparse_engine, "_missing")
+
+
+# In fresh interpreters: `sparse_engine.tune` is then the earlier module, not the function.
+MODULES = """
+import importlib, pathlib, re
+import sparse_engine
+for path in pathlib.Path(sparse_engine.__file__).with_name("earlier_names").glob("[a-z]*.py"):
+    old = importlib.import_module(f"sparse_engine.{path.stem}")
+    new = importlib.import_module(re.match("Now (.*)[.]", old.__doc__)[1])
+    assert all(getattr(old, n) is getattr(new, n) for n in vars(new) if not n.startswith("_"))
+    print(path.stem, end=" ")
+"""
+PROGRAM = """
+import sparse_engine.together, sparse_engine.tune
+from sparse_engine import metrics, tune
+from sparse_engine.starts import snip_scores
+from sparse_engine.tune import tune as function
+assert sparse_engine.together.Together is sparse_engine.Together is sparse_engine.GroupedMembers
+assert snip_scores is sparse_engine.snip_scores
+assert metrics.accuracy is sparse_engine.evaluation.metrics.accuracy
+try:
+    tune("a model", None)  # the module is the function, too
+except AttributeError as error:
+    print(function.__name__, error)
+"""
+
+
+def test_modules_are_found_by_their_earlier_names():
+    assert len(output_of(MODULES).split()) == 12
+    assert output_of(PROGRAM) == "tune 'str' object has no attribute 'zero_grad'"

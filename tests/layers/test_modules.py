@@ -283,7 +283,7 @@ def test_a_dense_weight_of_another_shape(make):
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_is_equal_and_its_own(make, copied):
     layer = make()
-    layer.arm()
+    layer.collect()
     other = copied(layer)
     x = input_of(layer)
     assert other(x).equal(layer(x))
@@ -380,15 +380,24 @@ def test_bytes_fall_with_density(make, optimizer, copies):
 def test_armed_scores_are_the_same_through_forward_and_weight(make):
     layer = make()
     x = input_of(layer)
-    layer.arm()
+    layer.collect()
     layer(x).sum().backward()
-    forward = layer.disarm()
-    layer.arm()
+    forward = layer.stop()
+    layer.collect()
     called = nn.functional.conv2d if x.ndim == 4 else nn.functional.linear
     y = called(x, layer.weight, padding=1) if x.ndim == 4 else called(x, layer.weight)
     y.sum().backward()
-    torch.testing.assert_close(layer.disarm(), forward)
+    torch.testing.assert_close(layer.stop(), forward)
     assert forward.shape == (layer.layout.total,)
+
+
+def test_collecting_by_its_earlier_names():
+    layer = LAYERS["linear"]()
+    layer.arm()
+    layer(input_of(layer)).sum().backward()
+    assert layer.is_armed
+    assert layer.disarm().shape == (layer.layout.total,)
+    assert not layer.is_collecting
 
 
 def test_multi_head_attention_reads_the_weight():

@@ -9,7 +9,7 @@ from torch import nn
 from sparse_engine import sparsify
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.state_dict import load_state, without_unused_slots
-from sparse_engine.layers.surgery import recut, used_layouts, weight_parameter
+from sparse_engine.layers.surgery import change_layouts, used_layouts, weight_parameter
 from sparse_engine.sparsity.sparsify import dense_state_dict
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.training.network import Network
@@ -75,7 +75,7 @@ def test_weights_and_state_of_blocks_that_stay_are_carried_over(
     weights = {n: network.model.get_submodule(n).weight.detach().clone() for n in chosen}
     states = {(n, key): dense_state_of(network, n, key) for n in chosen for key in keys}
     bias = network.model[0].bias
-    network.replace_layers(recut(network.model, chosen))
+    network.replace_layers(change_layouts(network.model, chosen))
     for name, layout in chosen.items():
         layer = network.model.get_submodule(name)
         ones = torch.ones(layout.slots, *layout.block[::-1])
@@ -97,7 +97,7 @@ def test_a_layer_may_become_full_again():
     network = small_network(0.5, momentum=0.9)
     weight = network.model[0].weight.detach().clone()
     momentum = dense_state_of(network, "0", "momentum_buffer")
-    network.replace_layers(recut(network.model, {"0": None, "3": None}))
+    network.replace_layers(change_layouts(network.model, {"0": None, "3": None}))
     assert type(network.model[0]) is nn.Conv2d
     assert torch.equal(network.model[0].weight, weight)
     assert torch.equal(dense_state_of(network, "0", "momentum_buffer"), momentum)
@@ -108,11 +108,11 @@ def test_exploration_goes_on_after_a_layer_is_pruned():
     network = small_network(0.5)
     network.topology.update(0.5)
     ever = {n: mask.clone() for n, mask in network.topology.ever_active.items()}
-    network.replace_layers(recut(network.model, half_of(used_layouts(network.model))))
+    network.replace_layers(change_layouts(network.model, half_of(used_layouts(network.model))))
     assert network.topology.updates == 1
     assert all(torch.equal(network.topology.ever_active[n], mask) for n, mask in ever.items())
     full = small_network()
-    full.replace_layers(recut(full.model, half_of(layouts_of(full.model))))
+    full.replace_layers(change_layouts(full.model, half_of(layouts_of(full.model))))
     assert full.topology.exploration_rate() == 1
 
 

@@ -9,7 +9,7 @@ from fake_run import FakeRun
 from torch import nn
 
 from sparse_engine.config.config import Config
-from sparse_engine.layers.surgery import model_density, recut, replace_modules
+from sparse_engine.layers.surgery import change_layouts, model_density, replace_modules
 from sparse_engine.methods import actions, pruning_actions
 from sparse_engine.methods.actions import (
     Action,
@@ -21,7 +21,7 @@ from sparse_engine.methods.actions import (
     Rewind,
     SaveTicket,
 )
-from sparse_engine.methods.pruning_actions import CutAsTeacher, Prune, Regroup
+from sparse_engine.methods.pruning_actions import CutAsTeacher, PermuteChannels, Prune
 from sparse_engine.sparsity.pruning import strongest_layouts
 from sparse_engine.sparsity.sparsify import dense_state_dict
 from sparse_engine.training.between_phases import BetweenPhases
@@ -37,7 +37,7 @@ def network(seed):
 
 
 def cut(model, sparsity=0.5):
-    replace_modules(model, recut(model, strongest_layouts(model, sparsity, CONFIG)))
+    replace_modules(model, change_layouts(model, strongest_layouts(model, sparsity, CONFIG)))
     return model
 
 
@@ -153,22 +153,22 @@ def test_prune_keeps_the_strongest_blocks():
     assert equal(weights(run.model), weights(cut(network(0), 0.75)))
 
 
-def test_regroup_reorders_the_network_and_kept_states_alike():
+def test_permuting_reorders_the_network_and_kept_states_alike():
     run = fake()
     Keep("point")(run)
     before, wanted = weights(run.model), run.model(IMAGES)
-    Regroup(0.75)(run)
+    PermuteChannels(0.75)(run)
     assert not equal(weights(run.model), before)
     torch.testing.assert_close(run.model(IMAGES), wanted)
     assert equal([run.kept["point"]["model"][f"{n}.weight"] for n in (1, 4)], weights(run.model))
 
 
-@pytest.mark.parametrize("regroup", [False, True])
-def test_a_cut_as_the_teachers_has_its_blocks_and_own_values(regroup):
+@pytest.mark.parametrize("permute", [False, True])
+def test_a_cut_as_the_teachers_has_its_blocks_and_own_values(permute):
     teacher = network(1)
     run = fake(teacher=teacher)
     own, learned = weights(run.model), weights(teacher)
-    CutAsTeacher(0.75, regroup)(run)
+    CutAsTeacher(0.75, permute)(run)
     assert equal(weights(teacher), learned)
     assert model_density(run.model) == 0.25
     for now, before in zip(weights(run.model), own, strict=True):
@@ -180,7 +180,7 @@ def test_a_cut_as_the_teachers_has_its_blocks_and_own_values(regroup):
     as_teacher = equal(
         [w != 0 for w in weights(run.model)], [w != 0 for w in weights(cut(teacher, 0.75))]
     )
-    assert as_teacher is not regroup
+    assert as_teacher is not permute
 
 
 def test_every_action_notes_the_sparsity_that_it_leaves():
@@ -192,7 +192,7 @@ def test_every_action_notes_the_sparsity_that_it_leaves():
     assert Average("mean", "caa", 0.7).sparsity_after(0.8, kept) == 0.8
     assert kept == {"point": 0.3, "mean": 0.7}
     assert Restore("point").sparsity_after(0.8, kept) == 0.3
-    for action in (Rewind("point"), Escape(0.5), SaveTicket(), Regroup(0.8)):
+    for action in (Rewind("point"), Escape(0.5), SaveTicket(), PermuteChannels(0.8)):
         assert action.sparsity_after(0.6, kept) == 0.6
 
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_engine import fuse, sparsify, to_rows
-from sparse_engine.layers import fused as chain
+from sparse_engine.layers import fused
 from sparse_engine.models.resnet import BasicBlock, Bottleneck
 from sparse_engine.models.vgg import VGG16
 from sparse_engine.models.wide_resnet import PreActivationBlock
@@ -177,7 +177,7 @@ MODES = {
     "fixed, no running ones": lambda m: set_norms(m, {"training": False}, NO_STATISTICS),
     "no gradient": lambda m: m.blocks[0].norm2.requires_grad_(False),
     "eval but norms": lambda m: set_norms(m.eval(), {"training": True}, {"training": True}),
-    "scores of absent blocks": lambda m: m.blocks[0].conv1.arm(),
+    "scores of absent blocks": lambda m: m.blocks[0].conv1.collect(),
 }
 
 
@@ -196,7 +196,7 @@ def test_modes_of_norms_and_layers(change, monkeypatch):
     monkeypatch.setenv("SPARSE_ENGINE_BACKEND", "masked")
     found += [steps(plain, 1), steps(wide, 1)]
     for run, network in zip(found, networks):
-        scores = network.blocks[0].conv1.disarm()
+        scores = network.blocks[0].conv1.stop()
         run |= {} if scores is None else {"scores": scores}
     assert_same(*found)
 
@@ -285,12 +285,12 @@ def test_dropout_is_drawn_between_the_convolutions(triton_backend):
 def test_statistics_of_a_tensor_that_changed_are_taken_again():
     x = torch.randn(2, 3, 2, 2)
     sums = TileSums(torch.ones(1, 2, 3), 8)
-    chain._note(x, sums)
-    assert chain._noted(x) is sums
-    assert chain._noted(x) is None
-    chain._note(x, sums)
+    fused._note(x, sums)
+    assert fused._noted(x) is sums
+    assert fused._noted(x) is None
+    fused._note(x, sums)
     x.relu_()
-    assert chain._noted(x) is None
+    assert fused._noted(x) is None
 
 
 def test_autocast_computes_statistics_in_float32(triton_backend):

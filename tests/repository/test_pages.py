@@ -35,17 +35,11 @@ WRITTEN = re.compile(
     r"(config|metrics|kernels|picks|edst|both)\.json|metrics\.csv|.*\.(pt|pt2|npz|safetensors|png)"
 )
 FLAGS_OF_OTHERS = {"--nproc-per-node", "--help"}
-# What is public with the next release.
-NEW_FLAGS = {"--permute-channels"}
-NEW_NAMES = {
-    *("ErdosRenyi", "GroupTopology", "GroupedMembers", "draw_by_fan_in", "grasp_scores"),
-    *("load_safetensors", "load_torch_export", "save_safetensors", "snip_scores", "tune"),
-}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page):
-    known = {f"--{name.replace('_', '-')}" for name in FIELDS} | FLAGS_OF_OTHERS | NEW_FLAGS
+    known = {f"--{name.replace('_', '-')}" for name in FIELDS} | FLAGS_OF_OTHERS
     for folder in ("sparse_engine", "bench", "docs", "examples"):
         for path in (ROOT / folder).rglob("*.py"):
             source = path.read_text(encoding="utf-8")
@@ -146,7 +140,7 @@ def test_programs_import_what_exists():
             compile(code, page, "exec")
             for names in re.findall(r"^from sparse_engine import (.*)$", code, re.MULTILINE):
                 told = set(re.findall(r"\w+", names))
-                assert told <= {*sparse_engine.__all__, *NEW_NAMES}, page
+                assert told <= set(sparse_engine.__all__), page
 
 
 def test_no_page_is_left_alone():

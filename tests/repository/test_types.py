@@ -67,4 +67,5 @@ def test_a_typed_program_uses_every_public_name_and_runs():
     assert [row.split()[0] for row in user.make_and_train()] == ["0", "2", "5"]
     assert user.predict().shape == (4,)
     assert user.look_at_layers()[-1] == 0.5
+    assert user.train_members().shape == (2, 4, 4)
     assert len(user.call_kernels()) == 2

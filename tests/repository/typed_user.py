@@ -11,31 +11,32 @@ from torch import Tensor, nn
 
 from sparse_engine import (
     DynamicSparsity,
+    ErdosRenyi,
+    GroupedMembers,
+    GroupTopology,
     SparseConv2d,
     SparseLinear,
     TicketEnsemble,
     dense_state_dict,
     densify,
     draw_blocks,
+    draw_by_fan_in,
     fuse,
+    grasp_scores,
     group,
+    load_safetensors,
+    load_torch_export,
     orders,
     report,
+    save_safetensors,
+    snip_scores,
     sparsify,
     to_rows,
+    tune,
 )
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.layers.attention import ProjectedAttention
-from sparse_engine.layers.initialisation import draw_by_fan_in
-from sparse_engine.runs.exported import (
-    load_safetensors,
-    load_torch_export,
-    save_dense,
-    save_onnx,
-    save_safetensors,
-    save_torch_export,
-)
-from sparse_engine.sparsity.saliency import grasp_scores, snip_scores
+from sparse_engine.runs.exported import save_dense, save_onnx, save_torch_export
 from sparse_kernels import (
     BlockLayout,
     Norm,
@@ -105,6 +106,28 @@ def predict() -> Tensor:
     probabilities, entropy, information = ensemble.uncertainty(IMAGES)
     print(len(ensemble), probabilities, ensemble(IMAGES), information)
     return entropy
+
+
+def train_members() -> Tensor:
+    """Return the logits [M, N, K] of two networks after a step as one."""
+    models = [network() for _ in range(2)]
+    for model in models:
+        sparsify(model, 0.5, ErdosRenyi(power=2.0), block=(8, 8), skip=["5"])
+    grouped = GroupedMembers(models)
+    optimizer = torch.optim.SGD(grouped.parameters(), lr=0.1)
+    topology = GroupTopology(grouped, optimizer, "rigl", seeds=range(2))
+    topology.arm()
+    images = IMAGES.expand(2, -1, -1, -1, -1)
+    grouped(images).square().mean().backward()
+    topology.update(0.3)
+    try:
+        tiles = tune(models[0], IMAGES)
+    except InputError as error:
+        print(error)
+    else:
+        print(tiles)
+    logits: Tensor = grouped(images)
+    return logits
 
 
 def call_kernels() -> tuple[Tensor, ...]:

@@ -97,7 +97,7 @@ def test_an_activation_may_work_in_place(backend, kernel, monkeypatch, triton_ba
     expected = torch.autograd.grad(wanted.square().sum(), model[0][0].values)
     for armed in (False, True):
         if armed:
-            model[0][0].arm()
+            model[0][0].collect()
         found = model(x)
         torch.testing.assert_close(found, wanted)
         gradient = torch.autograd.grad(found.square().sum(), model[0][0].values)

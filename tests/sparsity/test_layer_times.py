@@ -12,7 +12,7 @@ from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.layers.candidates import dense_layers
 from sparse_engine.methods.resolve import resolve
-from sparse_engine.models.workload import layer_problems
+from sparse_engine.models.workload import layer_calls
 from sparse_engine.runs.model import dense_model
 from sparse_engine.sparsity import layer_times
 from sparse_engine.sparsity.distribution import full_plan
@@ -63,12 +63,12 @@ def measure(model, batch=4, dtype=torch.float32, block=(8, 8), taps="each"):
     names = [name for name, _ in dense_layers(model)]
     shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in names}
     plans = [full_plan(name, shape, block, taps) for name, shape in shapes.items()]
-    problems = layer_problems(model, IMAGE, batch, names)
+    problems = layer_calls(model, IMAGE, batch, names)
     return measure_layer_times(plans, problems, model.to("meta"), CPU, dtype), plans
 
 
 def test_problems_are_the_calls_of_a_training_step():
-    found = layer_problems(Twice(), IMAGE, 5, ["stem", "first", "second", "head", "unused"])
+    found = layer_calls(Twice(), IMAGE, 5, ["stem", "first", "second", "head", "unused"])
     [stem], [first] = found["stem"], found["first"]
     assert (stem.sizes, stem.positions, stem.input_gradient) == ((5, 3, 12, 12), 5 * 144, False)
     assert (first.sizes, first.input_gradient) == ((5, 16, 12, 12), True)
@@ -82,7 +82,7 @@ def test_problems_of_members_are_those_they_train_on():
     with torch.device("meta"):
         model = dense_model(config, TABLE["digits"])
     names = {name for name, _ in dense_layers(model)}
-    found = layer_problems(model, (1, 8, 8), 10, names)
+    found = layer_calls(model, (1, 8, 8), 10, names)
     assert {call.sizes[0] for calls in found.values() for call in calls} == {20}
 
 

@@ -12,7 +12,12 @@ from sparse_engine import sparsify
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.layers.candidates import dense_layers
-from sparse_engine.layers.surgery import model_density, recut, replace_modules, used_layouts
+from sparse_engine.layers.surgery import (
+    change_layouts,
+    model_density,
+    replace_modules,
+    used_layouts,
+)
 from sparse_engine.sparsity.pruning import select_globally, strongest_layouts
 
 
@@ -23,7 +28,7 @@ def small_model(seed=0):
 
 def prune(model, sparsity, **settings):
     config = Config(**{"block": "8x8", **settings})
-    replace_modules(model, recut(model, strongest_layouts(model, sparsity, config)))
+    replace_modules(model, change_layouts(model, strongest_layouts(model, sparsity, config)))
 
 
 def test_unstructured_pruning_keeps_the_largest_weights_of_all_layers():

@@ -169,7 +169,7 @@ def test_snfs_scores_are_a_momentum_of_gradient_norms():
     for seed in range(3):
         single = copy.deepcopy(model)
         for layer in layers(single).values():
-            layer.arm()
+            layer.collect()
         backward(single, seed)
         for name, layer in layers(single).items():
             expected[name] = layer.collected + 0.9 * expected.get(name, 0)

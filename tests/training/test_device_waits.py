@@ -14,7 +14,8 @@ from sparse_engine.data.catalog import TABLE
 from sparse_engine.data.loader import Normaliser, crop_and_flip
 from sparse_engine.layers.base import random_layout, with_spare_slots
 from sparse_engine.layers.surgery import start_momenta
-from sparse_engine.models.grouped.stacking import Stack, diagonal_layout
+from sparse_engine.models.grouped.layers import diagonal_layout
+from sparse_engine.models.grouped.slices import MemberSlices
 from sparse_engine.sparsity.layer_budgets import HEADROOM
 from sparse_engine.sparsity.rules import RULES
 from sparse_engine.sparsity.topology import Topology
@@ -90,7 +91,7 @@ def test_what_a_step_does_besides(on_gpu):
         undo(buffers, [torch.rand(3)], guard.found)
         guard.adapt()
         normalise(crop_and_flip(images, shifts, flips, TABLE["cifar10"]))
-        diagonal_layout(layouts, Stack(32, 32, False), 32)
+        diagonal_layout(layouts, MemberSlices(32, 32, False), 32)
 
 
 def test_it_is_seen_where_something_waits(on_gpu):

@@ -71,7 +71,7 @@ def grouped() -> GroupedSparseConv2d:
 
 
 def armed(layer: SparseConv2d) -> SparseConv2d:
-    layer.arm()
+    layer.collect()
     return layer
 
 
@@ -92,7 +92,7 @@ def test_each_image_is_copied_once(name):
     if name == "dense":
         to_rows(layer)
     if name == "armed":
-        layer.arm()
+        layer.collect()
     x = in_order(torch.randn(IMAGES), "rows")
     found, results = step(layer, x)
     assert found.orders == {"channels_last"}
@@ -103,7 +103,7 @@ def test_each_image_is_copied_once(name):
     for key, right in expected.items():
         torch.testing.assert_close(results[key], right, rtol=1e-4, atol=1e-5)
     if name == "armed":
-        torch.testing.assert_close(layer.disarm(), plain.disarm(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.stop(), plain.stop(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_relu_in_place_and_second_derivatives():

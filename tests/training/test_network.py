@@ -10,7 +10,7 @@ from torch import nn
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.surgery import recut, used_layouts
+from sparse_engine.layers.surgery import change_layouts, used_layouts
 from sparse_engine.methods import registry, single
 from sparse_engine.methods.method import Method
 from sparse_engine.methods.resolve import resolve
@@ -43,7 +43,7 @@ def test_weight_decay_may_spare_norms():
     network.load(network.model.state_dict())
     assert decays(network) == expected
     names = dict.fromkeys(n for n, _ in network.model.named_modules() if n.endswith("conv1"))
-    network.replace_layers(recut(network.model, names))
+    network.replace_layers(change_layouts(network.model, names))
     changed = {n.removesuffix("weight").removesuffix("values"): d for n, d in expected.items()}
     found = {n.removesuffix("weight").removesuffix("values"): d for n, d in decays(network).items()}
     assert found == changed
@@ -120,7 +120,7 @@ def test_a_fused_run_equals_a_plain_one_and_stays_fused():
     for fuse in ("off", "on"):
         network = network_for(fuse=fuse, block="16x16", sparsity=0.5, method="set")
         images = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-        network.replace_layers(recut(network.model, used_layouts(network.model)))
+        network.replace_layers(change_layouts(network.model, used_layouts(network.model)))
         for _ in range(2):
             network.optimizer.zero_grad()
             network.model(images).square().mean().backward()

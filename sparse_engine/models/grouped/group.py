@@ -1,31 +1,43 @@
 """group: members of one architecture as one network, whose every layer is one launch.
 
 The first member's graph is traced (torch.fx) and copied; layers are replaced by those of all
-members (stacking.py), and what works on each channel or number by itself is kept.
+members (layers.py), and what works on each channel or number by itself is kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.modules import SparseConv2d
+from sparse_engine.layers.modules import GEOMETRY, SparseConv2d
 from sparse_engine.layers.rows import is_in_rows, to_rows
 from sparse_engine.layers.tracing import LAYERS, is_channelwise, is_flatten, is_pixel_mean, traced
-from sparse_engine.models.grouped.layers import JoinInputs, Repitch, Replicate, SplitLogits
-from sparse_engine.models.grouped.stacking import (
+from sparse_engine.models.grouped.layers import (
+    grouped_convolution,
+    grouped_linear,
+    grouped_norm,
+    grouped_sparse,
+)
+from sparse_engine.models.grouped.slices import (
     UNGROUPED,
-    Stack,
-    stack_convolutions,
-    stack_linears,
-    stack_norms,
-    stack_sparse,
+    JoinInputs,
+    MemberSlices,
+    Replicate,
+    Restride,
+    SplitLogits,
+)
+
+# What members' layers must have in common.
+SETTINGS = (
+    *(*GEOMETRY, "in_features", "out_features"),
+    *("num_features", "eps", "momentum", "affine", "track_running_stats"),
 )
 
 
@@ -69,44 +81,46 @@ def _traced(model: nn.Module) -> fx.Graph:
         raise InputError(f"{error}; {UNGROUPED}") from None
 
 
+class _Result(NamedTuple):
+    """A node of the copy, and how the channels of its result lie."""
+
+    node: fx.Node
+    slices: MemberSlices
+
+
 class _Grouping:
-    """One walk along a graph: its copy, and how each result's channels lie."""
+    """One walk along a graph, which copies it: methods are named after the kinds of nodes."""
 
     def __init__(self, models: Sequence[nn.Module], shared_input: bool) -> None:
         self.models, self.members, self.shared_input = models, len(models), shared_input
         self.graph, self.modules = fx.Graph(), {}
-        self.nodes: dict[fx.Node, fx.Node] = {}
-        self.stacks: dict[fx.Node, Stack] = {}
-        self.pitches = _Pitches(models)
+        self.results: dict[fx.Node, _Result] = {}
+        self.units = _units(models)
 
     def run(self, graph: fx.Graph) -> fx.GraphModule:
         for node in graph.nodes:
-            copied, stack = getattr(self, f"_{node.op}")(node)
-            self.nodes[node] = copied
-            self.stacks[copied] = stack
+            self.results[node] = getattr(self, f"_{node.op}")(node)
         self.graph.lint()
         return fx.GraphModule(self.modules, self.graph, f"Grouped{type(self.models[0]).__name__}")
 
-    def _placeholder(self, node: fx.Node) -> tuple[fx.Node, Stack]:
-        copied = self.graph.node_copy(node)
-        if len(self.nodes):
+    def _placeholder(self, node: fx.Node) -> _Result:
+        if self.results:
             raise InputError(f"members take several inputs ('{node.name}'); {UNGROUPED}")
-        if self.shared_input:
-            return copied, Stack(1, 1, True)
-        return self._insert("join_inputs", JoinInputs(), copied), Stack(1, 1, False)
+        x = _Result(self.graph.node_copy(node), MemberSlices(1, 1, self.shared_input))
+        return x if self.shared_input else self._insert("join_inputs", JoinInputs(), x)
 
-    def _output(self, node: fx.Node) -> tuple[fx.Node, Stack]:
-        result = self.nodes.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
-        if result is None or self.stacks[result].shared:
+    def _output(self, node: fx.Node) -> _Result:
+        result = self.results.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+        if result is None or result.slices.shared:
             raise InputError(f"members must return one tensor of logits; {UNGROUPED}")
-        stack = self.stacks[result]
-        split = self._insert("split_logits", SplitLogits(self.members, stack.real), result)
-        return self.graph.output(split), stack
+        split = SplitLogits(self.members, result.slices.channels)
+        logits = self._insert("split_logits", split, result)
+        return logits._replace(node=self.graph.output(logits.node))
 
-    def _get_attr(self, node: fx.Node) -> tuple[fx.Node, Stack]:
+    def _get_attr(self, node: fx.Node) -> _Result:
         raise InputError(f"'{node.target}' is read outside of a layer; {UNGROUPED}")
 
-    def _call_module(self, node: fx.Node) -> tuple[fx.Node, Stack]:
+    def _call_module(self, node: fx.Node) -> _Result:
         name = str(node.target)
         layers = [model.get_submodule(name) for model in self.models]
         if not isinstance(layers[0], LAYERS):
@@ -118,132 +132,120 @@ class _Grouping:
         if name in self.modules:
             raise InputError(f"layer '{name}' is used twice; {UNGROUPED}")
         _check_alike(name, layers)
-        x, stack = self._layer_input(node, layers)
-        self.modules[name], after = self._stacked(name, layers, stack)
-        return self.graph.call_module(name, (x,)), after
+        x = self._layer_input(self.results[node.all_input_nodes[0]], layers)
+        self.modules[name], slices = self._grouped(name, layers, x.slices)
+        return _Result(self.graph.call_module(name, (x.node,)), slices)
 
-    def _call_function(self, node: fx.Node) -> tuple[fx.Node, Stack]:
-        return self._called(node, "function", getattr(node.target, "__name__", str(node.target)))
-
-    def _call_method(self, node: fx.Node) -> tuple[fx.Node, Stack]:
-        return self._called(node, "method", str(node.target))
-
-    def _called(self, node: fx.Node, kind: str, name: str) -> tuple[fx.Node, Stack]:
+    def _call_function(self, node: fx.Node) -> _Result:
+        name = getattr(node.target, "__name__", str(node.target))
         # One image for all members may still be turned into another.
-        shared = name == "expand" and self.stacks[self.nodes[node.all_input_nodes[0]]].shared
+        shared = name == "expand" and self.results[node.all_input_nodes[0]].slices.shared
         if not (shared or is_channelwise(node) or is_flatten(node) or is_pixel_mean(node)):
+            kind = node.op.removeprefix("call_")
             raise InputError(f"{kind} '{name}' cannot be grouped; {UNGROUPED}")
         return self._kept(node)
 
-    def _kept(self, node: fx.Node) -> tuple[fx.Node, Stack]:
+    _call_method = _call_function
+
+    def _kept(self, node: fx.Node) -> _Result:
         """Copy what treats every channel alike; several inputs are made to lie alike."""
-        inputs = {old: self.nodes[old] for old in node.all_input_nodes}
-        stacks = [self.stacks[new] for new in inputs.values()]
-        if len(set(stacks)) > 1:
-            inputs, stacks = self._aligned(inputs)
-        return self.graph.node_copy(node, lambda old: inputs[old]), stacks[0]
+        inputs = {old: self.results[old] for old in node.all_input_nodes}
+        if len({x.slices for x in inputs.values()}) > 1:
+            inputs = self._aligned(inputs)
+        copied = self.graph.node_copy(node, lambda old: inputs[old].node)
+        return _Result(copied, inputs[node.all_input_nodes[0]].slices)
 
-    def _aligned(
-        self, inputs: dict[fx.Node, fx.Node]
-    ) -> tuple[dict[fx.Node, fx.Node], list[Stack]]:
-        stacks = {old: self.stacks[new] for old, new in inputs.items()}
-        real = max(stack.real for stack in stacks.values())
-        wide = {old: stack.times(real) for old, stack in stacks.items()}
-        pitch = max(stack.pitch for stack in wide.values())
-        aligned = {}
-        for old, new in inputs.items():
-            new, stack = self._apart(new, wide[old], 1)
-            aligned[old] = self._at_pitch(new, stack, pitch, 1)
-        return aligned, [Stack(real, pitch, False)]
+    def _aligned(self, inputs: Mapping[fx.Node, _Result]) -> dict[fx.Node, _Result]:
+        channels = max(x.slices.channels for x in inputs.values())
+        wide = {old: x._replace(slices=x.slices.times(channels)) for old, x in inputs.items()}
+        stride = max(x.slices.stride for x in wide.values())
+        return {old: self._at_stride(self._apart(x, 1), stride, 1) for old, x in wide.items()}
 
-    def _layer_input(self, node: fx.Node, layers: Sequence[nn.Module]) -> tuple[fx.Node, Stack]:
+    def _layer_input(self, x: _Result, layers: Sequence[nn.Module]) -> _Result:
         """Return a layer's input as the layer can read it."""
-        x = self.nodes[node.all_input_nodes[0]]
         first = layers[0]
-        stack = self.stacks[x].times(_channels(first, 1))
-        grouped = isinstance(first, nn.Conv2d) and first.groups > 1
+        x = x._replace(slices=x.slices.times(_channels(first, 1)))
         dimension = 1 if isinstance(first, nn.Conv2d | SparseConv2d | _BatchNorm) else -1
-        if isinstance(first, _BatchNorm) or grouped:
-            x, stack = self._apart(x, stack, dimension)
+        if isinstance(first, _BatchNorm) or (isinstance(first, nn.Conv2d) and first.groups > 1):
+            x = self._apart(x, dimension)
         sparse = next((layer for layer in layers if isinstance(layer, SparseLayer)), None)
-        if sparse is not None and not stack.shared:
-            pitch = -(-stack.pitch // sparse.block[1]) * sparse.block[1]
-            x, stack = self._at_pitch(x, stack, pitch, dimension), stack._replace(pitch=pitch)
-        return x, stack
+        if sparse is None or x.slices.shared:
+            return x
+        return self._at_stride(x, _round_up(x.slices.stride, sparse.block[1]), dimension)
 
-    def _stacked(self, name: str, layers: Sequence[Any], stack: Stack) -> tuple[nn.Module, Stack]:
+    def _grouped(
+        self, name: str, layers: Sequence[Any], given: MemberSlices
+    ) -> tuple[nn.Module, MemberSlices]:
+        """Return members' layers as one, and how its output lies."""
         first = layers[0]
         if isinstance(first, _BatchNorm):
-            return stack_norms(layers, stack.pitch), stack
-        pitch = self.pitches(_channels(first, 0))
+            return grouped_norm(layers, given.stride), given
+        channels = _channels(first, 0)
+        stride = _round_up(channels, self.units[channels])
         if any(isinstance(layer, SparseLayer) for layer in layers):
-            return stack_sparse(name, layers, stack, pitch)
-        if isinstance(first, nn.Conv2d):
+            grouped: nn.Module = grouped_sparse(name, layers, given, stride)
+        elif isinstance(first, nn.Conv2d):
             if first.groups == first.out_channels == first.in_channels:
-                pitch = stack.pitch
-            return stack_convolutions(name, layers, stack, pitch)
-        return stack_linears(layers, stack, pitch)
+                stride = given.stride
+            grouped = grouped_convolution(name, layers, given, stride)
+        else:
+            grouped = grouped_linear(layers, given, stride)
+        return grouped, MemberSlices(channels, stride, False)
 
-    def _apart(self, x: fx.Node, stack: Stack, dimension: int) -> tuple[fx.Node, Stack]:
-        if not stack.shared:
-            return x, stack
-        x = self._insert(f"{x.name}_replicate", Replicate(self.members, dimension), x)
-        return x, stack._replace(shared=False)
-
-    def _at_pitch(self, x: fx.Node, stack: Stack, pitch: int, dimension: int) -> fx.Node:
-        if stack.pitch == pitch:
+    def _apart(self, x: _Result, dimension: int) -> _Result:
+        if not x.slices.shared:
             return x
-        return self._insert(f"{x.name}_repitch", Repitch(self.members, pitch, dimension), x)
+        module = Replicate(self.members, dimension)
+        return self._insert(f"{x.node.name}_replicate", module, x, shared=False)
 
-    def _insert(self, name: str, module: nn.Module, x: fx.Node) -> fx.Node:
+    def _at_stride(self, x: _Result, stride: int, dimension: int) -> _Result:
+        if x.slices.stride == stride:
+            return x
+        module = Restride(self.members, stride, dimension)
+        return self._insert(f"{x.node.name}_restride", module, x, stride=stride)
+
+    def _insert(self, name: str, module: nn.Module, x: _Result, **changed: Any) -> _Result:
+        """Put a module behind a node, which changes something of how the channels lie."""
         while name in self.modules:
             name += "_"
         self.modules[name] = module
-        return self.graph.call_module(name, (x,))
+        return _Result(self.graph.call_module(name, (x.node,)), x.slices._replace(**changed))
 
 
-class _Pitches:
-    """The pitch of a width: a multiple of all blocks that write or read so many channels."""
+def _units(models: Sequence[nn.Module]) -> Mapping[int, int]:
+    """Return what a stride is a multiple of, by width: all blocks that write or read so many."""
+    units: dict[int, int] = defaultdict(lambda: 1)
+    for layer in (layer for model in models for layer in model.modules()):
+        if isinstance(layer, SparseLayer):
+            for width, size in zip(layer.layout.shape, layer.block):
+                units[width] = math.lcm(units[width], size)
+    return units
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        self.units: dict[int, int] = {}
-        for model in models:
-            for layer in model.modules():
-                if isinstance(layer, SparseLayer):
-                    for width, size in zip(layer.layout.shape, layer.block):
-                        self.units[width] = math.lcm(self.units.get(width, 1), size)
 
-    def __call__(self, width: int) -> int:
-        unit = self.units.get(width, 1)
-        return -(-width // unit) * unit
+def _round_up(channels: int, unit: int) -> int:
+    return -(-channels // unit) * unit
 
 
 def _channels(layer: Any, dimension: int) -> int:
     """Return a layer's output (0) or input (1) channels."""
-    if isinstance(layer, _BatchNorm):
-        return layer.num_features
-    if isinstance(layer, SparseLayer):
-        return layer.layout.shape[dimension]
-    if isinstance(layer, nn.Linear):
-        return (layer.out_features, layer.in_features)[dimension]
-    return (layer.out_channels, layer.in_channels)[dimension]
+    side = ("out", "in")[dimension]
+    names = (f"{side}_channels", f"{side}_features", "num_features")
+    return next(getattr(layer, name) for name in names if hasattr(layer, name))
 
 
 def _check_alike(name: str, layers: Sequence[Any]) -> None:
     """Raise InputError unless members' layers do the same with their own weights."""
+    first = _facts(layers[0])
     for number, layer in enumerate(layers[1:], 2):
-        for what, first, own in zip(("settings", "data type"), _facts(layers[0]), _facts(layer)):
-            if first != own:
+        for what, own in _facts(layer).items():
+            if own != first[what]:
                 raise InputError(
-                    f"layer '{name}' has other {what} in member {number} than in member 1 "
-                    f"({own} and {first}); {UNGROUPED}"
+                    f"layer '{name}' has another {what} in member {number} than in member 1 "
+                    f"({own} and {first[what]}); {UNGROUPED}"
                 )
 
 
-def _facts(layer: Any) -> tuple[Any, Any]:
-    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    names += ("eps", "momentum", "affine", "track_running_stats")
-    sizes = (_channels(layer, 0), _channels(layer, 1), getattr(layer, "bias", None) is not None)
-    settings = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
-    tensor = next((t for t in layer.parameters()), None)
-    return (sizes, settings), None if tensor is None else tensor.dtype
+def _facts(layer: Any) -> dict[str, Any]:
+    settings = {name: getattr(layer, name, None) for name in SETTINGS}
+    dtype = getattr(next(layer.parameters(), None), "dtype", None)
+    return {**settings, "bias": getattr(layer, "bias", None) is not None, "data type": dtype}

@@ -1,68 +1,31 @@
-"""Modules of a grouped network: the layers of M members as one, and what changes between them.
+"""Layers of M members as one layer, on slices of one tensor: how they are made, and what they do.
 
-Member m's channels are slice m of M slices of equal width in one tensor.
+A sparse layer [O, C] of each member becomes one of [M * O, M * C] whose blocks lie on the diagonal:
+rows of a member read columns of that member alone, so nothing is stored or multiplied between
+members, and the same kernels run them in one launch. Where they all read one input, [M * O, C]
+does. The slices' stride is a multiple of the block; weights of the padding are zero.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparse_engine.layers.modules import SparseConv2d, SparseLinear
+from sparse_engine.errors import InputError
+from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.modules import SparseConv2d, SparseLinear, geometry
+from sparse_engine.models.grouped.slices import UNGROUPED, MemberSlices, padded_slices
+from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import choose_backend
+from sparse_kernels.layout import SlotIndex
 from sparse_kernels.memory_order import by_library
-from sparse_kernels.operators.reference import scatter_blocks
-
-
-class Replicate(nn.Module):
-    """Gives every member its own copy of what they share."""
-
-    def __init__(self, members: int, dimension: int) -> None:
-        super().__init__()
-        self.members, self.dimension = members, dimension
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, ...] to [N, M * C, ...]."""
-        return torch.cat([x] * self.members, self.dimension)
-
-
-class Repitch(nn.Module):
-    """Changes the padding between members."""
-
-    def __init__(self, members: int, pitch: int, dimension: int) -> None:
-        super().__init__()
-        self.members, self.pitch, self.dimension = members, pitch, dimension
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map M slices of any pitch to M of this one; what is cut off is padding."""
-        parts = x.tensor_split(self.members, self.dimension)
-        after = 0 if self.dimension == -1 else x.ndim - 1 - self.dimension
-        pad = [0, 0] * after + [0, self.pitch - parts[0].shape[self.dimension]]
-        return torch.cat([F.pad(part, pad) for part in parts], self.dimension)
-
-
-class JoinInputs(nn.Module):
-    """Puts members' own inputs side by side."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [M, N, C, ...] to [N, M * C, ...]."""
-        return x.transpose(0, 1).flatten(1, 2)
-
-
-class SplitLogits(nn.Module):
-    """Takes members' logits apart."""
-
-    def __init__(self, members: int, classes: int) -> None:
-        super().__init__()
-        self.members, self.classes = members, classes
-
-    def forward(self, y: Tensor) -> Tensor:
-        """Map [N, M * pitch] to [M, N, K]."""
-        return y.unflatten(1, (self.members, -1))[:, :, : self.classes].transpose(0, 1)
+from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 
 class GroupedLinear(nn.Module):
@@ -70,8 +33,7 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.weight, self.bias = nn.Parameter(weight), _parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., M * C] to [..., M * O]."""
@@ -85,16 +47,14 @@ class GroupedSparseConv2d(SparseConv2d):
     convolution: a dense [M * O, M * C] would be M times the work.
     """
 
-    stacked = 1
+    members = 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, M * C, H, W] to [N, M * O, P, Q]."""
         if not _runs_masked(self, x, x.numel() // x.shape[1] // math.prod(self.stride)):
             return super().forward(x)
-        padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._pads(), mode=self.padding_mode), 0
-        options = (self.bias, self.stride, padding, self.dilation, self.stacked)
+        x, padding = self._pad(x)
+        options = (self.bias, self.stride, padding, self.dilation, self.members)
         weight = _scattered(self)
         return by_library(lambda x: F.conv2d(x, weight, *options), x)
 
@@ -102,29 +62,173 @@ class GroupedSparseConv2d(SparseConv2d):
 class GroupedSparseLinear(SparseLinear):
     """Sparse linear layers of M members, blocks on the diagonal; see GroupedSparseConv2d."""
 
-    stacked = 1
+    members = 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., M * C] to [..., M * O]."""
         if not _runs_masked(self, x, x.numel() // x.shape[-1]):
             return super().forward(x)
-        weight = _scattered(self)[:, :, 0, 0].unflatten(0, (self.stacked, -1))
+        weight = _scattered(self)[:, :, 0, 0].unflatten(0, (self.members, -1))
         return _linear(x, weight, self.bias)
+
+
+def grouped_sparse(
+    name: str, layers: Sequence[Any], given: MemberSlices, stride: int
+) -> SparseLayer:
+    """Return members' layers as one.
+
+    Args:
+        name: for errors.
+        layers: sparse, or full.
+        given: how the input lies; its stride is a multiple of the block if it is not shared.
+        stride: of the output, a multiple of the block.
+
+    Raises:
+        InputError: the members' blocks differ.
+    """
+    blocks = {layer.block for layer in layers if isinstance(layer, SparseLayer)}
+    if len(blocks) > 1:
+        found = " and ".join(f"{bo}x{bc}" for bo, bc in sorted(blocks))
+        raise InputError(f"layer '{name}' has blocks {found} in different members; {UNGROUPED}")
+    (block,), is_conv = blocks, isinstance(layers[0], nn.Conv2d | SparseConv2d)
+    kind = SparseConv2d if is_conv else SparseLinear
+    layers = [
+        layer
+        if isinstance(layer, SparseLayer)
+        else kind.from_dense(layer, density=1.0, block=block)
+        for layer in layers
+    ]
+    first, layout = layers[0], diagonal_layout([layer.layout for layer in layers], given, stride)
+    if not given.shared:
+        kind = GroupedSparseConv2d if is_conv else GroupedSparseLinear
+    like = {"bias": first.bias is not None, "device": "meta", "dtype": first.values.dtype}
+    if is_conv:
+        out_channels, in_channels = layout.shape[:2]
+        sizes = {"in_channels": in_channels, "out_channels": out_channels}
+        grouped: Any = kind(**geometry(first) | sizes, **like, layout=layout)
+    else:
+        grouped = kind(*layout.shape[1::-1], **like, layout=layout)
+    grouped.values = nn.Parameter(torch.cat([_clean_values(layer) for layer in layers]))
+    grouped.bias = _parameter(padded_slices([layer.bias for layer in layers], stride))
+    grouped.members = len(layers)
+    return grouped
+
+
+def grouped_convolution(
+    name: str, layers: Sequence[nn.Conv2d], given: MemberSlices, stride: int
+) -> nn.Conv2d:
+    """Return members' dense convolutions as one with groups."""
+    first, members = layers[0], len(layers)
+    is_padded = stride != first.out_channels or given.stride != first.in_channels
+    each = first.groups == first.in_channels == first.out_channels
+    if first.groups > 1 and is_padded and not (each and stride == given.stride):
+        raise InputError(
+            f"layer '{name}' has {first.groups} groups and padded channels; {UNGROUPED}"
+        )
+    weight = padded_slices([layer.weight for layer in layers], stride)
+    if first.groups == 1:
+        weight = F.pad(weight, (0, 0, 0, 0, 0, given.stride - first.in_channels))
+        groups = 1 if given.shared else members
+    else:
+        groups = members * (stride if each else first.groups)
+    width = given.stride if given.shared else members * given.stride
+    sizes = {"in_channels": width, "out_channels": members * stride, "groups": groups}
+    grouped = nn.Conv2d(**geometry(first) | sizes, bias=first.bias is not None, device="meta")
+    grouped.weight = nn.Parameter(weight)
+    grouped.bias = _parameter(padded_slices([layer.bias for layer in layers], stride))
+    return grouped
+
+
+def grouped_linear(layers: Sequence[nn.Linear], given: MemberSlices, stride: int) -> nn.Module:
+    """Return members' dense linear layers as one."""
+    first, members = layers[0], len(layers)
+    weight = padded_slices([layer.weight for layer in layers], stride)
+    weight = F.pad(weight, (0, given.stride - first.in_features))
+    bias = padded_slices([layer.bias for layer in layers], stride)
+    if not given.shared:
+        return GroupedLinear(weight.unflatten(0, (members, stride)), bias)
+    grouped = nn.Linear(first.in_features, members * stride, bias is not None, device="meta")
+    grouped.weight, grouped.bias = nn.Parameter(weight), _parameter(bias)
+    return grouped
+
+
+def grouped_norm(layers: Sequence[_BatchNorm], stride: int) -> _BatchNorm:
+    """Return members' batch norms as one."""
+    first, members = layers[0], len(layers)
+    kind = nn.BatchNorm2d if isinstance(first, nn.BatchNorm2d) else nn.BatchNorm1d
+    options = (first.eps, first.momentum, first.affine, first.track_running_stats)
+    grouped = kind(members * stride, *options, device="meta")
+    for key, fill in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+        tensor = padded_slices([getattr(layer, key) for layer in layers], stride, fill)
+        setattr(grouped, key, _parameter(tensor) if key in ("weight", "bias") else tensor)
+    count = first.num_batches_tracked
+    grouped.num_batches_tracked = None if count is None else count.clone()
+    return grouped
+
+
+def diagonal_layout(
+    layouts: Sequence[BlockLayout], given: MemberSlices, stride: int
+) -> BlockLayout:
+    """Return the layout of members' layers as one: blocks on the diagonal, or below each other.
+
+    Args:
+        layouts: of one shape and block; slots are kept, one member's after another's.
+        given: how the input lies.
+        stride: of the output.
+    """
+    first, members = layouts[0], len(layouts)
+    (_, in_channels, *taps), (bo, bc) = first.shape, first.block
+    width = in_channels if given.shared else members * given.stride
+    grid = (members * stride // bo, -(-width // bc), *taps)
+    ids = []
+    for member, layout in enumerate(layouts):
+        out_block, in_block, *tap = SlotIndex.of(layout.tensors())
+        in_block = in_block + (0 if given.shared else member * given.stride // bc)
+        own = _block_ids((out_block + member * stride // bo, in_block, *tap), grid)
+        ids.append(torch.where(layout.block_ids < layout.total, own, math.prod(grid)))
+    kinds = {layout.taps for layout in layouts}
+    active = sum(layout.active for layout in layouts)
+    every = kinds.pop() if len(kinds) == 1 else "each"
+    return BlockLayout((members * stride, width, *taps), first.block, torch.cat(ids), active, every)
+
+
+def _block_ids(places: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
+    """Return the ids of blocks at (output block, input block, tap, tap) of a grid."""
+    out_block, in_block, tap_h, tap_w = places
+    return ((out_block * grid[1] + in_block) * grid[2] + tap_h) * grid[3] + tap_w
+
+
+def _scattered(layer: Any) -> Tensor:
+    """Return the weight [M * O, C, R, S] of blocks on the diagonal."""
+    out_channels, in_channels, *rest = layer.layout.sizes()
+    out_blocks, in_blocks, *taps = layer.layout.grid
+    grid, index = (out_blocks, in_blocks // layer.members, *taps), layer.layout.tensors()
+    out_block, in_block, *tap = SlotIndex.of(index)
+    places = SlotIndex(out_block, in_block % grid[1], *tap)
+    index = [_block_ids(places, grid), *index[1 : -len(places)], *places]
+    return scatter_blocks(layer.values, index, [out_channels, in_channels // layer.members, *rest])
+
+
+def _clean_values(layer: SparseLayer) -> Tensor:
+    """Return values without what lies past the layer's last channel: there the next member is."""
+    layout = layer.layout
+    dense = scatter_blocks(layer.values.detach(), layout.tensors(), layout.sizes())
+    return gather_blocks(dense, layout.tensors(), layout.sizes())
 
 
 def _runs_masked(layer: Any, x: Tensor, positions: int) -> bool:
     """Return whether a member's layer would run masked; together they are as dense as one."""
     out_channels, in_channels, *rest = layer.layout.sizes()
-    if layer.is_armed:
+    if layer.is_collecting:
         return False  # the operator's output is what a probe looks at
-    members, dtype = layer.stacked, x.dtype
+    members, dtype = layer.members, x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
     sizes = (out_channels // members, in_channels // members, *rest)
     density = layer.layout.slots * members / layer.layout.total
     # A choice by the batch, which only a CPU makes, cannot be a constant of compiled code.
-    rows = None if torch.compiler.is_compiling() else positions
-    return _backend(x.device, dtype, sizes, density, rows) == "masked"
+    positions_known = None if torch.compiler.is_compiling() else positions
+    return _backend(x.device, dtype, sizes, density, positions_known) == "masked"
 
 
 @torch.compiler.assume_constant_result
@@ -133,18 +237,11 @@ def _backend(*facts: Any) -> str:
     return choose_backend(*facts)
 
 
-def _scattered(layer: Any) -> Tensor:
-    """Return the weight [M * O, C, R, S] of blocks on the diagonal."""
-    out_channels, in_channels, *rest = layer.layout.sizes()
-    index, grid = layer.layout.tensors(), layer.layout.grid
-    columns = grid[1] // layer.stacked
-    out_block, in_block, tap_h, tap_w = index[11:15]
-    index[12] = in_block % columns
-    index[0] = ((out_block * columns + index[12]) * grid[2] + tap_h) * grid[3] + tap_w
-    return scatter_blocks(layer.values, index, [out_channels, in_channels // layer.stacked, *rest])
-
-
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Map x [..., M * C] to [..., M * O] with weight [M, O, C]."""
     y = torch.einsum("...mc,moc->...mo", x.unflatten(-1, (len(weight), -1)), weight).flatten(-2)
     return y if bias is None else y + bias.to(y.dtype)
+
+
+def _parameter(tensor: Tensor | None) -> nn.Parameter | None:
+    return None if tensor is None else nn.Parameter(tensor)

@@ -1,9 +1,9 @@
 """Members that train as one network, each on its own batches and with its own topology.
 
-    together = Together(models)                   # after sparsify and .to(device)
-    optimizer = torch.optim.SGD(together.parameters(), lr=0.1, momentum=0.9)
-    topology = GroupTopology(together, optimizer, "rigl", seeds=range(len(models)))
-    logits = together(x)                          # x [M, N, ...] -> [M, N, K]
+    grouped = GroupedMembers(models)              # after sparsify and .to(device)
+    optimizer = torch.optim.SGD(grouped.parameters(), lr=0.1, momentum=0.9)
+    topology = GroupTopology(grouped, optimizer, "rigl", seeds=range(len(models)))
+    logits = grouped(x)                           # x [M, N, ...] -> [M, N, K]
     loss = sum(map(cross_entropy, logits, y))     # a sum over members: each learns as alone
 
 The models stay usable: their tensors are views of the grouped ones, so they can be evaluated and
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.models.grouped.group import group
-from sparse_engine.models.grouped.stacking import UNGROUPED
+from sparse_engine.models.grouped.slices import UNGROUPED
 
 
-class Together(nn.Module):
+class GroupedMembers(nn.Module):
     """Members grouped for training; one launch for each layer."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -65,7 +65,7 @@ class Together(nn.Module):
         members = len(self._models)
         return self(x.unflatten(0, (members, -1))), y.unflatten(0, (members, -1))
 
-    def train(self, mode: bool = True) -> Together:
+    def train(self, mode: bool = True) -> GroupedMembers:
         """Set the mode of the group and of the models."""
         for model in self._models:
             model.train(mode)
@@ -82,6 +82,9 @@ class Together(nn.Module):
     def _layers(self, name: str) -> list[nn.Module]:
         known = dict(self._models[0].named_modules())
         return [model.get_submodule(name) for model in self._models] if name in known else []
+
+
+Together = GroupedMembers  # its name until the next release
 
 
 def _share(grouped: nn.Module, layers: Sequence[nn.Module]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -63,7 +63,7 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
     try:
         for mode in (True, False):
             with unfused(model):
-                graph = traced(model.train(mode), "regrouped")
+                graph = traced(model.train(mode), "permuted in its channels")
             found.append(_Walk(model).run(graph))
     finally:
         for module, mode in modes.items():
@@ -97,18 +97,15 @@ class _Channels:
         self.root().is_free = False
 
 
-@dataclass(frozen=True)
-class _Signal:
-    """What a node gives. Channels lie in dimension 1 of images [N, C, H, W], and in the last of
-    vectors [N, C], flat ones with several entries a channel, and tokens [..., C]."""
+class _Signal(NamedTuple):
+    """What a node gives: channels, and where they lie.
+
+    In dimension 1 of "images" [N, C, H, W]; in the last of "vectors" [N, C], of "flat" images, with
+    several entries a channel, and of "tokens" [..., C].
+    """
 
     channels: _Channels
-    kind: str = "unknown"
-    is_flat: bool = False
-
-
-def _unknown() -> _Signal:
-    return _Signal(_Channels(0, is_free=False))
+    kind: str
 
 
 class _Walk:
@@ -146,19 +143,21 @@ class _Walk:
             # Two dimensions of anything but images are no pixels.
             apart = is_pool(node, module) and any(x.kind != "images" for x in inputs)
             return self._fixed(*inputs) if apart else self._tied(inputs)
-        if len(inputs) == 1 and is_flatten(node, module):
-            return self._flattened(inputs[0])
-        if len(inputs) == 1 and is_pixel_mean(node):
-            kind = "images" if node.kwargs.get("keepdim") else "vectors"
-            return self._mean(inputs[0], kind)
-        if module is not None and len(inputs) == 1 and self._is_usual(node.target, module):
+        if len(inputs) != 1:
+            return self._fixed(*inputs)
+        (x,) = inputs
+        if is_flatten(node, module):
+            return self._flattened(x)
+        if is_pixel_mean(node) and x.kind == "images":
+            return _Signal(x.channels, "images" if node.kwargs.get("keepdim") else "vectors")
+        if module is not None and self._is_usual(node.target, module):
             if type(module) in _CONVOLUTIONS:
-                return self._convolution(node.target, module, inputs[0])
+                return self._convolution(node.target, module, x)
             if type(module) in _LINEARS:
-                return self._linear(node.target, module, inputs[0])
+                return self._linear(node.target, module, x)
             if isinstance(module, _NORMS):
-                return self._norm(node.target, module, inputs[0])
-        return self._fixed(*inputs)
+                return self._norm(node.target, module, x)
+        return self._fixed(x)
 
     def _is_usual(self, name: str, module: nn.Module) -> bool:
         """Return whether a layer is called once, and nothing else has or reads its weight."""
@@ -172,55 +171,59 @@ class _Walk:
     def _fixed(self, *signals: _Signal) -> _Signal:
         for signal in signals:
             signal.channels.fix()
-        return _unknown()
+        return _Signal(_Channels(0, is_free=False), "unknown")
 
     def _tied(self, signals: Sequence[_Signal]) -> _Signal:
-        if len({(s.kind, s.is_flat) for s in signals}) > 1 or not signals:
+        if len({signal.kind for signal in signals}) != 1:
             return self._fixed(*signals)
         for other in signals[1:]:
             signals[0].channels.tie(other.channels)
         return signals[0]
 
     def _flattened(self, x: _Signal) -> _Signal:
-        if x.kind == "vectors":
+        if x.kind in ("vectors", "flat"):
             return x
         if x.kind != "images":
-            self._fixed(x)
-        return _Signal(x.channels, "vectors", is_flat=True)
-
-    def _mean(self, x: _Signal, kind: str) -> _Signal:
-        return _Signal(x.channels, kind) if x.kind == "images" else self._fixed(x)
+            x.channels.fix()
+        return _Signal(x.channels, "flat")
 
     def _convolution(self, name: str, layer: Any, x: _Signal) -> _Signal:
         if x.kind != "images":
-            self._fixed(x)
-        if layer.groups > 1:
-            if not layer.groups == layer.in_channels == layer.out_channels == x.channels.count:
-                return self._fixed(x)
+            x.channels.fix()
+        if layer.groups == 1:
+            return self._layer(name, layer, x, layer.in_channels, layer.out_channels, "images")
+        if layer.groups == layer.in_channels == layer.out_channels == x.channels.count:
             return self._of_each_channel(name, layer, x)
-        self._read(name, x, layer.in_channels)
-        return self._written(name, layer, layer.out_channels, "images")
+        return self._fixed(x)
 
     def _linear(self, name: str, layer: Any, x: _Signal) -> _Signal:
         if x.kind == "images":
-            self._fixed(x)
-        self._read(name, x, layer.in_features)
-        kind = "vectors" if x.kind == "vectors" else "tokens"
-        return self._written(name, layer, layer.out_features, kind)
+            x.channels.fix()
+        kind = "vectors" if x.kind in ("vectors", "flat") else "tokens"
+        return self._layer(name, layer, x, layer.in_features, layer.out_features, kind)
+
+    def _layer(
+        self, name: str, layer: Any, x: _Signal, entries: int, count: int, kind: str
+    ) -> _Signal:
+        """Tie the channels that a layer reads, and return those that it writes."""
+        repeat = entries // x.channels.count if x.kind == "flat" and x.channels.count else 1
+        x.channels.tie(self._new(name, entries // repeat, [Axis(f"{name}.weight", 1, repeat)]))
+        parts = ("weight",) if layer.bias is None else ("weight", "bias")
+        return _Signal(self._new(name, count, [Axis(f"{name}.{p}", 0) for p in parts]), kind)
 
     def _norm(self, name: str, norm: Any, x: _Signal) -> _Signal:
         count = x.channels.count
-        fits = x.kind == "images"
         if isinstance(norm, _BatchNorm):
-            fits = (fits or x.kind == "vectors") and norm.num_features == count
+            fits = x.kind in ("images", "vectors") and norm.num_features == count
         elif isinstance(norm, nn.GroupNorm):
-            fits = fits and norm.num_channels == count and norm.num_groups in (1, count)
+            fits = x.kind == "images" and norm.num_channels == count
+            fits = fits and norm.num_groups in (1, count)
         else:
             fits = x.kind in ("vectors", "tokens") and tuple(norm.normalized_shape) == (count,)
-        if not fits or x.is_flat:
-            self._fixed(x)
-            return _Signal(x.channels, x.kind, x.is_flat)
-        return self._of_each_channel(name, norm, x)
+        if fits:
+            return self._of_each_channel(name, norm, x)
+        x.channels.fix()
+        return x
 
     def _of_each_channel(self, name: str, module: nn.Module, x: _Signal) -> _Signal:
         """Tie a module with a number for each channel, or several, to the channels it is given."""
@@ -229,17 +232,6 @@ class _Walk:
         axes = [Axis(f"{name}.{n}", 0) for n in held]
         x.channels.tie(self._new(name, x.channels.count, axes))
         return x
-
-    def _read(self, name: str, x: _Signal, entries: int) -> None:
-        repeat = entries // x.channels.count if x.is_flat and x.channels.count else 1
-        axes = [Axis(f"{name}.weight", 1, repeat)]
-        x.channels.tie(self._new(name, entries // repeat, axes))
-
-    def _written(self, name: str, layer: Any, count: int, kind: str) -> _Signal:
-        axes = [Axis(f"{name}.weight", 0)]
-        if layer.bias is not None:
-            axes.append(Axis(f"{name}.bias", 0))
-        return _Signal(self._new(name, count, axes), kind)
 
     def _new(self, name: str, count: int, axes: Iterable[Axis]) -> _Channels:
         """Return the channels that some tensors of a layer have."""

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.surgery import carry_state, replace_modules, state_tensors, with_layout
+from sparse_engine.layers.surgery import carry_state, change_layout, replace_modules, state_tensors
 from sparse_engine.sparsity.channel_permutation.groups import ChannelGroup
 
 
 @dataclass(frozen=True)
-class ChannelOrder:
-    """Where the entries of tensors come from.
+class ChannelPermutation:
+    """Where the entries of tensors come from when channels are permuted.
 
     moves: for each tensor of the dense state dict that changes, dimensions and, on the CPU, the
         former place of each entry along them.
@@ -25,7 +25,7 @@ class ChannelOrder:
     moves: Mapping[str, Sequence[tuple[int, Tensor]]]
 
     @classmethod
-    def of(cls, groups: Sequence[ChannelGroup], orders: Sequence[Tensor]) -> ChannelOrder:
+    def of(cls, groups: Sequence[ChannelGroup], orders: Sequence[Tensor]) -> ChannelPermutation:
         """Return what puts channel orders[g][p] of each group in its place p."""
         moves: dict[str, list[tuple[int, Tensor]]] = {}
         for group, order in zip(groups, orders, strict=True):
@@ -38,7 +38,7 @@ class ChannelOrder:
 
     @torch.no_grad()
     def apply_(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
-        """Give a network this order, in place; what it computes stays the same within rounding.
+        """Permute a network's channels in place; it computes the same as before within rounding.
 
         Sparse layers that it changes become ordinary modules, since blocks do not survive it: the
         next cut makes them sparse again. Gradients and the optimizer's state of the parameters move
@@ -78,7 +78,7 @@ def entries(order: Tensor, repeat: int) -> Tensor:
 def _make_dense(model: nn.Module, names: set[str], optimizer: Optimizer | None) -> None:
     layers = {name: model.get_submodule(name) for name in names}
     sparse = {name: layer for name, layer in layers.items() if isinstance(layer, SparseLayer)}
-    full = {name: with_layout(layer, None) for name, layer in sparse.items()}
+    full = {name: change_layout(layer, None) for name, layer in sparse.items()}
     if optimizer is not None:
         for name, layer in sparse.items():
             carry_state(optimizer, layer, full[name])

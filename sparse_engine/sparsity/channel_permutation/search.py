@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,75 +19,58 @@ from torch.optim import Optimizer
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.sparsity.channel_permutation.groups import ChannelGroup, channel_groups
-from sparse_engine.sparsity.channel_permutation.permutation import ChannelOrder, entries
+from sparse_engine.sparsity.channel_permutation.permutation import ChannelPermutation, entries
+from sparse_engine.sparsity.distribution import LayerPlan
+from sparse_kernels import BlockLayout
 
 ROUNDS = 12
 # Width of the soft choice in the first rounds, in standard deviations of a layer's block norms.
 WIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1)
 ENOUGH = 1e-4
 _TINY = 1e-30
-
-
-class Target(Protocol):
-    """What a layer is to become: a LayerPlan or a BlockLayout, whose ids do not matter."""
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """(BO, BC)."""
-        ...
-
-    @property
-    def active(self) -> int:
-        """How many blocks it is to have."""
-        ...
-
-    @property
-    def group(self) -> int:
-        """Blocks that are active or absent together."""
-        ...
-
-
+# What layers are to become, by name: a layout's ids do not matter, and None is a full layer.
+Target = LayerPlan | BlockLayout
 Targets = Mapping[str, Target | None]
 
 
 @dataclass(frozen=True)
-class Regrouping:
-    """An order of channels, and the share of each layer's L1 norm in its best blocks, by name."""
+class FoundPermutation:
+    """A permutation, and the share of each layer's L1 norm in its best blocks, by name."""
 
-    order: ChannelOrder
+    permutation: ChannelPermutation
     before: dict[str, float]
     after: dict[str, float]
 
 
-def regroup_for(
+def permute_for(
     model: nn.Module, targets: Targets, optimizer: Optimizer | None = None, rounds: int = ROUNDS
-) -> Regrouping:
+) -> FoundPermutation:
     """Put a network's channels in an order that suits the blocks it is about to be cut into.
 
     Args:
         model: changed in place, and computes the same as before within rounding. A sparse layer
-            that it reorders becomes an ordinary module with zeros: cut it next (see layers/surgery.py).
+            that it reorders becomes an ordinary module with zeros: give it blocks next.
         targets: block and number of blocks of layers by name; None for one that will be full.
         optimizer: whose state of the parameters moves along.
         rounds: at most, over all groups of channels; WIDTHS of them with soft choices.
 
     Returns:
-        The order, for states kept aside, and what it gained: the mean of shares never falls.
+        The permutation, for states kept aside, and what it gained: the mean of shares never falls.
 
     Raises:
         InputError: a model that cannot be traced, or weights that are not finite.
     """
-    found = find_order(model, targets, rounds)
-    found.order.apply_(model, optimizer)
+    found = find_permutation(model, targets, rounds)
+    found.permutation.apply_(model, optimizer)
     return found
 
 
 @torch.no_grad()
-def find_order(model: nn.Module, targets: Targets, rounds: int = ROUNDS) -> Regrouping:
-    """Return what regroup_for would do, and leave the model as it is; arguments as there."""
+def find_permutation(model: nn.Module, targets: Targets, rounds: int = ROUNDS) -> FoundPermutation:
+    """Return what permute_for would do, and leave the model as it is; arguments as there."""
     modules = dict(model.named_modules())
     if any(p.is_meta for p in model.parameters()):
-        return Regrouping(ChannelOrder({}), {}, {})
+        return FoundPermutation(ChannelPermutation({}), {}, {})
     layers = {
         name: _Layer(name, modules[name], target) for name, target in targets.items() if target
     }
@@ -99,9 +81,9 @@ def find_order(model: nn.Module, targets: Targets, rounds: int = ROUNDS) -> Regr
     _search(layers, groups, rounds)
     after = {name: layer.kept() for name, layer in layers.items()}
     if sum(after.values()) <= sum(before.values()):
-        return Regrouping(ChannelOrder({}), before, before)
-    order = ChannelOrder.of([g.group for g in groups], [g.order for g in groups])
-    return Regrouping(order, before, after)
+        return FoundPermutation(ChannelPermutation({}), before, before)
+    permutation = ChannelPermutation.of([g.group for g in groups], [g.order for g in groups])
+    return FoundPermutation(permutation, before, after)
 
 
 def _search(layers: Mapping[str, _Layer], groups: Sequence[_Group], rounds: int) -> None:
@@ -168,9 +150,9 @@ class _Layer:
         ob, bo, cb, bc, taps = self.grid
         if dimension == 0:
             sums = self.shares.view(ob * bo, cb, bc, taps).sum(2)
-            return sums.flatten(1) @ chosen.flatten(1).T
-        sums = self.shares.view(ob, bo, cb * bc, taps).sum(1)
-        return sums.transpose(0, 1).flatten(1) @ chosen.transpose(0, 1).flatten(1).T
+        else:
+            sums = self.shares.view(ob, bo, cb * bc, taps).sum(1).transpose(0, 1)
+        return sums.flatten(1) @ chosen.transpose(0, dimension).flatten(1).T
 
     def move(self, dimension: int, order: Tensor) -> None:
         """Put rows (0) or columns (1) in another order; those that pad stay."""

@@ -8,7 +8,7 @@ from bench.speed.correctness import WrongResult
 from bench.speed.networks import Network
 from bench.speed.steps import Step
 from bench.speed.variant import Case
-from sparse_engine.layers import fused as chain
+from sparse_engine.layers import fused
 from sparse_kernels.dispatch.backend import forced_backend
 from sparse_kernels.operators import fused_convolution
 from sparse_kernels.triton import gather
@@ -103,8 +103,8 @@ def test_a_fused_step_is_checked_call_by_call(monkeypatch):
     def forward(step):
         """Run one convolution of the network, for the interpreter is slow."""
         with forced_backend(step.backend):
-            source = chain.normalised(block.norm2, torch.randn(2, 16, 4, 4))
-            chain.convolve(block.conv2, source, torch.randn(2, 16, 4, 4))
+            source = fused.normalised(block.norm2, torch.randn(2, 16, 4, 4))
+            fused.convolve(block.conv2, source, torch.randn(2, 16, 4, 4))
 
     real, refuse = fused_convolution.shares, layer_check.refuse
     monkeypatch.setattr(layer_check, "_forward", forward)

@@ -107,7 +107,7 @@ def _made(walk: Walk) -> tuple[Any, Callable[..., Any] | None, Any, Any]:
     from bench.speed.networks import NETWORKS, Network, network_of
     from bench.speed.variant import Case
     from sparse_engine import fuse, to_rows
-    from sparse_engine.models.grouped.members import Together
+    from sparse_engine.models.grouped.members import GroupedMembers
     from sparse_engine.training.group_topology import GroupTopology
 
     if walk.network == "vit-b-16":
@@ -123,7 +123,7 @@ def _made(walk: Walk) -> tuple[Any, Callable[..., Any] | None, Any, Any]:
     if walk.setup == "grouped":
         x = torch.randn(2, *shape, device="cuda")
         y = torch.randint(10, (2, walk.batch), device="cuda")
-        together = Together(members).train()
+        together = GroupedMembers(members).train()
 
         def topology_of(model: Any, optimizer: Any) -> Any:
             return GroupTopology(model, optimizer, "rigl", range(2))

@@ -302,9 +302,9 @@ def pair(first, second):
         (lambda: pair(Branching(), Branching()), "a Branching cannot be grouped"),
         (
             lambda: pair(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 3))),
-            "other settings",
+            "another out_features in member 2 than in member 1 .3 and 2.",
         ),
-        (lambda: pair(Odd(), Odd().double()), "other data type in member 2"),
+        (lambda: pair(Odd(), Odd().double()), "another data type in member 2"),
         (
             lambda: [members(Odd, block)[0] for block in ((16, 16), (16, 32))],
             "has blocks 16x16 and 16x32 in different members",

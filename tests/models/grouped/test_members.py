@@ -9,7 +9,7 @@ from torch import nn
 from sparse_engine import sparsify
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.models.grouped.members import Together
+from sparse_engine.models.grouped.members import GroupedMembers
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.training.group_topology import GroupTopology
 from sparse_kernels.dispatch.backend import forced_backend
@@ -77,7 +77,7 @@ def block_lists(model):
 def test_equals_members_trained_apart(rule, backend):
     models = networks(**({"start_sparsity": 0.4} if rule == "granet" else {}))
     apart, before = copy.deepcopy(models), [block_lists(model) for model in models]
-    together = Together(models)
+    together = GroupedMembers(models)
     optimizer, optimizers = sgd(together), [sgd(model) for model in apart]
     topology = GroupTopology(together, optimizer, rule, seeds=range(MEMBERS))
     topologies = [Topology(m, o, rule, n) for n, (m, o) in enumerate(zip(apart, optimizers))]
@@ -107,7 +107,7 @@ def test_equals_members_trained_apart(rule, backend):
 
 
 def test_grown_blocks_have_no_momentum():
-    together = Together(networks())
+    together = GroupedMembers(networks())
     optimizer = sgd(together)
     topology = GroupTopology(together, optimizer, "set", seeds=range(MEMBERS))
     x, y = batch(1)
@@ -127,7 +127,7 @@ def test_grown_blocks_have_no_momentum():
 
 def test_members_are_views():
     models = networks()
-    together = Together(models)
+    together = GroupedMembers(models)
     with torch.no_grad():
         for parameter in together.parameters():
             parameter.zero_()
@@ -138,10 +138,10 @@ def test_members_are_views():
 
 def test_what_cannot_train_together():
     models = networks()
-    together = Together(models)
+    together = GroupedMembers(models)
     with pytest.raises(InputError, match=r"by static, set, rigl, granet, not 'snfs'"):
         GroupTopology(together, sgd(together), "snfs", seeds=range(MEMBERS))
     mixed = [Small(), Small()]
     sparsify(mixed[0], 0.5, block=(16, 16), skip=["stem"])
     with pytest.raises(InputError, match="'inner' is sparse in some members only"):
-        Together(mixed)
+        GroupedMembers(mixed)

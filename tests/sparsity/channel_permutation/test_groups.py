@@ -12,7 +12,7 @@ from sparse_engine import fuse, sparsify, to_rows
 from sparse_engine.errors import InputError
 from sparse_engine.models.build import build_model
 from sparse_engine.sparsity.channel_permutation.groups import channel_groups
-from sparse_engine.sparsity.channel_permutation.permutation import ChannelOrder
+from sparse_engine.sparsity.channel_permutation.permutation import ChannelPermutation
 from sparse_engine.sparsity.sparsify import dense_state_dict
 from sparse_kernels.operators.reference import scatter_blocks
 
@@ -41,7 +41,7 @@ def shuffle(model, optimizer=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
     groups = channel_groups(model)
     orders = [torch.randperm(g.channels, generator=generator) for g in groups]
-    order = ChannelOrder.of(groups, orders)
+    order = ChannelPermutation.of(groups, orders)
     order.apply_(model, optimizer)
     return order
 
@@ -269,5 +269,7 @@ def test_the_momentum_of_sparse_layers_moves_along(kind):
 
 def test_a_model_that_cannot_be_traced_is_said_to_be():
     model = Net(lambda net, x: net.a(x) if x.sum() > 0 else x, a=nn.Conv2d(3, 3, 1))
-    with pytest.raises(InputError, match="a Net cannot be regrouped: symbolically traced"):
+    with pytest.raises(
+        InputError, match="a Net cannot be permuted in its channels: symbolically traced"
+    ):
         channel_groups(model)

@@ -10,19 +10,19 @@ from sparse_engine import sparsify
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer, magnitude_layout
-from sparse_engine.layers.surgery import recut, replace_modules, used_layouts
+from sparse_engine.layers.surgery import change_layouts, replace_modules, used_layouts
 from sparse_engine.methods.actions import Rewind
-from sparse_engine.methods.pruning_actions import CutAsTeacher, Prune, Regroup
+from sparse_engine.methods.pruning_actions import CutAsTeacher, PermuteChannels, Prune
 from sparse_engine.models.build import build_model
 from sparse_engine.runs.files import load_file
-from sparse_engine.sparsity.channel_permutation.search import find_order, regroup_for
+from sparse_engine.sparsity.channel_permutation.search import find_permutation, permute_for
 from sparse_engine.sparsity.pruning import strongest_layouts
 from sparse_engine.sparsity.sparsify import dense_state_dict, plan_model
 from sparse_engine.train import main
 from sparse_engine.training.trainer import Trainer
 
 RUN = ["--model", "mlp", "--batch-size", "256", "--device", "cpu", "--sparsity", "0.8"]
-RUN += ["--block", "16x16", "--regroup"]
+RUN += ["--block", "16x16", "--permute-channels"]
 
 
 def targets_of(model, sparsity, block, **settings):
@@ -37,7 +37,7 @@ def kept(model, targets):
         weight = dense_state_dict(model)[f"{name}.weight"]
         layout = magnitude_layout(weight, target.block, target.active, target.taps)
         sparse = copy.deepcopy(nn.Sequential(model.get_submodule(name)))
-        replace_modules(sparse, recut(sparse, {"0": layout}))
+        replace_modules(sparse, change_layouts(sparse, {"0": layout}))
         shares.append(float(sparse[0].weight.detach().abs().sum() / weight.abs().sum()))
     return sum(shares) / len(shares)
 
@@ -64,7 +64,7 @@ def test_a_shuffled_block_sparse_weight_is_found_again(repeat):
     )  # fmt: skip
     model[3].weight.data.copy_(wide[rows][:, entries])
     layout = magnitude_layout(wide, (16, 16 * repeat), int(mask.sum()))
-    found = regroup_for(model, {"3": layout})
+    found = permute_for(model, {"3": layout})
     assert found.before["3"] < 0.6
     assert found.after["3"] == pytest.approx(1, abs=1e-5)
     assert kept(model, {"3": layout}) == pytest.approx(1, abs=1e-5)
@@ -77,7 +77,7 @@ def test_the_norm_kept_rises_and_is_what_a_cut_then_keeps(block, taps):
     targets = targets_of(model, 0.7, block, taps=taps)
     before, x = kept(model, targets), torch.randn(2, 4, 9, 9)
     y = model(x)
-    found = regroup_for(model, targets)
+    found = permute_for(model, targets)
     torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
     after = kept(model, targets)
     assert after > before
@@ -91,7 +91,7 @@ def test_it_never_falls(name, rounds):
     torch.manual_seed(0)
     model = build_model(name, classes=3, channels=1, height=8, width=8)
     targets = targets_of(model, 0.8, (16, 16))
-    found = find_order(model, targets, rounds)
+    found = find_permutation(model, targets, rounds)
     assert sum(found.after.values()) >= sum(found.before.values())
 
 
@@ -99,9 +99,9 @@ def test_what_is_best_already_stays():
     model = small_model()
     targets = targets_of(model, 0.7, (8, 8))
     for _ in range(20):
-        regroup_for(model, targets)
+        permute_for(model, targets)
     weights = dense_state_dict(model)
-    assert not regroup_for(model, targets).order.moves
+    assert not permute_for(model, targets).permutation.moves
     assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
 
 
@@ -109,11 +109,11 @@ def test_a_layer_that_was_not_mentioned_stays_sparse():
     model = small_model()
     sparsify(model, 0.5, "uniform", (8, 8), init="random")
     full = dict.fromkeys(("0", "3"))
-    found = find_order(model, {**full, "9": magnitude_layout(model[9].weight, (16, 5), 3)})
-    assert all(not name.startswith("7.") for name in found.order.moves)
+    found = find_permutation(model, {**full, "9": magnitude_layout(model[9].weight, (16, 5), 3)})
+    assert all(not name.startswith("7.") for name in found.permutation.moves)
 
 
-def test_finer_blocks_are_regrouped_for_coarser_ones():
+def test_finer_blocks_are_ordered_for_coarser_ones():
     model = small_model()
     sparsify(model, 0.5, "uniform", (2, 2), init="random")
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -123,7 +123,7 @@ def test_finer_blocks_are_regrouped_for_coarser_ones():
     optimizer.zero_grad()
     y, twin = model(x), copy.deepcopy(model)
     layouts = used_layouts(build_coarse(twin))
-    found = regroup_for(model, layouts, optimizer)
+    found = permute_for(model, layouts, optimizer)
     torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
     assert sum(found.after.values()) > sum(found.before.values())
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -138,29 +138,32 @@ def build_coarse(model):
     return model
 
 
-def test_sparsify_regroups_first():
+def test_sparsify_permutes_first():
     plain, model = small_model(), small_model()
     x = torch.randn(2, 4, 9, 9)
     y = plain(x)
-    reports = [sparsify(plain, 0.6, block=(8, 8)), sparsify(model, 0.6, block=(8, 8), regroup=True)]
+    reports = [
+        sparsify(plain, 0.6, block=(8, 8)),
+        sparsify(model, 0.6, block=(8, 8), permute_channels=True),
+    ]
     assert len({str([row.density for row in found.rows]) for found in reports}) == 1
     norms = [sum(v.detach().abs().sum() for v in m.parameters()) for m in (plain, model)]
     assert norms[1] > norms[0]
     full = small_model()
-    sparsify(full, 0, block=(8, 8), regroup=True)
+    sparsify(full, 0, block=(8, 8), regroup=True)  # its earlier name
     torch.testing.assert_close(full(x), y, rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_refused_where_it_has_no_meaning():
-    with pytest.raises(InputError, match="regroup is for init='magnitude'"):
-        sparsify(small_model(), 0.6, init="random", regroup=True)
+    with pytest.raises(InputError, match="permute_channels is for init='magnitude'"):
+        sparsify(small_model(), 0.6, init="random", permute_channels=True)
     model = small_model()
     model[0].weight.data[0, 0, 0, 0] = torch.nan
     with pytest.raises(InputError, match="layer '0' has weights that are not finite"):
-        sparsify(model, 0.6, block=(8, 8), regroup=True)
+        sparsify(model, 0.6, block=(8, 8), permute_channels=True)
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
-    sparsify(model, 0.6, block=(16, 16), regroup=True)
+    sparsify(model, 0.6, block=(16, 16), permute_channels=True)
     assert isinstance(model[0], SparseLayer)
 
 
@@ -200,12 +203,12 @@ def run(out, *flags):
         ("pf", ["--members", "2"]),
     ],
 )
-def test_a_run_regroups_once_and_rewinds_in_the_new_order(method, flags, tmp_path, monkeypatch):
-    regrouped, rewound = watch(monkeypatch, Regroup), watch(monkeypatch, Rewind)
+def test_a_run_permutes_once_and_rewinds_in_the_new_order(method, flags, tmp_path, monkeypatch):
+    permuted, rewound = watch(monkeypatch, PermuteChannels), watch(monkeypatch, Rewind)
     run(tmp_path / "out", "--method", method, "--epochs", "5", *flags)
-    assert len(regrouped) == (2 if method == "pf" else 1)
+    assert len(permuted) == (2 if method == "pf" else 1)
     x = torch.randn(4, 1, 8, 8)
-    for action, before, after in regrouped:
+    for action, before, after in permuted:
         assert action.sparsity == 0.8
         assert before.keys() == after.keys()
         for name, state in before.items():
@@ -214,7 +217,7 @@ def test_a_run_regroups_once_and_rewinds_in_the_new_order(method, flags, tmp_pat
             torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-5)
     assert len(rewound) == {"lottery": 2, "ltr": 1, "pf": 0}[method]
     for _, _, after in rewound:
-        for name, value in regrouped[0][2]["rewind point"].items():
+        for name, value in permuted[0][2]["rewind point"].items():
             found = after["network"][name]
             assert found.any()
             assert found.equal(value * (found != 0))
@@ -229,12 +232,21 @@ def test_a_kd_ticket_is_cut_in_the_order_of_its_teacher(tmp_path, monkeypatch):
     ((_, before, after),) = seen
     model = perceptron(load_file(tmp_path / "teacher/member_1.pt")["model"])
     config = Config(prune_scope="layer", block="16x16")
-    order = regroup_for(model, strongest_layouts(model, 0.8, config)).order
+    order = permute_for(model, strongest_layouts(model, 0.8, config)).permutation
     layouts = strongest_layouts(model, 0.8, config)
     model.load_state_dict(order.state(before["network"]))
-    replace_modules(model, recut(model, layouts))
+    replace_modules(model, change_layouts(model, layouts))
     for name, value in dense_state_dict(model).items():
         assert value.equal(after["network"][name])
+
+
+def rename_setting(folder, name, earlier):
+    """Let a run's files say a setting by the name that an earlier version gave it."""
+    config, checkpoint = folder / "config.json", folder / "last.pt"
+    config.write_text(config.read_text().replace(f'"{name}"', f'"{earlier}"'))
+    state = torch.load(checkpoint, weights_only=True)
+    state["config"][earlier] = state["config"].pop(name)
+    torch.save(state, checkpoint)
 
 
 def test_a_run_that_was_stopped_goes_on_in_the_same_order(tmp_path, monkeypatch):
@@ -251,6 +263,7 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_order(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", *flags)
     monkeypatch.undo()
+    rename_setting(tmp_path / "stopped", "permute_channels", "regroup")
     main(["--resume", str(tmp_path / "stopped")])
     whole, stopped = (load_file(tmp_path / f"{n}/member_1.pt") for n in ("whole", "stopped"))
     assert all(value.equal(stopped["model"][name]) for name, value in whole["model"].items())
@@ -264,7 +277,7 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_order(tmp_path, monkeypatch)
         (["--method", "lottery", "--block", "1x1"], "--block 1x1 has none: leave it out"),
         (
             ["--method", "pf", "--model", "torchvision/vit_b_16", "--dataset", "imagenet"],
-            "cannot be regrouped",
+            "cannot be permuted",
         ),
     ],
 )
