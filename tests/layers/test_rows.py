@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from nodes import names
+from norms import lively
 from row_checks import assert_all_rows, assert_same, in_rows, pass_through, rows
 from torch import nn
 
@@ -32,12 +34,7 @@ def network(name: str, dtype=torch.float64, size: int = 16) -> nn.Module:
     """Return a sparse network whose norms have seen other data than they will see."""
     model = build_model(name, classes=10, channels=3, height=size, width=size).to(dtype)
     sparsify(model, 0.8, block=(16, 16))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 2)
-    return model
+    return lively(model)
 
 
 @pytest.mark.parametrize(
@@ -250,12 +247,9 @@ def test_in_place_operators_and_second_derivatives():
 
 def test_what_changes_in_place_is_not_copied():
     model = to_rows(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True)).double())
-    nodes = [model(rows(4, 8, 3, 2).requires_grad_()).grad_fn]
-    for node in nodes:
-        nodes += [earlier for earlier, _ in node.next_functions if earlier is not None]
-    names = [node.name() for node in nodes]
-    assert "ReluBackward0" in names
-    assert "CopySlices" not in names
+    found = names(model(rows(4, 8, 3, 2).requires_grad_()))
+    assert "ReluBackward0" in found
+    assert "CopySlices" not in found
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
