@@ -58,19 +58,11 @@ class SparseConv2d(SparseLayer):
         super().__init__()
         if groups != 1:
             raise ValueError(f"SparseConv2d supports groups=1 only, found groups={groups}")
-        if padding_mode not in ("zeros", "reflect", "replicate", "circular"):
-            raise ValueError(
-                "padding_mode must be 'zeros', 'reflect', 'replicate' or 'circular', "
-                f"found '{padding_mode}'"
-            )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
         self.dilation, self.padding_mode = _pair(dilation), padding_mode
         self.padding = padding if isinstance(padding, str) else _pair(padding)
-        if isinstance(padding, str) and padding not in ("same", "valid"):
-            raise ValueError(f"padding must be numbers, 'same' or 'valid', found '{padding}'")
-        if padding == "same" and self.stride != (1, 1):
-            raise ValueError(f"padding 'same' needs stride 1, found {self.stride}")
+        nn.Conv2d(**geometry(self), device="meta")  # which knows what its arguments may be
         shape = (out_channels, in_channels, *self.kernel_size)
         self._make(shape, bias, device, dtype, density, block, generator, layout, taps)
 

@@ -68,30 +68,14 @@ class Report:
         return sum(row.stored_bytes for row in self.rows)
 
     def __str__(self) -> str:
-        table = [
-            ("layer", "kind", "shape", "block", "blocks", "density", "weights", "bytes", "runs on")
-        ]
-        for row in self.rows:
-            block = "x".join(map(str, row.block)) if row.block else "-"
-            block += " all taps" if row.all_taps else ""
-            table.append(
-                (
-                    row.name,
-                    f"{row.kind} ({row.note})" if row.note else row.kind,
-                    "x".join(map(str, row.shape)),
-                    block,
-                    _count_blocks(row),
-                    f"{row.density:.3f}",
-                    f"{row.weights}",
-                    f"{row.stored_bytes}",
-                    row.runs_on,
-                )
-            )
+        names = ("layer", "kind", "shape", "block", "blocks", "density", "weights", "bytes")
         weights = sum(row.weights for row in self.rows)
-        total = ("total", "", "", "", "", f"{self.density:.3f}", f"{weights}")
-        table.append((*total, f"{self.stored_bytes}", ""))
-        others = ("all else", "", "", "", "", "")
-        table.append((*others, f"{self.other_parameters}", f"{self.other_bytes}", ""))
+        table = [
+            (*names, "runs on"),
+            *(_cells(row) for row in self.rows),
+            ("total", *[""] * 4, f"{self.density:.3f}", f"{weights}", f"{self.stored_bytes}", ""),
+            ("all else", *[""] * 5, f"{self.other_parameters}", f"{self.other_bytes}", ""),
+        ]
         return format_table(table)
 
 
@@ -159,9 +143,13 @@ def _dense_row(name: str, kind: str, weight: Tensor, note: str) -> LayerRow:
     return LayerRow(name, kind, tuple(weight.shape), None, 1, 1, 1, count, count, stored, note)
 
 
-def _count_blocks(row: LayerRow) -> str:
-    """Return active / all blocks as text, and the unused slots if there are any."""
-    if row.block is None:
-        return "-"
-    spare = f"+{row.slots - row.active} spare" if row.slots > row.active else ""
-    return f"{row.active}{spare}/{row.total}"
+def _cells(row: LayerRow) -> tuple[str, ...]:
+    kind = f"{row.kind} ({row.note})" if row.note else row.kind
+    block = blocks = "-"
+    if row.block is not None:
+        block = "x".join(map(str, row.block)) + (" all taps" if row.all_taps else "")
+        spare = f"+{row.slots - row.active} spare" if row.slots > row.active else ""
+        blocks = f"{row.active}{spare}/{row.total}"
+    shape, numbers = "x".join(map(str, row.shape)), (row.weights, row.stored_bytes)
+    cells = (row.name, kind, shape, block, blocks, f"{row.density:.3f}")
+    return (*cells, *map(str, numbers), row.runs_on)

@@ -69,9 +69,16 @@ def change_layouts(model: nn.Module, layouts: Layouts) -> dict[str, nn.Module]:
     }
 
 
-def replace_modules(model: nn.Module, replaced: Mapping[str, nn.Module]) -> None:
-    """Put modules in the places of those that have their names, in place."""
+def replace_modules(
+    model: nn.Module, replaced: Mapping[str, nn.Module], optimizer: Optimizer | None = None
+) -> None:
+    """Put modules in the places of those that have their names, in place.
+
+    An optimizer's state of the blocks that both have is carried over.
+    """
     for name, module in replaced.items():
+        if optimizer is not None:
+            carry_state(optimizer, model.get_submodule(name), module)
         parent, _, child = name.rpartition(".")
         # Convolution weights lie as the rest of the model's.
         setattr(model.get_submodule(parent), child, module.to(memory_format=torch.channels_last))

@@ -24,19 +24,8 @@ class Architecture(NamedTuple):
 
 def names() -> list[str]:
     """Return example names, one or more of every family, for help texts."""
-    return [
-        "wrn28-10",
-        "wrn16-2",
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnet20",
-        "resnet56",
-        "resnet110",
-        "vgg16",
-        "mlp",
-        "torchvision/resnet50",
-    ]
+    resnets = [f"resnet{depth}" for depth in (18, 34, 50, 20, 56, 110)]
+    return ["wrn28-10", "wrn16-2", *resnets, "vgg16", "mlp", "torchvision/resnet50"]
 
 
 def check_name(name: str) -> None:

@@ -67,13 +67,12 @@ def joint_calls(members: Iterable[nn.Module]) -> list[Callable[[Tensor], Tensor]
     calls: list[Callable[[Tensor], Tensor]] = []
     left = list(members)
     while left:
-        first, count = left[0], 1
+        first = left[0]
         if isinstance(first, Member) and first.is_whole(left[: first.network.members]):
             calls.append(first.network.member_logits)
-            count = first.network.members
+            del left[: first.network.members]
         else:
-            calls.append(partial(_alone, first))
-        left = left[count:]
+            calls.append(partial(_alone, left.pop(0)))
     return calls
 
 

@@ -22,7 +22,6 @@ from sparse_engine.layers.rows import to_rows
 from sparse_engine.layers.state_dict import check_model, load_state
 from sparse_engine.layers.surgery import (
     Momenta,
-    carry_state,
     model_densities,
     replace_modules,
     start_momenta,
@@ -93,9 +92,7 @@ class Network:
 
     def replace_layers(self, replaced: Mapping[str, nn.Module]) -> None:
         """Put other layers in place of some; optimizer state and exploration are carried over."""
-        for name, layer in replaced.items():
-            carry_state(self.optimizer, self.model.get_submodule(name), layer)
-        replace_modules(self.model, replaced)
+        replace_modules(self.model, replaced, self.optimizer)
         self._changed()
         old = self.topology
         self.topology = old.of(self.model, self.optimizer)

@@ -1,6 +1,6 @@
-"""The nodes of autograd that accumulate parameters' gradients, and how long they live.
+"""The nodes of autograd: their names, and how long those of parameters' gradients live.
 
-A node is bound to the stream it was made on. One that lives on from the default stream makes a
+Such a node is bound to the stream it was made on. One that lives on from the default stream makes a
 recording fail, so that nodes in a step that is recorded have to be new ones.
 """
 
@@ -16,6 +16,14 @@ def mark(model: torch.nn.Module, name: str) -> None:
 def marks(model: torch.nn.Module) -> set[str]:
     """Return the marks of the living nodes."""
     return {node.metadata["made"] for node in _nodes(model) if "made" in node.metadata}
+
+
+def names(y: torch.Tensor) -> set[str]:
+    """Return the names of all nodes that a result came from."""
+    nodes = [y.grad_fn]
+    for node in nodes:
+        nodes += [before for before, _ in node.next_functions if before is not None]
+    return {node.name() for node in nodes}
 
 
 def _nodes(model: torch.nn.Module) -> list:

@@ -9,11 +9,6 @@ from sparse_engine.layers.initialisation import active_fan_in, draw_by_fan_in
 from sparse_kernels import BlockLayout
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def test_fan_in_by_hand():
     # Two rows of blocks: the first has taps of input blocks 0 and 1, the second is empty.
     layout = BlockLayout((6, 7, 1, 2), (4, 4), torch.tensor([0, 2, 3, 8]), active=3)

@@ -1,13 +1,15 @@
 """to_rows: the same numbers as before, with every activation and gradient in rows order."""
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from nodes import names
+from norms import lively
+from row_checks import assert_all_rows, assert_same, in_rows, pass_through, rows
 from torch import nn
 
 from sparse_engine import SparseConv2d, sparsify
@@ -28,87 +30,26 @@ from sparse_kernels.operators import convolution
 NETWORKS = {"wrn16-2": 16, "resnet18": 16, "vgg16": 32}
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def network(name: str, dtype=torch.float64, size: int = 16) -> nn.Module:
     """Return a sparse network whose norms have seen other data than they will see."""
     model = build_model(name, classes=10, channels=3, height=size, width=size).to(dtype)
     sparsify(model, 0.8, block=(16, 16))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 2)
-    return model
+    return lively(model)
 
 
-def rows(*shape: int, dtype=torch.float64) -> torch.Tensor:
-    return in_order(torch.randn(*shape, dtype=dtype), "rows")
-
-
-def in_rows(x: torch.Tensor) -> bool:
-    return x.permute(2, 3, 0, 1).is_contiguous()
-
-
-def pass_through(model, x, weights=None):
-    """Return output, gradients and buffers of a step; the gradient is random, in NCHW order."""
-    x = x.detach().requires_grad_()
-    y = model(x)
-    seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
-    y.backward(seed)
-    found = {"y": y.detach(), "x": x.grad}
-    found.update({n: p.grad for n, p in model.named_parameters()})
-    found.update({f"buffer {n}": b.clone() for n, b in model.named_buffers()})
-    return found
-
-
-def assert_same(found, expected, tolerance):
-    """Compare tensors by the norm of their difference."""
-    assert found.keys() == expected.keys()
-    for name, right in expected.items():
-        error = (found[name] - right).double().norm()
-        assert error <= tolerance * right.double().norm().clamp(min=1e-3), name
-
-
-def leaves(model):
-    return {n: m for n, m in model.named_modules() if next(m.children(), None) is None}
-
-
-def assert_all_rows(model, x):
-    """Step once and look at what each leaf module is given and gives, and at its gradients."""
-    wrong, gradients = [], []
-
-    def check(what, tensor):
-        if tensor.ndim == 4 and not in_rows(tensor):
-            wrong.append(what)
-
-    def watch(name, module):
-        def hook(_, inputs, output):
-            check(f"{name} input", inputs[0])
-            check(f"{name} output", output)
-            if output.ndim == 4:
-                output.register_hook(lambda g: check(f"{name} gradient", g))
-                output.register_hook(lambda g: gradients.append(name))
-
-        return module.register_forward_hook(hook)
-
-    handles = [watch(name, module) for name, module in leaves(model).items()]
-    model(x).square().sum().backward()
-    for handle in handles:
-        handle.remove()
-    assert not wrong
-    assert len(gradients) >= len(handles) - 2  # dropout and classifier have no images
-
-
-@pytest.mark.parametrize(("batch", "training"), [(1, True), (2, True), (5, True), (2, False)])
+@pytest.mark.parametrize(
+    ("batch", "training", "size"),
+    [
+        *[(1, True, None), (2, True, None), (5, True, None), (2, False, None)],
+        # Such images shrink to 1x1 or 2x2, from where the gradient must find its order again.
+        (3, True, 8),
+    ],
+)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_keep_numbers_and_rows(name, batch, training):
-    plain = network(name).train(training)
-    model = to_rows(copy.deepcopy(plain))
-    x = torch.randn(batch, 3, NETWORKS[name], NETWORKS[name], dtype=torch.float64)
+def test_networks_keep_numbers_and_rows(name, batch, training, size):
+    plain = network(name, size=size or 16).train(training)
+    model, size = to_rows(copy.deepcopy(plain)), size or NETWORKS[name]
+    x = torch.randn(batch, 3, size, size, dtype=torch.float64)
     assert_same(pass_through(model, x), pass_through(plain, x), 1e-10)
     assert_all_rows(model, in_order(x, "rows"))
 
@@ -119,20 +60,10 @@ def test_networks_in_single_precision(name):
     model = to_rows(copy.deepcopy(plain))
     x = torch.randn(5, 3, NETWORKS[name], NETWORKS[name])
     found, expected = pass_through(model, x), pass_through(plain, x)
-    for key in expected:
-        # A ReLU or max-pool on the other side of its kink shows in all gradients before it.
-        tolerance = 1e-5 if key == "y" or key.startswith("buffer") else 1e-2
-        assert_same({key: found[key]}, {key: expected[key]}, tolerance)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_images_of_one_pixel_fit_every_order_and_stay_rows(name):
-    """8x8 images shrink to 1x1 or 2x2, from where the gradient must find its order again."""
-    plain = network(name, size=8)
-    model = to_rows(copy.deepcopy(plain))
-    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
-    assert_same(pass_through(model, x), pass_through(plain, x), 1e-10)
-    assert_all_rows(model, x)
+    # A ReLU or max-pool on the other side of its kink shows in all gradients before it.
+    assert_same(found, expected, 1e-2)
+    exact = [key for key in expected if key == "y" or key.startswith("buffer")]
+    assert_same({k: found[k] for k in exact}, {k: expected[k] for k in exact}, 1e-5)
 
 
 def test_one_channel_and_one_image_fit_every_order():
@@ -273,25 +204,17 @@ def test_unusual_shapes_are_treated_as_before():
     assert torch.equal(F.max_unpool2d(found, indices, 2).amax((2, 3)), image[None].amax((2, 3)))
 
 
-def test_states_load_both_ways_and_models_survive_copies(tmp_path):
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_states_load_both_ways_and_models_survive_copies(copied):
     plain = network("wrn16-2")
     model = to_rows(network("wrn16-2"))
     assert list(model.state_dict()) == list(plain.state_dict())
     model.load_state_dict(plain.state_dict(), strict=True)
     network("wrn16-2").load_state_dict(model.state_dict(), strict=True)
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    expected = pass_through(plain, x)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    twins = [
-        copy.deepcopy(model),
-        pickle.loads(pickle.dumps(model)),
-        torch.load(file, weights_only=False),
-    ]
-    for twin in twins:
-        assert_all_rows(copy.deepcopy(twin), x)
-        assert_same(pass_through(twin, x), expected, 1e-10)
+    twin = copied(model)
+    assert_all_rows(copied(twin), x)
+    assert_same(pass_through(twin, x), pass_through(plain, x), 1e-10)
 
 
 def test_a_second_call_adds_only_what_is_new():
@@ -324,12 +247,9 @@ def test_in_place_operators_and_second_derivatives():
 
 def test_what_changes_in_place_is_not_copied():
     model = to_rows(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True)).double())
-    nodes = [model(rows(4, 8, 3, 2).requires_grad_()).grad_fn]
-    for node in nodes:
-        nodes += [earlier for earlier, _ in node.next_functions if earlier is not None]
-    names = [node.name() for node in nodes]
-    assert "ReluBackward0" in names
-    assert "CopySlices" not in names
+    found = names(model(rows(4, 8, 3, 2).requires_grad_()))
+    assert "ReluBackward0" in found
+    assert "CopySlices" not in found
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -338,14 +258,15 @@ def test_compiled(training):
     model = to_rows(copy.deepcopy(plain))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    y = compiled(x)
-    y.square().sum().backward()
-    expected = plain(x)
-    expected.square().sum().backward()
-    assert torch.allclose(y, expected, rtol=1e-10, atol=1e-10)
-    found = {n: p.grad for n, p in model.named_parameters()}
-    assert_same(found, {n: p.grad for n, p in plain.named_parameters()}, 1e-10)
-    assert_same(dict(model.named_buffers()), dict(plain.named_buffers()), 1e-10)
+    y, expected = compiled(x), plain(x)
+    for output in (y, expected):
+        output.square().sum().backward()
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    states = [
+        {**{n: p.grad for n, p in m.named_parameters()}, **dict(m.named_buffers())}
+        for m in (model, plain)
+    ]
+    assert_same(*states, 1e-10)
 
 
 def test_triton_kernels_are_given_rows(monkeypatch, request):

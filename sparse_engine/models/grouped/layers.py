@@ -23,7 +23,6 @@ from sparse_engine.layers.modules import SparseConv2d, SparseLinear, geometry
 from sparse_engine.models.grouped.slices import UNGROUPED, MemberSlices, padded_slices
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import choose_backend
-from sparse_kernels.layout import SlotIndex
 from sparse_kernels.memory_order import by_library
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
@@ -179,33 +178,29 @@ def diagonal_layout(
     first, members = layouts[0], len(layouts)
     (_, in_channels, *taps), (bo, bc) = first.shape, first.block
     width = in_channels if given.shared else members * given.stride
-    grid = (members * stride // bo, -(-width // bc), *taps)
+    rows, columns, tap_count = stride // bo, -(-width // bc), math.prod(taps)
     ids = []
     for member, layout in enumerate(layouts):
-        out_block, in_block, *tap = SlotIndex.of(layout.tensors())
-        in_block = in_block + (0 if given.shared else member * given.stride // bc)
-        own = _block_ids((out_block + member * stride // bo, in_block, *tap), grid)
-        ids.append(torch.where(layout.block_ids < layout.total, own, math.prod(grid)))
+        pair, tap = layout.block_ids.long() // tap_count, layout.block_ids % tap_count
+        row = pair // layout.grid[1] + member * rows
+        column = pair % layout.grid[1] + (0 if given.shared else member * given.stride // bc)
+        own = (row * columns + column) * tap_count + tap
+        total = members * rows * columns * tap_count
+        ids.append(torch.where(layout.block_ids < layout.total, own, total))
     kinds = {layout.taps for layout in layouts}
     active = sum(layout.active for layout in layouts)
     every = kinds.pop() if len(kinds) == 1 else "each"
     return BlockLayout((members * stride, width, *taps), first.block, torch.cat(ids), active, every)
 
 
-def _block_ids(places: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
-    """Return the ids of blocks at (output block, input block, tap, tap) of a grid."""
-    out_block, in_block, tap_h, tap_w = places
-    return ((out_block * grid[1] + in_block) * grid[2] + tap_h) * grid[3] + tap_w
-
-
 def _scattered(layer: Any) -> Tensor:
     """Return the weight [M * O, C, R, S] of blocks on the diagonal."""
     out_channels, in_channels, *rest = layer.layout.sizes()
-    out_blocks, in_blocks, *taps = layer.layout.grid
-    grid, index = (out_blocks, in_blocks // layer.members, *taps), layer.layout.tensors()
-    out_block, in_block, *tap = SlotIndex.of(index)
-    places = SlotIndex(out_block, in_block % grid[1], *tap)
-    index = [_block_ids(places, grid), *index[1 : -len(places)], *places]
+    index, grid = layer.layout.tensors(), layer.layout.grid
+    columns = grid[1] // layer.members
+    out_block, in_block, tap_h, tap_w = index[11:15]
+    index[12] = in_block % columns
+    index[0] = ((out_block * columns + index[12]) * grid[2] + tap_h) * grid[3] + tap_w
     return scatter_blocks(layer.values, index, [out_channels, in_channels // layer.members, *rest])
 
 

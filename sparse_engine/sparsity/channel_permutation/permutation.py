@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.surgery import carry_state, change_layout, replace_modules, state_tensors
+from sparse_engine.layers.surgery import change_layout, replace_modules, state_tensors
 from sparse_engine.sparsity.channel_permutation.groups import ChannelGroup
 
 
@@ -44,7 +44,10 @@ class ChannelPermutation:
         next cut makes them sparse again. Gradients and the optimizer's state of the parameters move
         along.
         """
-        _make_dense(model, {name.rpartition(".")[0] for name in self.moves}, optimizer)
+        names = {name.rpartition(".")[0] for name in self.moves}
+        layers = {n: m for n, m in model.named_modules() if n in names}
+        full = {n: change_layout(m, None) for n, m in layers.items() if isinstance(m, SparseLayer)}
+        replace_modules(model, full, optimizer)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name in self.moves:
             tensor = tensors[name]
@@ -73,13 +76,3 @@ def entries(order: Tensor, repeat: int) -> Tensor:
     They lie side by side.
     """
     return (order[:, None] * repeat + torch.arange(repeat)).flatten()
-
-
-def _make_dense(model: nn.Module, names: set[str], optimizer: Optimizer | None) -> None:
-    layers = {name: model.get_submodule(name) for name in names}
-    sparse = {name: layer for name, layer in layers.items() if isinstance(layer, SparseLayer)}
-    full = {name: change_layout(layer, None) for name, layer in sparse.items()}
-    if optimizer is not None:
-        for name, layer in sparse.items():
-            carry_state(optimizer, layer, full[name])
-    replace_modules(model, full)

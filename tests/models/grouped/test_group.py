@@ -1,82 +1,20 @@
 """Grouped members give what members give one by one, with one launch for each layer."""
 
 import copy
-from collections import Counter
 
 import pytest
 import torch
+from grouped_networks import Odd, assert_equal, images, members, one_by_one
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from sparse_engine import SparseConv2d, SparseLinear, densify, sparsify, to_rows
+from sparse_engine import densify, to_rows
 from sparse_engine.errors import InputError
-from sparse_engine.layers.base import SparseLayer
 from sparse_engine.models.build import build_model
 from sparse_engine.models.grouped.group import group
-from sparse_engine.sparsity.sparsify import dense_layers
 from sparse_kernels.dispatch.backend import forced_backend
-from sparse_kernels.operators.reference import gather_blocks
 
 SIZES = {"classes": 10, "channels": 3, "height": 8, "width": 8}
-
-
-class Odd(nn.Module):
-    """Channels that are no multiple of any block, a residual, a stride, and flattened pixels."""
-
-    def __init__(self, flat=True):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 24, 3, padding=1)
-        self.norm = nn.BatchNorm2d(24)
-        self.inner = nn.Conv2d(24, 40, 3, padding=1, bias=False)
-        self.back = nn.Conv2d(40, 24, 1)
-        self.pool = nn.MaxPool2d(2)
-        self.flat = flat
-        self.hidden = nn.Linear(24 * 4 if flat else 24, 20)
-        self.classifier = nn.Linear(20, 7)
-
-    def forward(self, x):
-        x = torch.relu(self.norm(self.stem(x)))
-        x = self.pool(x + self.back(torch.relu(self.inner(x))))
-        x = self.pool(x).flatten(1) if self.flat else x.mean((2, 3))
-        return self.classifier(torch.relu(self.hidden(x)))
-
-
-def lively(model):
-    """Give batch norms statistics and factors as training would."""
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.normal_(norm.running_mean, std=0.1)
-            nn.init.uniform_(norm.running_var, 0.5, 2)
-            nn.init.uniform_(norm.weight, 0.5, 2)
-            nn.init.normal_(norm.bias, std=0.1)
-    return model
-
-
-def members(make, block=(16, 16), sparsity=0.6, count=3):
-    torch.manual_seed(0)
-    found = [lively(make()).eval() for _ in range(count)]
-    for model in found:
-        if sparsity:
-            sparsify(model, sparsity, "uniform", block=block, init="random")
-    return found
-
-
-def images(size=8, count=4):
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def one_by_one(models, x):
-    logits = torch.stack([model(x) for model in models])
-    assert not torch.allclose(logits[0], logits[1], rtol=0.1)
-    return logits
-
-
-def assert_equal(got, wanted):
-    assert got.shape == wanted.shape
-    torch.testing.assert_close(
-        got, wanted, rtol=1e-4, atol=1e-5 * wanted.detach().abs().max().item()
-    )
 
 
 def named(name):
@@ -108,21 +46,6 @@ def test_equals_the_members(name, backend):
         assert_equal(group(models)(x), one_by_one(models, x))
 
 
-def test_spare_slots_stay_out_of_every_member():
-    torch.manual_seed(0)
-    models, x = [build_model("mlp", **SIZES).eval() for _ in range(3)], images()
-    for model in models:
-        sparsify(model, 0.7, "uniform", block=(16, 16), init="random", headroom=0.25)
-    with torch.no_grad():
-        grouped = group(models)
-        assert_equal(grouped(x), one_by_one(models, x))
-    for name, layer in grouped.named_modules():
-        if isinstance(layer, SparseLayer):
-            layouts = [model.get_submodule(name).layout for model in models]
-            assert layer.layout.slots > layer.layout.active == sum(a.active for a in layouts)
-            assert layer.layout.validate(layer.layout.block_ids) == layer.layout.active
-
-
 def test_one_channel_shown_to_a_network_for_three():
     class OneChannel(Odd):
         def forward(self, x):
@@ -131,78 +54,6 @@ def test_one_channel_shown_to_a_network_for_three():
     models, x = members(OneChannel), images()[:, :1]
     with torch.no_grad():
         assert_equal(group(models)(x), one_by_one(models, x))
-
-
-def test_equals_the_members_in_the_interpreter(triton_backend):
-    models, x = members(Odd, (32, 16), count=2), images(count=2)
-    with torch.no_grad():
-        assert_equal(group(models)(x), one_by_one(models, x))
-
-
-def test_what_lies_past_the_last_channel_is_not_read():
-    models, x = members(Odd, (32, 16)), images()
-    grouped = group(models)
-    for layer in (layer for model in models for layer in model.modules()):
-        if isinstance(layer, SparseLayer):
-            index, sizes = layer.layout.tensors(), layer.layout.sizes()
-            inside = gather_blocks(torch.ones(layer.layout.shape), index, sizes)
-            layer.values.data += 100 * (1 - inside)
-    with torch.no_grad():
-        assert_equal(group(models)(x), grouped(x))
-
-
-def test_one_launch_for_each_layer():
-    class Calls(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.found = Counter()
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.found[function.namespace] += 1
-            return function(*args, **(kwargs or {}))
-
-    models, x = members(Odd), images()
-    layers = sum(isinstance(layer, SparseLayer) for layer in models[0].modules())
-    counts = []
-    for network in (models[0], group(models)):
-        with torch.no_grad(), forced_backend("gemm"), Calls() as calls:
-            network(x)
-        counts.append(calls.found["sparse_kernels"])
-    assert counts == [layers, layers]
-
-
-def test_nothing_is_stored_between_members():
-    models = members(Odd, (16, 16))
-    grouped = group(models)
-    for name, layer in models[0].named_modules():
-        if isinstance(layer, SparseLayer):
-            each = [model.get_submodule(name) for model in models]
-            own = grouped.get_submodule(name)
-            assert own.layout.slots == sum(other.layout.slots for other in each)
-            assert own.layout.active == sum(other.layout.active for other in each)
-            parts = own.values.split([other.layout.slots for other in each])
-            assert all(torch.equal(a, b.values) for a, b in zip(parts, each, strict=True))
-
-
-def test_members_may_differ_in_blocks_and_be_full():
-    models, x = members(Odd, sparsity=0), images()
-    sparsify(models[0], 0.8, "uniform", block=(16, 16), init="random", headroom=0.5)
-    sparsify(models[1], 0.3, "erk", block=(16, 16), init="random")
-    sparsify(models[2], 0.5, "uniform", block=(16, 16), init="random", skip=["inner"])
-    assert {name for name, _ in dense_layers(models[2])} == {"inner"}
-    with torch.no_grad():
-        assert_equal(group(models)(x), one_by_one(models, x))
-
-
-def test_taps_that_go_together():
-    torch.manual_seed(0)
-    models = [Odd().eval() for _ in range(2)]
-    for model in models:
-        sparsify(model, 0.5, block=(16, 16), taps="all", init="random")
-    grouped = group(models)
-    assert grouped.get_submodule("inner").taps == "all"
-    with torch.no_grad():
-        assert_equal(grouped(images()), one_by_one(models, images()))
 
 
 @pytest.mark.parametrize("backend", ["masked", "gemm"])
@@ -314,9 +165,3 @@ def pair(first, second):
 def test_what_cannot_be_grouped(models, words):
     with pytest.raises(InputError, match=words):
         group(models())
-
-
-def test_grouped_layers_are_ordinary_sparse_layers():
-    grouped = group(members(Odd, sparsity=0.5))
-    assert isinstance(grouped.get_submodule("inner"), SparseConv2d)
-    assert isinstance(grouped.get_submodule("hidden"), SparseLinear)
