@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import TABLE, DatasetInfo
 from sparse_engine.device import DTYPES, autocast
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.models.workload import dense_flops, forward_flops, layer_calls
 from sparse_engine.runs.model import plain_model
-from sparse_engine.sparsity.distribution import LayerPlan, total_sparsity
+from sparse_engine.sparsity.distribution import total_sparsity
 from sparse_engine.sparsity.layer_times import measure, measure_layer_times
 from sparse_engine.sparsity.time_budget import score, time_ratio, timed_plans
 from sparse_engine.training.budget import matching_sparsity

@@ -1,4 +1,4 @@
-"""SparseLayer: what SparseConv2d and SparseLinear share, and the choice of their first blocks."""
+"""SparseLayer: what SparseConv2d and SparseLinear share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_engine.layers.blocks import BlockChoice, layer_block
+from sparse_engine.layers.blocks import BlockChoice
+from sparse_engine.layers.plan import LayerPlan, strongest_blocks
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
-from sparse_kernels.layout import block_grid, group_size
 from sparse_kernels.memory_order import order_of
 from sparse_kernels.operators.dense_gradient import GradientProbe
-from sparse_kernels.operators.reference import block_norms, gather_blocks, scatter_blocks
+from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 # Of a state dict, dense or sparse.
 PARTS = ("weight", "values", "block_ids")
@@ -54,9 +54,9 @@ class SparseLayer(nn.Module):
     ) -> None:
         self._probe: GradientProbe | None = None
         device = torch.get_default_device() if device is None else torch.device(device)
-        self.layout = layout or random_layout(
-            shape, block, count_blocks(shape, block, density, taps), generator, taps
-        )
+        if layout is None:
+            layout = LayerPlan.full("", shape, block, taps).at(density).random(generator)
+        self.layout = layout
         bo, bc = self.layout.block
         values = torch.empty(self.layout.slots, bc, bo, device=device, dtype=dtype)
         self.values = nn.Parameter(values)
@@ -232,61 +232,9 @@ class SparseLayer(nn.Module):
         )
 
 
-def random_layout(
-    shape: Sequence[int],
-    block: BlockChoice,
-    active: int,
-    generator: torch.Generator | None = None,
-    taps: str = "each",
-) -> BlockLayout:
-    """Return a layout of `active` uniformly drawn blocks, on the CPU."""
-    sizes = layer_block(block, shape)
-    device = generator.device if generator is not None else torch.device("cpu")
-    total = math.prod(block_grid(shape, sizes))
-    group = group_size(shape, taps)
-    order = torch.randperm(total // group, generator=generator, device=device)
-    chosen = order[: active // group].cpu().sort().values
-    ids = chosen[:, None] * group + torch.arange(group, device="cpu")
-    return BlockLayout(shape, sizes, ids.flatten(), taps=taps)
-
-
-def magnitude_layout(
-    weight: Tensor, block: BlockChoice, active: int, taps: str = "each"
-) -> BlockLayout:
-    """Return a layout of the `active` blocks of a dense weight with the largest L1 norm.
-
-    On the meta device, where a weight has no numbers, the blocks are drawn at random.
-    """
-    if weight.is_meta:
-        return random_layout(weight.shape, block, active, taps=taps)
-    first = torch.arange(active, device=weight.device)
-    layout = BlockLayout(weight.shape, layer_block(block, weight.shape), first, taps=taps)
-    layout.update_(strongest_blocks(weight.detach().reshape(layout.shape), layout))
-    return layout
-
-
 def with_spare_slots(layout: BlockLayout, headroom: float) -> BlockLayout:
     """Return a layout with unused slots more: `headroom` times its active blocks, rounded up."""
     spare = math.ceil(headroom * layout.active / layout.group) * layout.group
     slots = min(layout.total, layout.slots + spare)
     ids = F.pad(layout.block_ids, (0, slots - layout.slots), value=layout.total)
     return BlockLayout(layout.shape, layout.block, ids, layout.active, layout.taps)
-
-
-def strongest_blocks(dense: Tensor, layout: BlockLayout) -> Tensor:
-    """Return ids [Z] of the layout.active blocks of [O, C, R, S] with the largest L1 norm."""
-    norms = block_norms(dense.float(), layout.sizes()).view(-1, layout.group).sum(1)
-    best = norms.topk(layout.active // layout.group).indices.sort().values
-    best = layout.expand_groups(best)
-    return F.pad(best, (0, layout.slots - layout.active), value=layout.total)
-
-
-def count_blocks(
-    shape: Sequence[int], block: BlockChoice, density: float, taps: str = "each"
-) -> int:
-    """Return the number of blocks, in whole groups, nearest to a density; at least one group."""
-    if not 0 < density <= 1:
-        raise ValueError(f"density must be above 0 and at most 1, found {density}")
-    group = group_size(shape, taps)
-    groups = math.prod(block_grid(shape, layer_block(block, shape))) // group
-    return max(1, round(density * groups)) * group

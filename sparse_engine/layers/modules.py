@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_engine.layers.base import SparseLayer, count_blocks, magnitude_layout
+from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.blocks import BlockChoice
+from sparse_engine.layers.plan import LayerPlan
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.functional import same_padding
 from sparse_kernels.operators.reference import gather_blocks
@@ -105,8 +106,7 @@ class SparseConv2d(SparseLayer):
         """
         shape = tuple(conv.weight.shape)
         if layout is None:
-            active = count_blocks(shape, block, density, taps)
-            layout = magnitude_layout(conv.weight, block, active, taps)
+            layout = LayerPlan.full("", shape, block, taps).at(density).strongest(conv.weight)
         like = {"bias": conv.bias is not None, "device": "meta", "dtype": conv.weight.dtype}
         return _adopt(cls(**geometry(conv), **like, layout=layout), conv)
 
@@ -174,7 +174,7 @@ class SparseLinear(SparseLayer):
         """
         shape = tuple(linear.weight.shape)
         if layout is None:
-            layout = magnitude_layout(linear.weight, block, count_blocks(shape, block, density))
+            layout = LayerPlan.full("", shape, block).at(density).strongest(linear.weight)
         sizes = (linear.in_features, linear.out_features, linear.bias is not None)
         sparse = cls(*sizes, "meta", linear.weight.dtype, layout=layout)
         return _adopt(sparse, linear)

@@ -10,16 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sparse_engine.errors import InputError, nearest
-from sparse_engine.layers.blocks import (
-    DENSE,
-    BlockChoice,
-    LayerBlocks,
-    block_for,
-    check_patterns,
-    layer_block,
-)
+from sparse_engine.layers.blocks import DENSE, LayerBlocks, block_for, check_patterns
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
-from sparse_kernels.layout import block_grid, clamp_block, group_size
 
 BY_NAME = {"erk": ErdosRenyi(), "er": ErdosRenyi(kernel=False), "uniform": ErdosRenyi(power=0.0)}
 DISTRIBUTIONS = tuple(BY_NAME)
@@ -29,96 +22,54 @@ Distribution = str | ErdosRenyi | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class LayerPlan:
-    """How many blocks of a layer's weight are active."""
+class Sparsity:
+    """How sparse a network is, how that is spread over its layers, and in which blocks.
 
-    name: str
-    shape: tuple[int, ...]
-    block: tuple[int, int]
-    total: int
-    active: int
+    sparsity: share of all weights that is absent, in [0, 1).
+    distribution: "erk", "er", "uniform", an ErdosRenyi of some power, or a density for each
+        layer's name, which all are scaled by one factor to meet the sparsity, up to 1.
+    block: (BO, BC) or "auto", or these by patterns of layer names, of which the first that
+        matches counts; "dense" there means a layer with all of its weights, which leaves the
+        others less.
+    taps: "each" or "all"; with "all" a layer has a whole number of groups of R * S blocks.
+    """
+
+    sparsity: float
+    distribution: Distribution = "erk"
+    block: LayerBlocks = (32, 32)
     taps: str = "each"
 
-    @property
-    def group(self) -> int:
-        """Blocks that are active or absent together."""
-        return group_size(self.shape, self.taps)
+    def full(self, shapes: Mapping[str, Shape]) -> list[LayerPlan]:
+        """Return the plans of layers with every block active; arguments and errors as in plans."""
+        check_patterns(self.block, shapes)
+        return [
+            LayerPlan.full(name, shape, block_for(name, self.block), self.taps)
+            for name, shape in shapes.items()
+        ]
 
-    @property
-    def density(self) -> float:
-        """Active blocks / all blocks."""
-        return self.active / self.total
+    def plans(self, shapes: Mapping[str, Shape]) -> list[LayerPlan]:
+        """Spread (1 - sparsity) of all weights over layers, in whole blocks.
 
-    @property
-    def weights(self) -> int:
-        """Weights of the dense layer."""
-        return math.prod(self.shape)
+        Args:
+            shapes: weight shape (O, C[, R, S]) of each layer by name.
 
-    @property
-    def stored(self) -> int:
-        """Values that the active blocks hold, padded edges included."""
-        return self.active * math.prod(self.block)
+        Returns:
+            A plan per layer, in order. The weights (in average blocks) never exceed the budget and
+            miss it by less than the smallest block (or group) that still fits somewhere.
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether every block is active: such a layer stays an ordinary module."""
-        return self.active == self.total
-
-
-def plan_layers(
-    shapes: Mapping[str, Shape],
-    sparsity: float,
-    distribution: Distribution,
-    block: LayerBlocks,
-    taps: str = "each",
-) -> list[LayerPlan]:
-    """Spread (1 - sparsity) of all weights over layers, in whole blocks.
-
-    Args:
-        shapes: weight shape (O, C[, R, S]) of each layer by name.
-        sparsity: share of all weights that is absent, in [0, 1).
-        distribution: "erk", "er", "uniform", an ErdosRenyi of some power, or a density for each
-            layer's name, which all are scaled by one factor to meet the sparsity, up to 1.
-        block: (BO, BC) or "auto", or these by patterns of layer names, of which the first that
-            matches counts; "dense" there means a layer with all of its weights, which leaves the
-            others less.
-        taps: "each" or "all"; with "all" a layer has a whole number of groups of R * S blocks.
-
-    Returns:
-        A plan per layer, in order. The weights (in average blocks) never exceed the budget and
-        miss it by less than the smallest block (or group) that still fits somewhere.
-
-    Raises:
-        InputError: unknown distribution, densities of other layers, sparsity out of range, a
-            pattern that matches no layer, or a budget too small to leave every layer one block.
-    """
-    dense = [name for name in shapes if block_for(name, block) == DENSE]
-    densities = layer_densities(shapes, sparsity, distribution, dense)
-    full = full_plans(shapes, block, taps)
-    totals = {p.name: p.total // p.group for p in full}
-    size = {p.name: p.weights / totals[p.name] for p in full}
-    ideal = {n: densities[n] * totals[n] for n in shapes}
-    groups = whole_blocks(ideal, totals, size, (1 - sparsity) * sum(p.weights for p in full))
-    return [replace(p, active=groups[p.name] * p.group) for p in full]
-
-
-def full_plans(
-    shapes: Mapping[str, Shape], block: LayerBlocks, taps: str = "each"
-) -> list[LayerPlan]:
-    """Return the plans of layers with every block active; arguments as in plan_layers."""
-    check_patterns(block, shapes)
-    return [full_plan(name, shape, block_for(name, block), taps) for name, shape in shapes.items()]
-
-
-def full_plan(name: str, shape: Shape, block: BlockChoice, taps: str = "each") -> LayerPlan:
-    """Return the plan of a layer with every block active; its block may be DENSE."""
-    if block == DENSE:
-        # One block that spans the weight: every layer keeps one.
-        total = group_size(shape, "all")
-        return LayerPlan(name, tuple(shape), (shape[0], shape[1]), total, total, "all")
-    sizes = clamp_block(layer_block(block, shape), shape[0], shape[1])
-    total = math.prod(block_grid(shape, sizes))
-    return LayerPlan(name, tuple(shape), sizes, total, total, taps)
+        Raises:
+            InputError: unknown distribution, densities of other layers, sparsity out of range, a
+                pattern that matches no layer, or a budget too small to leave every layer one block.
+        """
+        dense = [name for name in shapes if block_for(name, self.block) == DENSE]
+        densities = layer_densities(shapes, self.sparsity, self.distribution, dense)
+        full = self.full(shapes)
+        totals = {p.name: p.total // p.group for p in full}
+        size = {p.name: p.weights / totals[p.name] for p in full}
+        ideal = {n: densities[n] * totals[n] for n in shapes}
+        budget = (1 - self.sparsity) * sum(p.weights for p in full)
+        groups = whole_blocks(ideal, totals, size, budget)
+        return [replace(p, active=groups[p.name] * p.group) for p in full]
 
 
 def layer_densities(
@@ -130,7 +81,7 @@ def layer_densities(
     """Return each layer's density before rounding to blocks.
 
     Args:
-        shapes, sparsity, distribution: see plan_layers.
+        shapes: see Sparsity.plans; sparsity, distribution: see Sparsity.
         dense: names of layers with density 1, whatever the distribution says.
     """
     if not 0 <= sparsity < 1:

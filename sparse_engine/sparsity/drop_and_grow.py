@@ -13,7 +13,7 @@ from sparse_kernels import BlockLayout
 from sparse_kernels.operators.reference import gather_blocks
 
 
-def select_swap(
+def select_drop_and_grow(
     layout: BlockLayout,
     drop_score: Tensor,
     grow_score: Tensor,

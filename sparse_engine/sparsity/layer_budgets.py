@@ -33,7 +33,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Swap:
+class Exchange:
     """What an update does to a layer: `kept` groups stay, others come until there are `active`."""
 
     kept: int
@@ -43,12 +43,12 @@ class Swap:
 Budgets = Mapping[str, Budget]
 
 
-def steady(budgets: Budgets, rate: float) -> dict[str, Swap]:
+def steady(budgets: Budgets, rate: float) -> dict[str, Exchange]:
     """Replace the share `rate` of every layer (SET, RigL)."""
-    return {n: Swap(b.kept(rate), b.active) for n, b in budgets.items()}
+    return {n: Exchange(b.kept(rate), b.active) for n, b in budgets.items()}
 
 
-def gradual(budgets: Budgets, rate: float, pruned: float) -> dict[str, Swap]:
+def gradual(budgets: Budgets, rate: float, pruned: float) -> dict[str, Exchange]:
     """Prune every layer towards its final count, then replace the share `rate` of what is left.
 
     Source: GraNet, Liu et al. 2021, which ranks the weights of all layers together; here every
@@ -61,13 +61,13 @@ def gradual(budgets: Budgets, rate: float, pruned: float) -> dict[str, Swap]:
     swaps = {}
     for name, b in budgets.items():
         target = min(b.active, b.final + int((b.slots - b.final) * (1 - pruned) + 0.5))
-        swaps[name] = Swap(target - int(rate * target + 0.5), target)
+        swaps[name] = Exchange(target - int(rate * target + 0.5), target)
     return swaps
 
 
 def redistributed(
     budgets: Budgets, rate: float, contributions: Mapping[str, float]
-) -> dict[str, Swap]:
+) -> dict[str, Exchange]:
     """Drop the share `rate` of every layer, and grow as many weights where they contribute most.
 
     Source: SNFS, Dettmers & Zettlemoyer 2019: layers share what was dropped in proportion to
@@ -92,4 +92,4 @@ def redistributed(
         {n: b.size for n, b in budgets.items()},
         sum(b.active * b.size for b in budgets.values()),
     )
-    return {n: Swap(min(kept[n], active[n]), active[n]) for n in budgets}
+    return {n: Exchange(min(kept[n], active[n]), active[n]) for n in budgets}

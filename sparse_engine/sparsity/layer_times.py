@@ -11,15 +11,15 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from sparse_engine.layers.base import random_layout
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.models.workload import LayerCall
-from sparse_engine.sparsity.distribution import LayerPlan
 from sparse_engine.sparsity.time_budget import TimeCurve
 from sparse_kernels.dispatch.backend import choose_backend, forced_backend
 from sparse_kernels.dispatch.measurements import Measurements
@@ -127,7 +127,7 @@ def measure(
     kind = SparseConv2d if isinstance(dense, nn.Conv2d) else SparseLinear
     draw = torch.Generator().manual_seed(0)
     layers = [
-        kind.from_dense(dense, layout=random_layout(plan.shape, plan.block, count, draw, plan.taps))
+        kind.from_dense(dense, layout=replace(plan, active=count).random(draw))
         for count in counts[:-1]
     ]
     passes = [

@@ -6,65 +6,67 @@ narrower blocks compete as equals; with 1x1 blocks it is the magnitude of the pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.blocks import LayerBlocks
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.surgery import budget_layers, weight_shape
-from sparse_engine.sparsity.distribution import full_plans, plan_layers
+from sparse_engine.sparsity.distribution import Sparsity
 from sparse_kernels import BlockLayout
-from sparse_kernels.layout import block_grid
 from sparse_kernels.operators.reference import block_norms, block_sums
 
 
 @torch.no_grad()
 def strongest_layouts(
-    model: nn.Module, sparsity: float, config: Config
+    model: nn.Module, what: Sparsity, scope: str
 ) -> dict[str, BlockLayout | None]:
     """Return the layout that each layer would have after pruning; None for a full one.
 
     Args:
         model: dense or sparse; only blocks that are active now can stay.
-        sparsity: of all weights, exactly in whole blocks, every layer keeping one at least.
-        config: `blocks` for layers that are full now, `prune_scope` ("global" ranks all blocks
-            of the network, "layer" those of each layer within the run's distribution).
+        what: its sparsity is met exactly in whole blocks, every layer keeping one at least; its
+            blocks are those of layers that are full now.
+        scope: "global" ranks all blocks of the network, "layer" those of each layer within the
+            distribution.
 
     Raises:
         InputError: the budget leaves a layer without a block.
     """
     layers = dict(budget_layers(model))
     shapes = {name: weight_shape(layer) for name, layer in layers.items()}
-    full = {plan.name: plan for plan in full_plans(shapes, config.blocks, config.taps)}
-    groups = {name: plan.group for name, plan in full.items()}
-    blocks = {
-        name: layer.block if isinstance(layer, SparseLayer) else full[name].block
-        for name, layer in layers.items()
-    }
+    plans = {plan.name: _present(plan, layers[plan.name]) for plan in what.full(shapes)}
     scores = {
-        name: _scores(layer, blocks[name]).view(-1, groups[name]).mean(1)
-        for name, layer in layers.items()
+        name: _scores(layers[name], plan).view(-1, plan.group).mean(1)
+        for name, plan in plans.items()
     }
-    if config.prune_scope == "layer":
-        plans = plan_layers(shapes, sparsity, config.layer_densities, config.blocks, config.taps)
-        masks = {plan.name: _top(scores[plan.name], plan.active // plan.group) for plan in plans}
+    if scope == "layer":
+        kept = what.plans(shapes)
+        masks = {plan.name: _top(scores[plan.name], plan.active // plan.group) for plan in kept}
     else:
-        weights = {name: math.prod(shape) for name, shape in shapes.items()}
-        masks = select_globally(scores, weights, 1 - sparsity)
+        weights = {name: plan.weights for name, plan in plans.items()}
+        masks = select_globally(scores, weights, 1 - what.sparsity)
+    return _layouts(plans, masks)
+
+
+def _present(plan: LayerPlan, layer: nn.Module) -> LayerPlan:
+    """Return the plan with the blocks that a sparse layer has."""
+    if not isinstance(layer, SparseLayer):
+        return plan
+    total = layer.layout.total
+    return replace(plan, block=layer.block, total=total, active=total)
+
+
+def _layouts(
+    plans: Mapping[str, LayerPlan], masks: Mapping[str, Tensor]
+) -> dict[str, BlockLayout | None]:
+    """Return the layouts of which groups are active by mask; None for a layer that is full."""
     return {
-        name: None
-        if bool(mask.all())
-        else BlockLayout(
-            shapes[name],
-            blocks[name],
-            mask.repeat_interleave(groups[name]).nonzero().flatten(),
-            taps=config.taps,
-        )
+        name: None if bool(mask.all()) else plans[name].layout(mask.nonzero().flatten())
         for name, mask in masks.items()
     }
 
@@ -76,62 +78,48 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return best & (scores > -torch.inf)
 
 
-def _scores(layer: nn.Module, block: tuple[int, int]) -> Tensor:
+def _scores(layer: nn.Module, plan: LayerPlan) -> Tensor:
     """Return mean magnitudes of blocks [OB * CB * R * S], -inf for those that are not active."""
-    shape = weight_shape(layer)
-    total = math.prod(block_grid(shape, block))
-    size = math.prod(shape) / total
+    size = plan.weights / plan.total
     if not isinstance(layer, SparseLayer):
-        first = BlockLayout(shape, block, torch.zeros(1, dtype=torch.int32))
+        first = BlockLayout(plan.shape, plan.block, torch.zeros(1, dtype=torch.int32))
         dense = layer.weight.detach().float().reshape(first.shape)
         return block_norms(dense, first.sizes()) / size
-    scores = layer.values.new_full((total + 1,), -torch.inf, dtype=torch.float32)
+    scores = layer.values.new_full((plan.total + 1,), -torch.inf, dtype=torch.float32)
     norms = layer.values.detach().float().abs().sum((1, 2)) / size
     scores[layer.layout.block_ids.long()] = norms
     return scores[:-1]
 
 
 def scored_layouts(
-    shapes: Mapping[str, Sequence[int]],
-    scores: Mapping[str, Tensor],
-    sparsity: float,
-    block: LayerBlocks,
-    taps: str = "each",
+    full: Sequence[LayerPlan], scores: Mapping[str, Tensor], sparsity: float
 ) -> dict[str, BlockLayout | None]:
     """Return the blocks with the highest scores of a network; None for a layer that is full.
 
     Args:
-        shapes: weight shape (O, C[, R, S]) of each layer by name.
+        full: the plans of all layers with every block active.
         scores: of single weights, a tensor of the weight's shape for each layer; a block's score
             is the sum over its weights over the weights of its layer's average block.
         sparsity: share of all weights that is absent; exact in whole blocks.
-        block, taps: see plan_layers.
 
     Raises:
-        InputError: a layer without scores, scores of another shape or not finite, a pattern that
-            matches no layer, or a budget too small to leave every layer one block.
+        InputError: a layer without scores, scores of another shape or not finite, or a budget too
+            small to leave every layer one block.
     """
-    plans = full_plans(shapes, block, taps)
+    plans = {plan.name: plan for plan in full}
     grouped = {}
-    for plan in plans:
-        found = scores.get(plan.name)
-        if found is None or tuple(found.shape) != plan.shape or not found.isfinite().all():
-            what = "no scores" if found is None else f"scores {list(found.shape)}"
+    for name, plan in plans.items():
+        given = scores.get(name)
+        if given is None or tuple(given.shape) != plan.shape or not given.isfinite().all():
+            what = "no scores" if given is None else f"scores {list(given.shape)}"
             raise InputError(
-                f"layer '{plan.name}' has {what}: they should be finite and of shape "
-                f"{list(plan.shape)}"
+                f"layer '{name}' has {what}: they should be finite and of shape {list(plan.shape)}"
             )
         sizes = (*plan.shape, 1, 1)[:4] + plan.block
-        sums = block_sums(found.float().reshape(sizes[:4]), sizes).view(-1, plan.group).sum(1)
-        grouped[plan.name] = sums * len(sums) / plan.weights
-    masks = select_globally(grouped, {p.name: p.weights for p in plans}, 1 - sparsity)
-    layouts: dict[str, BlockLayout | None] = dict.fromkeys(masks)
-    for plan in plans:
-        mask = masks[plan.name]
-        if not mask.all():
-            ids = mask.repeat_interleave(plan.group).nonzero().flatten()
-            layouts[plan.name] = BlockLayout(plan.shape, plan.block, ids, taps=taps)
-    return layouts
+        sums = block_sums(given.float().reshape(sizes[:4]), sizes).view(-1, plan.group).sum(1)
+        grouped[name] = sums * len(sums) / plan.weights
+    weights = {name: plan.weights for name, plan in plans.items()}
+    return _layouts(plans, select_globally(grouped, weights, 1 - sparsity))
 
 
 def select_globally(
@@ -140,8 +128,8 @@ def select_globally(
     """Choose the blocks with the highest scores over all layers, within a budget of weights.
 
     Args:
-        scores: [blocks] of each layer, -inf for a block that must not be chosen.
-        weights: of each layer; a block counts as its layer's average block.
+        scores: [groups] of each layer, -inf for a group that must not be chosen.
+        weights: of each layer; a group counts as its layer's average group.
         density: of all weights that may stay; the choice misses it by less than the smallest
             block that is left.
 

@@ -82,7 +82,7 @@ def grasp_scores(
 SCORES = {"snip": snip_scores, "grasp": grasp_scores}
 
 
-def start_batches(start: str, loader: Any, classes: int) -> list[Batch]:
+def saliency_batches(start: str, loader: Any, classes: int) -> list[Batch]:
     """Return the batches that a start needs: a loader's first, ten images a class; none if random.
 
     Args:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.attention import ProjectedAttention
-from sparse_engine.layers.base import SparseLayer, magnitude_layout, random_layout, with_spare_slots
+from sparse_engine.layers.base import SparseLayer, with_spare_slots
 from sparse_engine.layers.blocks import LayerBlocks
 from sparse_engine.layers.candidates import LINEARS, changeable, dense_layers, skip_reasons
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.report import Report, report
 from sparse_engine.layers.surgery import replace_children, separated_projections
 from sparse_engine.sparsity.channel_permutation.search import permute_for
-from sparse_engine.sparsity.distribution import Distribution, LayerPlan, plan_layers
+from sparse_engine.sparsity.distribution import Distribution, Sparsity
 from sparse_engine.sparsity.pruning import scored_layouts
 from sparse_kernels import BlockLayout
 from sparse_kernels.layout import TAPS
@@ -46,7 +48,7 @@ def sparsify(
         model: any nn.Module; build the optimizer after this call.
         sparsity: share of all convolution and linear weights to drop, in [0, 1).
         distribution: "erk", "er", "uniform", an ErdosRenyi of some power, or densities by layer
-            name (see plan_layers).
+            name (see distribution.Sparsity).
         block: (BO, BC), "BOxBC" or "auto"; (1, 1) is unstructured. Or these by patterns of layer
             names, the first that matches: {"*shortcut*": (1, 1), "conv1": "dense", "*": (32, 32)};
             a "dense" layer stays an ordinary module and counts in the budget.
@@ -77,24 +79,24 @@ def sparsify(
     """
     permuted = permute_channels or regroup
     _check_arguments(model, sparsity, init, taps, start_sparsity, headroom, permuted)
-    model = changeable(model)
+    what, model = Sparsity(sparsity, distribution, block, taps), changeable(model)
     with separated_projections(model):
         skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
-        plans = plan_model(model, sparsity, distribution, block, skipped, taps)
+        plans = plan_model(model, what, skipped)
         if permuted:
             permute_for(model, {plan.name: None if plan.is_dense else plan for plan in plans})
         if isinstance(init, str):
             starts = plans
             if start_sparsity is not None:
-                starts = plan_model(model, start_sparsity, distribution, block, skipped, taps)
+                starts = plan_model(model, replace(what, sparsity=start_sparsity), skipped)
             layouts = {
-                start.name: _choose_blocks(layers[plan.name].weight, start, init, generator)
+                start.name: _first_blocks(start, layers[start.name].weight, init, generator)
                 for plan, start in zip(plans, starts)
                 if not plan.is_dense
             }
         else:
-            shapes = {plan.name: plan.shape for plan in plans}
-            layouts = scored_layouts(shapes, init, sparsity, block, taps)
+            full = what.full({plan.name: plan.shape for plan in plans})
+            layouts = scored_layouts(full, init, sparsity)
         replaced = {
             layers[name]: _sparse_twin(layers[name], with_spare_slots(layout, headroom))
             for name, layout in layouts.items()
@@ -109,22 +111,19 @@ def sparsify(
 
 
 def plan_model(
-    model: nn.Module,
-    sparsity: float,
-    distribution: Distribution,
-    block: LayerBlocks,
-    skipped: Container[str],
-    taps: str = "each",
+    model: nn.Module, what: Sparsity, skipped: Container[str] | None = None
 ) -> list[LayerPlan]:
     """Return what sparsify would do to a dense model, which may be on the meta device.
 
     Args:
         model: any nn.Module.
-        sparsity, distribution, block, taps: see plan_layers.
-        skipped: names of layers outside the budget.
+        what: the sparsity, how it is spread, and the blocks.
+        skipped: names of layers outside the budget; those that sparsify leaves alone unless said.
     """
-    shapes = {n: tuple(m.weight.shape) for n, m in dense_layers(model) if n not in skipped}
-    return plan_layers(shapes, sparsity, distribution, block, taps)
+    skipped = skip_reasons(model) if skipped is None else skipped
+    return what.plans(
+        {n: tuple(m.weight.shape) for n, m in dense_layers(model) if n not in skipped}
+    )
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -185,15 +184,10 @@ def _check_arguments(
         raise InputError(f"headroom must be at least 0 and finite, found {headroom}")
 
 
-def _choose_blocks(
-    weight: Tensor,
-    plan: LayerPlan,
-    init: str,
-    generator: torch.Generator | None,
+def _first_blocks(
+    plan: LayerPlan, weight: Tensor, init: str, generator: torch.Generator | None
 ) -> BlockLayout:
-    if init == "random":
-        return random_layout(plan.shape, plan.block, plan.active, generator, plan.taps)
-    return magnitude_layout(weight, plan.block, plan.active, plan.taps)
+    return plan.random(generator) if init == "random" else plan.strongest(weight)
 
 
 def _sparse_twin(module: nn.Module, layout: BlockLayout) -> SparseLayer:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sparse_engine.errors import InputError
-from sparse_engine.sparsity.distribution import LayerPlan
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.sparsity.erdos_renyi import erk_weight
 
 # Numbers of blocks to choose from in a layer: with more blocks than these, neighbours are less

@@ -16,8 +16,12 @@ from torch.optim import Optimizer
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.schema import check_like, demand
-from sparse_engine.sparsity.drop_and_grow import assert_invariants, select_swap, swap_blocks
-from sparse_engine.sparsity.layer_budgets import Budget, Swap, gradual, redistributed, steady
+from sparse_engine.sparsity.drop_and_grow import (
+    assert_invariants,
+    select_drop_and_grow,
+    swap_blocks,
+)
+from sparse_engine.sparsity.layer_budgets import Budget, Exchange, gradual, redistributed, steady
 from sparse_engine.sparsity.rules import RULES
 from sparse_engine.sparsity.update_schedule import UpdateSchedule
 
@@ -139,7 +143,9 @@ class Topology:
             drop, grow = layer.layout.active // group - swap.kept, swap.active - swap.kept
             if drop or grow:
                 strength = layer.values.abs().sum((1, 2))
-                slots, ids = select_swap(layer.layout, strength, grow_scores[name], drop, grow)
+                slots, ids = select_drop_and_grow(
+                    layer.layout, strength, grow_scores[name], drop, grow
+                )
                 swap_blocks(layer, self.optimizer, slots, ids, swap.active * group)
                 assert_invariants(layer, self.optimizer, slots)
                 self.ever_active[name] |= layer.layout.mask().flatten()
@@ -159,7 +165,7 @@ class Topology:
 
     def _swaps(
         self, rate: float, pruned: float | None, grow_scores: dict[str, Tensor]
-    ) -> dict[str, Swap]:
+    ) -> dict[str, Exchange]:
         budgets = {name: _budget(layer) for name, layer in self.layers.items()}
         if self.rule == "granet" and pruned is not None:
             return gradual(budgets, rate, pruned)

@@ -26,7 +26,7 @@ from sparse_engine.sparsity.pruning import strongest_layouts
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.training.costs import Densities
 from sparse_engine.training.member_states import Accuracies, BestStates, KeptStates, copy_of
-from sparse_engine.training.network import Network
+from sparse_engine.training.network import Network, wanted
 from sparse_engine.training.processes import World, predict_together
 from sparse_engine.training.progress import Progress
 
@@ -120,7 +120,7 @@ class BetweenPhases:
 
     def strongest(self, model: nn.Module, sparsity: float) -> Layouts:
         """Return the blocks of a model that stay when it is pruned as the run's settings say."""
-        return strongest_layouts(model, sparsity, self.config)
+        return strongest_layouts(model, wanted(self.config, sparsity), self.config.prune_scope)
 
     def training_images(self) -> Iterator[Tensor]:
         """Yield an epoch of training batches [N, C, H, W]: a function of seed and step alone."""

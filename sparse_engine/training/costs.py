@@ -11,12 +11,12 @@ import torch
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.methods.actions import Fresh, SaveTicket
 from sparse_engine.methods.phase import Phase
 from sparse_engine.models.workload import dense_flops, forward_flops, step_flops
 from sparse_engine.runs.model import dense_model, is_plain, plain_model
 from sparse_engine.schema import check_like, demand
-from sparse_engine.sparsity.distribution import LayerPlan
 from sparse_engine.sparsity.rules import RULES
 from sparse_engine.training.downsampling import training_flops
 from sparse_engine.training.network import plan_network

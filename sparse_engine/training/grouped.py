@@ -20,7 +20,7 @@ from sparse_engine.data.loader import ArrayLoader
 from sparse_engine.data.splits import Split, training_loader
 from sparse_engine.layers.rows import to_rows
 from sparse_engine.models.grouped.members import GroupedMembers
-from sparse_engine.sparsity.saliency import start_batches
+from sparse_engine.sparsity.saliency import saliency_batches
 from sparse_engine.training.group_topology import GroupTopology
 from sparse_engine.training.network import (
     Network,
@@ -105,7 +105,7 @@ def start_group(
     models, loaders = [], []
     for member, seed in enumerate(seeds):
         loader = training_loader(split, info, config.batch_size, device, seed, config.workers)
-        start = start_batches(config.start, loader, info.classes)
+        start = saliency_batches(config.start, loader, info.classes)
         models.append(build_model(config, info, device, member, sparsity, start))
         loaders.append(loader)
     in_rows = runs_fused(config, models[0], device)

@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.device import DTYPES
-from sparse_engine.layers.candidates import skip_reasons
 from sparse_engine.layers.initialisation import draw_by_fan_in
 from sparse_engine.layers.modules import SparseConv2d
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.rows import to_rows
 from sparse_engine.layers.state_dict import check_model, load_state
 from sparse_engine.layers.surgery import (
@@ -29,7 +29,7 @@ from sparse_engine.layers.surgery import (
 from sparse_engine.models.fused import fuse
 from sparse_engine.models.members import training_pair
 from sparse_engine.runs.model import dense_model
-from sparse_engine.sparsity.distribution import LayerPlan
+from sparse_engine.sparsity.distribution import Sparsity
 from sparse_engine.sparsity.layer_budgets import HEADROOM
 from sparse_engine.sparsity.rules import RULES
 from sparse_engine.sparsity.saliency import SCORES, Batch
@@ -158,7 +158,7 @@ def build_network(
         device: where it will be.
         member: decides the seeds.
         sparsity: the configuration's unless said.
-        batches: of starts.start_batches; without any, the blocks of a sparse network are random.
+        batches: of saliency_batches; without any, the blocks of a sparse network are random.
         world: the processes that train it together, each of which builds it alike.
     """
     model = build_model(config, info, device, member, sparsity, batches, world)
@@ -268,11 +268,14 @@ def decay_groups(model: nn.Module, norm_decay: bool) -> list[list[nn.Parameter]]
     return [group for group in groups if group]
 
 
+def wanted(config: Config, sparsity: float | None = None) -> Sparsity:
+    """Return how sparse a run's networks are, and in which blocks; its own sparsity unless said."""
+    sparsity = config.sparsity if sparsity is None else sparsity
+    return Sparsity(sparsity or 0.0, config.layer_densities, config.blocks, config.taps)
+
+
 def plan_network(
     config: Config, model: nn.Module, sparsity: float | None = None
 ) -> list[LayerPlan]:
     """Return how build_network cuts a dense model, which may be on the meta device."""
-    skipped = skip_reasons(model)
-    sparsity = config.sparsity if sparsity is None else sparsity
-    settings = (config.layer_densities, config.blocks, skipped, config.taps)
-    return plan_model(model, sparsity or 0.0, *settings)
+    return plan_model(model, wanted(config, sparsity))

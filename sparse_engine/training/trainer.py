@@ -24,7 +24,7 @@ from sparse_engine.methods.phase import Phase
 from sparse_engine.models.members import training_pair
 from sparse_engine.runs.run_folder import EpochRow, RunFolder
 from sparse_engine.runs.teacher import Teacher
-from sparse_engine.sparsity.saliency import start_batches
+from sparse_engine.sparsity.saliency import saliency_batches
 from sparse_engine.training.between_phases import BetweenPhases
 from sparse_engine.training.costs import Densities
 from sparse_engine.training.downsampling import is_downsampled, some_smaller
@@ -148,7 +148,7 @@ class Trainer(BetweenPhases):
         self.loader = self.whole_loader
         if world.size > 1:
             self.loader = self.whole_loader.of(world.share(config.batch_size))
-        start = start_batches(config.start, self.whole_loader, info.classes)
+        start = saliency_batches(config.start, self.whole_loader, info.classes)
         self.network = build_network(config, info, self.device, member, sparsity, start, world)
         if not world.is_first:
             # Dropout drops other activations of other images.

@@ -14,10 +14,10 @@ from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.device import DTYPES
 from sparse_engine.errors import InputError
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.models.members import training_pair
 from sparse_engine.models.workload import layer_calls
 from sparse_engine.runs.model import dense_model
-from sparse_engine.sparsity.distribution import LayerPlan
 from sparse_engine.sparsity.layer_times import measure, measured_counts
 from sparse_engine.training.network import build_network, plan_network
 from sparse_kernels.dispatch.cost_model import LEAST_BLOCK, kept_limits, limit_key

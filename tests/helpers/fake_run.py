@@ -2,10 +2,11 @@
 
 from types import SimpleNamespace
 
+from pruning import strongest
+
 from sparse_engine.config.config import Config
 from sparse_engine.layers.state_dict import load_state
 from sparse_engine.layers.surgery import replace_modules
-from sparse_engine.sparsity.pruning import strongest_layouts
 from sparse_engine.training.member_states import copy_of
 
 
@@ -39,7 +40,7 @@ class FakeRun:
         order.apply_(self.model)
 
     def strongest(self, model, sparsity):
-        return strongest_layouts(model, sparsity, self.config)
+        return strongest(model, sparsity, self.config)
 
     def training_images(self):
         return iter(self.images)

@@ -15,7 +15,11 @@ from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.runs.files import load_file
-from sparse_engine.sparsity.distribution import DISTRIBUTIONS, layer_densities, plan_layers
+from sparse_engine.sparsity.distribution import (
+    DISTRIBUTIONS,
+    Sparsity,
+    layer_densities,
+)
 from sparse_engine.train import main
 from sparse_engine.training.trainer import Trainer
 
@@ -56,12 +60,12 @@ def test_dense_layers_take_from_the_budget_of_the_others(layers, sparsity, distr
 
 
 def test_the_first_pattern_that_matches_decides():
-    plans = {p.name: p for p in plan_layers(SHAPES, 0.8, "erk", BLOCKS)}
+    plans = {p.name: p for p in Sparsity(0.8, "erk", BLOCKS).plans(SHAPES)}
     assert plans["conv1"].is_dense
     assert plans["shortcut"].block == (1, 1)
     assert plans["block.conv"].block == (16, 16)
     swapped = {"*conv*": "8x8", **BLOCKS}
-    assert plan_layers(SHAPES, 0.8, "erk", swapped)[0].block == (8, 8)
+    assert Sparsity(0.8, "erk", swapped).plans(SHAPES)[0].block == (8, 8)
     budget = 0.2 * sum(math.prod(shape) for shape in SHAPES.values())
     assert budget - 1 <= kept(plans.values()) <= budget + 1e-6
 
@@ -79,7 +83,7 @@ def test_the_first_pattern_that_matches_decides():
 )
 def test_blocks_that_cannot_be(blocks, message):
     with pytest.raises(InputError, match=message):
-        plan_layers(SHAPES, 0.8, "erk", blocks)
+        Sparsity(0.8, "erk", blocks).plans(SHAPES)
 
 
 @pytest.mark.parametrize("init", ["random", "magnitude", "scores"])

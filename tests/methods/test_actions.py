@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 from fake_run import FakeRun
+from pruning import strongest
 from torch import nn
 
 from sparse_engine.config.config import Config
@@ -22,7 +23,6 @@ from sparse_engine.methods.actions import (
     SaveTicket,
 )
 from sparse_engine.methods.pruning_actions import CutAsTeacher, PermuteChannels, Prune
-from sparse_engine.sparsity.pruning import strongest_layouts
 from sparse_engine.sparsity.sparsify import dense_state_dict
 from sparse_engine.training.between_phases import BetweenPhases
 
@@ -37,7 +37,10 @@ def network(seed):
 
 
 def cut(model, sparsity=0.5):
-    replace_modules(model, change_layouts(model, strongest_layouts(model, sparsity, CONFIG)))
+    replace_modules(
+        model,
+        change_layouts(model, strongest(model, sparsity, CONFIG)),
+    )
     return model
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pruning import strongest
 
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import read_config_file
@@ -16,7 +17,6 @@ from sparse_engine.layers.surgery import model_densities, model_density, used_la
 from sparse_engine.methods import actions, pruning_actions
 from sparse_engine.models.workload import dense_flops, forward_flops
 from sparse_engine.runs.files import load_file
-from sparse_engine.sparsity.pruning import strongest_layouts
 from sparse_engine.sparsity.sparsify import dense_state_dict
 from sparse_engine.train import main
 from sparse_engine.training.network import build_network, dense_model
@@ -155,7 +155,7 @@ def test_sup_tickets_average_the_union_and_keep_its_best_blocks(block, run, monk
     model = dense_model(config_of("out"), TABLE["digits"])
     mean = {name: (first[name] + second[name]) / 2 for name in first}
     model.load_state_dict(mean)
-    layouts = strongest_layouts(model, 0.7, config_of("out"))
+    layouts = strongest(model, 0.7, config_of("out"))
     (ticket,) = ticket_models("out")
     for name, mask in masks_of(ticket).items():
         assert (layouts[name] is None) == (mask is None)
@@ -269,7 +269,7 @@ def test_kd_tickets_are_cut_as_their_teacher_from_its_own_start(block, point, ru
     flags = ["--teacher", "teacher", "--rewind-point", point, "--block", block, "--seed", "3"]
     found = run("out", "--method", "kd-ticket", "--epochs", "10", "--sparsity", "0.6", *flags)
     (teacher,) = ticket_models("teacher")
-    layouts = strongest_layouts(teacher, 0.6, config_of("out"))
+    layouts = strongest(teacher, 0.6, config_of("out"))
     ((_, _, after, masks),) = found_cuts
     origin = early[epoch - 1] if epoch else start
     for name, layout in layouts.items():

@@ -10,7 +10,7 @@ from sparse_engine.layers.candidates import dense_layers
 from sparse_engine.layers.surgery import model_densities
 from sparse_engine.models.build import build_model
 from sparse_engine.models.workload import dense_flops, forward_flops, step_flops
-from sparse_engine.sparsity.distribution import plan_layers
+from sparse_engine.sparsity.distribution import Sparsity
 
 
 class Small(nn.Module):
@@ -83,7 +83,7 @@ def test_erk_fractions_of_the_papers(name, classes, size, sparsity, fraction):
         model = build_model(name, classes=classes, channels=3, height=size, width=size)
     dense = dense_flops(model, (3, size, size))
     shapes = {n: tuple(m.weight.shape) for n, m in dense_layers(model)}
-    plans = plan_layers(shapes, sparsity, "erk", (1, 1))
+    plans = Sparsity(sparsity, "erk", (1, 1)).plans(shapes)
     sparse = forward_flops(dense, {plan.name: plan.density for plan in plans})
     assert sparse / sum(dense.values()) == pytest.approx(fraction, abs=5e-4)
 

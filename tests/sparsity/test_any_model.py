@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from any_models import CLASSES, MODELS, Encoder
+from pruning import strongest
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,7 +19,6 @@ from sparse_engine.layers.attention import ProjectedAttention
 from sparse_engine.layers.base import WEIGHT_READ, SparseLayer
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.sparsity.averaging import average_networks
-from sparse_engine.sparsity.pruning import strongest_layouts
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 BLOCK = (4, 4)
@@ -313,7 +313,7 @@ def test_averaged_transformers_keep_their_sparse_projections():
         for parameter in other.parameters():
             parameter.mul_(3)
     config = resolve(Config(block="4x4", sparsity=0.5))
-    prune = partial(strongest_layouts, sparsity=0.5, config=config)
+    prune = partial(strongest, sparsity=0.5, config=config)
     mean = average_networks(other, model.state_dict(), 0.5, prune, [IMAGES])
     name = "encoder.layers.0.self_attn.k_proj"
     assert isinstance(mean.get_submodule(name), SparseLinear)

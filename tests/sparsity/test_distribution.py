@@ -1,4 +1,4 @@
-"""Budgets in whole blocks: the promises of plan_layers for any network, and known densities."""
+"""Budgets in whole blocks: the promises of Sparsity.plans for any network, and known densities."""
 
 import math
 
@@ -7,7 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_engine.errors import InputError
-from sparse_engine.sparsity.distribution import DISTRIBUTIONS, layer_densities, plan_layers
+from sparse_engine.sparsity.distribution import (
+    DISTRIBUTIONS,
+    Sparsity,
+    layer_densities,
+)
 from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
 
 SIZES = st.sampled_from([1, 3, 10, 16, 40, 64, 100])
@@ -25,9 +29,9 @@ def named(shapes):
 def test_the_budget_is_kept_and_used_up(shapes, sparsity, distribution, block):
     shapes = named(shapes)
     try:
-        plans = plan_layers(shapes, sparsity, distribution, block)
+        plans = Sparsity(sparsity, distribution, block).plans(shapes)
     except InputError:
-        totals = plan_layers(shapes, 0, distribution, block)
+        totals = Sparsity(0, distribution, block).plans(shapes)
         assert sum(p.weights / p.total for p in totals) > (1 - sparsity) * weights(totals)
         return
     assert [p.name for p in plans] == list(shapes)
@@ -70,7 +74,7 @@ def test_open_layers_share_one_scale_and_full_ones_are_above_it(shapes, sparsity
 @given(NETWORKS, st.integers(0, 90), st.sampled_from(DISTRIBUTIONS))
 @settings(deadline=None, max_examples=100)
 def test_unstructured_counts_are_exact(shapes, percent, distribution):
-    plans = plan_layers(named([*shapes, (100, 100)]), percent / 100, distribution, (1, 1))
+    plans = Sparsity(percent / 100, distribution, (1, 1)).plans(named([*shapes, (100, 100)]))
     assert all(p.total == p.weights and p.stored == p.active for p in plans)
     assert sum(p.active for p in plans) == weights(plans) * (100 - percent) // 100
 
@@ -78,7 +82,7 @@ def test_unstructured_counts_are_exact(shapes, percent, distribution):
 def test_uniform_gives_every_layer_the_same_density():
     shapes = {"a": (64, 64, 3, 3), "b": (128, 64), "c": (32, 128)}
     assert layer_densities(shapes, 0.75, "uniform") == {"a": 0.25, "b": 0.25, "c": 0.25}
-    plans = plan_layers(shapes, 0.75, "uniform", (32, 32))
+    plans = Sparsity(0.75, "uniform", (32, 32)).plans(shapes)
     assert [(p.active, p.total) for p in plans] == [(9, 36), (2, 8), (1, 4)]
 
 
@@ -131,7 +135,7 @@ def test_a_power_goes_from_uniform_over_the_papers_to_narrow_layers(kernel):
 
 def test_blocks_are_clamped_and_chosen_by_layer():
     shapes = {"stem": (16, 3, 3, 3), "body": (256, 192, 1, 1)}
-    plans = plan_layers(shapes, 0, "erk", "auto")
+    plans = Sparsity(0, "erk", "auto").plans(shapes)
     assert [(p.block, p.total) for p in plans] == [((16, 16), 9), ((128, 64), 6)]
     assert all(p.is_dense for p in plans)
     assert plans[0].stored == 9 * 256
@@ -140,30 +144,30 @@ def test_blocks_are_clamped_and_chosen_by_layer():
 @pytest.mark.parametrize("sparsity", [1, 1.5, -0.1, math.nan, math.inf])
 def test_a_sparsity_out_of_range(sparsity):
     with pytest.raises(InputError, match=f"at least 0 and below 1, found {sparsity}"):
-        plan_layers({"a": (8, 8)}, sparsity, "erk", (4, 4))
+        Sparsity(sparsity, "erk", (4, 4)).plans({"a": (8, 8)})
 
 
 def test_an_unknown_distribution_gets_the_nearest_name():
     with pytest.raises(InputError, match=r"'unifrm'; did you mean 'uniform'.*erk, er, uniform"):
-        plan_layers({"a": (8, 8)}, 0.5, "unifrm", (4, 4))
+        Sparsity(0.5, "unifrm", (4, 4)).plans({"a": (8, 8)})
 
 
 def test_no_layer_at_all():
     with pytest.raises(InputError, match="no layer to make sparse"):
-        plan_layers({}, 0.5, "erk", (4, 4))
+        Sparsity(0.5, "erk", (4, 4)).plans({})
 
 
 def test_a_budget_that_leaves_a_layer_no_block():
     shapes = {"a": (32, 32), "b": (32, 32)}
     with pytest.raises(InputError, match=r"in each of 2 layers is already 1 of .* 0\.5 may stay"):
-        plan_layers(shapes, 0.5, "uniform", (32, 32))
+        Sparsity(0.5, "uniform", (32, 32)).plans(shapes)
 
 
 @pytest.mark.parametrize("block", [(0, 4), (4,), "4", "0x4", "4x4x4", "-1x4", (4.0, 4)])
 def test_a_block_that_is_no_block(block):
     with pytest.raises(InputError, match="positive"):
-        plan_layers({"a": (8, 8)}, 0.5, "erk", block)
+        Sparsity(0.5, "erk", block).plans({"a": (8, 8)})
 
 
 def test_a_block_as_text():
-    assert plan_layers({"a": (64, 64)}, 0, "erk", "16x32")[0].block == (16, 32)
+    assert Sparsity(0, "erk", "16x32").plans({"a": (64, 64)})[0].block == (16, 32)

@@ -8,7 +8,7 @@ from torch import nn
 
 from sparse_engine import SparseConv2d, SparseLinear, dense_state_dict, densify, report, sparsify
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.sparsity.distribution import plan_layers
+from sparse_engine.sparsity.distribution import Sparsity
 from sparse_engine.sparsity.drop_and_grow import assert_invariants
 from sparse_engine.sparsity.topology import Topology
 
@@ -38,7 +38,7 @@ def sparse_layers(model) -> list[SparseLayer]:
 
 def test_budgets_count_whole_groups():
     shapes = {"a": (40, 30, 3, 3), "b": (30, 20, 1, 1), "c": (10, 30)}
-    plans = plan_layers(shapes, 0.7, "erk", (8, 8), "all")
+    plans = Sparsity(0.7, "erk", (8, 8), "all").plans(shapes)
     weights = sum(p.weights for p in plans)
     kept = sum(p.density * p.weights for p in plans)
     largest = max(p.weights * p.group / p.total for p in plans)

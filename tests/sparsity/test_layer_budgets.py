@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_engine.sparsity.layer_budgets import Budget, Swap, gradual, redistributed, steady
+from sparse_engine.sparsity.layer_budgets import Budget, Exchange, gradual, redistributed, steady
 
 
 def named(budgets):
@@ -20,17 +20,17 @@ def layers(draw, size=None):
 
 def test_steady_keeps_every_count():
     budgets = named([Budget(10, 12, 10, 1.0), Budget(1, 1, 1, 1.0)])
-    assert steady(budgets, 0.3) == {"0": Swap(7, 10), "1": Swap(1, 1)}
-    assert steady(budgets, 1.0) == {"0": Swap(0, 10), "1": Swap(0, 1)}
+    assert steady(budgets, 0.3) == {"0": Exchange(7, 10), "1": Exchange(1, 1)}
+    assert steady(budgets, 1.0) == {"0": Exchange(0, 10), "1": Exchange(0, 1)}
 
 
 def test_pruning_by_hand():
     budgets = named([Budget(100, 100, 20, 1.0)])
-    assert gradual(budgets, 0.5, 0.0) == {"0": Swap(50, 100)}
-    assert gradual(budgets, 0.5, 0.875) == {"0": Swap(15, 30)}
-    assert gradual(budgets, 0.5, 1.0) == {"0": Swap(10, 20)}
+    assert gradual(budgets, 0.5, 0.0) == {"0": Exchange(50, 100)}
+    assert gradual(budgets, 0.5, 0.875) == {"0": Exchange(15, 30)}
+    assert gradual(budgets, 0.5, 1.0) == {"0": Exchange(10, 20)}
     # What is pruned stays pruned, in a phase that begins its schedule again.
-    assert gradual(named([Budget(20, 100, 20, 1.0)]), 0.5, 0.1) == {"0": Swap(10, 20)}
+    assert gradual(named([Budget(20, 100, 20, 1.0)]), 0.5, 0.1) == {"0": Exchange(10, 20)}
 
 
 @given(st.lists(layers(), min_size=1, max_size=5), st.floats(0, 1), st.floats(0, 1))
@@ -45,18 +45,27 @@ def test_pruning_never_goes_below_the_final_count(drawn, rate, pruned):
 def test_redistribution_by_hand():
     budgets = named([Budget(10, 20, 10, 4.0), Budget(10, 20, 10, 4.0)])
     # Ten groups are dropped; the second layer contributes four times as much as the first.
-    assert redistributed(budgets, 0.5, {"0": 1.0, "1": 4.0}) == {"0": Swap(5, 7), "1": Swap(5, 13)}
+    assert redistributed(budgets, 0.5, {"0": 1.0, "1": 4.0}) == {
+        "0": Exchange(5, 7),
+        "1": Exchange(5, 13),
+    }
 
 
 def test_what_a_full_layer_cannot_take_goes_to_the_others():
     budgets = named([Budget(10, 10, 10, 1.0), Budget(10, 40, 10, 1.0)])
-    assert redistributed(budgets, 0.2, {"0": 5.0, "1": 0.0}) == {"0": Swap(8, 10), "1": Swap(8, 10)}
-    assert redistributed(budgets, 0.2, {"0": 0.0, "1": 5.0}) == {"0": Swap(8, 8), "1": Swap(8, 12)}
+    assert redistributed(budgets, 0.2, {"0": 5.0, "1": 0.0}) == {
+        "0": Exchange(8, 10),
+        "1": Exchange(8, 10),
+    }
+    assert redistributed(budgets, 0.2, {"0": 0.0, "1": 5.0}) == {
+        "0": Exchange(8, 8),
+        "1": Exchange(8, 12),
+    }
 
 
 def test_no_gradient_at_all_is_no_error():
     budgets = named([Budget(10, 20, 10, 1.0), Budget(10, 20, 10, 1.0)])
-    assert redistributed(budgets, 0.5, {"0": 0.0, "1": 0.0}) == {n: Swap(5, 10) for n in "01"}
+    assert redistributed(budgets, 0.5, {"0": 0.0, "1": 0.0}) == {n: Exchange(5, 10) for n in "01"}
 
 
 @pytest.mark.parametrize("size", [1.0, None], ids=["equal", "any"])

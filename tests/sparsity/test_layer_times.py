@@ -11,11 +11,11 @@ from torch import nn
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.layers.candidates import dense_layers
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.models.workload import layer_calls
 from sparse_engine.runs.model import dense_model
 from sparse_engine.sparsity import layer_times
-from sparse_engine.sparsity.distribution import full_plan
 from sparse_engine.sparsity.layer_times import measure_layer_times, measured_counts
 from sparse_kernels.dispatch.measurements import Measurements
 from sparse_kernels.triton.tile_cache import FOLDER
@@ -62,7 +62,7 @@ class Twice(nn.Module):
 def measure(model, batch=4, dtype=torch.float32, block=(8, 8), taps="each"):
     names = [name for name, _ in dense_layers(model)]
     shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in names}
-    plans = [full_plan(name, shape, block, taps) for name, shape in shapes.items()]
+    plans = [LayerPlan.full(name, shape, block, taps) for name, shape in shapes.items()]
     problems = layer_calls(model, IMAGE, batch, names)
     return measure_layer_times(plans, problems, model.to("meta"), CPU, dtype), plans
 
@@ -157,7 +157,7 @@ def test_every_density_runs_its_own_blocks(monkeypatch):
 
 @pytest.mark.parametrize("taps", ["each", "all"])
 def test_counts_go_from_one_group_to_all(taps):
-    plan = full_plan("a", (64, 64, 3, 3), (16, 16), taps)
+    plan = LayerPlan.full("a", (64, 64, 3, 3), (16, 16), taps)
     counts = measured_counts(plan)
     assert (counts[0], counts[-1]) == (plan.group, plan.total)
     assert all(a < b for a, b in itertools.pairwise(counts))

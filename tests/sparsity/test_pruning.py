@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pruning import strongest
 from torch import nn
 
 from sparse_engine import sparsify
@@ -18,7 +19,7 @@ from sparse_engine.layers.surgery import (
     replace_modules,
     used_layouts,
 )
-from sparse_engine.sparsity.pruning import select_globally, strongest_layouts
+from sparse_engine.sparsity.pruning import select_globally
 
 
 def small_model(seed=0):
@@ -28,7 +29,10 @@ def small_model(seed=0):
 
 def prune(model, sparsity, **settings):
     config = Config(**{"block": "8x8", **settings})
-    replace_modules(model, change_layouts(model, strongest_layouts(model, sparsity, config)))
+    replace_modules(
+        model,
+        change_layouts(model, strongest(model, sparsity, config)),
+    )
 
 
 def test_unstructured_pruning_keeps_the_largest_weights_of_all_layers():

@@ -13,7 +13,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.candidates import dense_layers
 from sparse_engine.layers.surgery import state_tensors
-from sparse_engine.sparsity.distribution import plan_layers
+from sparse_engine.sparsity.distribution import Sparsity
 from sparse_engine.sparsity.topology import Topology, contributions
 from sparse_engine.sparsity.update_schedule import UpdateSchedule
 
@@ -73,8 +73,8 @@ def assert_sound(model, optimizer):
 def test_granet_prunes_from_the_start_plan_to_the_final_plan(taps):
     model = network(0.8, start_sparsity=0.3, taps=taps)
     shapes = {n: tuple(m.weight.shape) for n, m in dense_layers(dense_network())}
-    final = {p.name: p.active for p in plan_layers(shapes, 0.8, "erk", (4, 4), taps)}
-    start = {p.name: p.active for p in plan_layers(shapes, 0.3, "erk", (4, 4), taps)}
+    final = {p.name: p.active for p in Sparsity(0.8, "erk", (4, 4), taps).plans(shapes)}
+    start = {p.name: p.active for p in Sparsity(0.3, "erk", (4, 4), taps).plans(shapes)}
     assert active(model) == {n: start[n] for n in layers(model)}
     optimizer = sgd(model)
     schedule = UpdateSchedule(2, 0.5, 20)

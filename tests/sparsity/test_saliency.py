@@ -10,7 +10,7 @@ from torch import nn
 from sparse_engine import sparsify
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.sparsity.saliency import SCORES, grasp_scores, snip_scores, start_batches
+from sparse_engine.sparsity.saliency import SCORES, grasp_scores, saliency_batches, snip_scores
 
 
 def network() -> nn.Module:
@@ -155,6 +155,6 @@ class Loader:
 
 
 def test_a_start_gets_ten_images_a_class():
-    assert [int(x) for x, _ in start_batches("snip", Loader(), 10)] == [0, 1, 2, 3]
-    assert len(start_batches("grasp", Loader(), 2)) == 1
-    assert start_batches("random", Loader(), 10) == []
+    assert [int(x) for x, _ in saliency_batches("snip", Loader(), 10)] == [0, 1, 2, 3]
+    assert len(saliency_batches("grasp", Loader(), 2)) == 1
+    assert saliency_batches("random", Loader(), 10) == []

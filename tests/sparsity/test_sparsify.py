@@ -10,7 +10,7 @@ from torch import nn
 from sparse_engine import SparseConv2d, SparseLinear, dense_state_dict, densify, report, sparsify
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.sparsity.distribution import plan_layers
+from sparse_engine.sparsity.distribution import Sparsity
 from sparse_kernels.memory_order import in_order
 
 
@@ -45,7 +45,7 @@ def sparse_layers(model):
 def test_layers_get_the_planned_blocks(distribution, block):
     model = network()
     shapes = {n: model.get_submodule(n).weight.shape for n in ("0", "3", "5", "7")}
-    plans = plan_layers(shapes, 0.7, distribution, block)
+    plans = Sparsity(0.7, distribution, block).plans(shapes)
     rows = {row.name: row for row in sparsify(model, 0.7, distribution, block).rows}
     for plan in plans:
         layer = model.get_submodule(plan.name)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sparse_engine.errors import InputError
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.sparsity.distribution import (
-    full_plan,
+    Sparsity,
     layer_densities,
-    plan_layers,
     total_sparsity,
 )
 from sparse_engine.sparsity.time_budget import TimeCurve, score, time_ratio, timed_plans
@@ -27,7 +27,7 @@ SHAPES = {
 
 
 def full_plans(block, shapes=SHAPES, taps="each"):
-    return [full_plan(name, shape, block, taps) for name, shape in shapes.items()]
+    return [LayerPlan.full(name, shape, block, taps) for name, shape in shapes.items()]
 
 
 def line(plan, slope, overhead=0.0):
@@ -91,11 +91,11 @@ def test_the_score_is_above_that_of_another_distribution_of_equal_time(other, sh
     curves = convolution_times(full)
     found = timed_plans(full, curves, share)
     sparsity, time = matching_sparsity(
-        lambda s: plan_layers(SHAPES, s, other, (8, 8)), lambda p: time_ratio(p, curves), share
+        lambda s: Sparsity(s, other, (8, 8)).plans(SHAPES), lambda p: time_ratio(p, curves), share
     )
     assert share - 0.05 < time <= share
     assert share - 0.01 < time_ratio(found, curves) <= share + 1e-12
-    assert score(found) > score(plan_layers(SHAPES, sparsity, other, (8, 8)))
+    assert score(found) > score(Sparsity(sparsity, other, (8, 8)).plans(SHAPES))
 
 
 def test_a_layer_whose_blocks_are_slower_than_dense_runs_dense():
@@ -144,7 +144,7 @@ def test_densities_and_their_sparsity_give_the_same_blocks_again(share, block, t
     full = full_plans(block, taps=taps)
     plans = timed_plans(full, {p.name: line(p, 1.0 + p.shape[0] / 50) for p in full}, share)
     densities = {plan.name: plan.density for plan in plans}
-    assert plan_layers(SHAPES, total_sparsity(plans), densities, block, taps) == plans
+    assert Sparsity(total_sparsity(plans), densities, block, taps).plans(SHAPES) == plans
 
 
 def test_other_sparsities_scale_the_densities():
@@ -166,7 +166,7 @@ def test_other_sparsities_scale_the_densities():
 )
 def test_densities_that_do_not_fit_are_refused(densities, message):
     with pytest.raises(InputError, match=message):
-        plan_layers(SHAPES, 0.5, densities, (8, 8))
+        Sparsity(0.5, densities, (8, 8)).plans(SHAPES)
 
 
 def test_the_matching_sparsity_is_the_lowest():
@@ -176,7 +176,7 @@ def test_the_matching_sparsity_is_the_lowest():
         return sum(flops[p.name] * p.density for p in plans) / sum(flops.values())
 
     def plan(sparsity):
-        return plan_layers(SHAPES, sparsity, "erk", (8, 8))
+        return Sparsity(sparsity, "erk", (8, 8)).plans(SHAPES)
 
     sparsity, found = matching_sparsity(plan, cost, 0.4)
     assert found == cost(plan(sparsity)) <= 0.4 < cost(plan(sparsity - 1e-6))

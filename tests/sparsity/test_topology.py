@@ -14,7 +14,11 @@ from sparse_engine import SparseConv2d, SparseLinear, densify, sparsify
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.surgery import state_tensors
-from sparse_engine.sparsity.drop_and_grow import assert_invariants, select_swap, swap_blocks
+from sparse_engine.sparsity.drop_and_grow import (
+    assert_invariants,
+    select_drop_and_grow,
+    swap_blocks,
+)
 from sparse_engine.sparsity.topology import Topology
 from sparse_kernels import BlockLayout
 
@@ -91,11 +95,11 @@ def swaps(draw):
 
 @settings(max_examples=150, deadline=None)
 @given(swaps())
-def test_select_swap_equals_a_naive_loop(case):
+def test_select_drop_and_grow_equals_a_naive_loop(case):
     shape, ids, active, drop, grow, count = case
     total = shape[0] * shape[1]
     layout = BlockLayout(shape, (1, 1), torch.tensor(ids), active)
-    slots, grown = select_swap(
+    slots, grown = select_drop_and_grow(
         layout, torch.tensor(drop).float(), torch.tensor(grow).float(), count
     )
 
@@ -117,7 +121,7 @@ def test_a_count_may_change(case, data):
     kept = active - dropped
     grown = data.draw(st.integers(0, min(total, len(ids)) - kept))
     layer = SparseLinear(shape[1], shape[0], layout=layout)
-    slots, new = select_swap(
+    slots, new = select_drop_and_grow(
         layout, torch.tensor(drop).float(), torch.tensor(grow).float(), dropped, grown
     )
     swap_blocks(layer, None, slots, new, kept + grown)
@@ -193,7 +197,7 @@ def test_a_swap_never_asks_the_device_for_a_number(taps, drop, grow):
         scores = torch.rand(36), torch.rand(layout.total)
         layer = SparseConv2d(64, 64, 3, layout=layout)
         active = 18 + (grow - drop) * layout.group
-        swap_blocks(layer, None, *select_swap(layout, *scores, drop, grow), active)
+        swap_blocks(layer, None, *select_drop_and_grow(layout, *scores, drop, grow), active)
         assert layer.layout.active == active
 
 
@@ -214,7 +218,7 @@ def test_a_dropped_block_may_be_grown_again_from_zero():
     dropped = int(layer.layout.block_ids[3])
     drop_score = torch.ones(8).index_fill_(0, torch.tensor([3]), 0)
     grow_score = torch.zeros(16).index_fill_(0, torch.tensor([dropped]), 1)
-    slots, grown = select_swap(layer.layout, drop_score, grow_score, 1)
+    slots, grown = select_drop_and_grow(layer.layout, drop_score, grow_score, 1)
     assert (slots.tolist(), grown.tolist()) == ([3], [dropped])
 
 

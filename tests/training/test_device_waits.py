@@ -2,6 +2,8 @@
 not there: nothing asks for a number or copies between host and device.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from sparse_engine import SparseConv2d, SparseLinear
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.data.loader import Normaliser, crop_and_flip
-from sparse_engine.layers.base import random_layout, with_spare_slots
+from sparse_engine.layers.base import with_spare_slots
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.surgery import start_momenta
 from sparse_engine.models.grouped.layers import diagonal_layout
 from sparse_engine.models.grouped.slices import MemberSlices
@@ -49,7 +52,9 @@ def network(rule: str, taps: str = "each") -> nn.Module:
     """Return three layers, of which one is ragged and one linear."""
     made = []
     for shape in ((40, 32, 3, 3), (32, 64, 3, 3), (64, 48)):
-        layout = random_layout(shape, (16, 16), 18 if len(shape) == 4 else 6, taps=taps)
+        layout = replace(
+            LayerPlan.full("", shape, (16, 16), taps=taps), active=18 if len(shape) == 4 else 6
+        ).random()
         layout = with_spare_slots(layout, HEADROOM if rule == "snfs" else 0.0)
         if len(shape) == 4:
             made.append(SparseConv2d(shape[1], shape[0], 3, layout=layout))
@@ -84,7 +89,10 @@ def test_what_a_step_does_besides(on_gpu):
     buffers, gradients = [torch.rand(3)], [torch.rand(4), torch.rand(2, 3)]
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     shifts, flips = torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool)
-    layouts = [random_layout((32, 32, 3, 3), (16, 16), 9).to(GPU) for _ in range(2)]
+    layouts = [
+        replace(LayerPlan.full("", (32, 32, 3, 3), (16, 16)), active=9).random().to(GPU)
+        for _ in range(2)
+    ]
     normalise = Normaliser(TABLE["cifar10"], GPU)
     with NoWaits():
         guard.judge(torch.rand(()), gradients)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparse_engine.errors import InputError
-from sparse_engine.sparsity.distribution import full_plan
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.training import tuning
 from sparse_engine.training.tuning import crossing, tune_gemm
 from sparse_kernels.dispatch import cost_model
@@ -31,7 +31,7 @@ def tune(monkeypatch, slope):
 
     monkeypatch.setattr(tuning, "measure", measure)
     model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1))
-    plans = [full_plan(name, (64, 64, 3, 3), (16, 16)) for name in ("0", "1")]
+    plans = [LayerPlan.full(name, (64, 64, 3, 3), (16, 16)) for name in ("0", "1")]
     sparse = [replace(plan, active=plan.total // 5) for plan in plans]
     return tune_gemm(sparse, model.to("meta"), (64, 8, 8), 4, torch.float32)
 
@@ -65,7 +65,7 @@ def test_layers_of_one_kind_are_measured_once(monkeypatch):
 
 
 def test_narrow_blocks_have_nothing_to_tune():
-    plan = full_plan("0", (64, 64), (8, 8))
+    plan = LayerPlan.full("0", (64, 64), (8, 8))
     with pytest.raises(InputError, match="so there is nothing to tune"):
         tune_gemm([plan], nn.Sequential(), (1, 8, 8), 4, torch.float32)
 

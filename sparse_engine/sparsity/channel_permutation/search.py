@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.sparsity.channel_permutation.groups import ChannelGroup, channel_groups
 from sparse_engine.sparsity.channel_permutation.permutation import ChannelPermutation, entries
-from sparse_engine.sparsity.distribution import LayerPlan
 from sparse_kernels import BlockLayout
 
 ROUNDS = 12

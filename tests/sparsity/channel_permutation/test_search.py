@@ -1,22 +1,25 @@
 """Channels are ordered so that strong weights share blocks, and networks compute the same."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from pruning import strongest
 from torch import nn
 
 from sparse_engine import sparsify
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
-from sparse_engine.layers.base import SparseLayer, magnitude_layout
+from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.surgery import change_layouts, replace_modules, used_layouts
 from sparse_engine.methods.actions import Rewind
 from sparse_engine.methods.pruning_actions import CutAsTeacher, PermuteChannels, Prune
 from sparse_engine.models.build import build_model
 from sparse_engine.runs.files import load_file
 from sparse_engine.sparsity.channel_permutation.search import find_permutation, permute_for
-from sparse_engine.sparsity.pruning import strongest_layouts
+from sparse_engine.sparsity.distribution import Sparsity
 from sparse_engine.sparsity.sparsify import dense_state_dict, plan_model
 from sparse_engine.train import main
 from sparse_engine.training.trainer import Trainer
@@ -26,7 +29,7 @@ RUN += ["--block", "16x16", "--permute-channels"]
 
 
 def targets_of(model, sparsity, block, **settings):
-    plans = plan_model(model, sparsity, "uniform", block, (), **settings)
+    plans = plan_model(model, Sparsity(sparsity, "uniform", block, **settings))
     return {plan.name: plan for plan in plans}
 
 
@@ -35,7 +38,7 @@ def kept(model, targets):
     shares = []
     for name, target in targets.items():
         weight = dense_state_dict(model)[f"{name}.weight"]
-        layout = magnitude_layout(weight, target.block, target.active, target.taps)
+        layout = target.strongest(weight)
         sparse = copy.deepcopy(nn.Sequential(model.get_submodule(name)))
         replace_modules(sparse, change_layouts(sparse, {"0": layout}))
         shares.append(float(sparse[0].weight.detach().abs().sum() / weight.abs().sum()))
@@ -63,11 +66,11 @@ def test_a_shuffled_block_sparse_weight_is_found_again(repeat):
         nn.Linear(128 * repeat, 128), nn.ReLU(), nn.Linear(128, 4),
     )  # fmt: skip
     model[3].weight.data.copy_(wide[rows][:, entries])
-    layout = magnitude_layout(wide, (16, 16 * repeat), int(mask.sum()))
-    found = permute_for(model, {"3": layout})
+    plan = replace(LayerPlan.full("", wide.shape, (16, 16 * repeat)), active=int(mask.sum()))
+    found = permute_for(model, {"3": plan})
     assert found.before["3"] < 0.6
     assert found.after["3"] == pytest.approx(1, abs=1e-5)
-    assert kept(model, {"3": layout}) == pytest.approx(1, abs=1e-5)
+    assert kept(model, {"3": plan}) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("taps", ["each", "all"])
@@ -109,7 +112,15 @@ def test_a_layer_that_was_not_mentioned_stays_sparse():
     model = small_model()
     sparsify(model, 0.5, "uniform", (8, 8), init="random")
     full = dict.fromkeys(("0", "3"))
-    found = find_permutation(model, {**full, "9": magnitude_layout(model[9].weight, (16, 5), 3)})
+    found = find_permutation(
+        model,
+        {
+            **full,
+            "9": replace(LayerPlan.full("", model[9].weight.shape, (16, 5)), active=3).strongest(
+                model[9].weight
+            ),
+        },
+    )
     assert all(not name.startswith("7.") for name in found.permutation.moves)
 
 
@@ -232,8 +243,8 @@ def test_a_kd_ticket_is_cut_in_the_order_of_its_teacher(tmp_path, monkeypatch):
     ((_, before, after),) = seen
     model = perceptron(load_file(tmp_path / "teacher/member_1.pt")["model"])
     config = Config(prune_scope="layer", block="16x16")
-    order = permute_for(model, strongest_layouts(model, 0.8, config)).permutation
-    layouts = strongest_layouts(model, 0.8, config)
+    order = permute_for(model, strongest(model, 0.8, config)).permutation
+    layouts = strongest(model, 0.8, config)
     model.load_state_dict(order.state(before["network"]))
     replace_modules(model, change_layouts(model, layouts))
     for name, value in dense_state_dict(model).items():
