@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from sparse_engine.config.values import check_period
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
 from sparse_engine.layers.blocks import DENSE, parse_block
-from sparse_engine.methods.contradictions import DECIDED, GIVEN, refuse
+from sparse_engine.methods.contradictions import of_decided, of_given
 from sparse_engine.methods.method import Method
 from sparse_engine.methods.recipes import Recipe, recipe_for
 from sparse_engine.methods.registry import METHODS, method_named
@@ -30,13 +30,18 @@ def resolve(config: Config) -> Config:
     config = replace(config, model=config.model or recipe.model)
     check_model(config.model)
     check_period(config.checkpoint_every)
-    refuse(GIVEN, config, method)
+    _refuse(of_given(config, method))
     config = replace(config, **_network(config, method, recipe))
     config = replace(config, **_options(config, method))
     config = replace(config, **_lengths(config, method, recipe))
-    refuse(DECIDED, config, method)
+    _refuse(of_decided(config, method))
     method.check(config)
     return config
+
+
+def _refuse(messages: Iterator[str]) -> None:
+    for message in messages:
+        raise InputError(message)
 
 
 def warmup_share(config: Config) -> float:
