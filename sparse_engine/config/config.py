@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sparse_engine.config.group import Group
-from sparse_engine.layers.blocks import LayerBlocks
+from sparse_engine.layers.blocks import LayerBlocks, parse_blocks
 from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
 from sparse_engine.sparsity.update_schedule import UPDATE_RULES
 
@@ -227,9 +227,8 @@ class Config:
 
     @property
     def blocks(self) -> LayerBlocks:
-        """What each layer is cut into: --layer-blocks, and for all others --block."""
-        named, others = self.layer_blocks or {}, self.block or "1x1"
-        return {**named, "*": named.get("*", others)} if named else others
+        """What each layer is cut into: --layer-blocks, and for all others --block; InputError."""
+        return parse_blocks(self.layer_blocks or {}, self.block or "1x1")
 
     @property
     def layer_densities(self) -> str | ErdosRenyi | Mapping[str, float]:

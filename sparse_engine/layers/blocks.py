@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from sparse_engine.errors import InputError, nearest
 
@@ -17,12 +18,14 @@ BlockChoice = tuple[int, int] | Sequence[int] | str
 LayerBlocks = BlockChoice | Mapping[str, BlockChoice]
 # A layer that counts in the budget with all of its weights.
 DENSE = "dense"
+# As wide as divides a layer's channels.
+AUTO = "auto"
 AUTOMATIC_WIDTHS = (128, 64, 32)
 
 
 def parse_block(text: str) -> tuple[int, int] | str:
     """Return (BO, BC) for `BOxBC`, or "auto"."""
-    if text == "auto":
+    if text == AUTO:
         return text
     found = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
     if not found or 0 in (int(found[1]), int(found[2])):
@@ -32,13 +35,31 @@ def parse_block(text: str) -> tuple[int, int] | str:
     return int(found[1]), int(found[2])
 
 
+def parse_blocks(named: Mapping[str, Any], others: str) -> LayerBlocks:
+    """Return what each layer is cut into, parsed.
+
+    Args:
+        named: `BOxBC`, `auto` or `dense` by patterns of layer names.
+        others: the block of all other layers.
+
+    Raises:
+        InputError: what is no block, with the pattern that has it.
+    """
+    blocks: dict[str, BlockChoice] = {}
+    for pattern, text in named.items():
+        try:
+            blocks[pattern] = text if text == DENSE else parse_block(str(text))
+        except InputError as error:
+            raise InputError(f"layer_blocks: '{pattern}': {error} (or dense)") from None
+    rest = parse_block(others)
+    return {**blocks, "*": blocks.get("*", rest)} if blocks else rest
+
+
 def layer_block(block: BlockChoice, shape: Sequence[int]) -> tuple[int, int]:
     """Return (BO, BC) for a weight (O, C, ...): "auto" takes the widest width dividing each."""
-    if isinstance(block, str):
-        parsed = parse_block(block)
-        if isinstance(parsed, str):
-            return _widest(shape[0]), _widest(shape[1])
-        return parsed
+    block = parse_block(block) if isinstance(block, str) else block
+    if block == AUTO:
+        return _widest(shape[0]), _widest(shape[1])
     sizes = block if isinstance(block, Sequence) else ()
     if len(sizes) != 2 or not all(isinstance(b, int) and b > 0 for b in sizes):
         raise InputError(f"block must be two positive integers (BO, BC), found {block!r}")

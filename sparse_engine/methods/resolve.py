@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from sparse_engine.config.config import Config
 from sparse_engine.config.values import check_period
 from sparse_engine.data.catalog import check_name as check_dataset
 from sparse_engine.errors import InputError
-from sparse_engine.layers.blocks import DENSE, parse_block
+from sparse_engine.layers.blocks import parse_blocks
 from sparse_engine.methods.contradictions import of_decided, of_given
 from sparse_engine.methods.method import Method
 from sparse_engine.methods.recipes import Recipe, recipe_for
@@ -59,8 +59,7 @@ def _network(config: Config, method: Method, recipe: Recipe) -> dict[str, Any]:
     if rule == "granet" and start is None:
         start = 0.5  # as GraNet
     block = config.block or recipe.block
-    parse_block(block)
-    _check_layer_blocks(config.layer_blocks or {})
+    parse_blocks(config.layer_blocks or {}, block)
     return {
         "topology": None if rule == "dense" else rule,
         "sparsity": sparsity,
@@ -111,13 +110,3 @@ def _epochs(config: Config, method: Method, recipe: Recipe) -> int:
         return method.epochs(config, recipe)
     dense = method.has_dense_run and recipe.dense_epochs
     return max(1, round((dense or recipe.epochs) * method.runs(config)))
-
-
-def _check_layer_blocks(blocks: Mapping[str, Any]) -> None:
-    """Raise InputError for what is no block; whether there are such layers is known later."""
-    for pattern, block in blocks.items():
-        if block != DENSE:
-            try:
-                parse_block(str(block))
-            except InputError as error:
-                raise InputError(f"layer_blocks: '{pattern}': {error} (or dense)") from None

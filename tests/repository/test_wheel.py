@@ -1,0 +1,57 @@
+"""The wheel that users install holds every package: it is built, unpacked and imported from."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = {"sparse_engine": ROOT, "sparse_kernels": ROOT / "kernels"}
+IMPORTS = """
+import importlib, pkgutil, sparse_engine, sparse_kernels
+for package in (sparse_engine, sparse_kernels):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+print(sparse_engine.__file__, sparse_kernels.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """Return the folder that a wheel of this checkout is unpacked in."""
+    pytest.importorskip("setuptools", "77", reason="setuptools 77 builds the wheel")
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ["build", "--build-base", str(folder / "build"), "egg_info", "--egg-base", str(folder)]
+    command = [sys.executable, "setup.py", "-q", *build, "bdist_wheel", "--dist-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def test_it_holds_every_file(unpacked):
+    for package, source in SOURCES.items():
+        files = {
+            path.relative_to(source)
+            for path in (source / package).rglob("*")
+            if path.suffix in (".py", ".typed")
+        }
+        assert files == {
+            path.relative_to(unpacked) for path in (unpacked / package).rglob("*") if path.is_file()
+        }
+
+
+def test_every_module_can_be_imported_from_it(unpacked, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(unpacked)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == [str(unpacked / p / "__init__.py") for p in SOURCES]
