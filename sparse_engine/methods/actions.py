@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # A network at some time: `model`, its state dict, and `accuracy` on the held-out split.
 State = dict[str, Any]
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 class Run(Protocol):
@@ -84,7 +84,7 @@ class Run(Protocol):
         """Yield an epoch of training batches [N, C, H, W]."""
         ...
 
-    def agreed(self, find: Callable[[], Found]) -> Found:
+    def agreed(self, find: Callable[[], T]) -> T:
         """Return what the first process finds, in all processes the same."""
         ...
 
@@ -118,7 +118,7 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Fresh(Action):
+class StartMember(Action):
     """Begin with a new network of some sparsity, with a seed and data order of its own."""
 
     sparsity: float
@@ -155,8 +155,8 @@ class SaveTicket(Action):
 
     def __call__(self, run: Run) -> None:
         """Write member_K.pt."""
-        found = run.best or run.present_states()
-        for state in found if self.kept is None else [run.kept[self.kept]]:
+        states = run.best or run.present_states()
+        for state in states if self.kept is None else [run.kept[self.kept]]:
             run.save_ticket(state)
 
 
@@ -173,7 +173,7 @@ class Escape(Action):
 
 
 @dataclass(frozen=True)
-class Keep(Action):
+class SaveState(Action):
     """Remember the network as it is, under a name: a state to rewind to."""
 
     name: str
@@ -190,7 +190,7 @@ class Keep(Action):
 
 
 @dataclass(frozen=True)
-class Restore(Action):
+class StartFromState(Action):
     """Begin with a kept state, blocks and all, as a new member: new data order, no momentum."""
 
     name: str
@@ -216,7 +216,7 @@ class Rewind(Action):
     name: str
 
     def __call__(self, run: Run) -> None:
-        """Load the state, then cut it to the present blocks."""
+        """Load the state, then prune it to the present blocks."""
         from sparse_engine.layers.surgery import change_layouts, used_layouts
 
         layouts = used_layouts(run.model)

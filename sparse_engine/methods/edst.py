@@ -8,7 +8,7 @@ replaces the share q of all blocks.
 from dataclasses import replace
 
 from sparse_engine.config.config import Config
-from sparse_engine.methods.actions import Escape, Fresh, SaveTicket
+from sparse_engine.methods.actions import Escape, SaveTicket, StartMember
 from sparse_engine.methods.freetickets import schedule_for, ticket_stop, topology_rule
 from sparse_engine.methods.learning_rate import LearningRate
 from sparse_engine.methods.method import CHOSEN, Method
@@ -28,7 +28,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
         lengths[0],
         LearningRate(warmup=warmup * steps / lengths[0]),
         topology and replace(topology, stop=None),
-        begin=(Fresh(config.sparsity or 0.0),),
+        begin=(StartMember(config.sparsity or 0.0),),
     )
     refinements = [
         Phase(

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
-from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.actions import SaveTicket, StartMember
 from sparse_engine.methods.freetickets import schedule_for, ticket_stop, topology_rule
 from sparse_engine.methods.learning_rate import LearningRate
 from sparse_engine.methods.method import CHOSEN, Method
@@ -25,7 +25,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     shortest = (ticket_stop(config) or 1.0) * min(lengths)
     topology = topology_rule(config, schedule.member_interval * lengths[0], shortest)
     rate = LearningRate(schedule.member, warmup * members)
-    begin = Fresh(config.sparsity or 0.0)
+    begin = StartMember(config.sparsity or 0.0)
     return [
         Phase(f"member {number}", length, rate, topology, (begin,), end=(SaveTicket(),))
         for number, length in enumerate(lengths, 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparse_engine.config.config import Config
-from sparse_engine.methods.actions import Average, Escape, Fresh, SaveTicket
+from sparse_engine.methods.actions import Average, Escape, SaveTicket, StartMember
 from sparse_engine.methods.freetickets import Milestones, schedule_for, ticket_stop, topology_rule
 from sparse_engine.methods.learning_rate import LearningRate, Linear
 from sparse_engine.methods.method import CHOSEN, Method, usual_scope
@@ -54,7 +54,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     average = Average(AVERAGE, config.averaging or "caa", sparsity)
     escape = Escape(config.escape or 0.5)
     rate = LearningRate(schedule.base, warmup * steps / lengths[0])
-    first = Phase("sparse", lengths[0], rate, topology, (Fresh(sparsity),), (average, escape))
+    first = Phase("sparse", lengths[0], rate, topology, (StartMember(sparsity),), (average, escape))
     triangle = Linear(((0.0, schedule.low), (0.5, schedule.high), (1.0, schedule.low)))
     ends = [(average, escape)] * (count - 1) + [(average, SaveTicket(AVERAGE))]
     cycles = [

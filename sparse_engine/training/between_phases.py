@@ -18,7 +18,7 @@ from sparse_engine.data.splits import Split, batches
 from sparse_engine.evaluation.metrics import accuracy
 from sparse_engine.layers.state_dict import saved_densities, without_unused_slots
 from sparse_engine.layers.surgery import Layouts
-from sparse_engine.methods.actions import Found, State
+from sparse_engine.methods.actions import State, T
 from sparse_engine.runs.run_folder import RunFolder
 from sparse_engine.runs.teacher import Teacher
 from sparse_engine.sparsity.channel_permutation.permutation import ChannelPermutation
@@ -27,7 +27,7 @@ from sparse_engine.sparsity.topology import Topology
 from sparse_engine.training.costs import Densities
 from sparse_engine.training.member_states import Accuracies, BestStates, KeptStates, copy_of
 from sparse_engine.training.network import Network
-from sparse_engine.training.processes import World, predict_together
+from sparse_engine.training.processes import DistributedContext, predict_together
 from sparse_engine.training.progress import Progress
 
 
@@ -40,7 +40,7 @@ class BetweenPhases:
     held_out: Split
     folder: RunFolder
     device: torch.device
-    world: World
+    world: DistributedContext
     progress: Progress
     densities: Densities
     accuracies: Accuracies
@@ -128,6 +128,6 @@ class BetweenPhases:
         for step in range(first, first + self.loader.steps_per_epoch):
             yield self.whole_loader.batch(step)[0].contiguous(memory_format=torch.channels_last)
 
-    def agreed(self, find: Callable[[], Found]) -> Found:
+    def agreed(self, find: Callable[[], T]) -> T:
         """Return what the first process finds, in all processes the same."""
-        return self.world.of_first(find() if self.world.is_first else None)
+        return self.world.from_first(find() if self.world.is_first else None)

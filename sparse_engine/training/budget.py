@@ -30,11 +30,11 @@ Cost = Callable[[Sequence[LayerPlan]], float]
 BISECTIONS = 50
 
 
-def settled(config: Config, info: DatasetInfo, device: torch.device) -> Config:
+def resolve_budget(config: Config, info: DatasetInfo, device: torch.device) -> Config:
     """Return a configuration whose budget is of weights, and say what was decided.
 
     Args:
-        config: resolved. One that is settled already, or has no other budget, comes back as it is.
+        config: resolved. One whose budget is of weights already comes back as it is.
         info: of the data set.
         device: where the run would be, and what times are measured on.
 

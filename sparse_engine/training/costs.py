@@ -11,7 +11,7 @@ import torch
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
-from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.actions import SaveTicket, StartMember
 from sparse_engine.methods.phase import Phase
 from sparse_engine.models.workload import dense_flops, forward_flops, step_flops
 from sparse_engine.runs.model import dense_model, is_plain, plain_model
@@ -86,7 +86,7 @@ def run_costs(
     )
     steps = sum(phase.steps for phase in phases)
     dense_images = config.dense_epochs / config.epochs * steps * config.batch_size
-    tickets = [_cut(full, layers) for layers in found.tickets]
+    tickets = [_at_densities(full, layers) for layers in found.tickets]
     parameters = sum(p.numel() for p in model.parameters())
     stored = sum(parameters - _saved(plans) for plans in tickets)
     return {
@@ -126,7 +126,7 @@ def _mean_densities(
     """Return the densities of each phase, on average over a phase that prunes gradually."""
     means = list(found.phases)
     for number, phase in enumerate(phases):
-        fresh = any(isinstance(action, Fresh) for action in phase.begin)
+        fresh = any(isinstance(action, StartMember) for action in phase.begin)
         if fresh and phase.topology is not None and phase.topology.rule == "granet":
             share = phase.update_schedule().mean_pruned_share(phase.steps)
             start, final = (plan_network(config, model, s) for s in (config.start_sparsity, None))
@@ -138,8 +138,8 @@ def _mean_densities(
     return means
 
 
-def _cut(full: Sequence[LayerPlan], densities: dict[str, float]) -> list[LayerPlan]:
-    """Return the plans of layers of some densities."""
+def _at_densities(full: Sequence[LayerPlan], densities: dict[str, float]) -> list[LayerPlan]:
+    """Return full plans with the blocks of some densities."""
     return [replace(p, active=round(densities.get(p.name, 1.0) * p.total)) for p in full]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparse_engine.errors import InputError
-from sparse_engine.methods.actions import Fresh
+from sparse_engine.methods.actions import StartMember
 from sparse_engine.methods.phase import Phase
 from sparse_engine.runs.files import load_file
 from sparse_engine.runs.run_folder import RunFolder
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sparse_engine.config.config import Config
-    from sparse_engine.training.processes import World
+    from sparse_engine.training.processes import DistributedContext
     from sparse_engine.training.trainer import Trainer
 
 
@@ -39,7 +39,7 @@ class Trained:
 
 def check_independent(config: Config, phases: Sequence[Phase]) -> None:
     """Raise InputError unless every phase begins with a fresh network."""
-    fresh = all(any(isinstance(action, Fresh) for action in phase.begin) for phase in phases)
+    fresh = all(any(isinstance(action, StartMember) for action in phase.begin) for phase in phases)
     if len(phases) < 2 or not fresh:
         raise InputError(
             f"--parallel members is for methods that train members apart, such as dst-ensemble; "
@@ -51,7 +51,7 @@ def train_members(
     new_trainer: Callable[[Sequence[Phase], RunFolder], Trainer],
     phases: Sequence[Phase],
     folder: RunFolder,
-    world: World,
+    world: DistributedContext,
 ) -> Trained:
     """Train this process's members; in the first process then bring all results together.
 

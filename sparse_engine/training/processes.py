@@ -24,7 +24,7 @@ from sparse_engine.evaluation.predict import predict
 from sparse_engine.models.members import training_pair
 
 
-class World:
+class DistributedContext:
     """What the processes of a run say to each other; each call is made by all of them."""
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
@@ -67,7 +67,7 @@ class World:
         dist.all_gather_object(values, value, group=self._control)
         return values
 
-    def of_first(self, value: Any) -> Any:
+    def from_first(self, value: Any) -> Any:
         """Return the first process's value."""
         if self.size == 1:
             return value
@@ -113,7 +113,7 @@ class World:
         return DistributedDataParallel(_Pair(model), device_ids=devices)
 
 
-ALONE = World()
+SINGLE_PROCESS = DistributedContext()
 
 
 class _Pair(nn.Module):
@@ -126,7 +126,7 @@ class _Pair(nn.Module):
 
 
 @contextmanager
-def joined(timeout: float, cuda: bool) -> Iterator[World]:
+def process_group(timeout: float, cuda: bool) -> Iterator[DistributedContext]:
     """Join the processes that torchrun has started; alone, be a world of one.
 
     Args:
@@ -138,7 +138,7 @@ def joined(timeout: float, cuda: bool) -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if cuda:
@@ -152,7 +152,7 @@ def joined(timeout: float, cuda: bool) -> Iterator[World]:
     with failing_together(rank):
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         try:
-            world = World(rank, size, local_rank)
+            world = DistributedContext(rank, size, local_rank)
             try:
                 yield world
             finally:
@@ -181,7 +181,7 @@ def failing_together(rank: int) -> Iterator[None]:
 
 
 def predict_together(
-    model: nn.Module, split_batches: Iterator, dtype: str, world: World
+    model: nn.Module, split_batches: Iterator, dtype: str, world: DistributedContext
 ) -> tuple[Tensor, Tensor]:
     """Return what predict does; the processes of a run share the batches."""
     if world.size == 1:

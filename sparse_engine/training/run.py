@@ -26,11 +26,11 @@ from sparse_engine.runs.run_folder import RunFolder, WatchedFolder
 from sparse_engine.runs.teacher import Teacher, load_teacher
 from sparse_engine.runs.tickets import run_tickets
 from sparse_engine.sparsity.channel_permutation.groups import channel_groups
-from sparse_engine.training.budget import settled
+from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.costs import run_costs
 from sparse_engine.training.grouped import start_group
 from sparse_engine.training.member_processes import Trained, check_independent, train_members
-from sparse_engine.training.processes import World, joined
+from sparse_engine.training.processes import DistributedContext, process_group
 from sparse_engine.training.result import backend_shares, backends_in_words, describe, print_result
 from sparse_engine.training.state import restore
 from sparse_engine.training.trainer import Trainer
@@ -62,7 +62,7 @@ def _train_together(config: Config, folder: RunFolder | None) -> dict[str, Any] 
             "--sync-batch-norm runs on GPUs alone, and this run is on a CPU: leave it out, or use "
             "--device cuda; a run that was started with it can be resumed on a GPU"
         )
-    with joined(config.timeout, device.type == "cuda") as world:
+    with process_group(config.timeout, device.type == "cuda") as world:
         if world.size > 1:
             check_parallel(config, world.size)
             device = _own_device(device, world)
@@ -70,12 +70,12 @@ def _train_together(config: Config, folder: RunFolder | None) -> dict[str, Any] 
 
 
 def _train(
-    config: Config, folder: RunFolder | None, device: torch.device, world: World
+    config: Config, folder: RunFolder | None, device: torch.device, world: DistributedContext
 ) -> dict[str, Any] | None:
     with world.first_before_others():
         data = load_dataset(config.dataset, config.data_dir, config.download)
     # Measured times decide: one process's for all.
-    config = world.of_first(settled(config, data.info, device) if world.is_first else None)
+    config = world.from_first(resolve_budget(config, data.info, device) if world.is_first else None)
     check_permutable(config, data.info)
     phases = plan_phases(config, training_images(config, data))
     costs = run_costs(config, data.info, phases)
@@ -116,20 +116,22 @@ def _check_group(
         raise InputError(f"--parallel grouped: {error}, without that flag") from None
 
 
-def _own_device(device: torch.device, world: World) -> torch.device:
+def _own_device(device: torch.device, world: DistributedContext) -> torch.device:
     return torch.device("cuda", world.local_rank) if device.type == "cuda" else device
 
 
-def _open_folder(config: Config, folder: RunFolder | None, world: World) -> RunFolder:
+def _open_folder(config: Config, folder: RunFolder | None, world: DistributedContext) -> RunFolder:
     """Return the run folder, made by the first process."""
     if folder is None and world.is_first:
         folder = RunFolder.create(config)
-    path = world.of_first(folder.path if folder else None)
+    path = world.from_first(folder.path if folder else None)
     return folder if world.is_first else WatchedFolder(path)
 
 
 @contextmanager
-def _same_picks(folder: RunFolder, device: torch.device, world: World) -> Iterator[None]:
+def _same_picks(
+    folder: RunFolder, device: torch.device, world: DistributedContext
+) -> Iterator[None]:
     """Let every process, now and when the run is continued, take the kernels of its first start."""
     picks = folder.picks() if world.is_first else None
     if picks is None and world.is_first:
@@ -137,7 +139,7 @@ def _same_picks(folder: RunFolder, device: torch.device, world: World) -> Iterat
         folder.save_picks(picks)
     with ExitStack() as stack:
         try:
-            stack.enter_context(with_picks(device, world.of_first(picks)))
+            stack.enter_context(with_picks(device, world.from_first(picks)))
         except (TypeError, ValueError, AttributeError):
             raise InputError(
                 f"'{folder.path}/picks.json' is damaged; delete it, and the run takes the kernels "
@@ -153,7 +155,7 @@ def _run(
     folder: RunFolder,
     device: torch.device,
     teacher: Teacher | None,
-    world: World,
+    world: DistributedContext,
 ) -> Trained:
     if config.parallel == "members":
 

@@ -24,7 +24,7 @@ from sparse_engine.training.costs import Densities
 from sparse_engine.training.finite import FiniteGuard
 from sparse_engine.training.member_states import Accuracies, BestStates, KeptStates
 from sparse_engine.training.network import Network, member_seed
-from sparse_engine.training.processes import World
+from sparse_engine.training.processes import DistributedContext
 from sparse_engine.training.progress import Progress
 from sparse_engine.training.random_state import DeviceRandomState, RandomState
 
@@ -36,7 +36,7 @@ class Run(Protocol):
     phases: Sequence[Phase]
     folder: RunFolder
     device: torch.device
-    world: World
+    world: DistributedContext
     progress: Progress
     network: Network
     guard: FiniteGuard
@@ -52,7 +52,7 @@ class Run(Protocol):
         """Go on with a fresh network."""
 
 
-class Part(Protocol):
+class Checked(Protocol):
     """What owns a part of a checkpoint."""
 
     def state_dict(self) -> Any:

@@ -33,7 +33,7 @@ from sparse_engine.training.grouped import start_group
 from sparse_engine.training.interrupts import CheckpointSchedule, StopSignals
 from sparse_engine.training.member_states import Accuracies, BestStates, KeptStates
 from sparse_engine.training.network import build_network, member_seed
-from sparse_engine.training.processes import ALONE, World
+from sparse_engine.training.processes import SINGLE_PROCESS, DistributedContext
 from sparse_engine.training.progress import Progress
 from sparse_engine.training.state import state_of
 from sparse_engine.training.step import TrainingStep
@@ -50,7 +50,7 @@ class Trainer(BetweenPhases):
         folder: RunFolder,
         device: torch.device,
         teacher: Teacher | None = None,
-        world: World = ALONE,
+        world: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         """Prepare a run from its start; trainer_state.restore continues one.
 

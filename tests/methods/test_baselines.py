@@ -16,7 +16,7 @@ from sparse_engine.data.load import load_dataset
 from sparse_engine.data.splits import batches
 from sparse_engine.evaluation.metrics import accuracy
 from sparse_engine.evaluation.predict import predict
-from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.actions import SaveTicket, StartMember
 from sparse_engine.methods.learning_rate import LearningRate
 from sparse_engine.methods.registry import METHODS, build_phases
 from sparse_engine.methods.resolve import resolve
@@ -72,7 +72,7 @@ def tickets_of(out):
 def test_deep_ensemble_phases_are_fresh_dense_runs():
     phases = phases_for(1000, method="deep-ensemble", members=4)
     assert [phase.steps for phase in phases] == [250] * 4
-    assert {(p.begin, p.end) for p in phases} == {((Fresh(0.0),), (SaveTicket(),))}
+    assert {(p.begin, p.end) for p in phases} == {((StartMember(0.0),), (SaveTicket(),))}
     assert rates_of(phases[1], 0, 0.4, 0.6, 1) == [1, 1, 0.1, 0.01]
     assert all(phase.topology is None for phase in phases)
 
@@ -82,7 +82,7 @@ def test_snapshot_restarts_the_learning_rate_of_one_trajectory():
     assert [phase.steps for phase in phases] == [1000] * 3
     for phase in phases:
         assert rates_of(phase, 0, 0.5, 1) == pytest.approx([1, 0.5, 0], abs=1e-3)
-    assert [phase.begin for phase in phases] == [(Fresh(0.0),), (), ()]
+    assert [phase.begin for phase in phases] == [(StartMember(0.0),), (), ()]
     assert {phase.end for phase in phases} == {(SaveTicket(),)}
 
 

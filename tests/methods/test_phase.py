@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
-from sparse_engine.methods.actions import Average, Escape, Fresh, SaveTicket
-from sparse_engine.methods.learning_rate import Cosine, LearningRate, Linear, Part
+from sparse_engine.methods.actions import Average, Escape, SaveTicket, StartMember
+from sparse_engine.methods.learning_rate import Cosine, LearningRate, Linear, Segment
 from sparse_engine.methods.phase import (
     LEAST_UPDATES,
     SHORTEST_INTERVAL,
@@ -72,14 +72,14 @@ def test_a_cosine_falls_from_high_to_low():
 
 
 @pytest.mark.parametrize("shape", [LearningRate(((0.0, 1.0), (0.4, 0.1)), 0.2), Cosine()])
-@pytest.mark.parametrize("cut", [1, 3, 7])
-def test_parts_are_the_schedule_of_the_whole(shape, cut):
+@pytest.mark.parametrize("first_length", [1, 3, 7])
+def test_segments_are_the_schedule_of_the_whole(shape, first_length):
     whole = [shape.at(step, 10) for step in range(10)]
-    first, second = Part(shape, 0, 10), Part(shape, cut, 10)
-    found = [first.at(n, cut) for n in range(cut)] + [
-        second.at(n, 10 - cut) for n in range(10 - cut)
-    ]
-    assert found == whole
+    first, second = Segment(shape, 0, 10), Segment(shape, first_length, 10)
+    rest = 10 - first_length
+    parts = [first.at(n, first_length) for n in range(first_length)]
+    parts += [second.at(n, rest) for n in range(rest)]
+    assert parts == whole
 
 
 @given(st.integers(1, 10**7), st.lists(st.integers(1, 300), min_size=1, max_size=9))
@@ -124,7 +124,7 @@ def test_edst_is_the_papers():
     phases = phases_for(450 * CIFAR_EPOCH, method="edst", members=3)
     assert [phase.steps / CIFAR_EPOCH for phase in phases] == [150, 100, 100, 100]
     assert [phase.name for phase in phases] == ["explore", "refine 1", "refine 2", "refine 3"]
-    assert [phase.begin for phase in phases] == [(Fresh(0.8),), (), (), ()]
+    assert [phase.begin for phase in phases] == [(StartMember(0.8),), (), (), ()]
     ticket, escape = (SaveTicket(),), (SaveTicket(), Escape(0.8))
     assert [phase.end for phase in phases] == [(), escape, escape, ticket]
     explore, *refinements = phases
@@ -181,7 +181,9 @@ def test_dst_ensemble_phases_are_fresh_runs():
     phases = phases_for(epochs * CIFAR_EPOCH, method="dst-ensemble")
     assert epochs == 750
     assert [phase.steps for phase in phases] == [250 * CIFAR_EPOCH] * 3
-    assert {(phase.begin, phase.end) for phase in phases} == {((Fresh(0.8),), (SaveTicket(),))}
+    assert {(phase.begin, phase.end) for phase in phases} == {
+        ((StartMember(0.8),), (SaveTicket(),))
+    }
     assert {phase.topology for phase in phases} == {
         TopologyRule("rigl", 1000, 0.5, "constant", 0.75)
     }
@@ -201,7 +203,7 @@ def test_the_warm_up_of_every_member_is_as_long():
 def test_rigl_is_the_papers():
     (phase,) = phases_for(97_656, method="rigl")
     assert phase.topology == TopologyRule("rigl", 100, 0.3, "cosine", 0.75)
-    assert (phase.begin, phase.end) == ((Fresh(0.8),), (SaveTicket(),))
+    assert (phase.begin, phase.end) == ((StartMember(0.8),), (SaveTicket(),))
     schedule = phase.update_schedule()
     assert schedule.stop == 73_242
     assert schedule.rate(100) == pytest.approx(0.3, abs=1e-5)
@@ -221,7 +223,7 @@ def test_fixed_methods_have_no_updates(method):
             name=method,
             steps=100,
             learning_rate=LearningRate(((0.0, 1.0), (0.5, 0.1), (0.75, 0.01))),
-            begin=(Fresh(0.0 if method == "dense" else 0.8),),
+            begin=(StartMember(0.0 if method == "dense" else 0.8),),
             end=(SaveTicket(),),
         )
     ]

@@ -180,7 +180,7 @@ def test_sup_tickets_train_on_from_the_ticket_and_change_blocks_between_cycles(r
 @BLOCKS
 @pytest.mark.parametrize("point", ["0", "0.2"])
 def test_lottery_tickets_go_back_to_early_weights(block, point, run, monkeypatch):
-    kept, seen = watch(monkeypatch, actions.Keep), watch(monkeypatch, actions.Rewind)
+    kept, seen = watch(monkeypatch, actions.SaveState), watch(monkeypatch, actions.Rewind)
     flags = ["--rounds", "2", "--rewind-point", point, "--block", block, "--sparsity", "0.6"]
     run("out", "--method", "lottery", "--epochs", "14", *flags)
     ((_, _, early, _),) = kept
@@ -225,7 +225,7 @@ def test_lottery_rounds_prune_equal_shares_and_may_all_be_tickets(run):
 
 @BLOCKS
 def test_ltr_members_are_one_ticket_trained_apart(block, run, monkeypatch):
-    kept, starts = watch(monkeypatch, actions.Keep), watch(monkeypatch, actions.Restore)
+    kept, starts = watch(monkeypatch, actions.SaveState), watch(monkeypatch, actions.StartFromState)
     prunings = watch(monkeypatch, pruning_actions.Prune)
     flags = ["--rounds", "3", "--members", "2", "--rewind-point", "0.2", "--block", block]
     run("out", "--method", "ltr", "--epochs", "14", "--sparsity", "0.6", *flags)
@@ -265,7 +265,7 @@ def test_kd_tickets_are_cut_as_their_teacher_from_its_own_start(block, point, ru
         patch.setattr(Trainer, "_close_epoch", remember)
         run("teacher", "--method", "dense", "--epochs", "10", "--seed", "3")
     start = weights_of(build_network(config_of("teacher"), TABLE["digits"], CPU).model)
-    found_cuts = watch(monkeypatch, pruning_actions.CutAsTeacher)
+    found_cuts = watch(monkeypatch, pruning_actions.PruneLikeTeacher)
     flags = ["--teacher", "teacher", "--rewind-point", point, "--block", block, "--seed", "3"]
     found = run("out", "--method", "kd-ticket", "--epochs", "10", "--sparsity", "0.6", *flags)
     (teacher,) = ticket_models("teacher")

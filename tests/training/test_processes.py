@@ -19,7 +19,7 @@ from sparse_engine import TicketEnsemble
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.train import main
-from sparse_engine.training.processes import ALONE, merged
+from sparse_engine.training.processes import SINGLE_PROCESS, merged
 from sparse_engine.training.run import check_parallel
 
 # More than any of the tests' processes have, one after another.
@@ -146,11 +146,11 @@ def test_four_processes(tmp_path, monkeypatch):
 
 
 def test_one_process_is_a_world_of_its_own():
-    assert ALONE.gather(3) == [3]
-    assert ALONE.of_first(3) == 3
-    assert (ALONE.any(True), ALONE.any(False)) == (True, False)
-    assert ALONE.share(7) == slice(0, 7)
-    assert ALONE.mean(torch.ones(2)).tolist() == [1, 1]
+    assert SINGLE_PROCESS.gather(3) == [3]
+    assert SINGLE_PROCESS.from_first(3) == 3
+    assert (SINGLE_PROCESS.any(True), SINGLE_PROCESS.any(False)) == (True, False)
+    assert SINGLE_PROCESS.share(7) == slice(0, 7)
+    assert SINGLE_PROCESS.mean(torch.ones(2)).tolist() == [1, 1]
 
 
 def test_dealing_out_is_undone():
