@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Run(Protocol):
-    """What an action may see of a run, and do to it; see between_phases.py.
+    """What an action may see of a run, and do to it; see training_run.py.
 
     best: states of the best epoch of the phase, of each member; empty where none is chosen.
     kept: states by name, for later phases.
@@ -50,7 +50,6 @@ class Run(Protocol):
 
     def next_member(self, sparsity: float | None = None) -> None:
         """Begin a new member: a fresh network, with a seed and data order of its own."""
-        ...
 
     def present_states(self) -> list[State]:
         """Return a copy of the present state of each network that trains."""
@@ -62,19 +61,15 @@ class Run(Protocol):
 
     def save_ticket(self, state: State) -> None:
         """Save a state as the next ticket."""
-        ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Become the network of a state dict, blocks and all; no momentum."""
-        ...
 
     def replace_layers(self, layers: Mapping[str, nn.Module]) -> None:
         """Put other layers in place of some; momenta of the blocks that stay are carried over."""
-        ...
 
     def permute(self, permutation: ChannelPermutation) -> None:
         """Put the channels of the network, and its momenta, in another order."""
-        ...
 
     def strongest(self, model: nn.Module, sparsity: float) -> Layouts:
         """Return the blocks of a model that stay when it is pruned as the run's settings say."""
@@ -84,8 +79,8 @@ class Run(Protocol):
         """Yield an epoch of training batches [N, C, H, W]."""
         ...
 
-    def agreed(self, find: Callable[[], T]) -> T:
-        """Return what the first process finds, in all processes the same."""
+    def agreed(self, compute: Callable[[], T]) -> T:
+        """Return what the first process computes, in all processes the same."""
         ...
 
 

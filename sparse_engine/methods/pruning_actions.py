@@ -51,13 +51,12 @@ class Prune(Action):
 
 
 @dataclass(frozen=True)
-class PruneLikeTeacher(Action):
+class PruneLikeTeacher(Prune):
     """Keep the blocks of the network that are the strongest in its teacher; values stay.
 
     permute_channels: first order its channels as suits the teacher, which answers as before.
     """
 
-    sparsity: float
     permute_channels: bool = False
 
     def __call__(self, run: Run) -> None:
@@ -72,10 +71,6 @@ class PruneLikeTeacher(Action):
             permutation.apply_(teacher)
             layouts = run.strongest(teacher, self.sparsity)
         run.replace_layers(change_layouts(run.model, layouts))
-
-    def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
-        """Return the target."""
-        return self.sparsity
 
 
 def _permutation_for(run: Run, model: nn.Module, targets: Targets) -> ChannelPermutation:

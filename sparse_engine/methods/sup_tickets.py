@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sparse_engine.config.config import Config
 from sparse_engine.methods.actions import Average, Escape, SaveTicket, StartMember
-from sparse_engine.methods.freetickets import Milestones, schedule_for, ticket_stop, topology_rule
+from sparse_engine.methods.freetickets import Milestones, schedule_for, topology_rule
 from sparse_engine.methods.learning_rate import LearningRate, Linear
 from sparse_engine.methods.method import CHOSEN, Method, usual_scope
 from sparse_engine.methods.phase import Phase, split_steps
@@ -50,7 +50,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     share = schedule.cycle / schedule.epochs
     lengths = split_steps(steps, [max(share, 1 - count * share), *[share] * count])
     interval = schedule_for(config.dataset).member_interval * lengths[0]
-    topology = topology_rule(config, interval, (ticket_stop(config) or 1.0) * lengths[0])
+    topology = topology_rule(config, interval, lengths[0])
     average = Average(AVERAGE, config.averaging or "caa", sparsity)
     escape = Escape(config.escape or 0.5)
     rate = LearningRate(schedule.base, warmup * steps / lengths[0])

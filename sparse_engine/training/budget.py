@@ -75,9 +75,9 @@ def _matched(config: Config, info: DatasetInfo, device: torch.device) -> Config:
             return time_ratio(plans, curves)
 
     wanted = 1 - (config.sparsity or 0.0)
-    sparsity, found = matching_sparsity(lambda s: plan_network(config, model, s), cost, wanted)
+    sparsity, share = matching_sparsity(lambda s: plan_network(config, model, s), cost, wanted)
     what = "FLOPs" if config.match == "flops" else "measured layer time"
-    print(f"matched: {found:.3f} of the dense {what} at sparsity {sparsity:.4f}")
+    print(f"matched: {share:.3f} of the dense {what} at sparsity {sparsity:.4f}")
     return resolve(replace(config, sparsity=sparsity, match="params"))
 
 

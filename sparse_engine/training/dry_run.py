@@ -52,7 +52,7 @@ def _dry_run(config: Config, device: torch.device) -> None:
     print(format_table(rows))
     print("\n" + backends_in_words(backend_shares(config, device, costs)))
     print("\n" + format_table(_phase_rows(config, phases)))
-    print_json(describe(config, device, costs, None, None))
+    print_json(describe(config, device, costs))
 
 
 def _phase_rows(config: Config, phases: list[Phase]) -> list[tuple[str, ...]]:

@@ -48,7 +48,7 @@ def check_independent(config: Config, phases: Sequence[Phase]) -> None:
 
 
 def train_members(
-    new_trainer: Callable[[Sequence[Phase], RunFolder], Trainer],
+    new_trainer: Callable[..., Trainer],
     phases: Sequence[Phase],
     folder: RunFolder,
     world: DistributedContext,
@@ -56,7 +56,7 @@ def train_members(
     """Train this process's members; in the first process then bring all results together.
 
     Args:
-        new_trainer: makes the trainer of some phases in a folder.
+        new_trainer: makes the trainer of `phases` in a `folder`.
         phases: one for each member.
         folder: of the run.
         world: process r trains members r, r + size, ...
@@ -66,7 +66,7 @@ def train_members(
     """
     for number in range(world.rank, len(phases), world.size):
         with RunFolder.inside(folder, f"member-{number + 1}") as own:
-            trainer = new_trainer([phases[number]], own)
+            trainer = new_trainer(phases=[phases[number]], folder=own)
             first = sum(phase.steps for phase in phases[:number])
             trainer.begin_at(Progress(step=first, member=number - 1))
             restore(trainer)

@@ -9,6 +9,7 @@ from fake_run import FakeRun
 from torch import nn
 
 from sparse_engine.config.config import Config
+from sparse_engine.data.load import load_dataset
 from sparse_engine.layers.surgery import change_layouts, model_density, replace_modules
 from sparse_engine.methods import actions, pruning_actions
 from sparse_engine.methods.actions import (
@@ -22,9 +23,10 @@ from sparse_engine.methods.actions import (
     StartMember,
 )
 from sparse_engine.methods.pruning_actions import PermuteChannels, Prune, PruneLikeTeacher
+from sparse_engine.methods.resolve import resolve
 from sparse_engine.sparsity.pruning import strongest_layouts
 from sparse_engine.sparsity.sparsify import dense_state_dict
-from sparse_engine.training.between_phases import BetweenPhases
+from sparse_engine.training.training_run import TrainingRun
 
 CONFIG = Config(block="4x4", prune_scope="layer")
 IMAGES = torch.randn(8, 1, 4, 8, generator=torch.Generator().manual_seed(1))
@@ -197,13 +199,13 @@ def test_every_action_notes_the_sparsity_that_it_leaves():
 
 
 def test_every_action_is_tested_here():
-    found = {
+    actions_there = {
         name
         for module in (actions, pruning_actions)
         for name, kind in inspect.getmembers(module, inspect.isclass)
         if issubclass(kind, Action) and kind is not Action
     }
-    assert found <= globals().keys()
+    assert actions_there <= globals().keys()
 
 
 def test_the_trainer_and_the_fake_are_what_an_action_may_see():
@@ -211,4 +213,6 @@ def test_the_trainer_and_the_fake_are_what_an_action_may_see():
     wanted |= actions.Run.__annotations__.keys()
     run = fake()
     assert all(hasattr(run, name) for name in wanted)
-    assert wanted <= vars(BetweenPhases).keys() | BetweenPhases.__annotations__.keys()
+    config, device = resolve(Config(method="dense", model="mlp")), torch.device("cpu")
+    real = TrainingRun(config, [], load_dataset("digits", None), None, device)
+    assert wanted <= set(dir(real))
