@@ -104,6 +104,12 @@ def draw_with(monkeypatch):
 
 
 @pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """Work in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """Keep what is measured in a folder of the test's own, with `auto` as the backend."""
     from sparse_kernels.dispatch.backend import VARIABLE

@@ -24,7 +24,7 @@ from sparse_engine.config.values import check_values
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.load import dataset_info
 from sparse_engine.methods.resolve import resolve
-from sparse_engine.training.budget import settled
+from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.network import build_network
 from sparse_engine.training.run import plan_phases
 
@@ -78,7 +78,7 @@ def time_study(
         if config.method not in METHODS:
             print(f"no time of method '{config.method}': its networks change size", flush=True)
             continue
-        config = settled(config, info, device)
+        config = resolve_budget(config, info, device)
         done[point] = row = _row(config, dense, info, device, rounds, facts)
         row["point"] = point
         append_row(path, COLUMNS, row)

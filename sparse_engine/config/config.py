@@ -190,7 +190,7 @@ class Config:
     )
 
     permute_channels: bool = PRUNING.switch(
-        "before the first cut, order channels so that strong weights share blocks"
+        "before the first pruning, order channels so that strong weights share blocks"
     )
     rounds: int | None = PRUNING.whole(
         "lottery: prunings [a fifth each]; ltr [20]", least=1, most=1000

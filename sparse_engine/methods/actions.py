@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 # A network at some time: `model`, its state dict, and `accuracy` on the held-out split.
 State = dict[str, Any]
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 class Run(Protocol):
-    """What an action may see of a run, and do to it; see between_phases.py.
+    """What an action may see of a run, and do to it; see training_run.py.
 
     best: states of the best epoch of the phase, of each member; empty where none is chosen.
     kept: states by name, for later phases.
@@ -50,7 +50,6 @@ class Run(Protocol):
 
     def next_member(self, sparsity: float | None = None) -> None:
         """Begin a new member: a fresh network, with a seed and data order of its own."""
-        ...
 
     def present_states(self) -> list[State]:
         """Return a copy of the present state of each network that trains."""
@@ -62,19 +61,15 @@ class Run(Protocol):
 
     def save_ticket(self, state: State) -> None:
         """Save a state as the next ticket."""
-        ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Become the network of a state dict, blocks and all; no momentum."""
-        ...
 
     def replace_layers(self, layers: Mapping[str, nn.Module]) -> None:
         """Put other layers in place of some; momenta of the blocks that stay are carried over."""
-        ...
 
     def permute(self, permutation: ChannelPermutation) -> None:
         """Put the channels of the network, and its momenta, in another order."""
-        ...
 
     def strongest(self, model: nn.Module, sparsity: float) -> Layouts:
         """Return the blocks of a model that stay when it is pruned as the run's settings say."""
@@ -84,8 +79,8 @@ class Run(Protocol):
         """Yield an epoch of training batches [N, C, H, W]."""
         ...
 
-    def agreed(self, find: Callable[[], Found]) -> Found:
-        """Return what the first process finds, in all processes the same."""
+    def agreed(self, compute: Callable[[], T]) -> T:
+        """Return what the first process computes, in all processes the same."""
         ...
 
 
@@ -118,7 +113,7 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Fresh(Action):
+class StartMember(Action):
     """Begin with a new network of some sparsity, with a seed and data order of its own."""
 
     sparsity: float
@@ -155,8 +150,8 @@ class SaveTicket(Action):
 
     def __call__(self, run: Run) -> None:
         """Write member_K.pt."""
-        found = run.best or run.present_states()
-        for state in found if self.kept is None else [run.kept[self.kept]]:
+        states = run.best or run.present_states()
+        for state in states if self.kept is None else [run.kept[self.kept]]:
             run.save_ticket(state)
 
 
@@ -173,7 +168,7 @@ class Escape(Action):
 
 
 @dataclass(frozen=True)
-class Keep(Action):
+class SaveState(Action):
     """Remember the network as it is, under a name: a state to rewind to."""
 
     name: str
@@ -190,7 +185,7 @@ class Keep(Action):
 
 
 @dataclass(frozen=True)
-class Restore(Action):
+class StartFromState(Action):
     """Begin with a kept state, blocks and all, as a new member: new data order, no momentum."""
 
     name: str
@@ -216,7 +211,7 @@ class Rewind(Action):
     name: str
 
     def __call__(self, run: Run) -> None:
-        """Load the state, then cut it to the present blocks."""
+        """Load the state, then prune it to the present blocks."""
         from sparse_engine.layers.surgery import change_layouts, used_layouts
 
         layouts = used_layouts(run.model)

@@ -12,9 +12,9 @@ code's, whose cycles of 2 of 200 epochs are --members 20.
 """
 
 from sparse_engine.config.config import Config
-from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.actions import SaveTicket, StartMember
 from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.methods.learning_rate import Cosine, LearningRate, Linear, Part
+from sparse_engine.methods.learning_rate import Cosine, LearningRate, Linear, Segment
 from sparse_engine.methods.method import Method
 from sparse_engine.methods.phase import Phase, split_steps
 
@@ -27,7 +27,7 @@ TRIANGLE = Linear(((0.0, LOW), (0.5, HIGH), (1.0, LOW)))
 def snapshot_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     """Return a phase per cycle; only the first begins with a fresh network."""
     lengths = split_steps(steps, [1.0] * (config.members or 1))
-    begin = [(Fresh(config.sparsity or 0.0),), *[()] * (len(lengths) - 1)]
+    begin = [(StartMember(config.sparsity or 0.0),), *[()] * (len(lengths) - 1)]
     return [
         Phase(f"cycle {number}", length, Cosine(), begin=first, end=(SaveTicket(),))
         for number, (length, first) in enumerate(zip(lengths, begin), 1)
@@ -39,8 +39,8 @@ def fge_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     members = config.members or 1
     cycle = (1 - ORDINARY) / (members - 0.5)
     ordinary, *lengths = split_steps(steps, [ORDINARY, cycle / 2, *[cycle] * (members - 1)])
-    rate = Part(LearningRate(schedule_for(config.dataset).member, warmup), 0, steps)
-    begin = (Fresh(config.sparsity or 0.0),)
+    rate = Segment(LearningRate(schedule_for(config.dataset).member, warmup), 0, steps)
+    begin = (StartMember(config.sparsity or 0.0),)
     cycles = [
         Phase(f"cycle {number}", length, DESCENT if number == 1 else TRIANGLE, end=(SaveTicket(),))
         for number, length in enumerate(lengths, 1)

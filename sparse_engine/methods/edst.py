@@ -8,8 +8,8 @@ replaces the share q of all blocks.
 from dataclasses import replace
 
 from sparse_engine.config.config import Config
-from sparse_engine.methods.actions import Escape, Fresh, SaveTicket
-from sparse_engine.methods.freetickets import schedule_for, ticket_stop, topology_rule
+from sparse_engine.methods.actions import Escape, SaveTicket, StartMember
+from sparse_engine.methods.freetickets import schedule_for, topology_rule
 from sparse_engine.methods.learning_rate import LearningRate
 from sparse_engine.methods.method import CHOSEN, Method
 from sparse_engine.methods.phase import Phase, split_steps
@@ -21,14 +21,13 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     members = config.members or 1
     schedule = schedule_for(config.dataset)
     lengths = split_steps(steps, [schedule.explore, *[schedule.refine] * members])
-    shortest = (ticket_stop(config) or 1.0) * min(lengths)
-    topology = topology_rule(config, schedule.explore_interval * lengths[0], shortest)
+    topology = topology_rule(config, schedule.explore_interval * lengths[0], min(lengths))
     exploration = Phase(
         "explore",
         lengths[0],
         LearningRate(warmup=warmup * steps / lengths[0]),
         topology and replace(topology, stop=None),
-        begin=(Fresh(config.sparsity or 0.0),),
+        begin=(StartMember(config.sparsity or 0.0),),
     )
     refinements = [
         Phase(

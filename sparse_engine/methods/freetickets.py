@@ -68,20 +68,22 @@ def ticket_stop(config: Config) -> float | None:
     return None if config.select == "validation" else 0.75
 
 
-def topology_rule(config: Config, scaled_interval: float, shortest: float) -> TopologyRule | None:
+def topology_rule(config: Config, scaled_interval: float, shortest: int) -> TopologyRule | None:
     """Return the updates of a phase that ends in a ticket, None for static topology.
 
     Args:
         config: resolved.
         scaled_interval: steps between updates, as the recipe scales to this run.
-        shortest: steps with updates in the shortest phase that has any.
+        shortest: steps of the shortest phase that has updates.
     """
     if config.topology == "static":
         return None
+    stop = ticket_stop(config)
+    automatic = automatic_interval(scaled_interval, (stop or 1.0) * shortest)
     return TopologyRule(
         rule=config.topology or "rigl",
-        interval=config.update_interval or automatic_interval(scaled_interval, shortest),
+        interval=config.update_interval or automatic,
         drop=config.drop or 0.5,
         schedule=config.drop_schedule or schedule_for(config.dataset).drop_schedule,
-        stop=ticket_stop(config),
+        stop=stop,
     )

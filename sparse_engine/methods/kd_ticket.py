@@ -7,28 +7,28 @@ has the teacher's seed; and it is trained with the teacher's soft labels.
 
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
-from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.actions import SaveTicket, StartMember
 from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.methods.learning_rate import LearningRate, Part
+from sparse_engine.methods.learning_rate import LearningRate, Segment
 from sparse_engine.methods.losses import Distillation
 from sparse_engine.methods.method import Method, usual_scope
 from sparse_engine.methods.phase import Phase, split_steps
-from sparse_engine.methods.pruning_actions import CutAsTeacher
+from sparse_engine.methods.pruning_actions import PruneLikeTeacher
 
 
 def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     """Return the training of the ticket, after the dense start that KD rewinding repeats."""
     point = config.rewind_point or 0.0
     rate = LearningRate(schedule_for(config.dataset).member, warmup)
-    cut = CutAsTeacher(config.sparsity or 0.0, config.permute_channels)
+    prune = PruneLikeTeacher(config.sparsity or 0.0, config.permute_channels)
     loss = Distillation(config.temperature or 1.0, config.distillation or 1.0)
     if not point:
-        begin = (Fresh(0.0), cut)
+        begin = (StartMember(0.0), prune)
         return [Phase("ticket", steps, rate, begin=begin, end=(SaveTicket(),), loss=loss)]
     start, rest = split_steps(steps, [point, 1 - point])
     return [
-        Phase("start", start, Part(rate, 0, steps), begin=(Fresh(0.0),), end=(cut,)),
-        Phase("ticket", rest, Part(rate, start, steps), end=(SaveTicket(),), loss=loss),
+        Phase("start", start, Segment(rate, 0, steps), begin=(StartMember(0.0),), end=(prune,)),
+        Phase("ticket", rest, Segment(rate, start, steps), end=(SaveTicket(),), loss=loss),
     ]
 
 

@@ -69,10 +69,10 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """A stretch of another shape: its schedule as if the phase began `skip` steps into `whole`.
 
-    A run that is cut into phases keeps one schedule this way, and a rewound one repeats its end.
+    A run that is split into phases keeps one schedule this way, and a rewound one repeats its end.
     """
 
     shape: Shape

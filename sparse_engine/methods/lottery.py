@@ -18,9 +18,16 @@ from dataclasses import dataclass
 
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
-from sparse_engine.methods.actions import Action, Fresh, Keep, Restore, Rewind, SaveTicket
+from sparse_engine.methods.actions import (
+    Action,
+    Rewind,
+    SaveState,
+    SaveTicket,
+    StartFromState,
+    StartMember,
+)
 from sparse_engine.methods.freetickets import schedule_for
-from sparse_engine.methods.learning_rate import LearningRate, Part
+from sparse_engine.methods.learning_rate import LearningRate, Segment
 from sparse_engine.methods.method import Method, usual_scope
 from sparse_engine.methods.phase import Phase, split_steps
 from sparse_engine.methods.pruning_actions import Prune, permutation_of
@@ -39,21 +46,22 @@ class DenseRun:
     whole: int
     rate: LearningRate
 
-    def part(self, done: int) -> Part:
+    def segment(self, done: int) -> Segment:
         """Return the run's learning rate from a step on."""
-        return Part(self.rate, done, self.whole)
+        return Segment(self.rate, done, self.whole)
 
     @property
-    def rest(self) -> Part:
+    def rest(self) -> Segment:
         """The learning rate from the point to the end of the run."""
-        return self.part(self.start)
+        return self.segment(self.start)
 
     def opening(self) -> tuple[list[Phase], tuple[Action, ...]]:
         """Return the phases up to the point, and what the phase after it begins with."""
         if not self.start:
-            return [], (Fresh(0.0), Keep(POINT))
-        rate = self.part(0)
-        return [Phase("start", self.start, rate, begin=(Fresh(0.0),), end=(Keep(POINT),))], ()
+            return [], (StartMember(0.0), SaveState(POINT))
+        rate = self.segment(0)
+        begin, end = (StartMember(0.0),), (SaveState(POINT),)
+        return [Phase("start", self.start, rate, begin=begin, end=end)], ()
 
 
 def dense_run(config: Config, start: int, whole: int, warmup_steps: float) -> DenseRun:
@@ -82,19 +90,19 @@ def lottery_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phas
     run = dense_run(config, start, start + lengths[0], warmup * steps)
     opening, begin = run.opening()
 
-    def cut(number: int) -> tuple[Action, ...]:
+    def pruning(number: int) -> tuple[Action, ...]:
         """Return what comes before round `number`, every round pruning the same share."""
         density = (1 - (config.sparsity or 0.0)) ** (number / rounds)
         prune = Prune(config.sparsity or 0.0 if number == rounds else 1 - density)
         rewind = (Rewind(POINT),) if config.rewind != "learning-rate" else ()
         return (*(permutation_of(config) if number == 1 else ()), prune, *rewind)
 
-    found = [*opening, Phase("dense", lengths[0], run.rest, begin=begin, end=cut(1))]
+    planned = [*opening, Phase("dense", lengths[0], run.rest, begin=begin, end=pruning(1))]
     for number, length in enumerate(lengths[1:], 1):
         end: tuple[Action, ...] = (SaveTicket(),) if number > rounds - members else ()
-        end += cut(number + 1) if number < rounds else ()
-        found.append(Phase(f"round {number}", length, run.rest, end=end))
-    return found
+        end += pruning(number + 1) if number < rounds else ()
+        planned.append(Phase(f"round {number}", length, run.rest, end=end))
+    return planned
 
 
 def ltr_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
@@ -105,17 +113,23 @@ def ltr_phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     start = lengths.pop(0) if point else 0
     pruning, retraining = lengths[: rounds + 1], lengths[rounds + 1 :]
     run = dense_run(config, start, start + sum(pruning), warmup * steps)
-    found, begin = run.opening()
+    planned, begin = run.opening()
     done = start
     for number, length in enumerate(pruning, 1):
         sparsity = (config.sparsity or 0.0) * (1 - (1 - number / rounds) ** 3)
-        end = (Prune(sparsity),) if number <= rounds else (Rewind(POINT), Keep(TICKET))
+        end = (Prune(sparsity),) if number <= rounds else (Rewind(POINT), SaveState(TICKET))
         end = (*permutation_of(config), *end) if number == 1 else end
         name = f"prune {number}" if number <= rounds else "settle"
-        found.append(Phase(name, length, run.part(done), begin=begin, end=end))
+        planned.append(Phase(name, length, run.segment(done), begin=begin, end=end))
         done, begin = done + length, ()
-    return found + [
-        Phase(f"ticket {number}", length, run.rest, begin=(Restore(TICKET),), end=(SaveTicket(),))
+    return planned + [
+        Phase(
+            f"ticket {number}",
+            length,
+            run.rest,
+            begin=(StartFromState(TICKET),),
+            end=(SaveTicket(),),
+        )
         for number, length in enumerate(retraining, 1)
     ]
 

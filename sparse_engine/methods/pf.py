@@ -5,7 +5,7 @@ long again. The paper does not say with which learning rate: here it is that of 
 """
 
 from sparse_engine.config.config import Config
-from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.actions import SaveTicket, StartMember
 from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.learning_rate import LearningRate
 from sparse_engine.methods.method import Method, usual_scope
@@ -17,15 +17,15 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     """Return a dense phase and a fine-tuning phase for each member."""
     schedule = schedule_for(config.dataset)
     lengths = split_steps(steps, [1.0] * 2 * (config.members or 1))
-    cut = (*permutation_of(config), Prune(config.sparsity or 0.0))
-    found = []
+    prune = (*permutation_of(config), Prune(config.sparsity or 0.0))
+    planned = []
     for number, (dense, tune) in enumerate(zip(lengths[::2], lengths[1::2]), 1):
         rate = LearningRate(schedule.member, warmup * steps / dense)
-        begin = (Fresh(0.0),)
-        found.append(Phase(f"dense {number}", dense, rate, begin=begin, end=cut))
+        begin = (StartMember(0.0),)
+        planned.append(Phase(f"dense {number}", dense, rate, begin=begin, end=prune))
         rate = LearningRate(schedule.refinement)
-        found.append(Phase(f"tune {number}", tune, rate, end=(SaveTicket(),)))
-    return found
+        planned.append(Phase(f"tune {number}", tune, rate, end=(SaveTicket(),)))
+    return planned
 
 
 METHOD = Method(

@@ -35,7 +35,7 @@ class Phase:
     """One stretch of training.
 
     name: shown in the log; steps: optimizer steps; topology: None keeps the blocks.
-    begin: what happens before the first step; the first phase of a run begins with Fresh.
+    begin: what happens before the first step; the first phase of a run begins with StartMember.
     end: what happens after the last step, in order.
     """
 

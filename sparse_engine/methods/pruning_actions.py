@@ -1,4 +1,4 @@
-"""Actions that cut a network into other blocks, or put its channels in order first.
+"""Actions that prune a network, or put its channels in order first.
 
 Imports torch when they run.
 """
@@ -51,13 +51,12 @@ class Prune(Action):
 
 
 @dataclass(frozen=True)
-class CutAsTeacher(Action):
+class PruneLikeTeacher(Prune):
     """Keep the blocks of the network that are the strongest in its teacher; values stay.
 
     permute_channels: first order its channels as suits the teacher, which answers as before.
     """
 
-    sparsity: float
     permute_channels: bool = False
 
     def __call__(self, run: Run) -> None:
@@ -73,28 +72,24 @@ class CutAsTeacher(Action):
             layouts = run.strongest(teacher, self.sparsity)
         run.replace_layers(change_layouts(run.model, layouts))
 
-    def sparsity_after(self, sparsity: float, kept: dict[str, float]) -> float:
-        """Return the target."""
-        return self.sparsity
-
 
 def _permutation_for(run: Run, model: nn.Module, targets: Targets) -> ChannelPermutation:
     """Return the permutation that suits a model's blocks best, in all processes the same."""
-    return run.agreed(lambda: _found_permutation(model, targets))
+    return run.agreed(lambda: _find_permutation(model, targets))
 
 
-def _found_permutation(model: nn.Module, targets: Targets) -> ChannelPermutation:
+def _find_permutation(model: nn.Module, targets: Targets) -> ChannelPermutation:
     from tqdm import tqdm
 
     from sparse_engine.sparsity.channel_permutation.search import find_permutation
 
-    found = find_permutation(model, targets)
-    if found.after:
-        before, after = (sum(kept.values()) / len(kept) for kept in (found.before, found.after))
+    best = find_permutation(model, targets)
+    if best.after:
+        before, after = (sum(kept.values()) / len(kept) for kept in (best.before, best.after))
         tqdm.write(
             f"channels permuted: best blocks keep {after:.4f} of the L1 norm, {before:.4f} before"
         )
-    return found.permutation
+    return best.permutation
 
 
 def permutation_of(config: Config) -> tuple[Action, ...]:

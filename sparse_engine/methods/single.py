@@ -6,7 +6,7 @@ the same. SNFS (Dettmers 2019) replaces .5 every epoch, GraNet (Liu 2021) .5 eve
 """
 
 from sparse_engine.config.config import Config
-from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.actions import SaveTicket, StartMember
 from sparse_engine.methods.freetickets import schedule_for
 from sparse_engine.methods.learning_rate import LearningRate
 from sparse_engine.methods.phase import Phase, TopologyRule, automatic_interval
@@ -35,5 +35,5 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
             schedule=config.drop_schedule or "cosine",
             stop=stop,
         )
-    begin = (Fresh(config.sparsity or 0.0),)
+    begin = (StartMember(config.sparsity or 0.0),)
     return [Phase(config.method, steps, rate, topology, begin, end=(SaveTicket(),))]

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparse_engine.config.config import Config
-from sparse_engine.methods.actions import Average, Escape, Fresh, SaveTicket
-from sparse_engine.methods.freetickets import Milestones, schedule_for, ticket_stop, topology_rule
+from sparse_engine.methods.actions import Average, Escape, SaveTicket, StartMember
+from sparse_engine.methods.freetickets import Milestones, schedule_for, topology_rule
 from sparse_engine.methods.learning_rate import LearningRate, Linear
 from sparse_engine.methods.method import CHOSEN, Method, usual_scope
 from sparse_engine.methods.phase import Phase, split_steps
@@ -50,11 +50,11 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
     share = schedule.cycle / schedule.epochs
     lengths = split_steps(steps, [max(share, 1 - count * share), *[share] * count])
     interval = schedule_for(config.dataset).member_interval * lengths[0]
-    topology = topology_rule(config, interval, (ticket_stop(config) or 1.0) * lengths[0])
+    topology = topology_rule(config, interval, lengths[0])
     average = Average(AVERAGE, config.averaging or "caa", sparsity)
     escape = Escape(config.escape or 0.5)
     rate = LearningRate(schedule.base, warmup * steps / lengths[0])
-    first = Phase("sparse", lengths[0], rate, topology, (Fresh(sparsity),), (average, escape))
+    first = Phase("sparse", lengths[0], rate, topology, (StartMember(sparsity),), (average, escape))
     triangle = Linear(((0.0, schedule.low), (0.5, schedule.high), (1.0, schedule.low)))
     ends = [(average, escape)] * (count - 1) + [(average, SaveTicket(AVERAGE))]
     cycles = [

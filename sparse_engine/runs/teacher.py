@@ -1,4 +1,4 @@
-"""A finished run as a teacher: soft labels of its tickets, and the weights a ticket is cut by."""
+"""A finished run as a teacher: soft labels of its tickets, the weights a ticket is pruned by."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_teacher(config: Config, info: DatasetInfo, device: torch.device) -> Tea
     if saved.model != config.model:
         raise InputError(
             f"{name} is a {saved.model}, found --model {config.model}: "
-            "a ticket is cut from its teacher and has its model"
+            "a ticket is pruned from its teacher and has its model"
         )
     if not is_plain(saved):
         raise InputError(

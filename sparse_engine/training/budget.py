@@ -31,11 +31,11 @@ Cost = Callable[[Sequence[LayerPlan]], float]
 BISECTIONS = 50
 
 
-def settled(config: Config, info: DatasetInfo, device: torch.device) -> Config:
+def resolve_budget(config: Config, info: DatasetInfo, device: torch.device) -> Config:
     """Return a configuration whose budget is of weights, and say what was decided.
 
     Args:
-        config: resolved. One that is settled already, or has no other budget, comes back as it is.
+        config: resolved. One whose budget is of weights already comes back as it is.
         info: of the data set.
         device: where the run would be, and what times are measured on.
 
@@ -76,9 +76,9 @@ def _matched(config: Config, info: DatasetInfo, device: torch.device) -> Config:
             return time_ratio(plans, curves)
 
     wanted = 1 - (config.sparsity or 0.0)
-    sparsity, found = matching_sparsity(lambda s: plan_network(config, model, s), cost, wanted)
+    sparsity, share = matching_sparsity(lambda s: plan_network(config, model, s), cost, wanted)
     what = "FLOPs" if config.match == "flops" else "measured layer time"
-    print(f"matched: {found:.3f} of the dense {what} at sparsity {sparsity:.4f}")
+    print(f"matched: {share:.3f} of the dense {what} at sparsity {sparsity:.4f}")
     return resolve(replace(config, sparsity=sparsity, match="params"))
 
 

@@ -11,8 +11,7 @@ import torch
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
-from sparse_engine.layers.plan import LayerPlan
-from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.actions import SaveTicket, StartMember
 from sparse_engine.methods.phase import Phase
 from sparse_engine.models.workload import dense_flops, forward_flops, step_flops
 from sparse_engine.runs.model import dense_model, is_plain, plain_model
@@ -79,20 +78,25 @@ def run_costs(
     training = training_flops(model, image, config.downsample_rate, config.batch_size)
     one_dense = float(sum((dense_flops(plain, image) if plain else by_layer).values()))
     full = plan_network(config, model, sparsity=0.0)
-    found = planned_densities(config, model, phases) if densities is None else densities
+    densities = densities or planned_densities(config, model, phases)
+    means = _mean_densities(config, model, phases, densities)
     images = config.batch_size * sum(
         _phase_flops(phase, forward_flops(training, layers), sum(training.values()))
-        for phase, layers in zip(phases, _mean_densities(config, model, phases, found), strict=True)
+        for phase, layers in zip(phases, means, strict=True)
     )
     steps = sum(phase.steps for phase in phases)
     dense_images = config.dense_epochs / config.epochs * steps * config.batch_size
-    tickets = [_cut(full, layers) for layers in found.tickets]
+    tickets = [
+        [replace(p, active=round(layers.get(p.name, 1.0) * p.total)) for p in full]
+        for layers in densities.tickets
+    ]
     parameters = sum(p.numel() for p in model.parameters())
-    stored = sum(parameters - _saved(plans) for plans in tickets)
+    dropped = (p.weights - p.stored for plans in tickets for p in plans if not p.is_dense)
+    stored = len(tickets) * parameters - sum(dropped)
     return {
         "train_flops": images,
         "train_flops_ratio": images / (3 * one_dense * dense_images),
-        "test_flops_ratio": sum(forward_flops(by_layer, t) for t in found.tickets) / one_dense,
+        "test_flops_ratio": sum(forward_flops(by_layer, t) for t in densities.tickets) / one_dense,
         "parameters": stored,
         "bytes": 4 * stored,
         "plans": tickets[-1],
@@ -108,25 +112,25 @@ def planned_densities(config: Config, model: torch.nn.Module, phases: Sequence[P
         plans = plan_network(config, model, sparsity)
         return {p.name: p.density for p in plans if not p.is_dense}
 
-    found, sparsity, kept = Densities(), 0.0, {}
+    densities, sparsity, kept = Densities(), 0.0, {}
     for phase in phases:
         for action in phase.begin:
             sparsity = action.sparsity_after(sparsity, kept)
-        found.phases.append(layers(sparsity))
+        densities.phases.append(layers(sparsity))
         for action in phase.end:
             sparsity = action.sparsity_after(sparsity, kept)
             if isinstance(action, SaveTicket):
-                found.tickets.append(layers(kept[action.kept] if action.kept else sparsity))
-    return found
+                densities.tickets.append(layers(kept[action.kept] if action.kept else sparsity))
+    return densities
 
 
 def _mean_densities(
-    config: Config, model: torch.nn.Module, phases: Sequence[Phase], found: Densities
+    config: Config, model: torch.nn.Module, phases: Sequence[Phase], densities: Densities
 ) -> list[dict[str, float]]:
     """Return the densities of each phase, on average over a phase that prunes gradually."""
-    means = list(found.phases)
+    means = list(densities.phases)
     for number, phase in enumerate(phases):
-        fresh = any(isinstance(action, Fresh) for action in phase.begin)
+        fresh = any(isinstance(action, StartMember) for action in phase.begin)
         if fresh and phase.topology is not None and phase.topology.rule == "granet":
             share = phase.update_schedule().mean_pruned_share(phase.steps)
             start, final = (plan_network(config, model, s) for s in (config.start_sparsity, None))
@@ -136,11 +140,6 @@ def _mean_densities(
                 if not f.is_dense
             }
     return means
-
-
-def _cut(full: Sequence[LayerPlan], densities: dict[str, float]) -> list[LayerPlan]:
-    """Return the plans of layers of some densities."""
-    return [replace(p, active=round(densities.get(p.name, 1.0) * p.total)) for p in full]
 
 
 def _phase_flops(phase: Phase, sparse: float, dense: float) -> float:
@@ -153,7 +152,3 @@ def _phase_flops(phase: Phase, sparse: float, dense: float) -> float:
     dynamic = min(phase.steps, schedule.stop or phase.steps)
     each = step_flops(sparse, dense, schedule.interval, gradient_steps)
     return teacher + dynamic * each + (phase.steps - dynamic) * step_flops(sparse, dense, None)
-
-
-def _saved(plans: Sequence[LayerPlan]) -> int:
-    return sum(plan.weights - plan.stored for plan in plans if not plan.is_dense)

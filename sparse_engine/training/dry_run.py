@@ -13,7 +13,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.layers.report import format_table
 from sparse_engine.methods.phase import Phase
 from sparse_engine.runs.teacher import load_teacher
-from sparse_engine.training.budget import settled
+from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.costs import run_costs
 from sparse_engine.training.result import backend_shares, backends_in_words, describe, print_json
 from sparse_engine.training.run import check_permutable, plan_phases
@@ -32,7 +32,7 @@ def _dry_run(config: Config, device: torch.device) -> None:
     if config.data_dir and not config.download and not Path(config.data_dir).is_dir():
         raise InputError(f"data folder '{config.data_dir}' does not exist")
     info = dataset_info(config.dataset, config.data_dir)
-    config = settled(config, info, device)
+    config = resolve_budget(config, info, device)
     train_size = info.train_size
     if config.select == "validation":
         train_size -= round(config.validation * train_size)
@@ -52,7 +52,7 @@ def _dry_run(config: Config, device: torch.device) -> None:
     print(format_table(rows))
     print("\n" + backends_in_words(backend_shares(config, device, costs)))
     print("\n" + format_table(_phase_rows(config, phases)))
-    print_json(describe(config, device, costs, None, None))
+    print_json(describe(config, device, costs))
 
 
 def _phase_rows(config: Config, phases: list[Phase]) -> list[tuple[str, ...]]:

@@ -8,7 +8,9 @@ first step that may not be left out on, it leaves out all, so the weights stay w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,20 +119,21 @@ class FiniteGuard:
             getattr(self, name).copy_(value)
 
 
-def diagnose(model: nn.Module, loss: Callable[[], Tensor], x: Tensor) -> str:
+def diagnose(model: nn.Module, loss: Callable[[], Tensor], x: Tensor, step: int) -> str:
     """Return what is not finite in a step that is made again, and in which layer first.
 
     Args:
         model: with the weights of that step.
         loss: runs the model forward on x.
         x: images of the step.
+        step: its number, for the words.
     """
     model.zero_grad(set_to_none=True)
-    with _watching(model) as found:
+    with _broken_layers(model) as layers:
         value = loss()
-    if found or not bool(torch.isfinite(x).all()) or not bool(value.isfinite()):
-        layer = first_of(found, x)
-        return f"the loss is not finite at step {{}}; first layer with such an output: {layer}"
+    if layers or not bool(torch.isfinite(x).all()) or not bool(value.isfinite()):
+        layer = _first_of(layers, x)
+        return f"the loss is not finite at step {step}; first layer with such an output: {layer}"
     value.backward()
     bad = [
         name
@@ -139,66 +142,58 @@ def diagnose(model: nn.Module, loss: Callable[[], Tensor], x: Tensor) -> str:
         if p.grad is not None and not bool(p.grad.isfinite().all())
     ]
     layer = bad[-1] if bad else "none when it is computed again"
-    return f"a gradient is not finite at step {{}}; first layer in backward with one: {layer}"
+    return f"a gradient is not finite at step {step}; first layer in backward with one: {layer}"
 
 
 @torch.no_grad()
-def first_bad_layer(model: nn.Module, x: Tensor) -> str:
-    """Return the name of the first module, in the order of forward, with a non-finite output."""
-    with _watching(model) as found:
-        model(x)
-    return first_of(found, x)
-
-
 def broken_member(
-    models: Iterable[nn.Module], predicted: Iterable[Tensor], images: Callable[[], Tensor]
+    models: Iterable[nn.Module],
+    predicted: Iterable[tuple[Tensor, Tensor]],
+    batch: Callable[[], tuple[Tensor, Tensor]],
+    step: int,
 ) -> str | None:
     """Return in words that, and where, the last update has broken a member's weights, if it has.
 
     Args:
         models: the members.
-        predicted: the probabilities of each on a whole split.
-        images: gives a batch [N, C, H, W] to look for the layer with.
+        predicted: the probabilities of each on a whole split, and labels.
+        batch: gives images [N, C, H, W] to look for the layer with, and labels.
+        step: how many were made, for the words.
     """
-    for model, probabilities in zip(models, predicted, strict=True):
+    for model, (probabilities, _) in zip(models, predicted, strict=True):
         if not bool(probabilities.isfinite().all()):
-            layer = first_bad_layer(model.eval(), images())
+            x, _ = batch()
+            with _broken_layers(model.eval()) as layers:
+                model(x)
             return (
-                f"predictions are not finite at step {{}}; first layer with such an output: {layer}"
+                f"predictions are not finite at step {step}; first layer with such an output: "
+                f"{_first_of(layers, x)}"
             )
     return None
 
 
-def first_of(found: Sequence[str], x: Tensor) -> str:
+def _first_of(layers: Sequence[str], x: Tensor) -> str:
     """Return in words where a forward pass of images x went wrong first."""
     if not bool(torch.isfinite(x).all()):
         return "the input images"
-    return found[0] if found else "none: the loss itself"
+    return layers[0] if layers else "none: the loss itself"
 
 
-class _watching:
-    """Collects the names of leaf modules whose output is not finite, in the order of forward."""
+@contextmanager
+def _broken_layers(model: nn.Module) -> Iterator[list[str]]:
+    """Collect the names of leaf modules whose output is not finite, in the order of forward."""
+    names: list[str] = []
 
-    def __init__(self, model: nn.Module) -> None:
-        self.found: list[str] = []
-        self._handles = [
-            module.register_forward_hook(self._watch(name))
-            for name, module in model.named_modules()
-            if next(module.children(), None) is None
-        ]
+    def look(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+            names.append(name)
 
-    def _watch(self, name: str) -> Callable[..., None]:
-        def look(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                self.found.append(name)
-
-        return look
-
-    def __enter__(self) -> list[str]:
-        return self.found
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
+    leaves = [(n, m) for n, m in model.named_modules() if next(m.children(), None) is None]
+    handles = [leaf.register_forward_hook(partial(look, name)) for name, leaf in leaves]
+    try:
+        yield names
+    finally:
+        for handle in handles:
             handle.remove()
 
 

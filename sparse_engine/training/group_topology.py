@@ -43,7 +43,7 @@ class GroupTopology(Topology):
         ]
         for number, part in enumerate(self.parts):
             part.ever_active = {n: self.ever_active[f"{number}.{n}"] for n in part.ever_active}
-        self._found = list(together.sparse_layers().values())
+        self._grouped = list(together.sparse_layers().values())
 
     def of(self, model: nn.Module, optimizer: Optimizer | None) -> GroupTopology:
         """Return the topology of members that were grouped again, with nothing explored yet."""
@@ -54,32 +54,34 @@ class GroupTopology(Topology):
     @property
     def is_armed(self) -> bool:
         """Whether the next backward collects dense gradients."""
-        return any(grouped.is_collecting for grouped, _ in self._found)
+        return any(grouped.is_collecting for grouped, _ in self._grouped)
 
     def arm(self) -> None:
         """Collect dense gradients from the next backward, if the rule needs them.
 
         Those of a grouped layer are dense between members too: M times the work of an update.
         """
-        for grouped, _ in self._found if self.needs_gradient else ():
+        for grouped, _ in self._grouped if self.needs_gradient else ():
             self._arm(grouped)
 
     def disarm(self) -> None:
         """Stop collecting dense gradients and forget those collected."""
-        for grouped, _ in self._found:
+        for grouped, _ in self._grouped:
             grouped.stop()
 
     def update(self, rate: float, pruned: float | None = None) -> None:
         """Update every member's blocks; arguments as of Topology.update."""
-        for grouped, layers in self._found:
+        for grouped, layers in self._grouped:
             if grouped.is_collecting:
                 _hand_out(grouped, layers)
         for part in self.parts:
             part.updates = self.updates
             part.update(rate, pruned)
         self.updates = self.parts[0].updates
-        for grouped, layers in self._found:
-            fresh = _diagonal(grouped, layers)
+        for grouped, layers in self._grouped:
+            out_stride, in_stride = (width // len(layers) for width in grouped.layout.shape[:2])
+            given = MemberSlices(layers[0].layout.shape[1], in_stride, False)
+            fresh = diagonal_layout([layer.layout for layer in layers], given, out_stride)
             grouped.layout.update_(fresh.block_ids, fresh.active)
 
 
@@ -104,12 +106,6 @@ class _MemberState:
             for key, value in state.items()
             if isinstance(value, Tensor) and value.shape == parameter.shape
         }
-
-
-def _diagonal(grouped: SparseLayer, layers: Sequence[Any]) -> Any:
-    out_stride, in_stride = (width // len(layers) for width in grouped.layout.shape[:2])
-    given = MemberSlices(layers[0].layout.shape[1], in_stride, False)
-    return diagonal_layout([layer.layout for layer in layers], given, out_stride)
 
 
 def _hand_out(grouped: SparseLayer, layers: Sequence[Any]) -> None:

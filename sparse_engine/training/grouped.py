@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +72,9 @@ class MemberLoaders:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return images float32 [M * B, C, H, W] and labels int64 [M * B] of a step from 0."""
-        found = [
-            loader.batch(number * self._apart + step) for number, loader in enumerate(self._loaders)
-        ]
-        images, labels = zip(*found, strict=True)
+        steps = count(step, self._apart)
+        batches = [loader.batch(own) for loader, own in zip(self._loaders, steps)]
+        images, labels = zip(*batches, strict=True)
         return torch.cat(images), torch.cat(labels)
 
 

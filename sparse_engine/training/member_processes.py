@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparse_engine.errors import InputError
-from sparse_engine.methods.actions import Fresh
+from sparse_engine.methods.actions import StartMember
 from sparse_engine.methods.phase import Phase
 from sparse_engine.runs.files import load_file
 from sparse_engine.runs.run_folder import RunFolder
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sparse_engine.config.config import Config
-    from sparse_engine.training.processes import World
+    from sparse_engine.training.processes import DistributedContext
     from sparse_engine.training.trainer import Trainer
 
 
@@ -39,7 +39,7 @@ class Trained:
 
 def check_independent(config: Config, phases: Sequence[Phase]) -> None:
     """Raise InputError unless every phase begins with a fresh network."""
-    fresh = all(any(isinstance(action, Fresh) for action in phase.begin) for phase in phases)
+    fresh = all(any(isinstance(action, StartMember) for action in phase.begin) for phase in phases)
     if len(phases) < 2 or not fresh:
         raise InputError(
             f"--parallel members is for methods that train members apart, such as dst-ensemble; "
@@ -48,15 +48,15 @@ def check_independent(config: Config, phases: Sequence[Phase]) -> None:
 
 
 def train_members(
-    new_trainer: Callable[[Sequence[Phase], RunFolder], Trainer],
+    new_trainer: Callable[..., Trainer],
     phases: Sequence[Phase],
     folder: RunFolder,
-    world: World,
+    world: DistributedContext,
 ) -> Trained:
     """Train this process's members; in the first process then bring all results together.
 
     Args:
-        new_trainer: makes the trainer of some phases in a folder.
+        new_trainer: makes the trainer of `phases` in a `folder`.
         phases: one for each member.
         folder: of the run.
         world: process r trains members r, r + size, ...
@@ -66,7 +66,7 @@ def train_members(
     """
     for number in range(world.rank, len(phases), world.size):
         with RunFolder.inside(folder, f"member-{number + 1}") as own:
-            trainer = new_trainer([phases[number]], own)
+            trainer = new_trainer(phases=[phases[number]], folder=own)
             first = sum(phase.steps for phase in phases[:number])
             trainer.begin_at(Progress(step=first, member=number - 1))
             restore(trainer)

@@ -11,17 +11,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparse_engine.layers.state_dict import check_model
+from sparse_engine.methods.actions import State
 from sparse_engine.schema import check_like, demand
 
-State = dict[str, Any]
 
+class _OfMembers(list[Any]):
+    """Something of each member that trains."""
 
-class Accuracies(list[float]):
-    """The present accuracy of each member that trains."""
-
-    def state_dict(self) -> list[float]:
+    def state_dict(self) -> list[Any]:
         """Return what a resumed run needs."""
         return list(self)
+
+    def load_state_dict(self, state: Sequence[Any]) -> None:
+        """Continue from state_dict()."""
+        self[:] = state
+
+
+class Accuracies(_OfMembers):
+    """The present accuracy of each member."""
 
     def check_state(self, state: Sequence[Any]) -> None:
         """Raise InputError unless a state is of as many members."""
@@ -29,17 +36,9 @@ class Accuracies(list[float]):
         for accuracy in state:
             _check_accuracy(accuracy, "accuracy")
 
-    def load_state_dict(self, state: list[float]) -> None:
-        """Continue from state_dict()."""
-        self[:] = state
 
-
-class BestStates(list[State]):
+class BestStates(_OfMembers):
     """The best state of each member in a phase so far, where validation data choose."""
-
-    def state_dict(self) -> list[State]:
-        """Return what a resumed run needs."""
-        return list(self)
 
     def check_state(self, state: Sequence[Any], members: Sequence[nn.Module]) -> None:
         """Raise InputError unless a state is of all these members, or empty."""
@@ -47,10 +46,6 @@ class BestStates(list[State]):
         demand(len(state) in (0, count), "best", f"a list of {count} states, or empty")
         for best in state:
             _check_state(best, ("accuracy", "model"), members[0], "best")
-
-    def load_state_dict(self, state: list[State]) -> None:
-        """Continue from state_dict()."""
-        self[:] = state
 
 
 class KeptStates(dict[str, State]):
@@ -86,15 +81,15 @@ def copy_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def _check_accuracy(found: Any, name: str) -> None:
-    check_like(found, 0.0, name)
-    demand(0 <= found <= 1, name, "from 0 to 1", found)
+def _check_accuracy(accuracy: Any, name: str) -> None:
+    check_like(accuracy, 0.0, name)
+    demand(0 <= accuracy <= 1, name, "from 0 to 1", accuracy)
 
 
-def _check_state(found: Any, keys: Iterable[str], model: nn.Module, name: str) -> None:
-    fits = isinstance(found, Mapping) and found.keys() == set(keys)
+def _check_state(state: Any, keys: Iterable[str], model: nn.Module, name: str) -> None:
+    fits = isinstance(state, Mapping) and state.keys() == set(keys)
     demand(fits, name, f"an object with {', '.join(keys)}")
-    _check_accuracy(found["accuracy"], f"{name}.accuracy")
-    check_model(model, found["model"], f"{name}.model")
-    count = found.get("count", 1)
+    _check_accuracy(state["accuracy"], f"{name}.accuracy")
+    check_model(model, state["model"], f"{name}.model")
+    count = state.get("count", 1)
     demand(type(count) is int and count >= 1, f"{name}.count", "a whole number from 1", count)

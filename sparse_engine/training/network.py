@@ -35,7 +35,7 @@ from sparse_engine.sparsity.rules import RULES
 from sparse_engine.sparsity.saliency import SCORES, Batch
 from sparse_engine.sparsity.sparsify import plan_model, sparsify
 from sparse_engine.sparsity.topology import Topology
-from sparse_engine.training.processes import ALONE, World
+from sparse_engine.training.processes import SINGLE_PROCESS, DistributedContext
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import choose_backend
 
@@ -56,7 +56,7 @@ class Network:
     topology: Topology
     rate: Tensor
     norm_decay: bool = True
-    world: World = ALONE
+    world: DistributedContext = SINGLE_PROCESS
     fused: bool = False
     _parallel: nn.Module | None = None
 
@@ -148,7 +148,7 @@ def build_network(
     member: int = 0,
     sparsity: float | None = None,
     batches: Sequence[Batch] = (),
-    world: World = ALONE,
+    world: DistributedContext = SINGLE_PROCESS,
 ) -> Network:
     """Return a fresh network with seeds of its own.
 
@@ -176,7 +176,7 @@ def build_model(
     member: int = 0,
     sparsity: float | None = None,
     batches: Sequence[Batch] = (),
-    world: World = ALONE,
+    world: DistributedContext = SINGLE_PROCESS,
 ) -> nn.Module:
     """Return a fresh model by itself; arguments as of build_network."""
     seed = member_seed(config.seed, member)

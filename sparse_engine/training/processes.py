@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun starts them. One process is a world in which nothing is sent.
+"""The processes of a run, as torchrun starts them; a single one sends nothing.
 
 Batches are shared out, gradients are averaged by DistributedDataParallel, and everything that
 decides (topology, schedules, checkpoints) is computed alike by all, from numbers that are equal.
@@ -8,11 +8,11 @@ Only the first process touches the run folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,8 +23,10 @@ from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.evaluation.predict import predict
 from sparse_engine.models.members import training_pair
 
+T = TypeVar("T")
 
-class World:
+
+class DistributedContext:
     """What the processes of a run say to each other; each call is made by all of them."""
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
@@ -55,9 +57,9 @@ class World:
         """Return whether any process says so."""
         if self.size == 1:
             return flag
-        found = torch.tensor(flag, dtype=torch.int32)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
-        return bool(found)
+        flags = torch.tensor(flag, dtype=torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control)
+        return bool(flags)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, in order."""
@@ -67,13 +69,9 @@ class World:
         dist.all_gather_object(values, value, group=self._control)
         return values
 
-    def of_first(self, value: Any) -> Any:
-        """Return the first process's value."""
-        if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, 0, group=self._control)
-        return values[0]
+    def from_first(self, compute: Callable[[], T]) -> T:
+        """Return what the first process computes, in all processes the same."""
+        return self.gather(compute() if self.is_first else None)[0]
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give all the first process's buffers: batch-norm statistics are of one's own images."""
@@ -99,8 +97,8 @@ class World:
                     "--resume continues from the last checkpoint"
                 )
 
-    def leave(self) -> None:
-        """Let go of the groups, whose threads end with them, whoever holds this world.
+    def close(self) -> None:
+        """Let go of the groups, whose threads end with them, whoever holds this context.
 
         A thread that still frees one of Python's tensors while Python ends aborts the process.
         DistributedDataParallel may hold the default group longer, which is never the last to send.
@@ -113,7 +111,7 @@ class World:
         return DistributedDataParallel(_Pair(model), device_ids=devices)
 
 
-ALONE = World()
+SINGLE_PROCESS = DistributedContext()
 
 
 class _Pair(nn.Module):
@@ -126,8 +124,8 @@ class _Pair(nn.Module):
 
 
 @contextmanager
-def joined(timeout: float, cuda: bool) -> Iterator[World]:
-    """Join the processes that torchrun has started; alone, be a world of one.
+def process_group(timeout: float, cuda: bool) -> Iterator[DistributedContext]:
+    """Join the processes that torchrun has started; alone, be SINGLE_PROCESS.
 
     Args:
         timeout: seconds that one waits for another.
@@ -138,7 +136,7 @@ def joined(timeout: float, cuda: bool) -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if cuda:
@@ -152,11 +150,8 @@ def joined(timeout: float, cuda: bool) -> Iterator[World]:
     with failing_together(rank):
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         try:
-            world = World(rank, size, local_rank)
-            try:
+            with closing(DistributedContext(rank, size, local_rank)) as world:
                 yield world
-            finally:
-                world.leave()
         finally:
             dist.destroy_process_group()
 
@@ -181,7 +176,7 @@ def failing_together(rank: int) -> Iterator[None]:
 
 
 def predict_together(
-    model: nn.Module, split_batches: Iterator, dtype: str, world: World
+    model: nn.Module, split_batches: Iterator, dtype: str, world: DistributedContext
 ) -> tuple[Tensor, Tensor]:
     """Return what predict does; the processes of a run share the batches."""
     if world.size == 1:

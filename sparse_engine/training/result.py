@@ -14,17 +14,20 @@ from sparse_engine.device import DTYPES
 from sparse_engine.evaluation.predict import metrics_table
 from sparse_kernels.dispatch.backend import choose_backend
 
+# What a run's JSON line has of its ensemble on the test split, and of its costs.
+METRICS = ("accuracy", "nll", "ece", "brier", "member_accuracy", "disagreement", "kl")
+COSTS = ("train_flops", "train_flops_ratio", "test_flops_ratio", "parameters", "bytes")
+
 
 def describe(
     config: Config,
     device: torch.device,
     costs: dict[str, Any],
-    found: dict[str, Any] | None,
-    seconds: float | None,
+    metrics: dict[str, Any] | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """Return the JSON object of a run; what was not measured is null."""
-    gpu = device.type == "cuda"
-    measured, shares = found or {}, backend_shares(config, device, costs)
+    shares = backend_shares(config, device, costs)
     return {
         "method": config.method,
         "dataset": config.dataset,
@@ -35,23 +38,11 @@ def describe(
         "members": config.members,
         "epochs": config.epochs,
         "seed": config.seed,
-        **{name: measured.get(name) for name in ("accuracy", "nll", "ece", "brier")},
-        "member_accuracy": measured.get("member_accuracy"),
-        "disagreement": measured.get("disagreement"),
-        "kl": measured.get("kl"),
-        **{
-            name: costs[name]
-            for name in (
-                "train_flops",
-                "train_flops_ratio",
-                "test_flops_ratio",
-                "parameters",
-                "bytes",
-            )
-        },
+        **{name: (metrics or {}).get(name) for name in METRICS},
+        **{name: costs[name] for name in COSTS},
         "train_seconds": seconds,
         "peak_memory_bytes": None if seconds is None else peak_memory(device),
-        "device": torch.cuda.get_device_name(device) if gpu else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "dtype": config.dtype,
         "backend": "+".join(sorted(shares)) or "dense",
         "kernel_flops_share": sum(shares.get(name, 0.0) for name in ("triton", "gemm")),
@@ -69,7 +60,7 @@ def backend_shares(config: Config, device: torch.device, costs: dict[str, Any]) 
             backend = choose_backend(device, dtype, sizes, plan.density, positions)
             flops[backend] += dense * plan.density
     total = sum(flops.values())
-    return {name: found / total for name, found in flops.items()}
+    return {name: own / total for name, own in flops.items()}
 
 
 def backends_in_words(shares: dict[str, float]) -> str:
@@ -87,9 +78,9 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def print_result(result: dict[str, Any], found: dict[str, Any]) -> None:
+def print_result(result: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Print the table of tickets and ensemble, the costs in words, and the JSON line."""
-    print("\n" + metrics_table(found))
+    print("\n" + metrics_table(metrics))
     print(
         f"\nsparsity {result['sparsity']:.3g}; training {result['train_flops_ratio']:.2f} and "
         f"test {result['test_flops_ratio']:.2f} times one dense network's FLOPs; "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,11 +27,11 @@ from sparse_engine.runs.run_folder import RunFolder, WatchedFolder
 from sparse_engine.runs.teacher import Teacher, load_teacher
 from sparse_engine.runs.tickets import run_tickets
 from sparse_engine.sparsity.channel_permutation.groups import channel_groups
-from sparse_engine.training.budget import settled
+from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.costs import run_costs
 from sparse_engine.training.grouped import start_group
 from sparse_engine.training.member_processes import Trained, check_independent, train_members
-from sparse_engine.training.processes import World, joined
+from sparse_engine.training.processes import DistributedContext, process_group
 from sparse_engine.training.result import backend_shares, backends_in_words, describe, print_result
 from sparse_engine.training.state import restore
 from sparse_engine.training.trainer import Trainer
@@ -51,119 +52,99 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         InputError: before anything is written; RunFailure: after the last good checkpoint;
             Stopped: by a signal, after a checkpoint.
     """
-    with repeatable(config.deterministic), on_backend(config):
-        return _train_together(config, folder)
+    with ExitStack() as stack:
+        stack.enter_context(repeatable(config.deterministic))
+        stack.enter_context(on_backend(config))
+        device = choose_device(config)
+        check_device(config, device)
+        world = stack.enter_context(process_group(config.timeout, device.type == "cuda"))
+        check_parallel(config, world.size)
+        if world.size > 1 and device.type == "cuda":
+            device = torch.device("cuda", world.local_rank)
+        with world.first_before_others():
+            data = load_dataset(config.dataset, config.data_dir, config.download)
+        # Measured times decide: one process's for all.
+        config = world.from_first(partial(resolve_budget, config, data.info, device))
+        phases, teacher = _plan(config, data, device)
+        costs = run_costs(config, data.info, phases)
+        if config.tune and folder is None:
+            if world.is_first:
+                print(f"tuned {tune_run(config, data.info, device)}")
+            world.gather(None)
+        folder = stack.enter_context(_open_folder(config, folder, world))
+        _take_the_same_kernels(folder, device, world, stack)
+        if world.is_first:
+            print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
+            print(backends_in_words(backend_shares(config, device, costs)))
+        trainer = partial(Trainer, config, data=data, device=device, teacher=teacher)
+        trained = _train(trainer, config, phases, folder, world)
+        if not world.is_first:
+            return None
+        tickets = run_tickets(folder, config, data.info)
+        metrics = ensemble_metrics(*member_probabilities(tickets, data.test, device))
+        costs = run_costs(config, data.info, phases, trained.densities)
+        result = describe(config, device, costs, metrics, trained.seconds)
+        result |= {"skipped_steps": trained.skipped, "processes": world.size}
+        folder.save_result(result)
+        print_result(result, metrics)
+        return result
 
 
-def _train_together(config: Config, folder: RunFolder | None) -> dict[str, Any] | None:
-    device = choose_device(config)
-    if config.sync_batch_norm and device.type != "cuda":
-        raise InputError(
-            "--sync-batch-norm runs on GPUs alone, and this run is on a CPU: leave it out, or use "
-            "--device cuda; a run that was started with it can be resumed on a GPU"
-        )
-    with joined(config.timeout, device.type == "cuda") as world:
-        if world.size > 1:
-            check_parallel(config, world.size)
-            device = _own_device(device, world)
-        return _train(config, folder, device, world)
-
-
-def _train(
-    config: Config, folder: RunFolder | None, device: torch.device, world: World
-) -> dict[str, Any] | None:
-    with world.first_before_others():
-        data = load_dataset(config.dataset, config.data_dir, config.download)
-    # Measured times decide: one process's for all.
-    config = world.of_first(settled(config, data.info, device) if world.is_first else None)
+def _plan(
+    config: Config, data: DataSet, device: torch.device
+) -> tuple[list[Phase], Teacher | None]:
+    """Return the phases of a run, and its teacher; InputError if it cannot be trained so."""
     check_permutable(config, data.info)
-    phases = plan_phases(config, training_images(config, data))
-    costs = run_costs(config, data.info, phases)
+    split, *_ = choosing_split(data, config.select, config.validation, config.seed)
+    phases = plan_phases(config, len(split))
     teacher = load_teacher(config, data.info, device)
     if config.parallel == "members":
         check_independent(config, phases)
     if is_grouped(config):
-        _check_group(config, data, device, phases)
-    if config.tune and folder is None:
-        if world.is_first:
-            print(f"tuned {tune_run(config, data.info, device)}")
-        world.gather(None)
-    with _open_folder(config, folder, world) as folder, _same_picks(folder, device, world):
-        if world.is_first:
-            print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
-            print(backends_in_words(backend_shares(config, device, costs)))
-        trained = _run(config, data, phases, folder, device, teacher, world)
-        if not world.is_first:
-            return None
-        tickets = run_tickets(folder, config, data.info)
-        found = ensemble_metrics(*member_probabilities(tickets, data.test, device))
-        costs = run_costs(config, data.info, phases, trained.densities)
-        result = describe(config, device, costs, found, trained.seconds)
-        result["skipped_steps"], result["processes"] = trained.skipped, world.size
-        folder.save_result(result)
-    print_result(result, found)
-    return result
+        try:  # which alone tells for sure
+            start_group(config, split, data.info, device, phases[0].steps)
+        except InputError as error:
+            raise InputError(f"--parallel grouped: {error}, without that flag") from None
+    return phases, teacher
 
 
-def _check_group(
-    config: Config, data: DataSet, device: torch.device, phases: Sequence[Phase]
-) -> None:
-    """Raise InputError if members cannot train as one, which only trying tells for sure."""
-    train, *_ = choosing_split(data, config.select, config.validation, config.seed)
-    try:
-        start_group(config, train, data.info, device, phases[0].steps)
-    except InputError as error:
-        raise InputError(f"--parallel grouped: {error}, without that flag") from None
-
-
-def _own_device(device: torch.device, world: World) -> torch.device:
-    return torch.device("cuda", world.local_rank) if device.type == "cuda" else device
-
-
-def _open_folder(config: Config, folder: RunFolder | None, world: World) -> RunFolder:
+def _open_folder(config: Config, folder: RunFolder | None, world: DistributedContext) -> RunFolder:
     """Return the run folder, made by the first process."""
     if folder is None and world.is_first:
         folder = RunFolder.create(config)
-    path = world.of_first(folder.path if folder else None)
+    path = world.from_first(lambda: folder.path)
     return folder if world.is_first else WatchedFolder(path)
 
 
-@contextmanager
-def _same_picks(folder: RunFolder, device: torch.device, world: World) -> Iterator[None]:
+def _take_the_same_kernels(
+    folder: RunFolder, device: torch.device, world: DistributedContext, stack: ExitStack
+) -> None:
     """Let every process, now and when the run is continued, take the kernels of its first start."""
     picks = folder.picks() if world.is_first else None
     if picks is None and world.is_first:
         picks = measured_picks(device)
         folder.save_picks(picks)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(with_picks(device, world.of_first(picks)))
-        except (TypeError, ValueError, AttributeError):
-            raise InputError(
-                f"'{folder.path}/picks.json' is damaged; delete it, and the run takes the kernels "
-                "that this machine would choose today"
-            ) from None
-        yield
+    try:
+        stack.enter_context(with_picks(device, world.from_first(lambda: picks)))
+    except (TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"'{folder.path}/picks.json' is damaged; delete it, and the run takes the kernels "
+            "that this machine would choose today"
+        ) from None
 
 
-def _run(
+def _train(
+    new_trainer: Callable[..., Trainer],
     config: Config,
-    data: DataSet,
     phases: list[Phase],
     folder: RunFolder,
-    device: torch.device,
-    teacher: Teacher | None,
-    world: World,
+    world: DistributedContext,
 ) -> Trained:
     if config.parallel == "members":
-
-        def alone(phases: Sequence[Phase], folder: RunFolder) -> Trainer:
-            return Trainer(config, phases, data, folder, device, teacher)
-
-        return train_members(alone, phases, folder, world)
+        return train_members(new_trainer, phases, folder, world)
     if is_grouped(config):
         phases = [as_one(phases)]
-    trainer = Trainer(config, phases, data, folder, device, teacher, world)
+    trainer = new_trainer(phases=phases, folder=folder, world=world)
     restore(trainer)
     trainer.run()
     seconds, skipped = trainer.progress.train_seconds, trainer.guard.skipped()
@@ -174,12 +155,6 @@ def plan_phases(config: Config, train_size: int) -> list[Phase]:
     """Return the phases of a run over a training split of `train_size` images."""
     steps = count_steps(train_size, config.batch_size) * config.epochs
     return build_phases(config, steps, warmup_share(config))
-
-
-def training_images(config: Config, data: DataSet) -> int:
-    """Return how many images are trained on, after the validation split."""
-    train, *_ = choosing_split(data, config.select, config.validation, config.seed)
-    return len(train)
 
 
 def check_permutable(config: Config, info: DatasetInfo) -> None:
@@ -194,8 +169,19 @@ def check_permutable(config: Config, info: DatasetInfo) -> None:
             )
 
 
+def check_device(config: Config, device: torch.device) -> None:
+    """Raise InputError for settings that a device cannot have."""
+    if config.sync_batch_norm and device.type != "cuda":
+        raise InputError(
+            "--sync-batch-norm runs on GPUs alone, and this run is on a CPU: leave it out, or use "
+            "--device cuda; a run that was started with it can be resumed on a GPU"
+        )
+
+
 def check_parallel(config: Config, size: int) -> None:
     """Raise InputError for settings that `size` processes cannot have."""
+    if size == 1:
+        return
     if config.compile or config.cuda_graph == "on":
         flag = "--compile" if config.compile else "--cuda-graph on"
         raise InputError(f"{flag} is for one process, found {size}; leave it out")

@@ -1,78 +1,77 @@
 """What a run is at one of its steps, as its checkpoint holds it, and a run continued from that.
 
-Each part is declared, checked and read by its owner, in the owner's file.
+Each part is declared, checked and read by its owner, in the owner's file: by state_dict(),
+check_state(state), which raises InputError unless it can be loaded, and load_state_dict(state).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from sparse_engine.config.config import FIELDS, MOVABLE, Config
+from sparse_engine.config.config import FIELDS, MOVABLE
 from sparse_engine.config.values import present_names
 from sparse_engine.errors import InputError
 from sparse_engine.layers.state_dict import check_model
-from sparse_engine.methods.phase import Phase
 from sparse_engine.runs.files import load_file
 from sparse_engine.runs.run_folder import RunFolder
-from sparse_engine.schema import check_like, check_settings
-from sparse_engine.training.costs import Densities
-from sparse_engine.training.finite import FiniteGuard
-from sparse_engine.training.member_states import Accuracies, BestStates, KeptStates
-from sparse_engine.training.network import Network, member_seed
-from sparse_engine.training.processes import World
+from sparse_engine.schema import check_like, check_settings, demand
+from sparse_engine.training.network import member_seed
 from sparse_engine.training.progress import Progress
-from sparse_engine.training.random_state import DeviceRandomState, RandomState
+from sparse_engine.training.training_run import TrainingRun
 
 
-class Run(Protocol):
-    """What a checkpoint is of."""
+class RandomState:
+    """The random numbers of the CPU, which dropout draws: all else is of seed and step."""
 
-    config: Config
-    phases: Sequence[Phase]
-    folder: RunFolder
-    device: torch.device
-    world: World
-    progress: Progress
-    network: Network
-    guard: FiniteGuard
-    accuracies: Accuracies
-    best: BestStates
-    kept: KeptStates
-    densities: Densities
+    def state_dict(self) -> Tensor:
+        """Return where they are."""
+        return torch.get_rng_state()
 
-    def begin_at(self, progress: Progress) -> None:
-        """Begin with a later step or member than the first."""
+    def check_state(self, state: Any) -> None:
+        """Raise InputError unless a state is as long as one."""
+        check_like(state, torch.get_rng_state(), "random_state")
 
-    def start_member(self, member: int) -> None:
-        """Go on with a fresh network."""
+    def load_state_dict(self, state: Tensor) -> None:
+        """Go on from there; RuntimeError if it is no state."""
+        torch.set_rng_state(state)
 
 
-class Part(Protocol):
-    """What owns a part of a checkpoint."""
+class DeviceRandomState:
+    """The random numbers of a GPU; of another device none."""
 
-    def state_dict(self) -> Any:
-        """Return tensors and plain containers."""
+    def __init__(self, device: torch.device) -> None:
+        """Be those of a device."""
+        self._device = device
 
-    def check_state(self, state: Any, *told: Any) -> None:
-        """Raise InputError unless load_state_dict can take a state of this very run."""
+    def state_dict(self) -> Tensor | None:
+        """Return where they are."""
+        return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
 
-    def load_state_dict(self, state: Any) -> None:
-        """Continue from state_dict()."""
+    def check_state(self, state: Any) -> None:
+        """Raise InputError unless a state is bytes, or None as of a run on a CPU."""
+        fits = isinstance(state, Tensor) and state.dtype == torch.uint8
+        demand(state is None or fits, "device_random_state", "bytes or nothing", state)
+
+    def load_state_dict(self, state: Tensor | None) -> None:
+        """Go on from there, if state and device are of a GPU; RuntimeError if it is no state."""
+        if state is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(state, self._device)
 
 
-def _densities(run: Run) -> tuple[Any, ...]:
+def _densities(run: TrainingRun) -> tuple[Any, ...]:
     begun = len(run.network.members) * run.progress.phases_begun
     return run.densities, begun, run.progress.tickets
 
 
 # By the name that a part has in a file: its owner, and what the owner's check is told besides.
 # They are loaded in this order, and a check may be told what was loaded before.
-PARTS: dict[str, Callable[[Run], tuple[Any, ...]]] = {
+PARTS: dict[str, Callable[[TrainingRun], tuple[Any, ...]]] = {
     "model": lambda run: (run.network,),
     "optimizer": lambda run: (run.network.momenta,),
     "topology": lambda run: (run.network.topology,),
@@ -86,13 +85,13 @@ PARTS: dict[str, Callable[[Run], tuple[Any, ...]]] = {
 }
 
 
-def state_of(run: Run) -> dict[str, Any]:
+def state_of(run: TrainingRun) -> dict[str, Any]:
     """Return everything the rest of a run depends on: tensors and plain containers."""
     state = {"config": run.config.saved(), "progress": run.progress.state_dict()}
     return state | {name: part(run)[0].state_dict() for name, part in PARTS.items()}
 
 
-def restore(run: Run) -> None:
+def restore(run: TrainingRun) -> None:
     """Continue from the folder's checkpoint, if there is one.
 
     Raises:
@@ -111,7 +110,7 @@ def restore(run: Run) -> None:
     run.folder.drop_rows_after(run.progress.step)
 
 
-def _continue(run: Run, state: dict[str, Any]) -> None:
+def _continue(run: TrainingRun, state: dict[str, Any]) -> None:
     """Become what a checkpoint says; InputError or RuntimeError if it is not of this run."""
     run.progress.check_state(state["progress"], run.phases)
     run.begin_at(Progress(**state["progress"]))
@@ -126,7 +125,7 @@ def _continue(run: Run, state: dict[str, Any]) -> None:
         torch.manual_seed(member_seed(run.progress.step, run.world.rank))
 
 
-def _check_tickets(run: Run) -> None:
+def _check_tickets(run: TrainingRun) -> None:
     """Look at the tickets saved so far: they are needed in the end, hours later."""
     for number in range(1, run.progress.tickets + 1):
         model = run.folder.load_member(number)
@@ -154,21 +153,21 @@ def _read(path: Path) -> dict[str, Any]:
     return {**state, **{name: _listed(state[name]) for name in ("accuracy", "best")}}
 
 
-def _listed(found: Any) -> list[Any]:
+def _listed(of_members: Any) -> list[Any]:
     """Return a list of one for each member, where older checkpoints have the one by itself."""
-    if isinstance(found, list):
-        return found
-    return [] if found is None else [found]
+    if isinstance(of_members, list):
+        return of_members
+    return [] if of_members is None else [of_members]
 
 
-def _check_configuration(run: Run, saved: Any) -> None:
+def _check_configuration(run: TrainingRun, saved: Any) -> None:
     check_settings(saved)
     saved = present_names(saved, "checkpoint")
     for name, value in run.config.saved().items():
         # A setting that is younger than the checkpoint had its default.
-        found = saved.get(name, FIELDS[name].default)
-        if name not in MOVABLE and value != found:
+        earlier = saved.get(name, FIELDS[name].default)
+        if name not in MOVABLE and value != earlier:
             raise InputError(
-                f"checkpoint '{run.folder.last}' was trained with {name} {found}, "
+                f"checkpoint '{run.folder.last}' was trained with {name} {earlier}, "
                 f"found {value}: a resumed run keeps its configuration; start a new one"
             )

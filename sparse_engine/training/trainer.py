@@ -3,80 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from statistics import fmean
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sparse_engine.config.config import Config
-from sparse_engine.data.arrays import DataSet
-from sparse_engine.data.splits import choosing_split, training_loader
 from sparse_engine.errors import RunFailure, Stopped
 from sparse_engine.evaluation.metrics import accuracy, negative_log_likelihood
-from sparse_engine.methods.independent import is_grouped
 from sparse_engine.methods.losses import Given
 from sparse_engine.methods.phase import Phase
 from sparse_engine.models.members import training_pair
-from sparse_engine.runs.run_folder import EpochRow, RunFolder
-from sparse_engine.runs.teacher import Teacher
-from sparse_engine.sparsity.saliency import saliency_batches
-from sparse_engine.training.between_phases import BetweenPhases
-from sparse_engine.training.costs import Densities
+from sparse_engine.runs.run_folder import EpochRow
 from sparse_engine.training.downsampling import is_downsampled, some_smaller
-from sparse_engine.training.finite import FiniteGuard, broken_member, diagnose
-from sparse_engine.training.grouped import start_group
+from sparse_engine.training.finite import broken_member, diagnose
 from sparse_engine.training.interrupts import CheckpointSchedule, StopSignals
-from sparse_engine.training.member_states import Accuracies, BestStates, KeptStates
-from sparse_engine.training.network import build_network, member_seed
-from sparse_engine.training.processes import ALONE, World
-from sparse_engine.training.progress import Progress
 from sparse_engine.training.state import state_of
 from sparse_engine.training.step import TrainingStep
+from sparse_engine.training.training_run import TrainingRun
 
 
-class Trainer(BetweenPhases):
+class Trainer(TrainingRun):
     """Runs the phases of one configuration, epoch by epoch, with a checkpoint after each."""
 
-    def __init__(
-        self,
-        config: Config,
-        phases: Sequence[Phase],
-        data: DataSet,
-        folder: RunFolder,
-        device: torch.device,
-        teacher: Teacher | None = None,
-        world: World = ALONE,
-    ) -> None:
-        """Prepare a run from its start; trainer_state.restore continues one.
-
-        Args:
-            config: resolved.
-            phases: of build_phases.
-            data: its test split is never used to choose anything.
-            folder: receives checkpoints, tickets and metrics.csv.
-            device: where to train.
-            teacher: of methods that learn from one.
-            world: the processes that train together; all but the first have a folder that
-                writes nothing.
-        """
-        self.config, self.phases, self.data = config, phases, data
-        self.folder, self.device, self._teacher, self.world = folder, device, teacher, world
-        self.train_split, self.split, self.held_out = choosing_split(
-            data, config.select, config.validation, config.seed
-        )
-        self.progress = Progress()
-        # Of each member that trains, where several do as one network.
-        self.accuracies = Accuracies([0.0] * (config.members if is_grouped(config) else 1))
-        self.best, self.kept = BestStates(), KeptStates()
-        self.densities = Densities()
-        self.guard = FiniteGuard(device, config.dtype == "fp16", config.skip_nonfinite)
-        self.schedule = CheckpointSchedule(config.checkpoint_every)
-        self._since: float | None = None
+    _since: float | None = None
 
     def run(self) -> None:
         """Train to the end of the last phase.
@@ -85,7 +38,7 @@ class Trainer(BetweenPhases):
             RunFailure: a loss or gradient is not finite; any checkpoint is from before.
             Stopped: a signal came; the checkpoint is of the last step made.
         """
-        progress = self.progress
+        progress, self.schedule = self.progress, CheckpointSchedule(self.config.checkpoint_every)
         total = sum(phase.steps for phase in self.phases)
         hidden = None if self.world.is_first else True
         with (
@@ -123,36 +76,6 @@ class Trainer(BetweenPhases):
     def _loss(self, phase: Phase, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         soft = self._teacher.probabilities if self._teacher else None
         return phase.loss(logits, labels, Given(x, self.config.label_smoothing, soft))
-
-    def begin_at(self, progress: Progress) -> None:
-        """Begin with a later step or member than the first."""
-        self.progress = progress
-        self.guard.begin_at(progress.step)
-
-    def start_member(self, member: int, sparsity: float | None = None) -> None:
-        """Go on with a fresh network, whose seed and data order are those of a member.
-
-        Members that train as one all start, one after another, as they would alone.
-        """
-        self.progress.member = member
-        config, info, world = self.config, self.data.info, self.world
-        if is_grouped(config):
-            place, steps = (self.train_split, info, self.device), self.phases[0].steps
-            self.network, self.whole_loader = start_group(config, *place, steps, sparsity)
-            self.loader = self.whole_loader
-            return
-        seed = member_seed(config.seed, member)
-        self.whole_loader = training_loader(
-            self.train_split, info, config.batch_size, self.device, seed, config.workers
-        )
-        self.loader = self.whole_loader
-        if world.size > 1:
-            self.loader = self.whole_loader.of(world.share(config.batch_size))
-        start = saliency_batches(config.start, self.whole_loader, info.classes)
-        self.network = build_network(config, info, self.device, member, sparsity, start, world)
-        if not world.is_first:
-            # Dropout drops other activations of other images.
-            torch.manual_seed(member_seed(seed, world.rank))
 
     @property
     def _uses_graph(self) -> bool:
@@ -213,12 +136,12 @@ class Trainer(BetweenPhases):
         if step is not None:
             with self._batch(step) as (x, y):
                 alone = partial(training_pair, self.network.model)
-                found = diagnose(self.network.model, lambda: self.step.loss(x, y, alone), x)
-            found = min(self.world.gather(found), key=lambda words: ": none" in words)
-            self._fail(found.format(step))
+                reason = diagnose(self.network.model, lambda: self.step.loss(x, y, alone), x, step)
+            self._fail_for(min(self.world.gather(reason), key=lambda words: ": none" in words))
 
-    def _fail(self, found: str) -> NoReturn:
-        raise RunFailure(f"{found}; any checkpoint is from before; try a lower --lr")
+    def _fail_for(self, reason: str | None) -> None:
+        if reason is not None:
+            raise RunFailure(f"{reason}; any checkpoint is from before; try a lower --lr")
 
     def _stop_if_asked(self) -> None:
         received = max(self.world.gather(self.signals.received or 0))
@@ -238,7 +161,8 @@ class Trainer(BetweenPhases):
         """Evaluate, log, end the phase if it is over, and write a checkpoint."""
         progress = self.progress
         predicted = [self.predict(model) for model in self.network.members]
-        self._check_predictions([probabilities for probabilities, _ in predicted])
+        last_batch = partial(self.whole_loader.batch, progress.step - 1)
+        self._fail_for(broken_member(self.network.members, predicted, last_batch, progress.step))
         self.accuracies[:] = [accuracy(*pair) for pair in predicted]
         mean = fmean(self.accuracies)
         bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{mean:.4f}")
@@ -252,13 +176,6 @@ class Trainer(BetweenPhases):
             self.best.clear()
             progress.phase, progress.phase_step, progress.begun = progress.phase + 1, 0, False
         self._save_checkpoint()
-
-    def _check_predictions(self, predicted: Sequence[Tensor]) -> None:
-        """Raise RunFailure if the last update has broken a member's weights."""
-        step, batch = self.progress.step, self.whole_loader.batch
-        found = broken_member(self.network.members, predicted, lambda: batch(step - 1)[0])
-        if found is not None:
-            self._fail(found.format(step))
 
     def _row(self, phase: Phase, accuracy: float, nll: float) -> EpochRow:
         progress = self.progress
@@ -277,8 +194,8 @@ class Trainer(BetweenPhases):
 
     def _keep_best(self) -> None:
         """Remember the present state of every member that was never better."""
-        for number, found in enumerate(self.accuracies):
-            if len(self.best) == number or found > self.best[number]["accuracy"]:
+        for number, latest in enumerate(self.accuracies):
+            if len(self.best) == number or latest > self.best[number]["accuracy"]:
                 self.best[number : number + 1] = [self.present_state(number)]
 
     def _save_checkpoint(self) -> None:

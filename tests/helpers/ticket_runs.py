@@ -16,10 +16,10 @@ def make_run(path, members=2, tickets=None, **settings):
     given |= {"sparsity": 0.8, "members": members, "device": "cpu", "out": str(path)}
     config = resolve(Config(**{**given, **settings}))
     info = dataset_info(config.dataset, config.data_dir)
-    found = []
+    models = []
     with RunFolder.create(config) as folder:
         for member in range(tickets or members):
             model = build_network(config, info, torch.device("cpu"), member).model
             folder.save_member(member + 1, without_unused_slots(model, model.state_dict()))
-            found.append(model.eval())
-    return found
+            models.append(model.eval())
+    return models

@@ -10,7 +10,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from sparse_engine import train as command
 from sparse_engine.errors import RunFailure
 from sparse_engine.sparsity.topology import Topology
-from sparse_engine.training.processes import World, joined
+from sparse_engine.training.processes import DistributedContext, process_group
 from sparse_engine.training.trainer import Trainer
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
@@ -51,7 +51,7 @@ def kill(step, how):
 
 def bytes_sent():
     """Print how many bytes of gradients a step sends, as DDP's buckets have them."""
-    parallel, sent = World.parallel, []
+    parallel, sent = DistributedContext.parallel, []
 
     def counting(self, model):
         wrapped = parallel(self, model)
@@ -63,7 +63,7 @@ def bytes_sent():
         wrapped.register_comm_hook(None, hook)
         return wrapped
 
-    World.parallel = counting
+    DistributedContext.parallel = counting
     for name, flags in {
         "dense": ["--method", "dense"],
         "0.8": ["--method", "static", "--sparsity", "0.8"],
@@ -78,7 +78,7 @@ def threads_left():
     """Print how many threads are left of the process group, while the world is still held."""
     meet_anew()
     threads = len(os.listdir("/proc/self/task"))
-    with joined(60, False) as world:
+    with process_group(60, False) as world:
         world.mean(torch.ones(3))
     left = len(os.listdir("/proc/self/task")) - threads
     print(f"THREADS {left} of {world}", flush=True)

@@ -10,21 +10,23 @@ from pruning import strongest
 from torch import nn
 
 from sparse_engine.config.config import Config
+from sparse_engine.data.load import load_dataset
 from sparse_engine.layers.surgery import change_layouts, model_density, replace_modules
 from sparse_engine.methods import actions, pruning_actions
 from sparse_engine.methods.actions import (
     Action,
     Average,
     Escape,
-    Fresh,
-    Keep,
-    Restore,
     Rewind,
+    SaveState,
     SaveTicket,
+    StartFromState,
+    StartMember,
 )
-from sparse_engine.methods.pruning_actions import CutAsTeacher, PermuteChannels, Prune
+from sparse_engine.methods.pruning_actions import PermuteChannels, Prune, PruneLikeTeacher
+from sparse_engine.methods.resolve import resolve
 from sparse_engine.sparsity.sparsify import dense_state_dict
-from sparse_engine.training.between_phases import BetweenPhases
+from sparse_engine.training.training_run import TrainingRun
 
 CONFIG = Config(block="4x4", prune_scope="layer")
 IMAGES = torch.randn(8, 1, 4, 8, generator=torch.Generator().manual_seed(1))
@@ -36,11 +38,8 @@ def network(seed):
     return nn.Sequential(nn.Flatten(), *layers).eval()
 
 
-def cut(model, sparsity=0.5):
-    replace_modules(
-        model,
-        change_layouts(model, strongest(model, sparsity, CONFIG)),
-    )
+def prune(model, sparsity=0.5):
+    replace_modules(model, change_layouts(model, strongest(model, sparsity, CONFIG)))
     return model
 
 
@@ -60,7 +59,7 @@ def equal(first, second):
 
 def test_fresh_begins_a_member_of_its_sparsity():
     run = fake()
-    Fresh(0.8)(run)
+    StartMember(0.8)(run)
     assert run.asked == [("next member", 0.8)]
 
 
@@ -85,19 +84,19 @@ def test_a_ticket_is_the_best_state_else_the_present_one_or_one_by_name():
 def test_a_kept_state_stays_what_it_was():
     run = fake()
     before = weights(run.model)
-    Keep("point")(run)
+    SaveState("point")(run)
     with torch.no_grad():
         run.model[1].weight.zero_()
     assert run.kept["point"]["model"]["1.weight"].equal(before[0])
-    assert run.kept["point"].keys() == set(Keep.keeps)
+    assert run.kept["point"].keys() == set(SaveState.keeps)
 
 
 def test_restore_brings_blocks_and_values_back_as_a_new_member():
-    run = fake(cut(network(0)))
+    run = fake(prune(network(0)))
     before = weights(run.model)
-    Keep("point")(run)
+    SaveState("point")(run)
     replace_modules(run.model, {"1": nn.Linear(32, 32)})
-    Restore("point")(run)
+    StartFromState("point")(run)
     assert run.asked == [("next member", None)]
     assert equal(weights(run.model), before)
 
@@ -105,11 +104,11 @@ def test_restore_brings_blocks_and_values_back_as_a_new_member():
 def test_rewind_keeps_the_present_blocks_with_earlier_values():
     run = fake()
     early = weights(run.model)
-    Keep("point")(run)
+    SaveState("point")(run)
     with torch.no_grad():
         for layer in (run.model[1], run.model[4]):
             layer.weight.copy_(torch.randn_like(layer.weight))
-    cut(run.model)
+    prune(run.model)
     present = weights(run.model)
     Rewind("point")(run)
     for now, then, other in zip(weights(run.model), early, present, strict=True):
@@ -135,11 +134,11 @@ def test_an_average_is_the_running_mean(rule, shares):
 
 
 def test_an_average_is_pruned_and_has_statistics_of_its_own():
-    run, average = fake(cut(network(0))), Average("mean", "caa", 0.5)
+    run, average = fake(prune(network(0))), Average("mean", "caa", 0.5)
     average(run)
-    run.model = cut(network(1))
+    run.model = prune(network(1))
     average(run)
-    state, mean = run.kept["mean"]["model"], cut(network(0))
+    state, mean = run.kept["mean"]["model"], prune(network(0))
     mean.load_state_dict(state)
     assert model_density(mean) == model_density(run.model) == 0.5
     x = nn.Sequential(*mean[:2])(torch.cat(list(run.training_images())))
@@ -153,12 +152,12 @@ def test_prune_keeps_the_strongest_blocks():
     assert model_density(run.model) == 0.25
     for now, before in zip(weights(run.model), dense, strict=True):
         assert now.equal(before * (now != 0))
-    assert equal(weights(run.model), weights(cut(network(0), 0.75)))
+    assert equal(weights(run.model), weights(prune(network(0), 0.75)))
 
 
 def test_permuting_reorders_the_network_and_kept_states_alike():
     run = fake()
-    Keep("point")(run)
+    SaveState("point")(run)
     before, wanted = weights(run.model), run.model(IMAGES)
     PermuteChannels(0.75)(run)
     assert not equal(weights(run.model), before)
@@ -171,7 +170,7 @@ def test_a_cut_as_the_teachers_has_its_blocks_and_own_values(permute):
     teacher = network(1)
     run = fake(teacher=teacher)
     own, learned = weights(run.model), weights(teacher)
-    CutAsTeacher(0.75, permute)(run)
+    PruneLikeTeacher(0.75, permute)(run)
     assert equal(weights(teacher), learned)
     assert model_density(run.model) == 0.25
     for now, before in zip(weights(run.model), own, strict=True):
@@ -181,32 +180,32 @@ def test_a_cut_as_the_teachers_has_its_blocks_and_own_values(permute):
             .values.equal(before[torch.isin(before, now[now != 0])].sort().values)
         )
     as_teacher = equal(
-        [w != 0 for w in weights(run.model)], [w != 0 for w in weights(cut(teacher, 0.75))]
+        [w != 0 for w in weights(run.model)], [w != 0 for w in weights(prune(teacher, 0.75))]
     )
     assert as_teacher is not permute
 
 
 def test_every_action_notes_the_sparsity_that_it_leaves():
     kept = {}
-    assert Fresh(0.3).sparsity_after(0.9, kept) == 0.3
-    assert Keep("point").sparsity_after(0.3, kept) == 0.3
-    for cutting in (Prune(0.8), CutAsTeacher(0.8)):
-        assert cutting.sparsity_after(0.3, kept) == 0.8
+    assert StartMember(0.3).sparsity_after(0.9, kept) == 0.3
+    assert SaveState("point").sparsity_after(0.3, kept) == 0.3
+    for pruning in (Prune(0.8), PruneLikeTeacher(0.8)):
+        assert pruning.sparsity_after(0.3, kept) == 0.8
     assert Average("mean", "caa", 0.7).sparsity_after(0.8, kept) == 0.8
     assert kept == {"point": 0.3, "mean": 0.7}
-    assert Restore("point").sparsity_after(0.8, kept) == 0.3
+    assert StartFromState("point").sparsity_after(0.8, kept) == 0.3
     for action in (Rewind("point"), Escape(0.5), SaveTicket(), PermuteChannels(0.8)):
         assert action.sparsity_after(0.6, kept) == 0.6
 
 
 def test_every_action_is_tested_here():
-    found = {
+    actions_there = {
         name
         for module in (actions, pruning_actions)
         for name, kind in inspect.getmembers(module, inspect.isclass)
         if issubclass(kind, Action) and kind is not Action
     }
-    assert found <= globals().keys()
+    assert actions_there <= globals().keys()
 
 
 def test_the_trainer_and_the_fake_are_what_an_action_may_see():
@@ -214,4 +213,6 @@ def test_the_trainer_and_the_fake_are_what_an_action_may_see():
     wanted |= actions.Run.__annotations__.keys()
     run = fake()
     assert all(hasattr(run, name) for name in wanted)
-    assert wanted <= vars(BetweenPhases).keys() | BetweenPhases.__annotations__.keys()
+    config, device = resolve(Config(method="dense", model="mlp")), torch.device("cpu")
+    real = TrainingRun(config, [], load_dataset("digits", None), None, device)
+    assert wanted <= set(dir(real))

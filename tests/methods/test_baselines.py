@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from method_phases import phases_for
 from torch import nn
 
 from sparse_engine import evaluate
@@ -16,9 +17,9 @@ from sparse_engine.data.load import load_dataset
 from sparse_engine.data.splits import batches
 from sparse_engine.evaluation.metrics import accuracy
 from sparse_engine.evaluation.predict import predict
-from sparse_engine.methods.actions import Fresh, SaveTicket
+from sparse_engine.methods.actions import SaveTicket, StartMember
 from sparse_engine.methods.learning_rate import LearningRate
-from sparse_engine.methods.registry import METHODS, build_phases
+from sparse_engine.methods.registry import METHODS
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.models.members import members_of
 from sparse_engine.models.workload import dense_flops
@@ -56,10 +57,6 @@ def costs(capsys):
     return call
 
 
-def phases_for(steps, **settings):
-    return build_phases(resolve(Config(**{"dataset": "cifar10", **settings})), steps)
-
-
 def rates_of(phase, *shares):
     return [phase.learning_rate.at(round(s * (phase.steps - 1)), phase.steps) for s in shares]
 
@@ -72,7 +69,7 @@ def tickets_of(out):
 def test_deep_ensemble_phases_are_fresh_dense_runs():
     phases = phases_for(1000, method="deep-ensemble", members=4)
     assert [phase.steps for phase in phases] == [250] * 4
-    assert {(p.begin, p.end) for p in phases} == {((Fresh(0.0),), (SaveTicket(),))}
+    assert {(p.begin, p.end) for p in phases} == {((StartMember(0.0),), (SaveTicket(),))}
     assert rates_of(phases[1], 0, 0.4, 0.6, 1) == [1, 1, 0.1, 0.01]
     assert all(phase.topology is None for phase in phases)
 
@@ -82,15 +79,15 @@ def test_snapshot_restarts_the_learning_rate_of_one_trajectory():
     assert [phase.steps for phase in phases] == [1000] * 3
     for phase in phases:
         assert rates_of(phase, 0, 0.5, 1) == pytest.approx([1, 0.5, 0], abs=1e-3)
-    assert [phase.begin for phase in phases] == [(Fresh(0.0),), (), ()]
+    assert [phase.begin for phase in phases] == [(StartMember(0.0),), (), ()]
     assert {phase.end for phase in phases} == {(SaveTicket(),)}
 
 
 def test_fge_takes_its_tickets_where_the_rate_is_lowest():
     ordinary, *cycles = phases_for(10_000, method="fge", members=4)
     dense = LearningRate(((0.0, 1.0), (0.5, 0.1), (0.75, 0.01)))
-    found = [ordinary.learning_rate.at(step, ordinary.steps) for step in range(8000)]
-    assert found == [dense.at(step, 10_000) for step in range(8000)]
+    rates = [ordinary.learning_rate.at(step, ordinary.steps) for step in range(8000)]
+    assert rates == [dense.at(step, 10_000) for step in range(8000)]
     assert (ordinary.steps, ordinary.tickets) == (8000, 0)
     whole = round(2000 / 3.5)
     assert [phase.steps for phase in cycles] == pytest.approx([whole / 2, *[whole] * 3], abs=1)
@@ -119,12 +116,12 @@ def test_how_many_networks_there_are(method, starts, run, monkeypatch):
         firsts.append((weights, self.loader.batch(0)[1]))
 
     monkeypatch.setattr(Trainer, "start_member", watch)
-    found = run("--method", method, "--epochs", "3")
+    result = run("--method", method, "--epochs", "3")
     assert len(firsts) == starts
     for one, other in pairwise(firsts):
         assert not torch.equal(one[0], other[0])
         assert not torch.equal(one[1], other[1])
-    assert len(found["member_accuracy"]) == 3
+    assert len(result["member_accuracy"]) == 3
     tickets = [ticket["classifier.weight"] for ticket in tickets_of("out")]
     distances = [float((a - b).norm() / b.norm()) for a, b in pairwise(tickets)]
     assert min(distances) > 0
@@ -153,7 +150,7 @@ def test_each_cycle_goes_on_where_the_last_one_ended(run, monkeypatch):
 def test_a_network_is_one_ticket_and_each_member_is_measured(method, model, run, capsys):
     flags = ["--method", method, "--model", model, "--epochs", "1"]
     flags += DROPOUT if method == "mc-dropout" else ["--members", "2"]
-    found = run(*flags, "--passes", "2") if method == "mc-dropout" else run(*flags)
+    result = run(*flags, "--passes", "2") if method == "mc-dropout" else run(*flags)
     config = Config(**json.loads(Path("out/config.json").read_text()))
     data = load_dataset("digits", None)
     network = dense_model(config, data.info).to(memory_format=torch.channels_last)
@@ -164,14 +161,14 @@ def test_a_network_is_one_ticket_and_each_member_is_measured(method, model, run,
         for member in members_of(network)
     ]
     assert len(parts) == (1 if method == "mc-dropout" else 2)
-    assert found["member_accuracy"] == [accuracy(*part) for part in parts]
+    assert result["member_accuracy"] == [accuracy(*part) for part in parts]
     whole, labels = predict(network, batches(data.test, data.info, 512, CPU, 0))
-    assert found["accuracy"] == accuracy(whole, labels)
+    assert result["accuracy"] == accuracy(whole, labels)
     torch.testing.assert_close(whole, torch.stack([p for p, _ in parts]).mean(0))
     robust = ["--corruptions", "--severities", "1", "--attack", "fgsm", "--attack-images", "50"]
     evaluate.main(["out", *(robust if model == "resnet8" and method != "mc-dropout" else [])])
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert again["member_accuracy"] == found["member_accuracy"]
+    assert again["member_accuracy"] == result["member_accuracy"]
     for beyond in (again[name] for name in ("corruptions", "attacks") if name in again):
         members = beyond["members"] if "members" in beyond else beyond["fgsm"]["targets"][:-1]
         assert len(members) == 2
@@ -180,8 +177,8 @@ def test_a_network_is_one_ticket_and_each_member_is_measured(method, model, run,
 @pytest.mark.parametrize("method", ["batch-ensemble", "mimo", "treenet"])
 def test_a_baseline_may_be_sparse(method, run):
     flags = ["--method", method, "--sparsity", "0.6", "--block", "4x4", "--epochs", "1"]
-    found = run(*flags, "--members", "2", "--batch-size", "512")
-    assert (found["sparsity"], found["backend"]) == (0.6, "masked")
+    result = run(*flags, "--members", "2", "--batch-size", "512")
+    assert (result["sparsity"], result["backend"]) == (0.6, "masked")
     config = Config(**json.loads(Path("out/config.json").read_text()))
     network = dense_model(config, TABLE["digits"])
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
@@ -206,10 +203,10 @@ CIFAR = ("--dataset", "cifar10", "--model", "wrn28-10")
     ],
 )
 def test_flops_in_whole_networks(flags, epochs, train, test, costs):
-    found = costs(*CIFAR, "--method", *flags)
-    assert found["epochs"] == epochs
-    assert found["train_flops_ratio"] == pytest.approx(train)
-    assert found["test_flops_ratio"] == pytest.approx(test)
+    result = costs(*CIFAR, "--method", *flags)
+    assert result["epochs"] == epochs
+    assert result["train_flops_ratio"] == pytest.approx(train)
+    assert result["test_flops_ratio"] == pytest.approx(test)
 
 
 def layer_flops(method):
@@ -223,9 +220,9 @@ def test_flops_of_mimo_are_a_wider_first_layer_and_head(costs):
     once = 1 + 2 * (dense["stem"] + dense["classifier"]) / sum(dense.values())
     assert 1 < once < 1.001
     for repetition in (1, 4):
-        found = costs(*CIFAR, "--method", "mimo", "--batch-repetition", f"{repetition}")
-        assert found["test_flops_ratio"] == pytest.approx(once)
-        assert found["train_flops_ratio"] == pytest.approx(repetition * once)
+        result = costs(*CIFAR, "--method", "mimo", "--batch-repetition", f"{repetition}")
+        assert result["test_flops_ratio"] == pytest.approx(once)
+        assert result["train_flops_ratio"] == pytest.approx(repetition * once)
 
 
 def test_flops_of_treenet_count_the_trunk_once(costs):
@@ -234,17 +231,17 @@ def test_flops_of_treenet_count_the_trunk_once(costs):
     branch = sum(f for n, f in dense.items() if n.startswith(("blocks.8", "blocks.9", "blocks.1")))
     branch -= sum(f for n, f in dense.items() if n.startswith("blocks.1."))
     branch += dense["classifier"]
-    found = costs(*CIFAR, "--method", "treenet", "--members", "3")
+    result = costs(*CIFAR, "--method", "treenet", "--members", "3")
     expected = 1 + 2 * branch / sum(dense.values())
-    assert found["test_flops_ratio"] == pytest.approx(expected)
-    assert found["train_flops_ratio"] == pytest.approx(expected)
+    assert result["test_flops_ratio"] == pytest.approx(expected)
+    assert result["train_flops_ratio"] == pytest.approx(expected)
     assert 1.4 < expected < 1.7
 
 
 def test_parameters_of_batch_ensemble_hardly_grow(costs):
     dense = costs(*CIFAR, "--method", "dense")
-    found = costs(*CIFAR, "--method", "batch-ensemble", "--members", "4")
-    assert 1 < found["parameters"] / dense["parameters"] < 1.01
+    result = costs(*CIFAR, "--method", "batch-ensemble", "--members", "4")
+    assert 1 < result["parameters"] / dense["parameters"] < 1.01
 
 
 @pytest.mark.parametrize("method", BASELINES)

@@ -110,7 +110,7 @@ def changed_data():
     [
         (other_classes, "teacher 'teacher' knows 4 classes, and digits has 10; use a teacher"),
         (other_images, r"trained on images of \(1, 12, 12\) \(channels, height, width\)"),
-        (other_model, "teacher 'teacher' is a wrn10-1, found --model mlp: a ticket is cut"),
+        (other_model, "teacher 'teacher' is a wrn10-1, found --model mlp: a ticket is pruned"),
         (sparse, "of its weights, a ticket of sparsity 0.8 needs more: use the run of a dense"),
         (several_members, "is of method 'mimo', whose network is no plain mlp; use the run of a"),
         (without_tickets, "run 'teacher' has no tickets yet"),

@@ -16,11 +16,7 @@ from sparse_engine.training.trainer import Trainer
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
 TIMED = ["--distribution", "timed", "--time-budget", "0.3"]
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(autouse=True)
@@ -84,18 +80,18 @@ def assert_same_tickets(first, second):
 @pytest.mark.parametrize("method", ["static", "rigl", "edst", "lottery", "granet", "mimo"])
 def test_timed_decides_densities_and_sparsity(method, run, measured):
     extra = ["--start-sparsity", "0.1"] if method == "granet" else []
-    found = run("--method", method, "--epochs", "12", *TIMED, *extra, "--out", "out")
+    result = run("--method", method, "--epochs", "12", *TIMED, *extra, "--out", "out")
     [(plans, problems, device, dtype)] = measured
     assert device.type == "cpu"
     assert dtype == torch.float32
     assert set(problems) == {plan.name for plan in plans}
-    assert 0.7 < found["sparsity"] < 0.9
+    assert 0.7 < result["sparsity"] < 0.9
     config = saved("out")
-    assert config["sparsity"] == found["sparsity"]
+    assert config["sparsity"] == result["sparsity"]
     assert set(config["densities"]) == {plan.name for plan in plans}
     # All layers are multiples of the block but the classifier, whose last blocks are padded.
     dense = sum(plan.weights for plan in plans)
-    assert kept_weights("out") / dense == pytest.approx(1 - found["sparsity"], abs=0.02)
+    assert kept_weights("out") / dense == pytest.approx(1 - result["sparsity"], abs=0.02)
 
 
 def test_a_saved_configuration_repeats_the_run_without_measuring(run, monkeypatch):
@@ -109,9 +105,9 @@ def test_a_saved_configuration_repeats_the_run_without_measuring(run, monkeypatc
 def test_another_budget_decides_anew(run, measured):
     run("--method", "static", "--epochs", "1", *TIMED, "--out", "first")
     again = ["--config", "first/config.json", "--dry-run"]
-    found = run(*again, "--time-budget", "0.5")
+    result = run(*again, "--time-budget", "0.5")
     assert len(measured) == 2
-    assert found["sparsity"] < saved("first")["sparsity"] - 0.1
+    assert result["sparsity"] < saved("first")["sparsity"] - 0.1
     # As "--block" of FLAGS is one of a budget's settings, --seed is given alone.
     main([*again, "--seed", "3"])
     assert len(measured) == 2
@@ -141,11 +137,11 @@ def test_a_resumed_run_does_not_measure(run, monkeypatch):
 @pytest.mark.parametrize("model", ["mlp", "wrn16-2"])
 def test_flops_are_matched(distribution, model, run, measured):
     flags = ["--method", "static", "--distribution", distribution, "--model", model, "--dry-run"]
-    found = run(*flags, "--sparsity", "0.6", "--match", "flops", "--block", "4x4")
-    assert 0.39 < found["test_flops_ratio"] <= 0.4
+    result = run(*flags, "--sparsity", "0.6", "--match", "flops", "--block", "4x4")
+    assert 0.39 < result["test_flops_ratio"] <= 0.4
     plain = run(*flags, "--sparsity", "0.6", "--block", "4x4")
-    same = run(*flags, "--sparsity", str(found["sparsity"]), "--block", "4x4")
-    assert same == found
+    same = run(*flags, "--sparsity", str(result["sparsity"]), "--block", "4x4")
+    assert same == result
     if distribution == "erk" and model == "wrn16-2":
         assert plain["test_flops_ratio"] > 0.5
     assert not measured
@@ -153,9 +149,9 @@ def test_flops_are_matched(distribution, model, run, measured):
 
 def test_time_is_matched_and_saved_as_weights(run, monkeypatch):
     flags = ["--method", "static", "--epochs", "1", "--sparsity", "0.6", "--match", "time"]
-    found = run(*flags, "--distribution", "uniform", "--out", "out")
+    result = run(*flags, "--distribution", "uniform", "--out", "out")
     # A tenth of the dense time is left with no block at all.
-    assert found["sparsity"] == pytest.approx(1 - 0.3 / 0.9, abs=0.02)
+    assert result["sparsity"] == pytest.approx(1 - 0.3 / 0.9, abs=0.02)
     assert (saved("out")["match"], saved("out")["densities"]) == ("params", None)
     monkeypatch.setattr(budget, "measure_layer_times", never)
     main(["--config", "out/config.json", "--out", "again"])

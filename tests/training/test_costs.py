@@ -41,13 +41,13 @@ def dry_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("dataset", TABLE)
 def test_no_data_is_needed(method, dataset, dry_run):
     own = ["--dropout", "0.1", "--model", "resnet20"] if method == "mc-dropout" else []
-    found, _ = dry_run("--dataset", dataset, "--method", method, *own)
-    assert (found["method"], found["dataset"]) == (method, dataset)
-    assert found["bytes"] == 4 * found["parameters"] > 0
-    assert found["train_flops"] > 0
-    assert found["test_flops_ratio"] == pytest.approx(1) if method == "dense" else True
+    result, _ = dry_run("--dataset", dataset, "--method", method, *own)
+    assert (result["method"], result["dataset"]) == (method, dataset)
+    assert result["bytes"] == 4 * result["parameters"] > 0
+    assert result["train_flops"] > 0
+    assert result["test_flops_ratio"] == pytest.approx(1) if method == "dense" else True
     measured = ("accuracy", "nll", "ece", "member_accuracy", "train_seconds", "peak_memory_bytes")
-    assert [found[name] for name in measured] == [None] * 6
+    assert [result[name] for name in measured] == [None] * 6
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_cifar_ratios_of_the_paper(
     method, members, sparsity, epochs, train_ratio, test_ratio, dry_run
 ):
     flags = ["--dataset", "cifar10", "--model", "wrn28-10", "--block", "1x1", "--method", method]
-    found, _ = dry_run(*flags, "--members", str(members), "--sparsity", str(sparsity))
-    assert found["epochs"] == epochs
-    assert found["train_flops_ratio"] == pytest.approx(train_ratio, abs=0.02)
-    assert found["test_flops_ratio"] == pytest.approx(test_ratio, abs=0.02)
+    result, _ = dry_run(*flags, "--members", str(members), "--sparsity", str(sparsity))
+    assert result["epochs"] == epochs
+    assert result["train_flops_ratio"] == pytest.approx(train_ratio, abs=0.02)
+    assert result["test_flops_ratio"] == pytest.approx(test_ratio, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,20 @@ def test_cifar_ratios_of_the_paper(
 )
 def test_imagenet_ratios_of_the_paper(method, members, epochs, ratio, dry_run):
     flags = ["--dataset", "imagenet", "--model", "torchvision/resnet50", "--block", "1x1"]
-    found, _ = dry_run(*flags, "--method", method, "--members", str(members), "--sparsity", "0.8")
-    assert found["epochs"] == epochs
-    assert found["train_flops_ratio"] == pytest.approx(ratio, abs=0.02)
+    result, _ = dry_run(*flags, "--method", method, "--members", str(members), "--sparsity", "0.8")
+    assert result["epochs"] == epochs
+    assert result["train_flops_ratio"] == pytest.approx(ratio, abs=0.02)
 
 
 def test_a_dense_run_costs_what_it_is_compared_with(dry_run):
-    found, _ = dry_run("--dataset", "cifar10", "--method", "dense")
-    assert (found["epochs"], found["train_flops_ratio"], found["test_flops_ratio"]) == (250, 1, 1)
+    result, _ = dry_run("--dataset", "cifar10", "--method", "dense")
+    assert (result["epochs"], result["train_flops_ratio"], result["test_flops_ratio"]) == (
+        250,
+        1,
+        1,
+    )
     # The paper gives 3.6e17 for 250 epochs of 50,000 images.
-    assert found["train_flops"] == pytest.approx(3.6e17, rel=0.1)
+    assert result["train_flops"] == pytest.approx(3.6e17, rel=0.1)
 
 
 def test_ratios_follow_epochs(dry_run):
@@ -113,18 +117,18 @@ def test_parameters_bytes_and_flops_are_those_of_a_built_network(
     method, dataset, model, block, dry_run
 ):
     flags = ["--dataset", dataset, "--model", model, "--block", block, "--method", method]
-    found, lines = dry_run(*flags)
+    result, lines = dry_run(*flags)
     config = resolve(Config(method=method, dataset=dataset, model=model, block=block))
     info = TABLE[dataset]
     network = build_network(config, info, torch.device("cpu")).model
     parameters = list(network.parameters())
-    assert found["parameters"] == config.members * sum(p.numel() for p in parameters)
-    assert found["bytes"] == config.members * sum(p.numel() * p.element_size() for p in parameters)
+    assert result["parameters"] == config.members * sum(p.numel() for p in parameters)
+    assert result["bytes"] == config.members * sum(p.numel() * p.element_size() for p in parameters)
 
     dense = dense_flops(network, (info.channels, info.height, info.width))
     densities = model_densities(network)
     share = forward_flops(dense, densities) / sum(dense.values())
-    assert found["test_flops_ratio"] == pytest.approx(config.members * share)
+    assert result["test_flops_ratio"] == pytest.approx(config.members * share)
     shown = {line.split()[0]: float(line.split()[3]) for line in lines[1 : len(dense) + 1]}
     assert shown == pytest.approx({name: densities.get(name, 1) for name in dense}, abs=6e-5)
 
@@ -141,9 +145,9 @@ def test_phases_are_listed(dry_run):
 def test_validation_images_are_not_trained_on(dry_run):
     flags = ["--method", "static", "--batch-size", "1"]
     whole, _ = dry_run(*flags)
-    found, _ = dry_run(*flags, "--select", "validation", "--validation", "0.25")
+    result, _ = dry_run(*flags, "--select", "validation", "--validation", "0.25")
     share = (1437 - round(0.25 * 1437)) / 1437
-    assert found["train_flops"] == pytest.approx(share * whole["train_flops"])
+    assert result["train_flops"] == pytest.approx(share * whole["train_flops"])
 
 
 def test_gradual_pruning_costs_its_mean_density(dry_run):

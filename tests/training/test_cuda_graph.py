@@ -6,16 +6,13 @@ import weakref
 
 import pytest
 import torch
-import torch.nn.functional as F
 from nodes import mark, marks
+from small_steps import cross_entropy, network_for
+from tape import use_tapes
 
-from sparse_engine.config.config import Config
-from sparse_engine.data.catalog import TABLE
-from sparse_engine.methods.resolve import resolve
 from sparse_engine.training import cuda_graph
-from sparse_engine.training.cuda_graph import Repeated, record
+from sparse_engine.training.cuda_graph import Repeated, captured, record
 from sparse_engine.training.finite import FiniteGuard
-from sparse_engine.training.network import build_network
 from sparse_engine.training.step import TrainingStep
 
 ENDED = "operation failed due to a previous error during capture"
@@ -133,18 +130,18 @@ def test_a_failure_holds_nothing_that_was_computed(cuda):
     class Computed:
         pass
 
-    found = []
+    results = []
 
     def fail():
         result = Computed()
-        found.append(weakref.ref(result))
+        results.append(weakref.ref(result))
         raise RuntimeError("cannot be recorded")
 
     gc.disable()  # no cycle may be left for it
     try:
         with contextlib.suppress(RuntimeError):
             record(fail)
-        assert found[0]() is None
+        assert results[0]() is None
     finally:
         gc.enable()
 
@@ -172,15 +169,6 @@ def test_a_step_whose_recording_fails_goes_on_as_it_is(cuda, monkeypatch, caplog
     ]
 
 
-def network_for(**settings):
-    settings = {"method": "rigl", "model": "wrn10-1", "block": "8x8", "sparsity": 0.5, **settings}
-    return build_network(resolve(Config(**settings)), TABLE["digits"], torch.device("cpu"))
-
-
-def cross_entropy(x, logits, labels):
-    return F.cross_entropy(logits.float(), labels)
-
-
 def test_nodes_of_the_trainers_step_are_fresh():
     """After plain steps, armed ones and an update."""
     network = network_for()
@@ -189,9 +177,9 @@ def test_nodes_of_the_trainers_step_are_fresh():
     loss = step.loss
 
     def marked(*arguments):
-        found = loss(*arguments)
+        value = loss(*arguments)
         mark(network.model, "on the default stream")
-        return found
+        return value
 
     step.loss = marked
     x, y = torch.randn(4, 1, 8, 8), torch.arange(4)
@@ -223,3 +211,22 @@ def test_a_cycle_holds_no_node_in_a_recording(monkeypatch):
     del cycle
     repeated(torch.ones(3))
     assert seen == [False]
+
+
+def test_the_tape_notices_a_number_that_is_baked_in(monkeypatch):
+    """The stand-in is no use if it would not: here the rate is no tensor."""
+    use_tapes(monkeypatch)
+    weight, rates = torch.zeros(3), iter([1.0, 1.0, 1.0, 1.0, 5.0])
+    repeated = Repeated(lambda x: weight.add_(x, alpha=next(rates)))
+    for _ in range(5):
+        repeated(torch.ones(3))
+    assert weight.tolist() == [5.0] * 3
+
+
+def test_a_captured_function_takes_new_inputs(monkeypatch):
+    use_tapes(monkeypatch)
+    double = captured(lambda x, y: 2 * x + y, torch.zeros(3), torch.zeros(3))
+    assert not double.is_recorded
+    for number in (1.0, 2.0, 3.0):
+        assert double(torch.full((3,), number), torch.ones(3)).tolist() == [2 * number + 1] * 3
+    assert double.is_recorded

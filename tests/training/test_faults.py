@@ -46,11 +46,7 @@ METHODS = {
     "set": ["--method", "set", "--epochs", "20", "--dropout", "0.2"],
     "rigl": ["--method", "rigl", "--epochs", "20", "--dtype", "bf16"],
 }
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @contextmanager

@@ -35,11 +35,7 @@ DST = ["--method", "dst-ensemble", "--epochs", "6", "--sparsity", "0.5", "--upda
 # A rate this low keeps rounding from growing through ReLUs until a block's rank changes.
 CONV = ["--model", "wrn10-1", "--lr", "0.001"]
 GROUPED = ["--parallel", "grouped"]
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def train(out, *flags):
@@ -52,13 +48,13 @@ def result_of(out):
 
 def in_order(ticket):
     """Return a ticket with its blocks sorted: where two scores are close, slots may differ."""
-    found = dict(ticket)
+    ordered = dict(ticket)
     for name in ticket:
         if name.endswith(".block_ids"):
             values = name.replace("block_ids", "values")
-            found[name], order = ticket[name].sort()
-            found[values] = ticket[values][order]
-    return found
+            ordered[name], order = ticket[name].sort()
+            ordered[values] = ticket[values][order]
+    return ordered
 
 
 def assert_close_tickets(first, second, tolerance):
@@ -267,9 +263,9 @@ def test_checkpoints_of_before_say_one_for_one(monkeypatch):
     ids=lambda value: value[1] if isinstance(value, list) else "",
 )
 def test_what_cannot_be_grouped_is_refused(flags, message):
-    with pytest.raises(InputError, match=message) as found:
+    with pytest.raises(InputError, match=message) as error:
         train("out", *DST, *GROUPED, *flags)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
     assert not Path("out").exists()
 
 

@@ -19,7 +19,7 @@ from sparse_engine import TicketEnsemble
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.train import main
-from sparse_engine.training.processes import ALONE, merged
+from sparse_engine.training.processes import SINGLE_PROCESS, merged
 from sparse_engine.training.run import check_parallel
 
 # More than any of the tests' processes have, one after another.
@@ -104,10 +104,10 @@ def test_members_apart_equal_members_one_after_another(trained, monkeypatch):
 
 
 def test_gradients_that_are_sent_fall_with_density(trained):
-    found = dict(re.findall(r"BYTES (\S+) (\d+)", trained[1][0]))
-    dense = int(found["dense"])
-    assert int(found["0.8"]) / dense == pytest.approx(0.2, abs=0.02)
-    assert int(found["0.9"]) / dense == pytest.approx(0.1, abs=0.02)
+    sent = dict(re.findall(r"BYTES (\S+) (\d+)", trained[1][0]))
+    dense = int(sent["dense"])
+    assert int(sent["0.8"]) / dense == pytest.approx(0.2, abs=0.02)
+    assert int(sent["0.9"]) / dense == pytest.approx(0.1, abs=0.02)
 
 
 def test_topologies_that_differ_stop_the_run(trained):
@@ -145,12 +145,12 @@ def test_four_processes(tmp_path, monkeypatch):
         assert_close_runs(name, f"{name}-together", tolerance)
 
 
-def test_one_process_is_a_world_of_its_own():
-    assert ALONE.gather(3) == [3]
-    assert ALONE.of_first(3) == 3
-    assert (ALONE.any(True), ALONE.any(False)) == (True, False)
-    assert ALONE.share(7) == slice(0, 7)
-    assert ALONE.mean(torch.ones(2)).tolist() == [1, 1]
+def test_a_single_process_asks_nobody():
+    assert SINGLE_PROCESS.gather(3) == [3]
+    assert SINGLE_PROCESS.from_first(lambda: 3) == 3
+    assert (SINGLE_PROCESS.any(True), SINGLE_PROCESS.any(False)) == (True, False)
+    assert SINGLE_PROCESS.share(7) == slice(0, 7)
+    assert SINGLE_PROCESS.mean(torch.ones(2)).tolist() == [1, 1]
 
 
 def test_dealing_out_is_undone():

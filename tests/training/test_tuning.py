@@ -43,11 +43,11 @@ def choice(density, positions=4 * 64):
 @pytest.mark.parametrize("slope", [2.0, 4.0])
 def test_auto_takes_gemm_up_to_the_density_that_was_measured(slope, monkeypatch):
     expected = choice(0.99, 4 * 65)
-    [found] = tune(monkeypatch, slope).values()
-    assert found == pytest.approx(0.95 / slope, rel=0.02)
+    [density] = tune(monkeypatch, slope).values()
+    assert density == pytest.approx(0.95 / slope, rel=0.02)
     for _ in range(2):
-        assert choice(found) == "gemm"
-        assert choice(found + 1e-3) == "masked"
+        assert choice(density) == "gemm"
+        assert choice(density + 1e-3) == "masked"
         # Another number of images was not measured, and is expected as before.
         assert choice(0.99, 4 * 65) == expected
         # The second time from the file, as a later process.

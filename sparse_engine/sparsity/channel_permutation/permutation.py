@@ -41,8 +41,8 @@ class ChannelPermutation:
         """Permute a network's channels in place; it computes the same as before within rounding.
 
         Sparse layers that it changes become ordinary modules, since blocks do not survive it: the
-        next cut makes them sparse again. Gradients and the optimizer's state of the parameters move
-        along.
+        next pruning makes them sparse again. Gradients and the optimizer's state of the parameters
+        move along.
         """
         names = {name.rpartition(".")[0] for name in self.moves}
         layers = {n: m for n, m in model.named_modules() if n in names}

@@ -1,4 +1,4 @@
-"""Channels put in an order in which strong weights share blocks, before a network is cut.
+"""Channels put in an order in which strong weights share blocks, before a network is pruned.
 
 As in TETRIS (Ji et al., NeurIPS 2018), two steps take turns: the best blocks of every layer in
 the present order, and the best place of every channel for these blocks, a linear assignment. Here
@@ -45,7 +45,7 @@ class FoundPermutation:
 def permute_for(
     model: nn.Module, targets: Targets, optimizer: Optimizer | None = None, rounds: int = ROUNDS
 ) -> FoundPermutation:
-    """Put a network's channels in an order that suits the blocks it is about to be cut into.
+    """Put a network's channels in an order that suits the blocks it is about to be pruned to.
 
     Args:
         model: changed in place, and computes the same as before within rounding. A sparse layer

@@ -249,11 +249,11 @@ def test_a_budget_of_time_is_settled_before_it_is_timed(tmp_path, monkeypatch):
     path = study_file(tmp_path, grids={"timed": {"settings": given, "seeds": 1}}, settings=settings)
     seen = []
 
-    def settled(config, info, device):
+    def resolve_budget(config, info, device):
         seen.append(config.distribution)
         return replace(config, distribution="uniform", time_budget=None, sparsity=0.5)
 
-    monkeypatch.setattr(bench.study.times, "settled", settled)
+    monkeypatch.setattr(bench.study.times, "resolve_budget", resolve_budget)
     main([str(path), "--data-dir", str(digits(tmp_path)), "--out", str(tmp_path / "out"), "--time"])
     assert seen == ["timed"]
 

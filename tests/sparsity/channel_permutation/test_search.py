@@ -15,7 +15,7 @@ from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.surgery import change_layouts, replace_modules, used_layouts
 from sparse_engine.methods.actions import Rewind
-from sparse_engine.methods.pruning_actions import CutAsTeacher, PermuteChannels, Prune
+from sparse_engine.methods.pruning_actions import PermuteChannels, Prune, PruneLikeTeacher
 from sparse_engine.models.build import build_model
 from sparse_engine.runs.files import load_file
 from sparse_engine.sparsity.channel_permutation.search import find_permutation, permute_for
@@ -237,7 +237,7 @@ def test_a_run_permutes_once_and_rewinds_in_the_new_order(method, flags, tmp_pat
 def test_a_kd_ticket_is_cut_in_the_order_of_its_teacher(tmp_path, monkeypatch):
     run_flags = ["--model", "mlp", "--device", "cpu", "--batch-size", "256", "--epochs", "2"]
     main([*run_flags, "--method", "dense", "--out", str(tmp_path / "teacher")])
-    seen = watch(monkeypatch, CutAsTeacher)
+    seen = watch(monkeypatch, PruneLikeTeacher)
     teacher = ["--teacher", str(tmp_path / "teacher")]
     run(tmp_path / "out", "--method", "kd-ticket", "--epochs", "2", *teacher)
     ((_, before, after),) = seen

@@ -1,12 +1,8 @@
-"""What actions see of a run and do to it between its phases: the Run of actions.py.
-
-The trainer, which trains within phases, is one.
-"""
+"""A run in training: all that its checkpoints hold, and what actions do with it between phases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,46 +10,96 @@ from tqdm import tqdm
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.arrays import DataSet
-from sparse_engine.data.splits import Split, batches
+from sparse_engine.data.splits import batches, choosing_split, training_loader
 from sparse_engine.evaluation.metrics import accuracy
 from sparse_engine.layers.state_dict import saved_densities, without_unused_slots
 from sparse_engine.layers.surgery import Layouts
-from sparse_engine.methods.actions import Found, State
+from sparse_engine.methods.actions import State, T
+from sparse_engine.methods.independent import is_grouped
+from sparse_engine.methods.phase import Phase
 from sparse_engine.runs.run_folder import RunFolder
 from sparse_engine.runs.teacher import Teacher
 from sparse_engine.sparsity.channel_permutation.permutation import ChannelPermutation
 from sparse_engine.sparsity.pruning import strongest_layouts
+from sparse_engine.sparsity.saliency import saliency_batches
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.training.costs import Densities
+from sparse_engine.training.finite import FiniteGuard
+from sparse_engine.training.grouped import start_group
 from sparse_engine.training.member_states import Accuracies, BestStates, KeptStates, copy_of
-from sparse_engine.training.network import Network, wanted
-from sparse_engine.training.processes import World, predict_together
+from sparse_engine.training.network import Network, build_network, member_seed, wanted
+from sparse_engine.training.processes import SINGLE_PROCESS, DistributedContext, predict_together
 from sparse_engine.training.progress import Progress
 
 
-class BetweenPhases:
-    """A run as its actions see it; the trainer fills in what is declared here."""
+class TrainingRun:
+    """The Run of actions.py. The trainer, which trains within phases, is one."""
 
-    config: Config
-    data: DataSet
-    split: str
-    held_out: Split
-    folder: RunFolder
-    device: torch.device
-    world: World
-    progress: Progress
-    densities: Densities
-    accuracies: Accuracies
-    best: BestStates
-    kept: KeptStates
     network: Network
-    loader: Any
-    whole_loader: Any
-    _teacher: Teacher | None
+
+    def __init__(
+        self,
+        config: Config,
+        phases: Sequence[Phase],
+        data: DataSet,
+        folder: RunFolder,
+        device: torch.device,
+        teacher: Teacher | None = None,
+        world: DistributedContext = SINGLE_PROCESS,
+    ) -> None:
+        """Prepare a run from its start; state.restore continues one.
+
+        Args:
+            config: resolved.
+            phases: of build_phases.
+            data: its test split is never used to choose anything.
+            folder: receives checkpoints, tickets and metrics.csv.
+            device: where to train.
+            teacher: of methods that learn from one.
+            world: the processes that train together; all but the first have a folder that
+                writes nothing.
+        """
+        self.config, self.phases, self.data = config, phases, data
+        self.folder, self.device, self._teacher, self.world = folder, device, teacher, world
+        self.train_split, self.split, self.held_out = choosing_split(
+            data, config.select, config.validation, config.seed
+        )
+        self.progress = Progress()
+        # Of each member that trains, where several do as one network.
+        self.accuracies = Accuracies([0.0] * (config.members if is_grouped(config) else 1))
+        self.best, self.kept = BestStates(), KeptStates()
+        self.densities = Densities()
+        self.guard = FiniteGuard(device, config.dtype == "fp16", config.skip_nonfinite)
+
+    def begin_at(self, progress: Progress) -> None:
+        """Begin with a later step or member than the first."""
+        self.progress = progress
+        self.guard.begin_at(progress.step)
 
     def start_member(self, member: int, sparsity: float | None = None) -> None:
-        """Go on with a fresh network, whose seed and data order are those of a member."""
-        raise NotImplementedError
+        """Go on with a fresh network, whose seed and data order are those of a member.
+
+        Members that train as one all start, one after another, as they would alone.
+        """
+        self.progress.member = member
+        config, info, world = self.config, self.data.info, self.world
+        if is_grouped(config):
+            place, steps = (self.train_split, info, self.device), self.phases[0].steps
+            self.network, self.whole_loader = start_group(config, *place, steps, sparsity)
+            self.loader = self.whole_loader
+            return
+        seed = member_seed(config.seed, member)
+        self.whole_loader = training_loader(
+            self.train_split, info, config.batch_size, self.device, seed, config.workers
+        )
+        self.loader = self.whole_loader
+        if world.size > 1:
+            self.loader = self.whole_loader.of(world.share(config.batch_size))
+        start = saliency_batches(config.start, self.whole_loader, info.classes)
+        self.network = build_network(config, info, self.device, member, sparsity, start, world)
+        if not world.is_first:
+            # Dropout drops other activations of other images.
+            torch.manual_seed(member_seed(seed, world.rank))
 
     @property
     def model(self) -> nn.Module:
@@ -128,6 +174,6 @@ class BetweenPhases:
         for step in range(first, first + self.loader.steps_per_epoch):
             yield self.whole_loader.batch(step)[0].contiguous(memory_format=torch.channels_last)
 
-    def agreed(self, find: Callable[[], Found]) -> Found:
-        """Return what the first process finds, in all processes the same."""
-        return self.world.of_first(find() if self.world.is_first else None)
+    def agreed(self, compute: Callable[[], T]) -> T:
+        """Return what the first process computes, in all processes the same."""
+        return self.world.from_first(compute)
