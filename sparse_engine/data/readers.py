@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sparse_engine.data.arrays import ImageArrays, stratified_split, validate
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, first_line
 
 Splits = tuple[ImageArrays, ImageArrays]
 
@@ -58,17 +58,15 @@ def read_torchvision(name: str, data_dir: str, download: bool = False) -> Splits
     Fetches missing files only when `download` is set. InputError says how to get the files.
     """
     try:
-        return (
-            _torchvision_split(name, data_dir, "train", download),
-            _torchvision_split(name, data_dir, "test", download),
-        )
+        train = _torchvision_split(name, data_dir, "train", download)
+        return train, _torchvision_split(name, data_dir, "test", download)
     except InputError:
         raise
     # torchvision meets damaged files with assertions and with whatever its parsers raise.
     except Exception as error:
         remedy = "delete what is damaged there" if download else "pass --download"
         raise InputError(
-            f"{name} is missing or damaged in {data_dir} ({_first_line(error)}); "
+            f"{name} is missing or damaged in {data_dir} ({first_line(error)}); "
             f"{remedy}, or put {name}.npz there"
         ) from error
 
@@ -81,18 +79,18 @@ def _members(path: Path) -> dict[str, np.ndarray]:
     place, members = str(path), {}
     try:
         with np.load(path, allow_pickle=False) as archive:
-            found = archive.files
-            for key in (key for key in _KEYS if key in found):
+            names = archive.files
+            for key in (key for key in _KEYS if key in names):
                 place = f"{path}: {key}"
                 _check_size(archive.zip, f"{key}.npy")
                 members[key] = archive[key]
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{place} is damaged ({_first_line(error)}); write it again with numpy.savez"
+            f"{place} is damaged ({first_line(error)}); write it again with numpy.savez"
         ) from error
     for key in _KEYS:
         if key not in members:
-            listing = ", ".join(found) or "nothing"
+            listing = ", ".join(names) or "nothing"
             raise InputError(f"{path} has no array '{key}' (found {listing}); add it")
     return members
 
@@ -104,10 +102,8 @@ def _check_size(archive: zipfile.ZipFile, name: str) -> None:
     """
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            header = np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(file)
+        first, later = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+        shape, _, dtype = (first if version == (1, 0) else later)(file)
         promised = file.tell() + math.prod(shape) * dtype.itemsize
     whole = promised == archive.getinfo(name).file_size and min(shape, default=0) >= 0
     # What holds objects is refused as such when it is read.
@@ -130,12 +126,9 @@ def _torchvision_split(name: str, data_dir: str, split: str, download: bool) -> 
     from torchvision import datasets
 
     reader = getattr(datasets, TORCHVISION_CLASSES[name])
-    if name == "svhn":
-        stored = reader(data_dir, split=split, download=download)
-        labels = stored.labels
-    else:
-        stored = reader(data_dir, train=split == "train", download=download)
-        labels = stored.targets
+    wanted = {"split": split} if name == "svhn" else {"train": split == "train"}
+    stored = reader(data_dir, download=download, **wanted)
+    labels = stored.labels if name == "svhn" else stored.targets
     source = f"{Path(data_dir) / name}: {split}"
     return _arrays(np.asarray(stored.data), np.asarray(labels), source)
 
@@ -168,7 +161,3 @@ def _channels_first(images: np.ndarray, source: str) -> np.ndarray:
 
 def _describe(array: np.ndarray) -> str:
     return f"{array.dtype} of shape {list(array.shape)}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
