@@ -117,7 +117,7 @@ def _npz_split(members: dict[str, np.ndarray], path: Path, split: str) -> ImageA
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise InputError(
-            f"{path}: {split}_labels is {_describe(labels)}; expected integers of shape [N]"
+            f"{path}: {split}_labels is {describe_array(labels)}; expected integers of shape [N]"
         )
     return _arrays(members[f"{split}_images"], labels, f"{path}: {split}")
 
@@ -137,7 +137,7 @@ def _arrays(images: np.ndarray, labels: np.ndarray, source: str) -> ImageArrays:
     """Turn arrays in any of the accepted layouts into checked tensors."""
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise InputError(
-            f"{source}_images is {_describe(images)}; expected uint8 of shape [N, C, H, W], "
+            f"{source}_images is {describe_array(images)}; expected uint8 of shape [N, C, H, W], "
             "[N, H, W, C] or [N, H, W]"
         )
     images = np.ascontiguousarray(_channels_first(images, source))
@@ -154,10 +154,11 @@ def _channels_first(images: np.ndarray, source: str) -> np.ndarray:
     if images.shape[3] in _CHANNELS:
         return images.transpose(0, 3, 1, 2)
     raise InputError(
-        f"{source}_images is {_describe(images)}; expected 1, 3 or 4 channels in its second or "
-        "last axis"
+        f"{source}_images is {describe_array(images)}; expected 1, 3 or 4 channels in its "
+        "second or last axis"
     )
 
 
-def _describe(array: np.ndarray) -> str:
+def describe_array(array: np.ndarray) -> str:
+    """Return an array's type and shape in words."""
     return f"{array.dtype} of shape {list(array.shape)}"

@@ -53,16 +53,15 @@ def detection(own: Tensor, foreign: Tensor) -> dict[str, Any]:
     """Return detection metrics by score, of the ensemble and of each member.
 
     Args:
-        own: logits [M, N, K] of the data set's own images.
-        foreign: logits [M, N', K] of foreign ones.
+        own: the logits [M, N, K] of the data set's own images.
+        foreign: the logits [M, N', K] of foreign ones.
 
     Returns:
         confidence, entropy and energy, each a dictionary of detection_metrics, for the ensemble;
         `members`, a list of the same for each.
     """
-    found: dict[str, Any] = _by_score(own, foreign)
-    found["members"] = [_by_score(p[None], q[None]) for p, q in zip(own, foreign)]
-    return found
+    members = [_by_score(p[None], q[None]) for p, q in zip(own, foreign)]
+    return {**_by_score(own, foreign), "members": members}
 
 
 def scores(logits: Tensor) -> dict[str, Tensor]:
@@ -119,17 +118,19 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
     A fourth channel, which is how opaque a pixel is, is dropped. Raises InputError for numbers of
     channels that have no such relation.
     """
-    found = images.shape[1]
-    if found == channels:
+    given = images.shape[1]
+    if given == channels:
         return images
-    if found == 1:
+    if given == 1:
         return images.expand(-1, channels, -1, -1)
-    if found in (3, 4) and channels == 3:
+    if given in (3, 4) and channels == 3:
         return images[:, :3]
-    if found in (3, 4) and channels == 1:
+    if given in (3, 4) and channels == 1:
         weights = images.new_tensor(_GRAY)[:, None, None]
         return (images[:, :3] * weights).sum(1, keepdim=True)
-    raise InputError(f"images of {found} channels cannot be shown to a model of {channels}")
+    raise InputError(
+        f"images of {given} channels cannot be shown to a model of {channels}; choose another --ood"
+    )
 
 
 def _matching(data: DataSet, own: DatasetInfo) -> str:
