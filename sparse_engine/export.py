@@ -53,8 +53,8 @@ def main(arguments: Sequence[str]) -> None:
 def _chosen(tickets: Sequence[Ticket], flags: argparse.Namespace) -> Ticket:
     if flags.member is None and len(tickets) > 1:
         raise InputError(f"'{flags.run}' has {len(tickets)} tickets; choose one with --member")
-    number = flags.member or 1
-    if flags.member is not None and not 1 <= number <= len(tickets):
+    number = 1 if flags.member is None else flags.member
+    if not 1 <= number <= len(tickets):
         raise InputError(f"--member must be from 1 to {len(tickets)}, found {number}")
     return tickets[number - 1]
 

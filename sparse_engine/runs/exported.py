@@ -24,10 +24,10 @@ import sparse_kernels  # noqa: F401 (an exported program calls its operators)
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import check_values
 from sparse_engine.data.catalog import DatasetInfo
-from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.errors import InputError, RunFailure, first_line
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.state_dict import without_unused_slots
-from sparse_engine.layers.surgery import budget_layers, change_layout, replace_modules
+from sparse_engine.layers.surgery import budget_layers, change_layouts, replace_modules
 from sparse_engine.runs.files import replacing
 from sparse_engine.runs.model import dense_model
 from sparse_engine.runs.safetensors import read_tensors, write_tensors
@@ -49,10 +49,10 @@ def save_safetensors(
     """Write a network's active blocks, their layout and all other tensors.
 
     Args:
-        model: in eval mode.
-        path: of the file, in the safetensors format.
-        config, info: of the run and its data set, if there is one: the file then builds the
-            network by itself.
+        model: the network, in eval mode.
+        path: the file, in the safetensors format.
+        config, info: the run's configuration and data set, if there is a run: the file then
+            builds the network by itself.
 
     Raises:
         InputError: the model is in training mode.
@@ -73,9 +73,9 @@ def load_safetensors(path: str | Path, model: nn.Module | None = None) -> nn.Mod
     """Return the network of save_safetensors, in eval mode, with the blocks it was saved with.
 
     Args:
-        path: of the file.
-        model: of the same architecture, sparse or dense, which stays as it is; without it the file
-            must have been exported from a run.
+        path: the file.
+        model: a network of the same architecture, sparse or dense, which stays as it is; without
+            it the file must have been exported from a run.
 
     Raises:
         InputError: the file is corrupt, of another version, or of another network.
@@ -84,18 +84,20 @@ def load_safetensors(path: str | Path, model: nn.Module | None = None) -> nn.Mod
     facts = None if model is not None else _facts(words, path)
     try:
         model = copy.deepcopy(model) if facts is None else dense_model(*facts)
-        replaced, layers = {}, dict(budget_layers(model))
         blocks = json.loads(words["layers"])
-        for name, layer in layers.items():
-            layout = _layout(blocks[name], tensors[f"{name}.block_ids"]) if name in blocks else None
-            if layout is not None or isinstance(layer, SparseLayer):
-                replaced[name] = change_layout(layer, layout)
-        replace_modules(model, replaced)
+        layouts = {
+            name: _layout(blocks[name], tensors[f"{name}.block_ids"]) if name in blocks else None
+            for name, _ in budget_layers(model)
+        }
+        replace_modules(model, change_layouts(model, layouts))
         model.load_state_dict(tensors)
-        dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-        return (model.to(dtypes.pop()) if len(dtypes) == 1 else model).eval()
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise InputError(f"file '{path}' cannot be loaded: {error}") from None
+        raise InputError(
+            f"file '{path}' cannot be loaded: {' '.join(str(error).split())[:200]}; "
+            "give a model of its architecture, or export it again"
+        ) from None
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return (model.to(dtypes.pop()) if len(dtypes) == 1 else model).eval()
 
 
 def exported_facts(path: str | Path) -> tuple[Config, DatasetInfo]:
@@ -122,8 +124,8 @@ def save_torch_export(model: nn.Module, path: str | Path, example: Tensor) -> No
     """Write the program of torch.export; sparse layers stay calls of our operators.
 
     Args:
-        model: in eval mode.
-        path: of the file.
+        model: the network, in eval mode.
+        path: the file.
         example: an input of the model [N, ...], N at least 2; the batch may be of any size later,
             the device may not change.
 
@@ -136,8 +138,7 @@ def save_torch_export(model: nn.Module, path: str | Path, example: Tensor) -> No
         batch = torch.export.Dim("batch")
         program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # torch.export raises of many kinds
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"torch.export cannot export this model: {reason}") from None
+        raise InputError(f"torch.export cannot export this model: {first_line(error)}") from None
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     with replacing(Path(path)) as file:
@@ -155,13 +156,13 @@ def load_torch_export(path: str | Path) -> nn.Module:
     """
     if not Path(path).is_file():
         raise InputError(f"file '{path}' does not exist")
+    wrong = f"file '{path}' is no program of torch.export; export it again"
     if not zipfile.is_zipfile(path):  # of which torch would log more than a line
-        raise InputError(f"file '{path}' is no program of torch.export")
+        raise InputError(wrong)
     try:
         return torch.export.load(io.BytesIO(Path(path).read_bytes())).module()
     except Exception as error:  # so does reading
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"file '{path}' is no program of torch.export: {reason}") from None
+        raise InputError(f"{wrong}: {first_line(error)}") from None
 
 
 def save_onnx(model: nn.Module, path: str | Path, example: Tensor) -> float | None:
@@ -170,9 +171,9 @@ def save_onnx(model: nn.Module, path: str | Path, example: Tensor) -> float | No
     ONNX knows no block-sparse product: the speed-up does not travel, nor do the bytes saved.
 
     Args:
-        model: in eval mode; it stays as it is.
-        path: of the file.
-        example: as of save_torch_export.
+        model: the network, in eval mode; it stays as it is.
+        path: the file.
+        example: an input as save_torch_export takes it.
 
     Returns:
         The largest difference from PyTorch's logits over the largest logit, as ONNX Runtime runs
@@ -211,9 +212,9 @@ def _onnx_error(model: nn.Module, content: bytes, example: Tensor) -> float | No
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": example.cpu().numpy()})
+    (logits,) = session.run(None, {"images": example.cpu().numpy()})
     wanted = model(example).cpu()
-    return ((torch.from_numpy(found) - wanted).abs().max() / wanted.abs().max()).item()
+    return ((torch.from_numpy(logits) - wanted).abs().max() / wanted.abs().max()).item()
 
 
 def _need(*packages: str) -> None:
@@ -242,8 +243,8 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors, words = read_tensors(Path(path))
     version = words.get("format")
     if version != VERSION:
-        found = f"of version {version}" if version else "of no version of this program"
-        raise InputError(f"file '{path}' is {found}, and {VERSION} can be read; export it again")
+        origin = f"of version {version}" if version else "of no version of this program"
+        raise InputError(f"file '{path}' is {origin}, and {VERSION} can be read; export it again")
     return tensors, words
 
 
@@ -255,10 +256,13 @@ def _facts(words: dict[str, str], path: str | Path) -> tuple[Config, DatasetInfo
     try:
         config = Config(**check_values(json.loads(words["config"]), "its configuration"))
         facts: dict[str, Any] = json.loads(words["data"])
-        lists = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
-        return config, DatasetInfo(**lists)
+        return config, DatasetInfo(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
+        )
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise InputError(f"file '{path}' cannot be loaded: {error}") from None
+        raise InputError(
+            f"file '{path}' holds no configuration of a run: {error}; export it again"
+        ) from None
 
 
 def _layout(layer: dict[str, Any], ids: Tensor) -> BlockLayout:

@@ -175,7 +175,7 @@ class RunFolder:
 
     def add_row(self, row: Mapping[str, str]) -> None:
         """Append a row to metrics.csv, in texts as of EpochRow."""
-        path = self.path / "metrics.csv"
+        path = self._rows_path
         is_new = not path.exists()
         with failing_clearly(self.path), path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -185,15 +185,41 @@ class RunFolder:
 
     def drop_rows_after(self, step: int) -> None:
         """Remove the rows that a resumed run will write again."""
-        path = self.path / "metrics.csv"
-        if not path.exists():
+        if not self._rows_path.exists():
             return
         kept = io.StringIO(newline="")
         writer = csv.DictWriter(kept, COLUMNS)
         writer.writeheader()
-        writer.writerows(row for row in _whole_rows(path) if int(row["step"]) <= step)
-        with replacing(path) as file:
+        writer.writerows(row for row in self.rows() if int(row["step"]) <= step)
+        with replacing(self._rows_path) as file:
             file.write(kept.getvalue().encode())
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the rows of metrics.csv but those cut short, as the last one may be.
+
+        Raises:
+            InputError: the file is something else.
+        """
+        path = self._rows_path
+        if not path.exists():
+            return []
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                header, *rows = list(csv.reader(file)) or [[]]
+        except (OSError, ValueError, csv.Error):
+            header, rows = None, []
+        if not rows and header is not None:
+            return []
+        if header != list(COLUMNS):
+            raise InputError(
+                f"'{path}' is damaged; move it away, and later epochs are written anew"
+            )
+        whole = (dict(zip(COLUMNS, row)) for row in rows if len(row) == len(COLUMNS))
+        return [row for row in whole if re.fullmatch("[0-9]{1,18}", row["step"])]
+
+    @property
+    def _rows_path(self) -> Path:
+        return self.path / "metrics.csv"
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write metrics.json."""
@@ -209,12 +235,12 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            result = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+            result = None
+        if not isinstance(result, dict):
             raise InputError(f"'{path}' is damaged; delete it, and --resume writes it again")
-        return found
+        return result
 
 
 def load_ticket(path: Path) -> dict[str, Any]:
@@ -236,17 +262,10 @@ class WatchedFolder(RunFolder):
         """Leave the lock to the first process."""
         return self
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
+    def _leave(self, *content: Any) -> None:
         """Leave it to the first process."""
 
-    def save_member(self, number: int, model_state: dict[str, Any]) -> None:
-        """Leave it to the first process."""
-
-    def add_row(self, row: Mapping[str, str]) -> None:
-        """Leave it to the first process."""
-
-    def drop_rows_after(self, step: int) -> None:
-        """Leave it to the first process."""
+    save_checkpoint = save_member = add_row = drop_rows_after = _leave
 
 
 def _is_used(path: Path) -> bool:
@@ -260,26 +279,6 @@ def _fresh_path(config: Config) -> Path:
     while (path := Path("runs") / f"{config.method}-{dataset}-{number}").exists():
         number += 1
     return path
-
-
-def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv but those cut short, as the last one may be.
-
-    Raises:
-        InputError: it is something else.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, ValueError, csv.Error):
-        header, rows = None, []
-    if not rows and header is not None:
-        return []
-    if header != list(COLUMNS):
-        raise InputError(f"'{path}' is damaged; move it away, and later epochs are written anew")
-    step = COLUMNS.index("step")
-    whole = (row for row in rows if len(row) == len(COLUMNS))
-    return [dict(zip(COLUMNS, row)) for row in whole if re.fullmatch("[0-9]{1,18}", row[step])]
 
 
 def _number(path: Path) -> int:
