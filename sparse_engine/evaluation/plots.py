@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_engine.errors import InputError
-from sparse_engine.runs.run_folder import RunFolder
+from sparse_engine.runs.epoch_rows import whole_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -130,14 +130,14 @@ def training_curves(runs: Sequence[str]) -> dict[str, list[dict[str, float]]]:
     """Return step, train_loss and accuracy of every epoch, for each run that has metrics.csv."""
     curves, columns = {}, ("step", "train_loss", "accuracy")
     for run in runs:
+        path = Path(run) / "metrics.csv"
+        if not path.is_file():
+            continue
         try:
-            rows = RunFolder(Path(run)).rows()
-            curves[run] = [{c: float(row[c]) for c in columns} for row in rows]
+            curves[run] = [{c: float(row[c]) for c in columns} for row in whole_rows(path)]
         except ValueError:
-            raise InputError(
-                f"'{run}/metrics.csv' is damaged; move it away, and its curves are left out"
-            ) from None
-    return {run: rows for run, rows in curves.items() if rows}
+            raise InputError(f"'{path}' is damaged; move it away to draw the rest") from None
+    return curves
 
 
 def _save(draw: Callable[[Any], None], panels: int, path: Path) -> None:

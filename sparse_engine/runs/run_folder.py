@@ -6,14 +6,14 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import read_config_file, read_json
 from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.runs.epoch_rows import COLUMNS, whole_rows
 from sparse_engine.runs.files import (
     LOCK,
     FolderLock,
@@ -23,45 +23,6 @@ from sparse_engine.runs.files import (
     save_file,
     save_json,
 )
-
-_FORMATS = {
-    "learning_rate": ".6g",
-    "train_loss": ".6f",
-    "nll": ".6f",
-    "accuracy": ".6f",
-    "exploration_rate": ".6f",
-    "train_seconds": ".3f",
-}
-
-
-class EpochRow(NamedTuple):
-    """One epoch; loss, NLL and accuracy are means over the members that train as one, if they do.
-
-    epoch, step: of the whole run, so far.
-    split: of NLL and accuracy.
-    exploration_rate: share of the sparse layers' weights that were ever active.
-    train_seconds: of training steps so far.
-    """
-
-    epoch: int
-    step: int
-    phase: str
-    learning_rate: float
-    train_loss: float
-    split: str
-    nll: float
-    accuracy: float
-    exploration_rate: float
-    train_seconds: float
-
-    def texts(self) -> dict[str, str]:
-        """Return the row as the file holds it."""
-        return {
-            name: format(value, _FORMATS.get(name, "")) for name, value in self._asdict().items()
-        }
-
-
-COLUMNS = EpochRow._fields
 
 
 class RunFolder:
@@ -140,6 +101,11 @@ class RunFolder:
         return self.path / "last.pt"
 
     @property
+    def rows_path(self) -> Path:
+        """The file of epoch rows."""
+        return self.path / "metrics.csv"
+
+    @property
     def previous(self) -> Path:
         """The checkpoint before, for the case that the newest is damaged."""
         return self.path / "previous.pt"
@@ -175,7 +141,7 @@ class RunFolder:
 
     def add_row(self, row: Mapping[str, str]) -> None:
         """Append a row to metrics.csv, in texts as of EpochRow."""
-        path = self._rows_path
+        path = self.rows_path
         is_new = not path.exists()
         with failing_clearly(self.path), path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -185,41 +151,14 @@ class RunFolder:
 
     def drop_rows_after(self, step: int) -> None:
         """Remove the rows that a resumed run will write again."""
-        if not self._rows_path.exists():
+        if not self.rows_path.exists():
             return
         kept = io.StringIO(newline="")
         writer = csv.DictWriter(kept, COLUMNS)
         writer.writeheader()
-        writer.writerows(row for row in self.rows() if int(row["step"]) <= step)
-        with replacing(self._rows_path) as file:
+        writer.writerows(row for row in whole_rows(self.rows_path) if int(row["step"]) <= step)
+        with replacing(self.rows_path) as file:
             file.write(kept.getvalue().encode())
-
-    def rows(self) -> list[dict[str, str]]:
-        """Return the rows of metrics.csv but those cut short, as the last one may be.
-
-        Raises:
-            InputError: the file is something else.
-        """
-        path = self._rows_path
-        if not path.exists():
-            return []
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
-        except (OSError, ValueError, csv.Error):
-            header, rows = None, []
-        if not rows and header is not None:
-            return []
-        if header != list(COLUMNS):
-            raise InputError(
-                f"'{path}' is damaged; move it away, and later epochs are written anew"
-            )
-        whole = (dict(zip(COLUMNS, row)) for row in rows if len(row) == len(COLUMNS))
-        return [row for row in whole if re.fullmatch("[0-9]{1,18}", row["step"])]
-
-    @property
-    def _rows_path(self) -> Path:
-        return self.path / "metrics.csv"
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write metrics.json."""

@@ -22,7 +22,8 @@ from sparse_engine.methods.independent import is_grouped
 from sparse_engine.methods.losses import Given
 from sparse_engine.methods.phase import Phase
 from sparse_engine.models.members import training_pair
-from sparse_engine.runs.run_folder import EpochRow, RunFolder
+from sparse_engine.runs.epoch_rows import EpochRow
+from sparse_engine.runs.run_folder import RunFolder
 from sparse_engine.runs.teacher import Teacher
 from sparse_engine.sparsity.saliency import start_batches
 from sparse_engine.training.between_phases import BetweenPhases
