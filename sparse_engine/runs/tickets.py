@@ -16,9 +16,9 @@ from sparse_engine.errors import InputError
 from sparse_engine.layers.state_dict import check_model, load_state
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.models.members import members_of
-from sparse_engine.runs.exported import SUFFIX, exported_facts, load_safetensors
 from sparse_engine.runs.model import dense_model
 from sparse_engine.runs.run_folder import RunFolder, load_ticket
+from sparse_engine.runs.safetensors import SUFFIX, exported_facts, load_safetensors
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +15,11 @@ from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.readers import describe_array
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation.robustness.corruptions import FAMILIES, SEVERITIES, corrupt
-from sparse_engine.evaluation.robustness.pixel_model import pixel_batches
+from sparse_engine.evaluation.robustness.pixel_model import Batches, pixel_batches
 
 RELEASED = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}
 # Random numbers are drawn a batch at a time, so its size is part of what images come out.
 BATCH_SIZE = 250
-Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class CorruptedSet(NamedTuple):

@@ -14,6 +14,8 @@ from sparse_engine.device import autocast
 from sparse_engine.layers.report import report
 from sparse_engine.runs.tickets import Ticket
 
+Batches = Iterator[tuple[Tensor, Tensor]]
+
 
 class PixelModel(nn.Module):
     """A ticket in evaluation mode that normalises its images itself; its weights are frozen."""
@@ -59,9 +61,7 @@ def layer_densities(member: PixelModel) -> dict[str, float]:
     return {row.name: row.density for row in report(member.model).rows}
 
 
-def pixel_batches(
-    split: Split, info: DatasetInfo, batch_size: int, workers: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
+def pixel_batches(split: Split, info: DatasetInfo, batch_size: int, workers: int = 0) -> Batches:
     """Yield a split's images in order as pixels [B, C, H, W] in [0, 1], and labels, on the CPU."""
     channels = len(info.mean)
     unchanged = replace(info, mean=(0.0,) * channels, std=(1.0,) * channels)
