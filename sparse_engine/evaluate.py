@@ -107,12 +107,14 @@ def _beyond_the_test_split(
     if not (options.severities or options.foreign or options.attacks or options.plots):
         return {}
     from sparse_engine.evaluation.robustness.assess import assess
-    from sparse_engine.evaluation.robustness.pixel_model import layer_densities, pixel_models
+    from sparse_engine.evaluation.robustness.pixel_model import pixel_models
+    from sparse_engine.layers.report import report
 
     models, first = pixel_models(tickets, place), tickets[0].config
     result = assess(models, data, first.data_dir, options, 2 * first.batch_size, first.workers)
     if options.plots:
-        result["densities"] = [layer_densities(model) for model in models]
+        reports = [report(model.model) for model in models]
+        result["densities"] = [{row.name: row.density for row in r.rows} for r in reports]
     return result
 
 

@@ -26,11 +26,16 @@ from sparse_engine.runs.files import (
 
 
 class RunFolder:
-    """Reads and writes one run's files."""
+    """Reads and writes one run's files.
+
+    last, previous: the newest checkpoint, and the one before for the case that it is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         """Use a folder that exists; see create and existing."""
         self.path = path
+        self.last, self.previous = path / "last.pt", path / "previous.pt"
+        self._rows = path / "metrics.csv"
         self._lock = FolderLock(path)
 
     def __enter__(self) -> RunFolder:
@@ -95,21 +100,6 @@ class RunFolder:
         path = self.path / "picks.json"
         return read_json(path, "file") if path.exists() else None
 
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "last.pt"
-
-    @property
-    def rows_path(self) -> Path:
-        """The file of epoch rows."""
-        return self.path / "metrics.csv"
-
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before, for the case that the newest is damaged."""
-        return self.path / "previous.pt"
-
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write last.pt; the one before becomes previous.pt."""
         if self.last.exists():
@@ -141,9 +131,8 @@ class RunFolder:
 
     def add_row(self, row: Mapping[str, str]) -> None:
         """Append a row to metrics.csv, in texts as of EpochRow."""
-        path = self.rows_path
-        is_new = not path.exists()
-        with failing_clearly(self.path), path.open("a", newline="", encoding="utf-8") as file:
+        is_new = not self._rows.exists()
+        with failing_clearly(self.path), self._rows.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             if is_new:
                 writer.writeheader()
@@ -151,13 +140,13 @@ class RunFolder:
 
     def drop_rows_after(self, step: int) -> None:
         """Remove the rows that a resumed run will write again."""
-        if not self.rows_path.exists():
+        if not self._rows.exists():
             return
         kept = io.StringIO(newline="")
         writer = csv.DictWriter(kept, COLUMNS)
         writer.writeheader()
-        writer.writerows(row for row in whole_rows(self.rows_path) if int(row["step"]) <= step)
-        with replacing(self.rows_path) as file:
+        writer.writerows(row for row in whole_rows(self._rows) if int(row["step"]) <= step)
+        with replacing(self._rows) as file:
             file.write(kept.getvalue().encode())
 
     def save_result(self, result: dict[str, Any]) -> None:

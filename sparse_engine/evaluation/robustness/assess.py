@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from sparse_engine.data.arrays import DataSet
@@ -14,11 +13,7 @@ from sparse_engine.evaluation.metrics import classification_metrics, mean_probab
 from sparse_engine.evaluation.robustness.attacks import robust_accuracy
 from sparse_engine.evaluation.robustness.corrupted import CorruptedSet, corrupted_sets
 from sparse_engine.evaluation.robustness.options import Options
-from sparse_engine.evaluation.robustness.out_of_distribution import (
-    ForeignSet,
-    detection,
-    foreign_set,
-)
+from sparse_engine.evaluation.robustness.out_of_distribution import detection, foreign_set
 from sparse_engine.evaluation.robustness.pixel_model import (
     PixelModel,
     pixel_batches,
@@ -49,7 +44,15 @@ def assess(
         result["corruptions"] = {"source": source, "severities": severities, **metrics}
     if foreign:
         own = pixel_batches(data.test, data.info, batch_size, workers)
-        result["ood"] = detect_all(members, predict_logits(members, own)[0], foreign)
+        own_logits, _ = predict_logits(members, own)
+        result["ood"] = {
+            name: {
+                "matched": matched,
+                "images": count,
+                **detection(own_logits, predict_logits(members, stream)[0]),
+            }
+            for name, matched, count, stream in tqdm(foreign, desc="foreign images", disable=None)
+        }
     if options.attacks:
         result["attacks"] = _attack_all(members, data, options, batch_size, workers)
     return result
@@ -75,23 +78,6 @@ def corruption_metrics(
         all_metrics.append(metrics)
     *each, ensemble = (mean_metrics(of_one) for of_one in zip(*all_metrics))
     return {**ensemble, "members": each, "families": families}
-
-
-def detect_all(
-    members: Sequence[PixelModel], own: Tensor, foreign: Sequence[ForeignSet]
-) -> dict[str, Any]:
-    """Return by name how foreign sets were matched, how many images they have, and detection.
-
-    `own` are the logits [M, N, K] of the test split.
-    """
-    return {
-        name: {
-            "matched": matched,
-            "images": count,
-            **detection(own, predict_logits(members, stream)[0]),
-        }
-        for name, matched, count, stream in tqdm(foreign, desc="foreign images", disable=None)
-    }
 
 
 def _attack_all(

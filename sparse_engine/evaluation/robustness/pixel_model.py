@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.splits import Split, batches
 from sparse_engine.device import autocast
-from sparse_engine.layers.report import report
 from sparse_engine.runs.tickets import Ticket
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -54,11 +53,6 @@ def pixel_models(tickets: Iterable[Ticket], device: torch.device) -> list[PixelM
         for ticket in tickets
         for member in ticket.members(device)
     ]
-
-
-def layer_densities(member: PixelModel) -> dict[str, float]:
-    """Return the density of every convolution and linear layer by name; dense ones have 1."""
-    return {row.name: row.density for row in report(member.model).rows}
 
 
 def pixel_batches(split: Split, info: DatasetInfo, batch_size: int, workers: int = 0) -> Batches:
