@@ -125,7 +125,7 @@ def _common_dataset(folders: Sequence[RunFolder], saved: Sequence[Config], optio
         if config.dataset != dataset:
             raise InputError(
                 f"run '{folder.path}' is of data set {config.dataset}, and "
-                f"'{folders[0].path}' of {dataset}: they cannot be one ensemble"
+                f"'{folders[0].path}' of {dataset}: evaluate them apart"
             )
     if dataset in options.foreign:
         raise InputError(f"--ood {dataset} is the data set of the runs; name another, or noise")

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export")
     flags = parser.parse_strictly(arguments)
     if not flags.out.parent.is_dir():
-        raise InputError(f"--out: there is no folder '{flags.out.parent}'")
+        raise InputError(f"--out: there is no folder '{flags.out.parent}'; make it first")
     if flags.out.is_dir():
         raise InputError(f"--out '{flags.out}' is a folder; name a file")
     if flags.out.exists() and (flags.out.parent / "config.json").exists():

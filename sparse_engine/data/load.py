@@ -94,11 +94,11 @@ def _from_arrays(name: str, splits: Splits, source: str) -> DataSet:
 
 def _check_against_table(info: DatasetInfo, splits: Splits, classes: int, source: str) -> None:
     other_name = f"give other data another name than {info.name}"
-    expected, found = f"{info.channels}x{info.height}x{info.width}", _shape(splits[0])
-    if found != expected:
+    expected, given = f"{info.channels}x{info.height}x{info.width}", _shape(splits[0])
+    if given != expected:
         raise InputError(
             f"{source}: expected images of {expected} (channels x height x width), "
-            f"found {found}; {other_name}"
+            f"found {given}; {other_name}"
         )
     for arrays, split in zip(splits, ("train", "test"), strict=True):
         validate(arrays, f"{source}: {split}", info.classes)

@@ -76,7 +76,9 @@ class RunFolder:
     def existing(cls, path: str) -> RunFolder:
         """Open the folder of a run that was started before."""
         if not (Path(path) / "config.json").is_file():
-            raise InputError(f"'{path}' is not a run folder: it has no config.json")
+            raise InputError(
+                f"'{path}' is not a run folder: it has no config.json; name one that training made"
+            )
         return cls(Path(path))
 
     @classmethod
@@ -122,7 +124,9 @@ class RunFolder:
         """
         paths = sorted(self.path.glob("member_*.pt"), key=_number)
         if not paths:
-            raise InputError(f"run '{self.path}' has no tickets yet (no member_K.pt)")
+            raise InputError(
+                f"run '{self.path}' has no tickets yet (no member_K.pt); go on with --resume"
+            )
         return paths
 
     def load_member(self, number: int) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Ticket:
             load_state(model, state)
         except (RuntimeError, ValueError) as error:
             misfit = f"'{self.path}' does not fit the configuration and the data of its run"
-            raise InputError(f"{misfit}: {error}") from None
+            raise InputError(f"{misfit}: {error}; restore the ticket, or the data") from None
         return model.eval()
 
     def members(self, device: torch.device | str = "cpu") -> list[nn.Module]:
@@ -99,7 +99,7 @@ def check_preprocessing(tickets: Iterable[Ticket]) -> None:
             words, own, expected = difference
             raise InputError(
                 f"'{ticket.path}' and '{first.path}' cannot be one ensemble: "
-                f"{words} is {own} in one and {expected} in the other"
+                f"{words} is {own} in one and {expected} in the other; load them apart"
             )
 
 

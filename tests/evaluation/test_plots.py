@@ -140,9 +140,7 @@ def test_curves_of_a_damaged_file(tmp_path):
     header = ",".join(COLUMNS)
     for text in ("epoch\n1\n", f"{header}\n1,5,dense,0.1,x,test,1,1,1,1\n"):
         (tmp_path / "metrics.csv").write_text(text)
-        with pytest.raises(
-            InputError, match=r"metrics.csv' is damaged; move it away to draw the r"
-        ):
+        with pytest.raises(InputError, match="is damaged; move it away to draw the rest"):
             training_curves([str(tmp_path)])
 
 

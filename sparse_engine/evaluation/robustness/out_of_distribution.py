@@ -50,8 +50,8 @@ def foreign_set(
         info = replace(info, height=own.info.height, width=own.info.width)
         words.append(f"pictures cut to {info.height}x{info.width}")
     elif (info.height, info.width) != (own.info.height, own.info.width):
-        sizes = f"{info.height}x{info.width} resized to {own.info.height}x{own.info.width}"
-        words.append(sizes)
+        size = f"{own.info.height}x{own.info.width}"
+        words.append(f"{info.height}x{info.width} resized to {size}")
     if info.channels != own.info.channels:
         match_channels(torch.empty(1, info.channels, 1, 1), own.info.channels)
         words.append(f"{info.channels} channels made {own.info.channels}")
@@ -152,9 +152,9 @@ def detection_metrics(own: Tensor, foreign: Tensor) -> dict[str, float]:
     not_above = torch.searchsorted(own, foreign, right=True)
     auroc = (below + not_above).double().mean() / (2 * len(own))
     # At the threshold of each foreign score: what is found, and what is taken for it.
-    found = len(foreign) - torch.searchsorted(foreign, foreign)
+    detected = len(foreign) - torch.searchsorted(foreign, foreign)
     mistaken = len(own) - below
-    aupr = (found / (found + mistaken).double()).mean()
+    aupr = (detected / (detected + mistaken).double()).mean()
     threshold = foreign[len(foreign) * 5 // 100]
     fpr95 = (own >= threshold).double().mean()
     return {"auroc": auroc.item(), "aupr": aupr.item(), "fpr95": fpr95.item()}
