@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from sparse_engine.config.config import Config
-from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.errors import InputError, RunFailure, first_line
 from sparse_kernels.dispatch.backend import BackendError, check_backend, forced_backend
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,24 +53,20 @@ def repeatable(wanted: bool) -> Iterator[None]:
         RunFailure: an operation has no such algorithm on this device.
     """
     cudnn = torch.backends.cudnn
-    if not wanted:
-        before, cudnn.benchmark = cudnn.benchmark, True
-        try:
-            yield
-        finally:
-            cudnn.benchmark = before
-        return
-    os.environ.setdefault(*WORKSPACE)
     before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    cudnn.deterministic, cudnn.benchmark = True, False
+    if wanted:
+        os.environ.setdefault(*WORKSPACE)
+        torch.use_deterministic_algorithms(True)
+        cudnn.deterministic = True
+    cudnn.benchmark = not wanted
     try:
         yield
     except RuntimeError as error:
-        if "deterministic" not in str(error):
+        if not wanted or "deterministic" not in str(error):
             raise
-        reason = str(error).split(". ")[0].splitlines()[0]
+        reason = first_line(error).split(". ")[0]
         raise RunFailure(f"{reason}; leave out --deterministic") from None
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        if wanted:
+            torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]

@@ -25,5 +25,10 @@ class Stopped(Exception):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the choice nearest to `name`, or an empty string."""
-    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean '{found[0]}'?" if found else ""
+    matches = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of another library's message, or the error's type if it has none."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

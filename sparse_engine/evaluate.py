@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_engine.config.config import Config
 from sparse_engine.config.flags import Parser, run_command
-from sparse_engine.data.catalog import npz_path
+from sparse_engine.data.catalog import first_difference, npz_path
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.evaluation.robustness.options import Options, add_flags, read_options
 from sparse_engine.evaluation.tables import report_tables, total_costs
@@ -88,7 +88,7 @@ def evaluate(
         for folder, config in zip(folders, configs)
         for ticket in run_tickets(folder, config, data.info)
     ]
-    found = _beyond_the_test_split(tickets, data, place, options)
+    beyond = _beyond_the_test_split(tickets, data, place, options)
     members, labels = member_probabilities(tickets, data.test, place)
     return {
         "dataset": dataset,
@@ -96,7 +96,7 @@ def evaluate(
         **ensemble_metrics(members, labels),
         "calibration": calibration(members, labels),
         "costs": total_costs([folder.result() for folder in folders]),
-        **found,
+        **beyond,
     }
 
 
@@ -107,13 +107,15 @@ def _beyond_the_test_split(
     if not (options.severities or options.foreign or options.attacks or options.plots):
         return {}
     from sparse_engine.evaluation.robustness.assess import assess
-    from sparse_engine.evaluation.robustness.pixel_model import layer_densities, pixel_models
+    from sparse_engine.evaluation.robustness.pixel_model import pixel_models
+    from sparse_engine.layers.report import report
 
     models, first = pixel_models(tickets, place), tickets[0].config
-    found = assess(models, data, first.data_dir, options, 2 * first.batch_size, first.workers)
+    result = assess(models, data, first.data_dir, options, 2 * first.batch_size, first.workers)
     if options.plots:
-        found["densities"] = [layer_densities(model) for model in models]
-    return found
+        reports = [report(model.model) for model in models]
+        result["densities"] = [{row.name: row.density for row in r.rows} for r in reports]
+    return result
 
 
 def _common_dataset(folders: Sequence[RunFolder], saved: Sequence[Config], options: Options) -> str:
@@ -123,7 +125,7 @@ def _common_dataset(folders: Sequence[RunFolder], saved: Sequence[Config], optio
         if config.dataset != dataset:
             raise InputError(
                 f"run '{folder.path}' is of data set {config.dataset}, and "
-                f"'{folders[0].path}' of {dataset}: they cannot be one ensemble"
+                f"'{folders[0].path}' of {dataset}: evaluate them apart"
             )
     if dataset in options.foreign:
         raise InputError(f"--ood {dataset} is the data set of the runs; name another, or noise")
@@ -144,21 +146,13 @@ def _check_training_data(
         path = npz_path(config.dataset, config.data_dir)
         if path is None or path.parent.resolve() == Path(data_dir or "").resolve():
             continue
-        own = dataset_info(config.dataset, config.data_dir)
-        for name, words in (
-            ("classes", "number of classes"),
-            ("channels", "number of channels"),
-            ("height", "image height"),
-            ("width", "image width"),
-            ("mean", "normalisation (mean)"),
-            ("std", "normalisation (deviation)"),
-        ):
-            if getattr(own, name) != getattr(info, name):
-                raise InputError(
-                    f"run '{folder.path}' was trained on {path}, whose {words} is "
-                    f"{getattr(own, name)}, and the data here has {getattr(info, name)}: "
-                    "evaluate it apart, on its own data"
-                )
+        difference = first_difference(dataset_info(config.dataset, config.data_dir), info)
+        if difference:
+            words, own, here = difference
+            raise InputError(
+                f"run '{folder.path}' was trained on {path}, whose {words} is {own}, "
+                f"and the data here has {here}: evaluate it apart, on its own data"
+            )
 
 
 def _write_files(result: dict[str, Any], options: Options) -> None:
@@ -169,7 +163,7 @@ def _write_files(result: dict[str, Any], options: Options) -> None:
             from sparse_engine.evaluation.plots import draw_all
 
             draw_all(result, options.plots)
-    except (OSError, RunFailure) as error:
+    except (OSError, InputError, RunFailure) as error:
         raise RunFailure(f"{error}; the JSON line holds everything") from None
 
 

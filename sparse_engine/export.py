@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export")
     flags = parser.parse_strictly(arguments)
     if not flags.out.parent.is_dir():
-        raise InputError(f"--out: there is no folder '{flags.out.parent}'")
+        raise InputError(f"--out: there is no folder '{flags.out.parent}'; make it first")
     if flags.out.is_dir():
         raise InputError(f"--out '{flags.out}' is a folder; name a file")
     if flags.out.exists() and (flags.out.parent / "config.json").exists():
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str]) -> None:
 def _chosen(tickets: Sequence[Ticket], flags: argparse.Namespace) -> Ticket:
     if flags.member is None and len(tickets) > 1:
         raise InputError(f"'{flags.run}' has {len(tickets)} tickets; choose one with --member")
-    number = flags.member or 1
-    if flags.member is not None and not 1 <= number <= len(tickets):
+    number = 1 if flags.member is None else flags.member
+    if not 1 <= number <= len(tickets):
         raise InputError(f"--member must be from 1 to {len(tickets)}, found {number}")
     return tickets[number - 1]
 

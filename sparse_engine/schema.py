@@ -11,19 +11,19 @@ from torch import Tensor
 from sparse_engine.errors import InputError
 
 
-def check_like(found: Any, like: Any, name: str) -> None:
-    """Raise InputError unless `found` is built as `like`: keys, types, shapes and data types."""
+def check_like(value: Any, like: Any, name: str) -> None:
+    """Raise InputError unless `value` is built as `like`: keys, types, shapes and data types."""
     if isinstance(like, Mapping):
-        demand(isinstance(found, Mapping), name, "an object", found)
-        odd = sorted(map(str, found.keys() ^ like.keys()))
+        demand(isinstance(value, Mapping), name, "an object", value)
+        odd = sorted(map(str, value.keys() ^ like.keys()))
         demand(not odd, name, f"of the entries it has in this run, which differ in {odd[:1]}")
-        for key, value in like.items():
-            check_like(found[key], value, f"{name}.{key}")
+        for key, part in like.items():
+            check_like(value[key], part, f"{name}.{key}")
     elif isinstance(like, Tensor):
-        fits = isinstance(found, Tensor) and (found.shape, found.dtype) == (like.shape, like.dtype)
-        demand(fits, name, f"{like.dtype} {list(like.shape)}", found)
+        fits = isinstance(value, Tensor) and (value.shape, value.dtype) == (like.shape, like.dtype)
+        demand(fits, name, f"{like.dtype} {list(like.shape)}", value)
     else:
-        demand(type(found) is type(like), name, f"of type {type(like).__name__}", found)
+        demand(type(value) is type(like), name, f"of type {type(like).__name__}", value)
 
 
 def demand(condition: bool, name: str, words: str, found: Any = None) -> None:

@@ -1,8 +1,8 @@
 """The table of data sets known by name. Imports no torch, so that `--help` and errors are quick."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sparse_engine.errors import InputError, nearest
 
@@ -32,60 +32,43 @@ class DatasetInfo:
     kind: Literal["arrays", "folder"] = "arrays"
 
 
+_MNIST = DatasetInfo("mnist", 10, 1, 28, 28, 60000, 10000, (0.1307,), (0.3081,), padding=2)
+_CIFAR10 = DatasetInfo(
+    name="cifar10",
+    classes=10,
+    channels=3,
+    height=32,
+    width=32,
+    train_size=50000,
+    test_size=10000,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    padding=4,
+    padding_mode="reflect",
+    flip=True,
+)
 _ROWS = (
     DatasetInfo("digits", 10, 1, 8, 8, 1437, 360, (0.3053,), (0.3761,), padding=1),
-    DatasetInfo("mnist", 10, 1, 28, 28, 60000, 10000, (0.1307,), (0.3081,), padding=2),
-    DatasetInfo(
-        name="fashion-mnist",
-        classes=10,
-        channels=1,
-        height=28,
-        width=28,
-        train_size=60000,
-        test_size=10000,
-        mean=(0.2860,),
-        std=(0.3530,),
-        padding=2,
-        flip=True,
-    ),
-    DatasetInfo(
-        name="cifar10",
-        classes=10,
-        channels=3,
-        height=32,
-        width=32,
-        train_size=50000,
-        test_size=10000,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-        padding=4,
-        padding_mode="reflect",
-        flip=True,
-    ),
-    DatasetInfo(
+    _MNIST,
+    replace(_MNIST, name="fashion-mnist", mean=(0.2860,), std=(0.3530,), flip=True),
+    _CIFAR10,
+    replace(
+        _CIFAR10,
         name="cifar100",
         classes=100,
-        channels=3,
-        height=32,
-        width=32,
-        train_size=50000,
-        test_size=10000,
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
-        padding=4,
-        flip=True,
+        padding_mode="zeros",
     ),
-    DatasetInfo(
+    replace(
+        _CIFAR10,
         name="svhn",
-        classes=10,
-        channels=3,
-        height=32,
-        width=32,
         train_size=73257,
         test_size=26032,
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
-        padding=4,
+        padding_mode="zeros",
+        flip=False,
     ),
     DatasetInfo(
         name="imagenet",
@@ -102,6 +85,15 @@ _ROWS = (
     ),
 )
 TABLE = {row.name: row for row in _ROWS}
+# What a network of one data set must find in another, in words.
+_PREPROCESSING = {
+    "classes": "number of classes",
+    "channels": "number of channels",
+    "height": "image height",
+    "width": "image width",
+    "mean": "normalisation (mean)",
+    "std": "normalisation (deviation)",
+}
 
 
 def is_known(name: str) -> bool:
@@ -123,6 +115,18 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     hint = nearest(name, [*TABLE, FOLDER_PREFIX, *_npz_names(data_dir)])
     choices = f"; choose from {', '.join(TABLE)}, {FOLDER_PREFIX}PATH or a NAME.npz in --data-dir"
     raise InputError(f"unknown data set '{name}'{missing}{hint or choices}")
+
+
+def first_difference(one: DatasetInfo, other: DatasetInfo) -> tuple[str, Any, Any] | None:
+    """Return in what the images or classes of two data sets differ, and the value of each.
+
+    None says that a network of the one can be shown the other.
+    """
+    for name, words in _PREPROCESSING.items():
+        values = getattr(one, name), getattr(other, name)
+        if values[0] != values[1]:
+            return words, *values
+    return None
 
 
 def npz_path(name: str, data_dir: str | None) -> Path | None:

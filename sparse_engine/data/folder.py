@@ -92,7 +92,7 @@ class FolderLoader:
         """
         if self._stream is None or step != self._next_step:
             sizes = (len(self._dataset), self.batch_size, self.steps_per_epoch)
-            sampler = _TrainingOrder(*sizes, self._seed, step, self._share)
+            sampler = _training_order(*sizes, self._seed, step, self._share)
             self._stream = iter(_data_loader(self._dataset, sampler, self._device, self._workers))
         self._next_step = step + 1
         return _finish(next(self._stream), self._normalise, self._device)
@@ -165,26 +165,20 @@ class _DecodedFiles(Dataset):
             return self._transform(picture), self._files.labels[index]
 
 
-class _TrainingOrder:
-    """Endless batches of (index, augmentation seed) from a given step on."""
-
-    def __init__(
-        self, images: int, batch_size: int, steps: int, seed: int, start: int, share: slice
-    ) -> None:
-        self._images, self._batch_size, self._steps = images, batch_size, steps
-        self._seed, self._start, self._share = seed, start, share
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first_epoch, place = divmod(self._start, self._steps)
-        for epoch in count(first_epoch):
-            generator = seeded_generator(self._seed, epoch)
-            order = torch.randperm(self._images, generator=generator)
-            seeds = torch.randint(2**62, (self._images,), generator=generator)
-            for step in range(place, self._steps):
-                part = slice(step * self._batch_size, (step + 1) * self._batch_size)
-                own = (values[part][self._share].tolist() for values in (order, seeds))
-                yield list(zip(*own, strict=True))
-            place = 0
+def _training_order(
+    images: int, batch_size: int, steps: int, seed: int, start: int, share: slice
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield endless batches of (index, augmentation seed) from step `start` on."""
+    first_epoch, place = divmod(start, steps)
+    for epoch in count(first_epoch):
+        generator = seeded_generator(seed, epoch)
+        order = torch.randperm(images, generator=generator)
+        seeds = torch.randint(2**62, (images,), generator=generator)
+        for step in range(place, steps):
+            part = slice(step * batch_size, (step + 1) * batch_size)
+            own = (values[part][share].tolist() for values in (order, seeds))
+            yield list(zip(*own, strict=True))
+        place = 0
 
 
 def _data_loader(

@@ -15,7 +15,13 @@ from sparse_engine.data.catalog import (
     is_known,
     npz_path,
 )
-from sparse_engine.data.readers import TORCHVISION_CLASSES, read_digits, read_npz, read_torchvision
+from sparse_engine.data.readers import (
+    TORCHVISION_CLASSES,
+    Splits,
+    read_digits,
+    read_npz,
+    read_torchvision,
+)
 from sparse_engine.errors import InputError
 
 
@@ -64,63 +70,49 @@ def _check_folder(name: str, data_dir: str | None, download: bool) -> None:
         raise InputError(f"--data-dir {data_dir} cannot be made: {error.strerror}") from error
 
 
-def _from_arrays(name: str, splits: tuple[ImageArrays, ImageArrays], source: str) -> DataSet:
+def _from_arrays(name: str, splits: Splits, source: str) -> DataSet:
     train, test = splits
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
             f"{source}: train_images are {_shape(train)} and test_images {_shape(test)} "
             "(channels x height x width); make them agree"
         )
+    classes = 1 + max(int(arrays.labels.max()) for arrays in splits)
     if name in TABLE:
         info = TABLE[name]
-        _check_against_table(info, splits, source)
-    else:
-        info = _own_info(name, splits, source)
-    info = replace(info, train_size=len(train), test_size=len(test), kind="arrays")
-    return DataSet(info, train, test)
-
-
-def _check_against_table(
-    info: DatasetInfo, splits: tuple[ImageArrays, ImageArrays], source: str
-) -> None:
-    expected = f"{info.channels}x{info.height}x{info.width}"
-    if _shape(splits[0]) != expected:
-        raise InputError(
-            f"{source}: expected images of {expected} (channels x height x width), "
-            f"found {_shape(splits[0])}; give other data another name than {info.name}"
-        )
-    for arrays, split in zip(splits, ("train", "test"), strict=True):
-        validate(arrays, f"{source}: {split}", info.classes)
-    classes = _count_classes(splits)
-    if classes != info.classes:
-        raise InputError(
-            f"{source}: expected {info.classes} classes, found {classes}; "
-            f"give other data another name than {info.name}"
-        )
-
-
-def _own_info(name: str, splits: tuple[ImageArrays, ImageArrays], source: str) -> DatasetInfo:
-    classes = _count_classes(splits)
-    if classes > len(splits[0]) + len(splits[1]):
+        _check_against_table(info, splits, classes, source)
+    elif classes > len(train) + len(test):
         raise InputError(
             f"{source}: the largest label is {classes - 1}, more than there are images; "
             "number the classes 0, 1, 2, ..."
         )
-    images = splits[0].images
-    channels, height, width = images.shape[1:]
-    moments = [_channel_moments(images[:, channel]) for channel in range(channels)]
-    return DatasetInfo(
-        name=name,
-        classes=classes,
-        channels=channels,
-        height=height,
-        width=width,
-        train_size=len(splits[0]),
-        test_size=len(splits[1]),
-        mean=tuple(mean for mean, _ in moments),
-        std=tuple(std for _, std in moments),
-        padding=max(1, min(height, width) // 8),
-    )
+    else:
+        info = _own_info(name, train, classes)
+    info = replace(info, train_size=len(train), test_size=len(test), kind="arrays")
+    return DataSet(info, train, test)
+
+
+def _check_against_table(info: DatasetInfo, splits: Splits, classes: int, source: str) -> None:
+    other_name = f"give other data another name than {info.name}"
+    expected, given = f"{info.channels}x{info.height}x{info.width}", _shape(splits[0])
+    if given != expected:
+        raise InputError(
+            f"{source}: expected images of {expected} (channels x height x width), "
+            f"found {given}; {other_name}"
+        )
+    for arrays, split in zip(splits, ("train", "test"), strict=True):
+        validate(arrays, f"{source}: {split}", info.classes)
+    if classes != info.classes:
+        raise InputError(
+            f"{source}: expected {info.classes} classes, found {classes}; {other_name}"
+        )
+
+
+def _own_info(name: str, train: ImageArrays, classes: int) -> DatasetInfo:
+    count, channels, height, width = train.images.shape
+    mean, std = zip(*(_channel_moments(channel) for channel in train.images.unbind(1)))
+    padding = max(1, min(height, width) // 8)
+    return DatasetInfo(name, classes, channels, height, width, count, 0, mean, std, padding)
 
 
 def _channel_moments(pixels: Tensor) -> tuple[float, float]:
@@ -137,15 +129,14 @@ def _channel_moments(pixels: Tensor) -> tuple[float, float]:
 def _from_folder(info: DatasetInfo, root: Path, classes: int | None = None) -> DataSet:
     from sparse_engine.data.folder import find_images
 
-    train, test, found = find_images(root)
-    if classes is not None and found != classes:
-        raise InputError(f"{root}: expected {classes} class folders for {info.name}, found {found}")
-    info = replace(info, classes=found, train_size=len(train), test_size=len(test))
+    train, test, count = find_images(root)
+    if classes is not None and count != classes:
+        raise InputError(
+            f"{root}: expected {classes} class folders for {info.name}, found {count}; "
+            "train and val hold one folder a class"
+        )
+    info = replace(info, classes=count, train_size=len(train), test_size=len(test))
     return DataSet(info, train, test)
-
-
-def _count_classes(splits: tuple[ImageArrays, ImageArrays]) -> int:
-    return 1 + max(int(arrays.labels.max()) for arrays in splits)
 
 
 def _shape(arrays: ImageArrays) -> str:

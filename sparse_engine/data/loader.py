@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -41,13 +40,13 @@ class ArrayLoader:
         self._seed = seed
         self._augment = augment
         self._normalise = Normaliser(info, device)
-        self._plan: _EpochPlan | None = None
+        self._epoch = -1  # of self._plan, which the first step draws
         self._share = slice(None)
 
     def of(self, share: slice) -> "ArrayLoader":
         """Return a loader of some of each batch's images."""
         loader = copy.copy(self)
-        loader._share, loader._plan = share, None
+        loader._share, loader._epoch = share, -1
         return loader
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -62,29 +61,20 @@ class ArrayLoader:
 
     def _plan_of(self, epoch: int) -> "_EpochPlan":
         # Drawn and moved once an epoch: a copy at every step would wait for the device's queue.
-        if self._plan is None or self._plan.epoch != epoch:
-            shape = (self.steps_per_epoch, self.batch_size)
+        if self._epoch != epoch:
+            shape, device = (self.steps_per_epoch, self.batch_size), self._arrays.images.device
             plan = _draw_plan(self._seed, epoch, len(self._arrays), shape, self._info)
-            self._plan = plan.of(self._share).to(self._arrays.images.device)
+            own = (part[..., self._share].to(device, non_blocking=True) for part in plan)
+            self._epoch, self._plan = epoch, _EpochPlan(*own)
         return self._plan
 
 
-@dataclass(frozen=True)
-class _EpochPlan:
+class _EpochPlan(NamedTuple):
     """Image indices [S, B], shifts down and right in pixels [2, S, B] and flips bool [S, B]."""
 
-    epoch: int
     order: Tensor
     shifts: Tensor
     flips: Tensor
-
-    def of(self, share: slice) -> "_EpochPlan":
-        fields = (self.order, self.shifts, self.flips)
-        return _EpochPlan(self.epoch, *(field[..., share] for field in fields))
-
-    def to(self, device: torch.device) -> "_EpochPlan":
-        fields = (self.order, self.shifts, self.flips)
-        return _EpochPlan(self.epoch, *(field.to(device, non_blocking=True) for field in fields))
 
 
 def _draw_plan(
@@ -96,7 +86,7 @@ def _draw_plan(
     reach = info.padding
     shifts = torch.randint(-reach, reach + 1, (2, *shape), generator=generator)
     flips = torch.rand(shape, generator=generator) < (0.5 if info.flip else 0.0)
-    return _EpochPlan(epoch, order, shifts, flips)
+    return _EpochPlan(order, shifts, flips)
 
 
 def crop_and_flip(images: Tensor, shifts: Tensor, flips: Tensor, info: DatasetInfo) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sparse_engine.data.arrays import ImageArrays, stratified_split, validate
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, first_line
 
 Splits = tuple[ImageArrays, ImageArrays]
 
@@ -58,17 +58,15 @@ def read_torchvision(name: str, data_dir: str, download: bool = False) -> Splits
     Fetches missing files only when `download` is set. InputError says how to get the files.
     """
     try:
-        return (
-            _torchvision_split(name, data_dir, "train", download),
-            _torchvision_split(name, data_dir, "test", download),
-        )
+        train = _torchvision_split(name, data_dir, "train", download)
+        return train, _torchvision_split(name, data_dir, "test", download)
     except InputError:
         raise
     # torchvision meets damaged files with assertions and with whatever its parsers raise.
     except Exception as error:
         remedy = "delete what is damaged there" if download else "pass --download"
         raise InputError(
-            f"{name} is missing or damaged in {data_dir} ({_first_line(error)}); "
+            f"{name} is missing or damaged in {data_dir} ({first_line(error)}); "
             f"{remedy}, or put {name}.npz there"
         ) from error
 
@@ -81,18 +79,18 @@ def _members(path: Path) -> dict[str, np.ndarray]:
     place, members = str(path), {}
     try:
         with np.load(path, allow_pickle=False) as archive:
-            found = archive.files
-            for key in (key for key in _KEYS if key in found):
+            names = archive.files
+            for key in (key for key in _KEYS if key in names):
                 place = f"{path}: {key}"
                 _check_size(archive.zip, f"{key}.npy")
                 members[key] = archive[key]
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{place} is damaged ({_first_line(error)}); write it again with numpy.savez"
+            f"{place} is damaged ({first_line(error)}); write it again with numpy.savez"
         ) from error
     for key in _KEYS:
         if key not in members:
-            listing = ", ".join(found) or "nothing"
+            listing = ", ".join(names) or "nothing"
             raise InputError(f"{path} has no array '{key}' (found {listing}); add it")
     return members
 
@@ -104,10 +102,8 @@ def _check_size(archive: zipfile.ZipFile, name: str) -> None:
     """
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            header = np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(file)
+        first, later = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+        shape, _, dtype = (first if version == (1, 0) else later)(file)
         promised = file.tell() + math.prod(shape) * dtype.itemsize
     whole = promised == archive.getinfo(name).file_size and min(shape, default=0) >= 0
     # What holds objects is refused as such when it is read.
@@ -121,7 +117,7 @@ def _npz_split(members: dict[str, np.ndarray], path: Path, split: str) -> ImageA
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise InputError(
-            f"{path}: {split}_labels is {_describe(labels)}; expected integers of shape [N]"
+            f"{path}: {split}_labels is {describe_array(labels)}; expected integers of shape [N]"
         )
     return _arrays(members[f"{split}_images"], labels, f"{path}: {split}")
 
@@ -130,12 +126,9 @@ def _torchvision_split(name: str, data_dir: str, split: str, download: bool) -> 
     from torchvision import datasets
 
     reader = getattr(datasets, TORCHVISION_CLASSES[name])
-    if name == "svhn":
-        stored = reader(data_dir, split=split, download=download)
-        labels = stored.labels
-    else:
-        stored = reader(data_dir, train=split == "train", download=download)
-        labels = stored.targets
+    wanted = {"split": split} if name == "svhn" else {"train": split == "train"}
+    stored = reader(data_dir, download=download, **wanted)
+    labels = stored.labels if name == "svhn" else stored.targets
     source = f"{Path(data_dir) / name}: {split}"
     return _arrays(np.asarray(stored.data), np.asarray(labels), source)
 
@@ -144,7 +137,7 @@ def _arrays(images: np.ndarray, labels: np.ndarray, source: str) -> ImageArrays:
     """Turn arrays in any of the accepted layouts into checked tensors."""
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise InputError(
-            f"{source}_images is {_describe(images)}; expected uint8 of shape [N, C, H, W], "
+            f"{source}_images is {describe_array(images)}; expected uint8 of shape [N, C, H, W], "
             "[N, H, W, C] or [N, H, W]"
         )
     images = np.ascontiguousarray(_channels_first(images, source))
@@ -161,14 +154,11 @@ def _channels_first(images: np.ndarray, source: str) -> np.ndarray:
     if images.shape[3] in _CHANNELS:
         return images.transpose(0, 3, 1, 2)
     raise InputError(
-        f"{source}_images is {_describe(images)}; expected 1, 3 or 4 channels in its second or "
-        "last axis"
+        f"{source}_images is {describe_array(images)}; expected 1, 3 or 4 channels in its "
+        "second or last axis"
     )
 
 
-def _describe(array: np.ndarray) -> str:
+def describe_array(array: np.ndarray) -> str:
+    """Return an array's type and shape in words."""
     return f"{array.dtype} of shape {list(array.shape)}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -24,10 +24,10 @@ def choosing_split(
     split, which never does.
 
     Args:
-        data: of the run.
+        data: the run's data set.
         select: "validation" or "last", as --select.
-        validation: share of the training images that is held out.
-        seed: of the choice of these.
+        validation: the share of the training images that is held out.
+        seed: the seed by which these are chosen.
     """
     if select == "validation":
         train, held_out = split_validation(data.train, validation, seed)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_engine.errors import InputError
+from sparse_engine.runs.epoch_rows import whole_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,13 +128,15 @@ def draw_training(axes: Sequence[Any], curves: Mapping[str, Sequence[Mapping[str
 
 def training_curves(runs: Sequence[str]) -> dict[str, list[dict[str, float]]]:
     """Return step, train_loss and accuracy of every epoch, for each run that has metrics.csv."""
-    columns = ("step", "train_loss", "accuracy")
-    curves = {}
+    curves, columns = {}, ("step", "train_loss", "accuracy")
     for run in runs:
         path = Path(run) / "metrics.csv"
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                curves[run] = [{c: float(row[c]) for c in columns} for row in csv.DictReader(file)]
+        if not path.is_file():
+            continue
+        try:
+            curves[run] = [{c: float(row[c]) for c in columns} for row in whole_rows(path)]
+        except ValueError:
+            raise InputError(f"'{path}' is damaged; move it away to draw the rest") from None
     return curves
 
 

@@ -1,4 +1,4 @@
-"""Predictions of a model on a data split, and the table that sets members beside their ensemble."""
+"""Predictions of a model on a data split, and the metrics of members and of their ensemble."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from sparse_engine.evaluation.metrics import (
     mean_probabilities,
     pairwise_matrix,
 )
-from sparse_engine.evaluation.tables import named_members
-from sparse_engine.layers.report import format_table
 from sparse_engine.runs.tickets import Ticket
 
 
@@ -70,8 +68,8 @@ def ensemble_metrics(members: Sequence[Tensor], labels: Tensor) -> dict[str, Any
     """Return metrics of the ensemble and of each member.
 
     Args:
-        members: probabilities [N, K] of each.
-        labels: [N].
+        members: the probabilities [N, K] of each.
+        labels: the classes [N].
 
     Returns:
         accuracy, nll, ece and brier of the mean probabilities; `members`, the same of each;
@@ -80,29 +78,19 @@ def ensemble_metrics(members: Sequence[Tensor], labels: Tensor) -> dict[str, Any
         the metrics of the ensembles of the first 1, 2, ..., M members.
     """
     stacked = torch.stack(list(members))
+
+    def of_first(count: int) -> dict[str, Any]:
+        return classification_metrics(mean_probabilities(stacked[:count]), labels)
+
     each = [classification_metrics(p, labels) for p in stacked]
-    found: dict[str, Any] = classification_metrics(mean_probabilities(stacked), labels)
-    found["member_accuracy"] = [m["accuracy"] for m in each]
-    found["members"] = each
+    metrics = of_first(len(each))
+    metrics |= {"member_accuracy": [m["accuracy"] for m in each], "members": each}
     if len(each) > 1:
         for name, function in (("disagreement", disagreement), ("kl", kl_divergence)):
             matrix = pairwise_matrix(function, stacked)
-            found[name], found[f"{name}_matrix"] = mean_of_pairs(matrix), matrix
-        found["growing"] = [
-            classification_metrics(mean_probabilities(stacked[:count]), labels)
-            for count in range(1, len(each) + 1)
-        ]
-    return found
-
-
-def metrics_table(found: dict[str, Any]) -> str:
-    """Return members, their mean and the ensemble as a table."""
-    columns = ("accuracy", "nll", "ece", "brier")
-    rows = [("", "", *columns)]
-    rows += [
-        (name, "", *(f"{m[c]:.4f}" for c in columns)) for name, m in named_members(found).items()
-    ]
-    return format_table(rows)
+            metrics[name], metrics[f"{name}_matrix"] = mean_of_pairs(matrix), matrix
+        metrics["growing"] = [of_first(count) for count in range(1, len(each) + 1)]
+    return metrics
 
 
 def calibration(members: Sequence[Tensor], labels: Tensor) -> dict[str, list[float]]:

@@ -1,9 +1,11 @@
-"""The Markdown tables of an evaluation, and what its runs cost together. Imports no torch."""
+"""The tables of an evaluation, and what its runs cost together. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from sparse_engine.tables import format_table, markdown_table
 
 _SUMMED = (
     "train_flops",
@@ -36,54 +38,49 @@ def report_tables(result: Mapping[str, Any]) -> str:
     parts = [_quality_table(result), _cost_table(result["costs"])]
     if "disagreement" in result:
         parts.append(_diversity_table(result))
-    if "corruptions" in result:
-        parts.append(_corruption_table(result["corruptions"]))
-    if "ood" in result:
-        parts.append(_detection_table(result["ood"]))
-    if "attacks" in result:
-        parts.append(_attack_table(result["attacks"]))
+    for name, table in (
+        ("corruptions", _corruption_table),
+        ("ood", _detection_table),
+        ("attacks", _attack_table),
+    ):
+        if name in result:
+            parts.append(table(result[name]))
     return "\n\n".join(parts)
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells, the heading first, as an aligned Markdown table."""
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    heading, *body = (
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-        for row in rows
-    )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *body))
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """Return members, their mean and the ensemble as aligned text; see named_members."""
+    rows = [["", *_QUALITY]]
+    rows += [[name, *_four(m[c] for c in _QUALITY)] for name, m in named_members(metrics).items()]
+    return format_table(rows, left=1)
 
 
-def named_members(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def mean_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the means of metrics by name."""
+    return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
+
+
+def named_members(ensemble: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the metrics of each member, and of their mean and ensemble if there are several.
 
-    `found` holds the ensemble's metrics, and those of each member as `members`.
+    `ensemble` holds the ensemble's metrics, and those of each member as `members`.
     """
-    members = found["members"]
+    members = ensemble["members"]
     named = {f"member {number}": metrics for number, metrics in enumerate(members, 1)}
     if len(members) > 1:
-        named["mean of members"] = {
-            name: sum(m[name] for m in members) / len(members) for name in members[0]
-        }
-        named["ensemble"] = found
+        named |= {"mean of members": mean_metrics(members), "ensemble": ensemble}
     return named
 
 
 def _quality_table(result: Mapping[str, Any]) -> str:
     """Return metrics of members and ensemble, clean and (marked c) on corrupted images."""
-    clean = named_members(result)
-    corrupted = named_members(result["corruptions"]) if "corruptions" in result else {}
-    heading = ["", *_QUALITY.values()]
-    if corrupted:
-        heading += ["cAccuracy", "cNLL", "cECE"]
-    rows = [heading]
-    for name, metrics in clean.items():
-        row = [name, *(f"{metrics[column]:.4f}" for column in _QUALITY)]
-        if corrupted:
-            row += [f"{corrupted[name][column]:.4f}" for column in _QUALITY if column != "brier"]
-        rows.append(row)
+    rows = [["", *_QUALITY.values()]]
+    rows += [[name, *_four(m[c] for c in _QUALITY)] for name, m in named_members(result).items()]
+    if "corruptions" in result:
+        corrupted = named_members(result["corruptions"]).values()
+        rows[0] += ["cAccuracy", "cNLL", "cECE"]
+        for row, metrics in zip(rows[1:], corrupted):
+            row += _four(metrics[column] for column in ("accuracy", "nll", "ece"))
     return markdown_table(rows)
 
 
@@ -108,45 +105,47 @@ def _diversity_table(result: Mapping[str, Any]) -> str:
     pairs = zip(result["disagreement_matrix"], result["kl_matrix"])
     rows = [["disagreement / KL", *(f"member {i + 1}" for i in range(len(result["members"])))]]
     for number, (differing, divergences) in enumerate(pairs, 1):
-        cells = (f"{d:.4f} / {kl:.4f}" for d, kl in zip(differing, divergences))
+        cells = map(" / ".join, zip(_four(differing), _four(divergences)))
         rows.append([f"member {number}", *cells])
     means = f"mean over pairs: {result['disagreement']:.4f} / {result['kl']:.4f}"
     return f"{markdown_table(rows)}\n\n{means}"
 
 
-def _corruption_table(found: Mapping[str, Any]) -> str:
+def _corruption_table(corruptions: Mapping[str, Any]) -> str:
     """Return the ensemble's accuracy by family and severity, and each family's mean."""
-    severities = [str(severity) for severity in found["severities"]]
+    severities = [str(severity) for severity in corruptions["severities"]]
     rows = [["accuracy, corrupted", *severities, "mean"]]
-    for family, by_severity in found["families"].items():
+    for family, by_severity in corruptions["families"].items():
         values = [by_severity[severity]["accuracy"] for severity in severities]
-        rows.append([family, *(f"{v:.4f}" for v in (*values, sum(values) / len(values)))])
-    return f"{markdown_table(rows)}\n\nimages: {found['source']}"
+        rows.append([family, *_four([*values, sum(values) / len(values)])])
+    return f"{markdown_table(rows)}\n\nimages: {corruptions['source']}"
 
 
-def _detection_table(found: Mapping[str, Any]) -> str:
+def _detection_table(foreign: Mapping[str, Any]) -> str:
     rows = [["foreign images", "score", "AUROC", "AUPR", "FPR95", "members' AUROC"]]
-    for name, detected in found.items():
+    for name, detected in foreign.items():
         for score in ("confidence", "entropy", "energy"):
-            numbers = detected[score]
             members = [member[score]["auroc"] for member in detected["members"]]
-            cells = (*numbers.values(), sum(members) / len(members))
-            rows.append([name, score, *(f"{value:.4f}" for value in cells)])
-    told = (f"{n}: {d['images']} images, {d['matched']}" for n, d in found.items())
-    return "\n\n".join((markdown_table(rows), "\n".join(told)))
+            values = (*detected[score].values(), sum(members) / len(members))
+            rows.append([name, score, *_four(values)])
+    notes = (f"{n}: {d['images']} images, {d['matched']}" for n, d in foreign.items())
+    return markdown_table(rows) + "\n\n" + "\n".join(notes)
 
 
-def _attack_table(found: Mapping[str, Any]) -> str:
+def _attack_table(attacks: Mapping[str, Any]) -> str:
     """Return each target's accuracy under attack, over the sources of the attack."""
-    rows = [["attack", "target", "min", "mean", "max", "by itself"]]
-    told = []
-    for attack, result in found.items():
+    rows, notes = [["attack", "target", "min", "mean", "max", "by itself"]], []
+    for attack, result in attacks.items():
         targets = result["targets"]
-        for number, target in enumerate(targets):
-            is_ensemble = len(targets) > 1 and number == len(targets) - 1
-            name = "ensemble" if is_ensemble else f"member {number + 1}"
+        names = [f"member {number}" for number in range(1, max(2, len(targets)))] + ["ensemble"]
+        for number, (name, target) in enumerate(zip(names, targets)):
             values = (*target.values(), result["matrix"][number][number])
-            rows.append([attack, name, *(f"{value:.4f}" for value in values)])
+            rows.append([attack, name, *_four(values)])
         steps = f", {result['steps']} steps" if "steps" in result else ""
-        told.append(f"{attack}: epsilon {result['epsilon']:.4f}{steps}, {result['images']} images")
-    return "\n\n".join((markdown_table(rows), "\n".join(told)))
+        notes.append(f"{attack}: epsilon {result['epsilon']:.4f}{steps}, {result['images']} images")
+    return markdown_table(rows) + "\n\n" + "\n".join(notes)
+
+
+def _four(values: Iterable[float]) -> list[str]:
+    """Return numbers with four decimals."""
+    return [f"{value:.4f}" for value in values]

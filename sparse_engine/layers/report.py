@@ -13,6 +13,7 @@ from sparse_engine.layers.attention import INPUTS, input_weights
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.candidates import check_shapes, skip_reasons
 from sparse_engine.layers.modules import SparseConv2d
+from sparse_engine.tables import format_table
 from sparse_kernels.operators.reference import scatter_blocks
 
 
@@ -111,16 +112,6 @@ def report(model: nn.Module, skipped: Mapping[str, str] | None = None) -> Report
     others = [p for p in model.parameters() if id(p) not in listed]
     size = sum(p.numel() * p.element_size() for p in others)
     return Report(tuple(rows), sum(p.numel() for p in others), size)
-
-
-def format_table(rows: list[tuple[str, ...]]) -> str:
-    """Return rows of cells as aligned columns, the first two to the left, the rest to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:

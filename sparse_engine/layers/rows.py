@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.layers.report import format_table
+from sparse_engine.tables import format_table
 from sparse_kernels.memory_order import in_order, order_of, reordered
 
 

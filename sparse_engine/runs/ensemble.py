@@ -14,12 +14,7 @@ from torch import Tensor, nn
 from sparse_engine.errors import InputError
 from sparse_engine.models.grouped.group import group
 from sparse_engine.models.members import joint_calls, members_of
-from sparse_engine.runs.tickets import (
-    Ticket,
-    check_data_types,
-    check_preprocessing,
-    tickets_of,
-)
+from sparse_engine.runs.tickets import Ticket, check_data_types, check_preprocessing, tickets_of
 from sparse_kernels.cpu.threads import in_threads
 
 # Fewer products of a weight and an input are not worth a thread: 6,000 weights for each of 32
@@ -30,9 +25,9 @@ LEAST_PRODUCTS = 1_000_000
 class Uncertainty(NamedTuple):
     """What an ensemble knows of a batch of N inputs, in nats.
 
-    probabilities: mean over members [N, K].
-    entropy: of the mean [N], total uncertainty.
-    mutual_information: between class and member [N], what members disagree on.
+    probabilities: the mean over members [N, K].
+    entropy: that of the mean [N], the total uncertainty.
+    mutual_information: that of class and member [N], what members disagree on.
     """
 
     probabilities: Tensor
@@ -51,8 +46,8 @@ class TicketEnsemble(nn.Module):
         """Make an ensemble of networks that map the same input to logits [N, K].
 
         Args:
-            members: kept as they are.
-            grouped: run every layer of all members in one launch; weights are copied then.
+            members: the networks, kept as they are.
+            grouped: whether every layer of all members runs in one launch; weights are copied then.
 
         Raises:
             InputError: no members, something else than networks, different data types, or
@@ -85,10 +80,10 @@ class TicketEnsemble(nn.Module):
         Args:
             sources: run folders, all of whose tickets are taken, single member_K.pt in them, or
                 tickets exported as .safetensors.
-            resident: keep all members in memory; else each is read for every batch, and only
-                one is in memory at a time.
-            grouped: as above.
-            data_dir: see tickets_of.
+            resident: whether all members stay in memory; else each is read for every batch, and
+                only one is in memory at a time.
+            grouped: whether they run as one network, as above.
+            data_dir: the folder with the data, see tickets_of.
 
         Raises:
             InputError: no tickets, or tickets that cannot be one ensemble.
@@ -121,19 +116,21 @@ class TicketEnsemble(nn.Module):
         if self.grouped is not None:
             return self.grouped(x)
         if self._tickets:
-            logits = [found for ticket in self._tickets for found in _read_and_run(ticket, x)]
+            logits = [own for ticket in self._tickets for own in _read_and_run(ticket, x)]
         elif self._shares_cores(x):
             logits = _in_threads(joint_calls(self.members), x)
         else:
             logits = [call(x) for call in joint_calls(self.members)]
-        counts = [found.shape[-1] for found in logits for _ in range(len(found))]
+        counts = [own.shape[-1] for own in logits for _ in own]
         if len(set(counts)) > 1:
             raise InputError(f"members must have the same number of classes, not {counts}")
         return torch.cat(logits)
 
     def member_probabilities(self, x: Tensor) -> Tensor:
         """Map a batch of N inputs to each member's probabilities [M, N, K], float32 or wider."""
-        return _probabilities(self.member_logits(x))
+        logits = self.member_logits(x)
+        # Half-precision probabilities would round away what the members disagree on.
+        return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
     def uncertainty(self, x: Tensor) -> Uncertainty:
         """Return the entropy H of the mean prediction and the mutual information (BALD).
@@ -168,19 +165,11 @@ def _in_threads(calls: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[
     """Return what calls give [m, N, K]; the batch is cut so that every thread makes as many."""
     threads = torch.get_num_threads()
     shares = x.tensor_split(max(1, min(len(x), threads // math.gcd(threads, len(calls)))))
-    found = in_threads([partial(call, share) for call in calls for share in shares])
-    return [
-        torch.cat(found[start : start + len(shares)], 1)
-        for start in range(0, len(found), len(shares))
-    ]
+    parts = iter(in_threads([partial(call, share) for call in calls for share in shares]))
+    return [torch.cat([next(parts) for _ in shares], 1) for _ in calls]
 
 
 @torch.compiler.disable
 def _read_and_run(ticket: Ticket, x: Tensor) -> list[Tensor]:
     """Return the logits [m, N, K] of a ticket's members, which are in memory until then."""
     return [call(x) for call in joint_calls(ticket.members(x.device))]
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    # Half-precision probabilities would round away what the members disagree on.
-    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))

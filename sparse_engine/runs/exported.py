@@ -10,101 +10,28 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
-import json
 import zipfile
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import sparse_kernels  # noqa: F401 (an exported program calls its operators)
-from sparse_engine.config.config import Config
-from sparse_engine.config.values import check_values
-from sparse_engine.data.catalog import DatasetInfo
-from sparse_engine.errors import InputError, RunFailure
-from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.state_dict import without_unused_slots
-from sparse_engine.layers.surgery import budget_layers, change_layout, replace_modules
+from sparse_engine.errors import InputError, RunFailure, first_line
 from sparse_engine.runs.files import replacing
-from sparse_engine.runs.model import dense_model
-from sparse_engine.runs.safetensors import read_tensors, write_tensors
+from sparse_engine.runs.safetensors import check_mode, load_safetensors, save_safetensors
 from sparse_engine.sparsity.sparsify import dense_state_dict, densify
-from sparse_kernels import BlockLayout
 
-VERSION = "sparse-engine-compact-1"
-SUFFIX = ".safetensors"
+__all__ = [
+    "load_safetensors",
+    "load_torch_export",
+    "save_dense",
+    "save_onnx",
+    "save_safetensors",
+    "save_torch_export",
+]
 # An ONNX graph sums in another order.
 _TOLERANCE = 1e-3
-
-
-def save_safetensors(
-    model: nn.Module,
-    path: str | Path,
-    config: Config | None = None,
-    info: DatasetInfo | None = None,
-) -> None:
-    """Write a network's active blocks, their layout and all other tensors.
-
-    Args:
-        model: in eval mode.
-        path: of the file, in the safetensors format.
-        config, info: of the run and its data set, if there is one: the file then builds the
-            network by itself.
-
-    Raises:
-        InputError: the model is in training mode.
-    """
-    _check_mode(model)
-    layers = {
-        name: {"shape": m.layout.shape, "block": m.layout.block, "taps": m.layout.taps}
-        for name, m in model.named_modules()
-        if isinstance(m, SparseLayer)
-    }
-    words = {"format": VERSION, "layers": json.dumps(layers)}
-    if config is not None and info is not None:
-        words["config"], words["data"] = json.dumps(config.saved()), json.dumps(asdict(info))
-    write_tensors(without_unused_slots(model, model.state_dict()), words, Path(path))
-
-
-def load_safetensors(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Return the network of save_safetensors, in eval mode, with the blocks it was saved with.
-
-    Args:
-        path: of the file.
-        model: of the same architecture, sparse or dense, which stays as it is; without it the file
-            must have been exported from a run.
-
-    Raises:
-        InputError: the file is corrupt, of another version, or of another network.
-    """
-    tensors, words = _read(path)
-    facts = None if model is not None else _facts(words, path)
-    try:
-        model = copy.deepcopy(model) if facts is None else dense_model(*facts)
-        replaced, layers = {}, dict(budget_layers(model))
-        blocks = json.loads(words["layers"])
-        for name, layer in layers.items():
-            layout = _layout(blocks[name], tensors[f"{name}.block_ids"]) if name in blocks else None
-            if layout is not None or isinstance(layer, SparseLayer):
-                replaced[name] = change_layout(layer, layout)
-        replace_modules(model, replaced)
-        model.load_state_dict(tensors)
-        dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-        return (model.to(dtypes.pop()) if len(dtypes) == 1 else model).eval()
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise InputError(f"file '{path}' cannot be loaded: {error}") from None
-
-
-def exported_facts(path: str | Path) -> tuple[Config, DatasetInfo]:
-    """Return the configuration and the data set of the run whose ticket save_safetensors wrote.
-
-    Raises:
-        InputError: as load_safetensors.
-    """
-    return _facts(_read(path)[1], path)
 
 
 def save_dense(model: nn.Module, path: str | Path) -> None:
@@ -113,7 +40,7 @@ def save_dense(model: nn.Module, path: str | Path) -> None:
     Raises:
         InputError: the model is in training mode.
     """
-    _check_mode(model)
+    check_mode(model)
     with replacing(Path(path)) as file:
         torch.save(dense_state_dict(model), file)
 
@@ -122,22 +49,21 @@ def save_torch_export(model: nn.Module, path: str | Path, example: Tensor) -> No
     """Write the program of torch.export; sparse layers stay calls of our operators.
 
     Args:
-        model: in eval mode.
-        path: of the file.
+        model: the network, in eval mode.
+        path: the file.
         example: an input of the model [N, ...], N at least 2; the batch may be of any size later,
             the device may not change.
 
     Raises:
         InputError: the model is in training mode, or cannot be exported.
     """
-    _check_mode(model)
+    check_mode(model)
     _check_example(example)
     try:
         batch = torch.export.Dim("batch")
         program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # torch.export raises of many kinds
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"torch.export cannot export this model: {reason}") from None
+        raise InputError(f"torch.export cannot export this model: {first_line(error)}") from None
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     with replacing(Path(path)) as file:
@@ -155,13 +81,13 @@ def load_torch_export(path: str | Path) -> nn.Module:
     """
     if not Path(path).is_file():
         raise InputError(f"file '{path}' does not exist")
+    wrong = f"file '{path}' is no program of torch.export; export it again"
     if not zipfile.is_zipfile(path):  # of which torch would log more than a line
-        raise InputError(f"file '{path}' is no program of torch.export")
+        raise InputError(wrong)
     try:
         return torch.export.load(io.BytesIO(Path(path).read_bytes())).module()
     except Exception as error:  # so does reading
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"file '{path}' is no program of torch.export: {reason}") from None
+        raise InputError(f"{wrong}: {first_line(error)}") from None
 
 
 def save_onnx(model: nn.Module, path: str | Path, example: Tensor) -> float | None:
@@ -170,9 +96,9 @@ def save_onnx(model: nn.Module, path: str | Path, example: Tensor) -> float | No
     ONNX knows no block-sparse product: the speed-up does not travel, nor do the bytes saved.
 
     Args:
-        model: in eval mode; it stays as it is.
-        path: of the file.
-        example: as of save_torch_export.
+        model: the network, in eval mode; it stays as it is.
+        path: the file.
+        example: an input as save_torch_export takes it.
 
     Returns:
         The largest difference from PyTorch's logits over the largest logit, as ONNX Runtime runs
@@ -182,7 +108,7 @@ def save_onnx(model: nn.Module, path: str | Path, example: Tensor) -> float | No
         InputError: the model is in training mode, or onnx and onnxscript are not installed;
             RunFailure: ONNX Runtime gives another result.
     """
-    _check_mode(model)
+    check_mode(model)
     _check_example(example)
     _need("onnx", "onnxscript")
     twin = densify(copy.deepcopy(model)).eval()
@@ -211,9 +137,9 @@ def _onnx_error(model: nn.Module, content: bytes, example: Tensor) -> float | No
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": example.cpu().numpy()})
+    (logits,) = session.run(None, {"images": example.cpu().numpy()})
     wanted = model(example).cpu()
-    return ((torch.from_numpy(found) - wanted).abs().max() / wanted.abs().max()).item()
+    return ((torch.from_numpy(logits) - wanted).abs().max() / wanted.abs().max()).item()
 
 
 def _need(*packages: str) -> None:
@@ -225,44 +151,8 @@ def _need(*packages: str) -> None:
         )
 
 
-def _check_mode(model: nn.Module) -> None:
-    if any(module.training for module in model.modules()):
-        raise InputError("the model is in training mode: call model.eval() before exporting it")
-
-
 def _check_example(example: Tensor) -> None:
     if len(example) < 2:
         raise InputError(
             "an example of fewer than two inputs would fix the size of the batch: give two"
         )
-
-
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and words of a compact file of this version."""
-    tensors, words = read_tensors(Path(path))
-    version = words.get("format")
-    if version != VERSION:
-        found = f"of version {version}" if version else "of no version of this program"
-        raise InputError(f"file '{path}' is {found}, and {VERSION} can be read; export it again")
-    return tensors, words
-
-
-def _facts(words: dict[str, str], path: str | Path) -> tuple[Config, DatasetInfo]:
-    if "config" not in words:
-        raise InputError(
-            f"file '{path}' says no architecture; give load_safetensors a model of the same one"
-        )
-    try:
-        config = Config(**check_values(json.loads(words["config"]), "its configuration"))
-        facts: dict[str, Any] = json.loads(words["data"])
-        lists = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
-        return config, DatasetInfo(**lists)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise InputError(f"file '{path}' cannot be loaded: {error}") from None
-
-
-def _layout(layer: dict[str, Any], ids: Tensor) -> BlockLayout:
-    shape: Sequence[int] = layer["shape"]
-    empty = BlockLayout(shape, layer["block"], torch.arange(len(ids)), taps=layer["taps"])
-    empty.update_(ids, empty.validate(ids))
-    return empty

@@ -88,14 +88,14 @@ def load_file(path: Path, *keys: str) -> dict[str, Any]:
     # Bytes that are no checkpoint make torch warn, and raise almost anything, IndexError included.
     except Exception:
         raise InputError(f"checkpoint '{path}' is truncated or not a checkpoint") from None
-    version = _format_of(content)
-    if version != FORMAT and version.startswith("sparse-engine-"):
+    version = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(version, str) or not version.startswith("sparse-engine-"):
+        raise InputError(f"checkpoint '{path}' was not written by this program ({FORMAT})")
+    if version != FORMAT:
         raise InputError(
             f"checkpoint '{path}' is of version {version}, this program reads {FORMAT}: "
             "use the version of sparse-engine that wrote it"
         )
-    if version != FORMAT:
-        raise InputError(f"checkpoint '{path}' was not written by this program ({FORMAT})")
     missing = [key for key in keys if key not in content]
     if missing:
         raise InputError(f"checkpoint '{path}' is of another kind: it has no {missing[0]}")
@@ -140,11 +140,6 @@ def _check_whole(tensor: Tensor) -> None:
         raise ValueError("a tensor of another kind")
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
         raise ValueError("a tensor larger than its memory")
-
-
-def _format_of(content: Any) -> str:
-    found = content.get("format") if isinstance(content, dict) else None
-    return found if isinstance(found, str) else ""
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,14 +6,14 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import read_config_file, read_json
 from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.runs.epoch_rows import COLUMNS, whole_rows
 from sparse_engine.runs.files import (
     LOCK,
     FolderLock,
@@ -24,52 +24,18 @@ from sparse_engine.runs.files import (
     save_json,
 )
 
-_FORMATS = {
-    "learning_rate": ".6g",
-    "train_loss": ".6f",
-    "nll": ".6f",
-    "accuracy": ".6f",
-    "exploration_rate": ".6f",
-    "train_seconds": ".3f",
-}
-
-
-class EpochRow(NamedTuple):
-    """One epoch; loss, NLL and accuracy are means over the members that train as one, if they do.
-
-    epoch, step: of the whole run, so far.
-    split: of NLL and accuracy.
-    exploration_rate: share of the sparse layers' weights that were ever active.
-    train_seconds: of training steps so far.
-    """
-
-    epoch: int
-    step: int
-    phase: str
-    learning_rate: float
-    train_loss: float
-    split: str
-    nll: float
-    accuracy: float
-    exploration_rate: float
-    train_seconds: float
-
-    def texts(self) -> dict[str, str]:
-        """Return the row as the file holds it."""
-        return {
-            name: format(value, _FORMATS.get(name, "")) for name, value in self._asdict().items()
-        }
-
-
-COLUMNS = EpochRow._fields
-
 
 class RunFolder:
-    """Reads and writes one run's files."""
+    """Reads and writes one run's files.
+
+    last, previous: the newest checkpoint, and the one before for the case that it is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         """Use a folder that exists; see create and existing."""
         self.path = path
+        self.last, self.previous = path / "last.pt", path / "previous.pt"
+        self._rows = path / "metrics.csv"
         self._lock = FolderLock(path)
 
     def __enter__(self) -> RunFolder:
@@ -110,7 +76,9 @@ class RunFolder:
     def existing(cls, path: str) -> RunFolder:
         """Open the folder of a run that was started before."""
         if not (Path(path) / "config.json").is_file():
-            raise InputError(f"'{path}' is not a run folder: it has no config.json")
+            raise InputError(
+                f"'{path}' is not a run folder: it has no config.json; name one that training made"
+            )
         return cls(Path(path))
 
     @classmethod
@@ -134,16 +102,6 @@ class RunFolder:
         path = self.path / "picks.json"
         return read_json(path, "file") if path.exists() else None
 
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "last.pt"
-
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before, for the case that the newest is damaged."""
-        return self.path / "previous.pt"
-
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write last.pt; the one before becomes previous.pt."""
         if self.last.exists():
@@ -166,7 +124,9 @@ class RunFolder:
         """
         paths = sorted(self.path.glob("member_*.pt"), key=_number)
         if not paths:
-            raise InputError(f"run '{self.path}' has no tickets yet (no member_K.pt)")
+            raise InputError(
+                f"run '{self.path}' has no tickets yet (no member_K.pt); go on with --resume"
+            )
         return paths
 
     def load_member(self, number: int) -> dict[str, Any]:
@@ -175,9 +135,8 @@ class RunFolder:
 
     def add_row(self, row: Mapping[str, str]) -> None:
         """Append a row to metrics.csv, in texts as of EpochRow."""
-        path = self.path / "metrics.csv"
-        is_new = not path.exists()
-        with failing_clearly(self.path), path.open("a", newline="", encoding="utf-8") as file:
+        is_new = not self._rows.exists()
+        with failing_clearly(self.path), self._rows.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             if is_new:
                 writer.writeheader()
@@ -185,14 +144,13 @@ class RunFolder:
 
     def drop_rows_after(self, step: int) -> None:
         """Remove the rows that a resumed run will write again."""
-        path = self.path / "metrics.csv"
-        if not path.exists():
+        if not self._rows.exists():
             return
         kept = io.StringIO(newline="")
         writer = csv.DictWriter(kept, COLUMNS)
         writer.writeheader()
-        writer.writerows(row for row in _whole_rows(path) if int(row["step"]) <= step)
-        with replacing(path) as file:
+        writer.writerows(row for row in whole_rows(self._rows) if int(row["step"]) <= step)
+        with replacing(self._rows) as file:
             file.write(kept.getvalue().encode())
 
     def save_result(self, result: dict[str, Any]) -> None:
@@ -209,12 +167,12 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            result = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+            result = None
+        if not isinstance(result, dict):
             raise InputError(f"'{path}' is damaged; delete it, and --resume writes it again")
-        return found
+        return result
 
 
 def load_ticket(path: Path) -> dict[str, Any]:
@@ -236,17 +194,10 @@ class WatchedFolder(RunFolder):
         """Leave the lock to the first process."""
         return self
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
+    def _leave(self, *content: Any) -> None:
         """Leave it to the first process."""
 
-    def save_member(self, number: int, model_state: dict[str, Any]) -> None:
-        """Leave it to the first process."""
-
-    def add_row(self, row: Mapping[str, str]) -> None:
-        """Leave it to the first process."""
-
-    def drop_rows_after(self, step: int) -> None:
-        """Leave it to the first process."""
+    save_checkpoint = save_member = add_row = drop_rows_after = _leave
 
 
 def _is_used(path: Path) -> bool:
@@ -260,26 +211,6 @@ def _fresh_path(config: Config) -> Path:
     while (path := Path("runs") / f"{config.method}-{dataset}-{number}").exists():
         number += 1
     return path
-
-
-def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv but those cut short, as the last one may be.
-
-    Raises:
-        InputError: it is something else.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, ValueError, csv.Error):
-        header, rows = None, []
-    if not rows and header is not None:
-        return []
-    if header != list(COLUMNS):
-        raise InputError(f"'{path}' is damaged; move it away, and later epochs are written anew")
-    step = COLUMNS.index("step")
-    whole = (row for row in rows if len(row) == len(COLUMNS))
-    return [dict(zip(COLUMNS, row)) for row in whole if re.fullmatch("[0-9]{1,18}", row[step])]
 
 
 def _number(path: Path) -> int:

@@ -1,17 +1,107 @@
-"""Tensors and words in a file of the safetensors format, which many libraries read."""
+"""A network's active blocks in a file of the safetensors format, which many libraries read."""
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
+from sparse_engine.config.config import Config
+from sparse_engine.config.values import check_values
+from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.errors import InputError
+from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.state_dict import without_unused_slots
+from sparse_engine.layers.surgery import budget_layers, change_layouts, replace_modules
 from sparse_engine.runs.files import replacing
+from sparse_engine.runs.model import dense_model
+from sparse_kernels import BlockLayout
+
+VERSION = "sparse-engine-compact-1"
+SUFFIX = ".safetensors"
+
+
+def save_safetensors(
+    model: nn.Module,
+    path: str | Path,
+    config: Config | None = None,
+    info: DatasetInfo | None = None,
+) -> None:
+    """Write a network's active blocks, their layout and all other tensors.
+
+    Args:
+        model: the network, in eval mode.
+        path: the file, in the safetensors format.
+        config, info: the run's configuration and data set, if there is a run: the file then
+            builds the network by itself.
+
+    Raises:
+        InputError: the model is in training mode.
+    """
+    check_mode(model)
+    layers = {
+        name: {"shape": m.layout.shape, "block": m.layout.block, "taps": m.layout.taps}
+        for name, m in model.named_modules()
+        if isinstance(m, SparseLayer)
+    }
+    words = {"format": VERSION, "layers": json.dumps(layers)}
+    if config is not None and info is not None:
+        words["config"], words["data"] = json.dumps(config.saved()), json.dumps(asdict(info))
+    write_tensors(without_unused_slots(model, model.state_dict()), words, Path(path))
+
+
+def load_safetensors(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Return the network of save_safetensors, in eval mode, with the blocks it was saved with.
+
+    Args:
+        path: the file.
+        model: a network of the same architecture, sparse or dense, which stays as it is; without
+            it the file must have been exported from a run.
+
+    Raises:
+        InputError: the file is corrupt, of another version, or of another network.
+    """
+    tensors, words = _read(path)
+    facts = None if model is not None else _facts(words, path)
+    try:
+        model = copy.deepcopy(model) if facts is None else dense_model(*facts)
+        blocks = json.loads(words["layers"])
+        layouts = {
+            name: _layout(blocks[name], tensors[f"{name}.block_ids"]) if name in blocks else None
+            for name, _ in budget_layers(model)
+        }
+        replace_modules(model, change_layouts(model, layouts))
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"file '{path}' cannot be loaded: {' '.join(str(error).split())[:200]}; "
+            "give a model of its architecture, or export it again"
+        ) from None
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return (model.to(dtypes.pop()) if len(dtypes) == 1 else model).eval()
+
+
+def exported_facts(path: str | Path) -> tuple[Config, DatasetInfo]:
+    """Return the configuration and the data set of the run whose ticket save_safetensors wrote.
+
+    Raises:
+        InputError: as load_safetensors.
+    """
+    return _facts(_read(path)[1], path)
+
+
+def check_mode(model: nn.Module) -> None:
+    """Raise InputError if a model, or a part of it, is in training mode."""
+    if any(module.training for module in model.modules()):
+        raise InputError("the model is in training mode: call model.eval() before exporting it")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
@@ -49,3 +139,36 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(
             f"file '{path}' is truncated or no safetensors file: {error}; export it again"
         ) from None
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and words of a compact file of this version."""
+    tensors, words = read_tensors(Path(path))
+    version = words.get("format")
+    if version != VERSION:
+        origin = f"of version {version}" if version else "of no version of this program"
+        raise InputError(f"file '{path}' is {origin}, and {VERSION} can be read; export it again")
+    return tensors, words
+
+
+def _facts(words: dict[str, str], path: str | Path) -> tuple[Config, DatasetInfo]:
+    if "config" not in words:
+        raise InputError(
+            f"file '{path}' says no architecture; give load_safetensors a model of the same one"
+        )
+    try:
+        config = Config(**check_values(json.loads(words["config"]), "its configuration"))
+        facts: dict[str, Any] = json.loads(words["data"])
+        return config, DatasetInfo(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"file '{path}' holds no configuration of a run: {error}; export it again"
+        ) from None
+
+
+def _layout(layer: dict[str, Any], ids: Tensor) -> BlockLayout:
+    layout = BlockLayout(layer["shape"], layer["block"], torch.arange(len(ids)), taps=layer["taps"])
+    layout.update_(ids, layout.validate(ids))
+    return layout

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from sparse_engine.config.config import Config
-from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.catalog import DatasetInfo, first_difference
 from sparse_engine.data.load import dataset_info
 from sparse_engine.errors import InputError
 from sparse_engine.layers.surgery import model_density
@@ -71,14 +73,10 @@ def _check_data(name: str, saved: Config, config: Config, info: DatasetInfo) -> 
     if saved.dataset == config.dataset:
         return
     known = dataset_info(saved.dataset, saved.data_dir)
-    if known.classes != info.classes:
+    difference = first_difference(replace(known, mean=info.mean, std=info.std), info)
+    if difference:
+        words, own, wanted = difference
         raise InputError(
-            f"{name} knows {known.classes} classes, and {config.dataset} has {info.classes}; "
-            "use a teacher trained on the same classes"
-        )
-    sizes = [(i.channels, i.height, i.width) for i in (known, info)]
-    if sizes[0] != sizes[1]:
-        raise InputError(
-            f"{name} was trained on images of {sizes[0]} (channels, height, width), "
-            f"{config.dataset} has {sizes[1]}"
+            f"{name} was trained on {saved.dataset}, whose {words} is {own}; that of "
+            f"{config.dataset} is {wanted}: use a teacher of the same classes and image size"
         )

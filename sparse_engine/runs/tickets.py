@@ -10,24 +10,15 @@ import torch
 from torch import nn
 
 from sparse_engine.config.config import Config
-from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.catalog import DatasetInfo, first_difference
 from sparse_engine.data.load import dataset_info
 from sparse_engine.errors import InputError
 from sparse_engine.layers.state_dict import check_model, load_state
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.models.members import members_of
-from sparse_engine.runs.exported import SUFFIX, exported_facts, load_safetensors
 from sparse_engine.runs.model import dense_model
 from sparse_engine.runs.run_folder import RunFolder, load_ticket
-
-_PREPROCESSING = {
-    "classes": "number of classes",
-    "channels": "number of channels",
-    "height": "image height",
-    "width": "image width",
-    "mean": "normalisation (mean)",
-    "std": "normalisation (deviation)",
-}
+from sparse_engine.runs.safetensors import SUFFIX, exported_facts, load_safetensors
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class Ticket:
             load_state(model, state)
         except (RuntimeError, ValueError) as error:
             misfit = f"'{self.path}' does not fit the configuration and the data of its run"
-            raise InputError(f"{misfit}: {error}") from None
+            raise InputError(f"{misfit}: {error}; restore the ticket, or the data") from None
         return model.eval()
 
     def members(self, device: torch.device | str = "cpu") -> list[nn.Module]:
@@ -65,9 +56,9 @@ def tickets_of(source: str | Path, data_dir: str | None = None) -> list[Ticket]:
     """Return the tickets of a run folder, or the one of a file.
 
     Args:
-        source: run folder, a member_K.pt in one, or a ticket exported as .safetensors.
-        data_dir: with the data, if it is not where it was in training; only a data set that is a
-            file of the user's own needs it.
+        source: a run folder, a member_K.pt in one, or a ticket exported as .safetensors.
+        data_dir: the folder with the data, if it is not where it was in training; only a data set
+            that is a file of the user's own needs it.
 
     Raises:
         InputError: there is no run or no ticket.
@@ -103,21 +94,21 @@ def check_preprocessing(tickets: Iterable[Ticket]) -> None:
     first: Ticket | None = None
     for ticket in tickets:
         first = first or ticket
-        for name, words in _PREPROCESSING.items():
-            found, expected = getattr(ticket.info, name), getattr(first.info, name)
-            if found != expected:
-                raise InputError(
-                    f"'{ticket.path}' and '{first.path}' cannot be one ensemble: "
-                    f"{words} is {found} in one and {expected} in the other"
-                )
+        difference = first_difference(ticket.info, first.info)
+        if difference:
+            words, own, expected = difference
+            raise InputError(
+                f"'{ticket.path}' and '{first.path}' cannot be one ensemble: "
+                f"{words} is {own} in one and {expected} in the other; load them apart"
+            )
 
 
 def check_data_types(models: Sequence[nn.Module]) -> None:
     """Raise InputError unless all members have parameters of the same data types."""
-    found = [{p.dtype for p in model.parameters()} for model in models]
-    for number, dtypes in enumerate(found[1:], 2):
-        if dtypes != found[0]:
-            own, first = (" and ".join(sorted(map(str, d))) or "none" for d in (dtypes, found[0]))
+    kinds = [{p.dtype for p in model.parameters()} for model in models]
+    for number, dtypes in enumerate(kinds[1:], 2):
+        if dtypes != kinds[0]:
+            own, first = (" and ".join(sorted(map(str, d))) or "none" for d in (dtypes, kinds[0]))
             raise InputError(
                 f"members must have one data type: {own} in member {number}, {first} in member 1; "
                 "convert them with .to(dtype)"

@@ -10,9 +10,9 @@ from sparse_engine.config.config import Config
 from sparse_engine.data.load import dataset_info
 from sparse_engine.device import choose_device, on_backend
 from sparse_engine.errors import InputError
-from sparse_engine.layers.report import format_table
 from sparse_engine.methods.phase import Phase
 from sparse_engine.runs.teacher import load_teacher
+from sparse_engine.tables import format_table
 from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.costs import run_costs
 from sparse_engine.training.result import backend_shares, backends_in_words, describe, print_json

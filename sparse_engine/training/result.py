@@ -11,7 +11,7 @@ import torch
 
 from sparse_engine.config.config import Config
 from sparse_engine.device import DTYPES
-from sparse_engine.evaluation.predict import metrics_table
+from sparse_engine.evaluation.tables import metrics_table
 from sparse_kernels.dispatch.backend import choose_backend
 
 # What a run's JSON line has of its ensemble on the test split, and of its costs.

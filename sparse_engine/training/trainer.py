@@ -17,7 +17,7 @@ from sparse_engine.evaluation.metrics import accuracy, negative_log_likelihood
 from sparse_engine.methods.losses import Given
 from sparse_engine.methods.phase import Phase
 from sparse_engine.models.members import training_pair
-from sparse_engine.runs.run_folder import EpochRow
+from sparse_engine.runs.epoch_rows import EpochRow
 from sparse_engine.training.downsampling import is_downsampled, some_smaller
 from sparse_engine.training.finite import broken_member, diagnose
 from sparse_engine.training.interrupts import CheckpointSchedule, StopSignals

@@ -17,15 +17,7 @@ from sparse_engine.evaluation.metrics import (
     disagreement,
     kl_divergence,
 )
-from sparse_engine.evaluation.predict import member_probabilities
-from sparse_engine.evaluation.robustness.pixel_model import (
-    pixel_batches,
-    pixel_models,
-    predict_logits,
-)
 from sparse_engine.runs.files import load_file
-from sparse_engine.runs.run_folder import RunFolder
-from sparse_engine.runs.tickets import run_tickets
 from sparse_engine.training.network import build_network
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
@@ -35,8 +27,6 @@ RUNS = {
     "edst": ["--method", "edst", "--epochs", "9", "--sparsity", "0.5"],
     "rigl": ["--method", "rigl", "--epochs", "4", "--block", "1x1", "--seed", "1"],
     "good": [*("--method", "dst-ensemble", "--members", "2", "--sparsity", "0.3"), *GOOD],
-    # Its tickets are cut from dense networks, so their blocks are not the configuration's.
-    "pf": ["--method", "pf", "--members", "2", "--epochs", "8"],
     "dense": ["--method", "dense", "--epochs", "2", "--model", "wrn10-1", "--dtype", "bf16"],
 }
 
@@ -229,19 +219,6 @@ def test_attacked_images(evaluated):
     row = next(line for line in lines if line.startswith("| pgd") and "ensemble" in line)
     smallest = found["attacks"]["pgd"]["targets"][-1]["min"]
     assert row.split("|")[3].strip() == f"{smallest:.4f}"
-
-
-@pytest.mark.parametrize(("name", "tolerance"), [("edst", 1e-6), ("pf", 1e-6), ("dense", 2e-3)])
-def test_models_of_pixels_predict_what_the_run_did(name, tolerance, runs):
-    config = Config(**read_config_file(str(runs / name / "config.json")))
-    data, folder = load_dataset("digits", None), RunFolder(runs / name)
-    cpu = torch.device("cpu")
-    tickets = run_tickets(folder, config, data.info)
-    models = pixel_models(tickets, cpu)
-    logits, labels = predict_logits(models, pixel_batches(data.test, data.info, 100))
-    assert torch.equal(labels, data.test.labels)
-    wanted, _ = member_probabilities(tickets, data.test, cpu)
-    torch.testing.assert_close(logits.softmax(2), torch.stack(wanted), atol=tolerance, rtol=0)
 
 
 def test_out_is_the_json_object(evaluated, tmp_path):

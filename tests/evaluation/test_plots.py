@@ -9,6 +9,8 @@ from torch import nn
 
 from sparse_engine import SparseConv2d, SparseLinear, draw_blocks, evaluate, train
 from sparse_engine.errors import InputError
+from sparse_engine.evaluation.plots import training_curves
+from sparse_engine.runs.epoch_rows import COLUMNS
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
 DRAWN: dict[str, list] = {}
@@ -132,6 +134,14 @@ def test_a_single_ticket_without_curves_has_two_figures(drawn, runs):
     _, figures = drawn("dense")
     (runs / "kept.csv").rename(runs / "dense" / "metrics.csv")
     assert set(figures) == {"reliability", "density"}
+
+
+def test_curves_of_a_damaged_file(tmp_path):
+    header = ",".join(COLUMNS)
+    for text in ("epoch\n1\n", f"{header}\n1,5,dense,0.1,x,test,1,1,1,1\n"):
+        (tmp_path / "metrics.csv").write_text(text)
+        with pytest.raises(InputError, match="is damaged; move it away to draw the rest"):
+            training_curves([str(tmp_path)])
 
 
 def test_the_blocks_of_a_layer(matplotlib, tmp_path):

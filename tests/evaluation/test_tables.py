@@ -1,17 +1,8 @@
-"""Markdown tables, and costs that are only known if every run says them."""
+"""Members by name, and costs that are only known if every run says them."""
 
 import pytest
 
-from sparse_engine.evaluation.tables import markdown_table, named_members, total_costs
-
-
-def test_a_table_is_aligned_markdown():
-    assert markdown_table([["name", "a"], ["x", "1.25"], ["longer", ""]]).splitlines() == [
-        "| name   |    a |",
-        "| ------ | ---: |",
-        "| x      | 1.25 |",
-        "| longer |      |",
-    ]
+from sparse_engine.evaluation.tables import named_members, total_costs
 
 
 def test_mean_and_ensemble_are_named_only_where_there_are_several():

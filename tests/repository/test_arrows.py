@@ -20,7 +20,7 @@ FLOORS = {
         "__init__",
     ),
     "sparse_engine": (
-        "errors schema",
+        "errors schema tables",
         "data",
         "layers",
         "models",

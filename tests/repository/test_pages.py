@@ -16,7 +16,7 @@ from sparse_engine.config.values import read_config_file
 from sparse_engine.errors import InputError
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.methods.resolve import resolve
-from sparse_engine.runs.run_folder import COLUMNS
+from sparse_engine.runs.epoch_rows import COLUMNS
 from sparse_engine.train import main as train
 
 ROOT = Path(__file__).parents[2]

@@ -108,8 +108,14 @@ def changed_data():
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        (other_classes, "teacher 'teacher' knows 4 classes, and digits has 10; use a teacher"),
-        (other_images, r"trained on images of \(1, 12, 12\) \(channels, height, width\)"),
+        (
+            other_classes,
+            "was trained on mine, whose number of classes is 4; that of digits is 10: use",
+        ),
+        (
+            other_images,
+            "was trained on mine, whose image height is 12; that of digits is 8: use a tea",
+        ),
         (other_model, "teacher 'teacher' is a wrn10-1, found --model mlp: a ticket is pruned"),
         (sparse, "of its weights, a ticket of sparsity 0.8 needs more: use the run of a dense"),
         (several_members, "is of method 'mimo', whose network is no plain mlp; use the run of a"),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from sparse_engine.data.arrays import DataSet
@@ -14,16 +13,13 @@ from sparse_engine.evaluation.metrics import classification_metrics, mean_probab
 from sparse_engine.evaluation.robustness.attacks import robust_accuracy
 from sparse_engine.evaluation.robustness.corrupted import CorruptedSet, corrupted_sets
 from sparse_engine.evaluation.robustness.options import Options
-from sparse_engine.evaluation.robustness.out_of_distribution import (
-    ForeignSet,
-    detection,
-    foreign_set,
-)
+from sparse_engine.evaluation.robustness.out_of_distribution import detection, foreign_set
 from sparse_engine.evaluation.robustness.pixel_model import (
     PixelModel,
     pixel_batches,
     predict_logits,
 )
+from sparse_engine.evaluation.tables import mean_metrics
 
 
 def assess(
@@ -39,23 +35,27 @@ def assess(
     Raises:
         InputError: before anything is computed, for files that are missing or of wrong shape.
     """
-    severities, sets, source = list(options.severities), [], ""
-    if severities:
-        source, sets = corrupted_sets(data, data_dir, severities, workers)
+    severities = list(options.severities)
+    source, sets = corrupted_sets(data, data_dir, severities, workers) if severities else ("", [])
     foreign = [foreign_set(name, data, data_dir, batch_size, workers) for name in options.foreign]
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if sets:
-        found["corruptions"] = {
-            "source": source,
-            "severities": severities,
-            **corruption_metrics(members, sets),
-        }
+        metrics = corruption_metrics(members, sets)
+        result["corruptions"] = {"source": source, "severities": severities, **metrics}
     if foreign:
         own = pixel_batches(data.test, data.info, batch_size, workers)
-        found["ood"] = detect_all(members, predict_logits(members, own)[0], foreign)
+        own_logits, _ = predict_logits(members, own)
+        result["ood"] = {
+            name: {
+                "matched": matched,
+                "images": count,
+                **detection(own_logits, predict_logits(members, stream)[0]),
+            }
+            for name, matched, count, stream in tqdm(foreign, desc="foreign images", disable=None)
+        }
     if options.attacks:
-        found["attacks"] = _attack_all(members, data, options, batch_size, workers)
-    return found
+        result["attacks"] = _attack_all(members, data, options, batch_size, workers)
+    return result
 
 
 def corruption_metrics(
@@ -68,31 +68,16 @@ def corruption_metrics(
         each; `families`, those of the ensemble by family and severity (a text, as in JSON).
     """
     families: dict[str, dict[str, Any]] = {}
-    rows = []
+    all_metrics = []
     for family, severity, stream in tqdm(sets, desc="corruptions", disable=None):
         logits, labels = predict_logits(members, stream)
-        row = _metrics_of_all(logits.softmax(2), labels)
-        families.setdefault(family, {})[str(severity)] = row[-1]
-        rows.append(row)
-    *each, ensemble = (_mean([row[i] for row in rows]) for i in range(len(members) + 1))
+        probabilities = logits.softmax(2)
+        everyone = [*probabilities, mean_probabilities(probabilities)]
+        metrics = [classification_metrics(p, labels) for p in everyone]
+        families.setdefault(family, {})[str(severity)] = metrics[-1]
+        all_metrics.append(metrics)
+    *each, ensemble = (mean_metrics(of_one) for of_one in zip(*all_metrics))
     return {**ensemble, "members": each, "families": families}
-
-
-def detect_all(
-    members: Sequence[PixelModel], own: Tensor, foreign: Sequence[ForeignSet]
-) -> dict[str, Any]:
-    """Return by name how foreign sets were matched, how many images they have, and detection.
-
-    `own` are the logits [M, N, K] of the test split.
-    """
-    return {
-        name: {
-            "matched": matched,
-            "images": count,
-            **detection(own, predict_logits(members, stream)[0]),
-        }
-        for name, matched, count, stream in tqdm(foreign, desc="foreign images", disable=None)
-    }
 
 
 def _attack_all(
@@ -101,23 +86,13 @@ def _attack_all(
     """Return robust_accuracy by attack; a part of the split is spread evenly over it."""
     count = min(options.attack_images or len(data.test), len(data.test))
     split = data.test.subset(torch.arange(count) * len(data.test) // count)
-    found = {}
+    results = {}
     for attack in options.attacks:
         stream = pixel_batches(split, data.info, batch_size, workers)
         stream = tqdm(stream, desc=attack, disable=None, total=-(-count // batch_size))
-        found[attack] = {
+        results[attack] = {
             "epsilon": options.epsilon,
             **({"steps": options.attack_steps} if attack == "pgd" else {}),
             **robust_accuracy(members, stream, attack, options.epsilon, options.attack_steps),
         }
-    return found
-
-
-def _metrics_of_all(probabilities: Tensor, labels: Tensor) -> list[dict[str, float]]:
-    """Return the metrics of each member of [M, N, K] and, last, of the ensemble."""
-    everyone = [*probabilities, mean_probabilities(probabilities)]
-    return [classification_metrics(p, labels) for p in everyone]
-
-
-def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    return results

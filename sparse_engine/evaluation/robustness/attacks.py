@@ -69,11 +69,11 @@ def robust_accuracy(
     """Return accuracies under an attack by every source: each member, and the ensemble.
 
     Args:
-        members: what is attacked.
-        stream: batches of pixels and labels.
+        members: the models that are attacked.
+        stream: the batches of pixels and labels.
         attack: "fgsm" or "pgd".
-        epsilon: radius of the box, in pixels from 0 to 1.
-        steps: of PGD.
+        epsilon: the radius of the box, in pixels from 0 to 1.
+        steps: the number of steps of PGD.
 
     Returns:
         `matrix`, a row for each source and a column for each target (members, then the ensemble;
@@ -93,10 +93,8 @@ def robust_accuracy(
             correct[row] += _count_correct(members, moved, labels)
         count += len(labels)
     matrix = correct / count
-    targets = [
-        {"min": column.min().item(), "mean": column.mean().item(), "max": column.max().item()}
-        for column in matrix.T
-    ]
+    summaries = (torch.min, torch.mean, torch.max)
+    targets = [{f.__name__: f(column).item() for f in summaries} for column in matrix.T]
     return {"images": count, "targets": targets, "matrix": matrix.tolist()}
 
 

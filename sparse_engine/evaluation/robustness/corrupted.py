@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.readers import describe_array
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation.robustness.corruptions import FAMILIES, SEVERITIES, corrupt
-from sparse_engine.evaluation.robustness.pixel_model import pixel_batches
+from sparse_engine.evaluation.robustness.pixel_model import Batches, pixel_batches
 
 RELEASED = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}
 # Random numbers are drawn a batch at a time, so its size is part of what images come out.
@@ -26,7 +27,7 @@ class CorruptedSet(NamedTuple):
 
     family: str
     severity: int
-    stream: Iterable[tuple[Tensor, Tensor]]
+    stream: Batches
 
 
 def corrupted_sets(
@@ -41,60 +42,43 @@ def corrupted_sets(
     """
     folder = Path(data_dir or "") / RELEASED.get(data.info.name, "")
     pairs = [(family, severity) for family in FAMILIES for severity in severities]
-    if data_dir and data.info.name in RELEASED and folder.is_dir():
-        labels = _released_labels(folder, data.info)
-        images = {
-            family: _released_images(folder, family, labels, data.info) for family in FAMILIES
-        }
-        sets = [CorruptedSet(f, s, _Stored(images[f], labels, s)) for f, s in pairs]
-        return f"files in {folder}", sets
-    sets = [CorruptedSet(f, s, _Made(data, f, s, workers)) for f, s in pairs]
-    return "made from the test split", sets
+    if not (data_dir and data.info.name in RELEASED and folder.is_dir()):
+        made = [CorruptedSet(f, s, _made(data, f, s, workers)) for f, s in pairs]
+        return "made from the test split", made
+    labels = _released_labels(folder, data.info)
+    images = {family: _released_images(folder, family, labels, data.info) for family in FAMILIES}
+    stored = [CorruptedSet(f, s, _stored(images[f], labels, s)) for f, s in pairs]
+    return f"files in {folder}", stored
 
 
-class _Made:
-    """The test split, corrupted batch by batch; every pass gives the same images."""
-
-    def __init__(self, data: DataSet, family: str, severity: int, workers: int) -> None:
-        self._data, self._workers = data, workers
-        self._family, self._severity = family, severity
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        clean = pixel_batches(self._data.test, self._data.info, BATCH_SIZE, self._workers)
-        for number, (pixels, labels) in enumerate(clean):
-            yield corrupt(pixels, self._family, self._severity, seed=number), labels
+def _made(data: DataSet, family: str, severity: int, workers: int) -> Batches:
+    """Yield the test split, corrupted batch by batch; every time the same images."""
+    clean = pixel_batches(data.test, data.info, BATCH_SIZE, workers)
+    for number, (pixels, labels) in enumerate(clean):
+        yield corrupt(pixels, family, severity, seed=number), labels
 
 
-class _Stored:
-    """One severity of a released file; images uint8 [5 * N, H, W, C] lie on the disk."""
-
-    def __init__(self, images: np.ndarray, labels: Tensor, severity: int) -> None:
-        size = len(labels) // len(SEVERITIES)
-        part = slice((severity - 1) * size, severity * size)
-        self._images, self._labels = images[part], labels[part]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self._labels), BATCH_SIZE):
-            part = slice(start, start + BATCH_SIZE)
-            stored = torch.from_numpy(np.array(self._images[part]))
-            yield stored.permute(0, 3, 1, 2).float() / 255, self._labels[part]
+def _stored(images: np.ndarray, labels: Tensor, severity: int) -> Batches:
+    """Yield one severity of a released file; images uint8 [5 * N, H, W, C] lie on the disk."""
+    size = len(labels) // len(SEVERITIES)
+    for start in range((severity - 1) * size, severity * size, BATCH_SIZE):
+        part = slice(start, min(start + BATCH_SIZE, severity * size))
+        stored = torch.from_numpy(np.array(images[part]))
+        yield stored.permute(0, 3, 1, 2).float() / 255, labels[part]
 
 
 def _released_labels(folder: Path, info: DatasetInfo) -> Tensor:
-    labels = _load(folder / "labels.npy")
+    path = folder / "labels.npy"
+    labels = _load(path)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
-        raise InputError(f"{folder / 'labels.npy'} is {_describe(labels)}; expected integers [5 N]")
+        raise InputError(f"{path} is {describe_array(labels)}; expected integers [5 N]")
     if len(labels) % len(SEVERITIES):
         raise InputError(
-            f"{folder / 'labels.npy'} holds {len(labels)} labels; expected five severities of "
-            "equally many"
+            f"{path} holds {len(labels)} labels; expected five severities of equally many"
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= info.classes:
-        raise InputError(
-            f"{folder / 'labels.npy'} holds labels {low} to {high}; expected 0 to "
-            f"{info.classes - 1}"
-        )
+        raise InputError(f"{path} holds labels {low} to {high}; expected 0 to {info.classes - 1}")
     return torch.from_numpy(np.array(labels, dtype=np.int64))
 
 
@@ -104,7 +88,7 @@ def _released_images(folder: Path, family: str, labels: Tensor, info: DatasetInf
     shape = (len(labels), info.height, info.width, info.channels)
     if images.shape != shape or images.dtype != np.uint8:
         raise InputError(
-            f"{path} is {_describe(images)}; expected uint8 of shape {list(shape)}, "
+            f"{path} is {describe_array(images)}; expected uint8 of shape {list(shape)}, "
             "severity 1 first"
         )
     return images
@@ -117,7 +101,3 @@ def _load(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} is damaged ({error}); unpack it again") from error
-
-
-def _describe(array: np.ndarray) -> str:
-    return f"{array.dtype} of shape {list(array.shape)}"

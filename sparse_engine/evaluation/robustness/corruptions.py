@@ -13,11 +13,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from sparse_engine.data.loader import seeded_generator
 from sparse_engine.evaluation.robustness.image_filters import (
@@ -52,8 +52,8 @@ def corrupt(images: Tensor, family: str, severity: int, seed: int) -> Tensor:
     stream = list(FAMILIES).index(family) * len(SEVERITIES) + severity
     generator = seeded_generator(seed, stream)
     function, levels = FAMILIES[family]
-    found = function(images, generator, *levels[severity - 1])
-    return found.clamp(0, 1).mul(255).round().div(255)
+    corrupted = function(images, generator, *levels[severity - 1])
+    return corrupted.clamp(0, 1).mul(255).round().div(255)
 
 
 def gaussian_noise(images: Tensor, generator: torch.Generator, sigma: float) -> Tensor:
@@ -176,9 +176,8 @@ def elastic_transform(
 def pixelate(images: Tensor, _: torch.Generator, share: float) -> Tensor:
     """Shrink to a share of the size, and enlarge the pixels."""
     height, width = images.shape[2:]
-    small = F.interpolate(
-        images, (max(1, int(height * share)), max(1, int(width * share))), mode="area"
-    )
+    fewer = [max(1, int(size * share)) for size in (height, width)]
+    small = F.interpolate(images, fewer, mode="area")
     return F.interpolate(small, (height, width), mode="nearest-exact")
 
 
@@ -187,18 +186,15 @@ def jpeg_compression(images: Tensor, _: torch.Generator, quality: float) -> Tens
     stored = images.mul(255).round().to(torch.uint8)
     if stored.shape[1] != 3:
         stored = stored.flatten(0, 1)[:, None]
-    pictures = stored.permute(0, 2, 3, 1).squeeze(3).numpy()
-    found = torch.from_numpy(np.stack([_through_jpeg(p, int(quality)) for p in pictures]))
-    if found.ndim == 4:
-        found = found.permute(0, 3, 1, 2)
-    return found.reshape(images.shape).float() / 255
+    compressed = [_through_jpeg(picture, int(quality)) for picture in stored]
+    return torch.stack(compressed).view(images.shape).float() / 255
 
 
-def _through_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """Return pixels uint8 [H, W] or [H, W, 3] as they come back from a file."""
+def _through_jpeg(pixels: Tensor, quality: int) -> Tensor:
+    """Return pixels uint8 [1, H, W] or [3, H, W] as they come back from a file."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file))
+    to_pil_image(pixels).save(file, "JPEG", quality=quality)
+    return pil_to_tensor(Image.open(file))
 
 
 def _reach(images: Tensor) -> float:

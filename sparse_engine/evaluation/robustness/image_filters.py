@@ -16,18 +16,15 @@ def correlate(images: Tensor, kernels: Tensor) -> Tensor:
     """Filter every channel with its image's kernel.
 
     Args:
-        images: [N, C, H, W].
-        kernels: [N, k, l], or [1, k, l] for all images; k and l are odd.
+        images: the batch [N, C, H, W].
+        kernels: one for each image [N, k, l], or [1, k, l] for all; k and l are odd.
     """
-    count, channels, height, width = images.shape
     rows, columns = kernels.shape[1:]
     padded = F.pad(images, (columns // 2,) * 2 + (rows // 2,) * 2, mode="replicate")
     if len(kernels) == 1:
-        planes = padded.reshape(count * channels, 1, *padded.shape[2:])
-        return F.conv2d(planes, kernels[:, None]).view(count, channels, height, width)
-    planes = padded.reshape(1, count * channels, *padded.shape[2:])
-    weights = kernels.repeat_interleave(channels, 0)[:, None]
-    return F.conv2d(planes, weights, groups=count * channels).view_as(images)
+        return F.conv2d(padded.flatten(0, 1)[:, None], kernels[:, None]).view_as(images)
+    weights = kernels.repeat_interleave(images.shape[1], 0)[:, None]
+    return F.conv2d(padded.flatten(0, 1)[None], weights, groups=len(weights)).view_as(images)
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
@@ -49,9 +46,9 @@ def motion_kernels(angles: Tensor, radius: float, sigma: float) -> Tensor:
     """Return kernels [N, k, k] of motion that fades out: a half Gaussian of `sigma` pixels.
 
     Args:
-        angles: [N] in radians, 0 along the rows.
-        radius: length of the motion in pixels.
-        sigma: how soon it fades.
+        angles: the directions [N] in radians, 0 along the rows.
+        radius: the length of the motion in pixels.
+        sigma: the deviation of the Gaussian in pixels, so how soon the motion fades.
     """
     steps = torch.arange(0, math.floor(radius) + 1.0)
     weights = torch.exp(-(steps**2) / (2 * sigma**2))

@@ -11,7 +11,7 @@ from pathlib import Path
 from sparse_engine.errors import InputError, nearest
 
 ATTACKS = ("fgsm", "pgd")
-_HIGHEST_SEVERITY = 5
+SEVERITIES = "12345"
 # Flags that mean nothing without another one.
 _NEEDED_BY = {
     "severities": "corruptions",
@@ -60,8 +60,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     robust.add_argument("--attack-steps", metavar="N", help="of pgd [10]")
     robust.add_argument("--attack-images", metavar="N", help="attack only N test images [all]")
     output = parser.add_argument_group("output")
-    output.add_argument("--out", metavar="FILE.json", help="write the JSON object here, too")
-    output.add_argument("--plots", metavar="DIR", help="draw figures here (needs matplotlib)")
+    output.add_argument("--out", type=Path, metavar="FILE.json", help="write the JSON here, too")
+    output.add_argument(
+        "--plots", type=Path, metavar="DIR", help="draw figures here, with matplotlib"
+    )
 
 
 def read_options(flags: argparse.Namespace) -> Options:
@@ -74,29 +76,32 @@ def read_options(flags: argparse.Namespace) -> Options:
     for name, needed in _NEEDED_BY.items():
         if getattr(flags, name) is not None and not getattr(flags, needed):
             raise InputError(f"--{name.replace('_', '-')} means nothing without --{needed}")
+    if flags.out is not None:
+        _check_new_file(flags.out)
+    if flags.plots is not None:
+        _check_plots_folder(flags.plots)
     return Options(
         severities=_severities(flags.severities) if flags.corruptions else (),
         foreign=tuple(dict.fromkeys(flags.ood)),
-        attacks=_attacks(flags.attack),
-        epsilon=8 / 255 if flags.epsilon is None else _epsilon(flags.epsilon),
+        attacks=() if flags.attack is None else _attacks(flags.attack),
+        epsilon=_epsilon("8/255" if flags.epsilon is None else flags.epsilon),
         attack_steps=_whole("--attack-steps", flags.attack_steps) or 10,
         attack_images=_whole("--attack-images", flags.attack_images),
-        out=_new_file(flags.out),
-        plots=_plots_folder(flags.plots),
+        out=flags.out,
+        plots=flags.plots,
     )
 
 
 def _severities(text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return tuple(range(1, _HIGHEST_SEVERITY + 1))
-    found = {_whole("--severities", part) or 0 for part in text.split(",")}
-    if max(found) > _HIGHEST_SEVERITY:
-        raise InputError(f"--severities lie between 1 and {_HIGHEST_SEVERITY}, found {max(found)}")
-    return tuple(sorted(found))
+    texts = SEVERITIES if text is None else text.split(",")
+    numbers = sorted({_whole("--severities", part) or 0 for part in texts})
+    if numbers[-1] > len(SEVERITIES):
+        raise InputError(f"--severities lie between 1 and {SEVERITIES[-1]}, found {numbers[-1]}")
+    return tuple(numbers)
 
 
-def _attacks(text: str | None) -> tuple[str, ...]:
-    names = () if text is None else tuple(dict.fromkeys(text.split(",")))
+def _attacks(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
     for name in names:
         if name not in ATTACKS:
             hint = nearest(name, ATTACKS) or f"; choose from {', '.join(ATTACKS)}"
@@ -117,30 +122,20 @@ def _epsilon(text: str) -> float:
 
 
 def _whole(flag: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.strip().isdecimal() or int(text) < 1:
+    if text is not None and (not text.strip().isdecimal() or int(text) < 1):
         raise InputError(f"{flag} takes whole numbers from 1, found '{text}'")
-    return int(text)
+    return None if text is None else int(text)
 
 
-def _new_file(text: str | None) -> Path | None:
-    if text is None:
-        return None
-    path = Path(text)
+def _check_new_file(path: Path) -> None:
     if path.exists():
         raise InputError(f"output file '{path}' exists; choose another --out, or remove it")
     if not path.parent.is_dir():
         raise InputError(f"folder '{path.parent}' of --out does not exist; make it first")
-    return path
 
 
-def _plots_folder(text: str | None) -> Path | None:
-    if text is None:
-        return None
+def _check_plots_folder(path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plots needs matplotlib; install it with: pip install matplotlib")
-    path = Path(text)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"folder '{path}' of --plots exists and is not empty; choose another")
-    return path

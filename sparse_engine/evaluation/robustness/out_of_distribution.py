@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import seeded_generator
 from sparse_engine.errors import InputError
-from sparse_engine.evaluation.robustness.pixel_model import pixel_batches
+from sparse_engine.evaluation.robustness.pixel_model import Batches, pixel_batches
 
 NOISE = "noise"
 _GRAY = (0.299, 0.587, 0.114)
@@ -27,7 +26,7 @@ class ForeignSet(NamedTuple):
     name: str
     matched: str
     count: int
-    stream: Iterator[tuple[Tensor, Tensor]]
+    stream: Batches
 
 
 def foreign_set(
@@ -45,24 +44,34 @@ def foreign_set(
         words = "pixels of mean 0.5 and deviation 0.25, cut to [0, 1]"
         return ForeignSet(name, words, count, _noise(own.info, count, batch_size))
     data = load_dataset(name, data_dir)
-    words = _matching(data, own.info)
-    return ForeignSet(name, words, len(data.test), _matched(data, own.info, batch_size, workers))
+    info, words = data.info, []
+    if isinstance(data.test, ImageFiles):
+        # Pictures of all sizes are cut to the wanted one as they are decoded.
+        info = replace(info, height=own.info.height, width=own.info.width)
+        words.append(f"pictures cut to {info.height}x{info.width}")
+    elif (info.height, info.width) != (own.info.height, own.info.width):
+        size = f"{own.info.height}x{own.info.width}"
+        words.append(f"{info.height}x{info.width} resized to {size}")
+    if info.channels != own.info.channels:
+        match_channels(torch.empty(1, info.channels, 1, 1), own.info.channels)
+        words.append(f"{info.channels} channels made {own.info.channels}")
+    stream = _matched(pixel_batches(data.test, info, batch_size, workers), own.info)
+    return ForeignSet(name, ", ".join(words) or "as they are", len(data.test), stream)
 
 
 def detection(own: Tensor, foreign: Tensor) -> dict[str, Any]:
     """Return detection metrics by score, of the ensemble and of each member.
 
     Args:
-        own: logits [M, N, K] of the data set's own images.
-        foreign: logits [M, N', K] of foreign ones.
+        own: the logits [M, N, K] of the data set's own images.
+        foreign: the logits [M, N', K] of foreign ones.
 
     Returns:
         confidence, entropy and energy, each a dictionary of detection_metrics, for the ensemble;
         `members`, a list of the same for each.
     """
-    found: dict[str, Any] = _by_score(own, foreign)
-    found["members"] = [_by_score(p[None], q[None]) for p, q in zip(own, foreign)]
-    return found
+    members = [_by_score(p[None], q[None]) for p, q in zip(own, foreign)]
+    return {**_by_score(own, foreign), "members": members}
 
 
 def scores(logits: Tensor) -> dict[str, Tensor]:
@@ -90,7 +99,7 @@ def _by_score(own: Tensor, foreign: Tensor) -> dict[str, dict[str, float]]:
     }
 
 
-def _noise(info: DatasetInfo, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _noise(info: DatasetInfo, count: int, batch_size: int) -> Batches:
     generator = seeded_generator(0, 0)
     for start in range(0, count, batch_size):
         size = min(batch_size, count - start)
@@ -99,14 +108,9 @@ def _noise(info: DatasetInfo, count: int, batch_size: int) -> Iterator[tuple[Ten
         yield pixels.clamp(0, 1), torch.zeros(size, dtype=torch.int64)
 
 
-def _matched(
-    data: DataSet, own: DatasetInfo, batch_size: int, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    info, size = data.info, (own.height, own.width)
-    if isinstance(data.test, ImageFiles):
-        # Pictures of all sizes are cut to the wanted one as they are decoded.
-        info = replace(info, height=own.height, width=own.width)
-    for pixels, labels in pixel_batches(data.test, info, batch_size, workers):
+def _matched(stream: Batches, own: DatasetInfo) -> Batches:
+    size = (own.height, own.width)
+    for pixels, labels in stream:
         pixels = match_channels(pixels, own.channels)
         if pixels.shape[2:] != size:
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
@@ -119,31 +123,19 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
     A fourth channel, which is how opaque a pixel is, is dropped. Raises InputError for numbers of
     channels that have no such relation.
     """
-    found = images.shape[1]
-    if found == channels:
+    given = images.shape[1]
+    if given == channels:
         return images
-    if found == 1:
+    if given == 1:
         return images.expand(-1, channels, -1, -1)
-    if found in (3, 4) and channels == 3:
+    if given in (3, 4) and channels == 3:
         return images[:, :3]
-    if found in (3, 4) and channels == 1:
+    if given in (3, 4) and channels == 1:
         weights = images.new_tensor(_GRAY)[:, None, None]
         return (images[:, :3] * weights).sum(1, keepdim=True)
-    raise InputError(f"images of {found} channels cannot be shown to a model of {channels}")
-
-
-def _matching(data: DataSet, own: DatasetInfo) -> str:
-    """Return in words what `_matched` does; raises InputError where it could not."""
-    info = data.info
-    match_channels(torch.empty(1, info.channels, 1, 1), own.channels)
-    words = []
-    if isinstance(data.test, ImageFiles):
-        words.append(f"pictures cut to {own.height}x{own.width}")
-    elif (info.height, info.width) != (own.height, own.width):
-        words.append(f"{info.height}x{info.width} resized to {own.height}x{own.width}")
-    if info.channels != own.channels:
-        words.append(f"{info.channels} channels made {own.channels}")
-    return ", ".join(words) or "as they are"
+    raise InputError(
+        f"images of {given} channels cannot be shown to a model of {channels}; choose another --ood"
+    )
 
 
 def detection_metrics(own: Tensor, foreign: Tensor) -> dict[str, float]:
@@ -160,9 +152,9 @@ def detection_metrics(own: Tensor, foreign: Tensor) -> dict[str, float]:
     not_above = torch.searchsorted(own, foreign, right=True)
     auroc = (below + not_above).double().mean() / (2 * len(own))
     # At the threshold of each foreign score: what is found, and what is taken for it.
-    found = len(foreign) - torch.searchsorted(foreign, foreign)
+    detected = len(foreign) - torch.searchsorted(foreign, foreign)
     mistaken = len(own) - below
-    aupr = (found / (found + mistaken).double()).mean()
+    aupr = (detected / (detected + mistaken).double()).mean()
     threshold = foreign[len(foreign) * 5 // 100]
     fpr95 = (own >= threshold).double().mean()
     return {"auroc": auroc.item(), "aupr": aupr.item(), "fpr95": fpr95.item()}

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.splits import Split, batches
 from sparse_engine.device import autocast
-from sparse_engine.layers.report import report
 from sparse_engine.runs.tickets import Ticket
+
+Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class PixelModel(nn.Module):
@@ -54,14 +55,7 @@ def pixel_models(tickets: Iterable[Ticket], device: torch.device) -> list[PixelM
     ]
 
 
-def layer_densities(member: PixelModel) -> dict[str, float]:
-    """Return the density of every convolution and linear layer by name; dense ones have 1."""
-    return {row.name: row.density for row in report(member.model).rows}
-
-
-def pixel_batches(
-    split: Split, info: DatasetInfo, batch_size: int, workers: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
+def pixel_batches(split: Split, info: DatasetInfo, batch_size: int, workers: int = 0) -> Batches:
     """Yield a split's images in order as pixels [B, C, H, W] in [0, 1], and labels, on the CPU."""
     channels = len(info.mean)
     unchanged = replace(info, mean=(0.0,) * channels, std=(1.0,) * channels)

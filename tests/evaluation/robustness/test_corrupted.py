@@ -69,7 +69,8 @@ def test_without_files_they_are_made_from_the_test_split(folder, tmp_path):
 
 def test_a_second_pass_and_the_next_batch():
     _, sets = corrupted_sets(cifar(count=BATCH_SIZE + 3), None, (1,), workers=0)
-    first, again = (list(sets[0].stream) for _ in range(2))
+    _, same = corrupted_sets(cifar(count=BATCH_SIZE + 3), None, (1,), workers=0)
+    first, again = list(sets[0].stream), list(same[0].stream)
     assert [len(y) for _, y in first] == [BATCH_SIZE, 3]
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
     images = cifar(count=BATCH_SIZE + 3).test.images
