@@ -63,7 +63,8 @@ class SparseConv2d(SparseLayer):
         self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
         self.dilation, self.padding_mode = _pair(dilation), padding_mode
         self.padding = padding if isinstance(padding, str) else _pair(padding)
-        nn.Conv2d(**geometry(self), device="meta")  # which knows what its arguments may be
+        # Which knows what its arguments may be.
+        nn.Conv2d(**{name: getattr(self, name) for name in GEOMETRY}, device="meta")
         shape = (out_channels, in_channels, *self.kernel_size)
         self._make(shape, bias, device, dtype, density, block, generator, layout, taps)
 
@@ -104,16 +105,11 @@ class SparseConv2d(SparseLayer):
 
         With a `layout` these blocks instead. Dtype, device, bias and training mode are kept.
         """
-        shape = tuple(conv.weight.shape)
-        if layout is None:
-            layout = LayerPlan.full("", shape, block, taps).at(density).strongest(conv.weight)
-        like = {"bias": conv.bias is not None, "device": "meta", "dtype": conv.weight.dtype}
-        return _adopt(cls(**geometry(conv), **like, layout=layout), conv)
+        return _adopt(cls, conv, density, block, layout, taps)
 
     def to_dense(self) -> nn.Conv2d:
         """Return an nn.Conv2d with the same weight, zeros included."""
-        like = {"bias": self.bias is not None, "device": "meta", "dtype": self.values.dtype}
-        return _release(self, nn.Conv2d(**geometry(self), **like))
+        return _release(self, nn.Conv2d(**arguments_of(self)))
 
     def extra_repr(self) -> str:
         """Return the arguments, as print(model) shows them."""
@@ -172,17 +168,11 @@ class SparseLinear(SparseLayer):
 
         With a `layout` these blocks instead. Dtype, device, bias and training mode are kept.
         """
-        shape = tuple(linear.weight.shape)
-        if layout is None:
-            layout = LayerPlan.full("", shape, block).at(density).strongest(linear.weight)
-        sizes = (linear.in_features, linear.out_features, linear.bias is not None)
-        sparse = cls(*sizes, "meta", linear.weight.dtype, layout=layout)
-        return _adopt(sparse, linear)
+        return _adopt(cls, linear, density, block, layout)
 
     def to_dense(self) -> nn.Linear:
         """Return an nn.Linear with the same weight, zeros included."""
-        sizes = (self.in_features, self.out_features, self.bias is not None)
-        return _release(self, nn.Linear(*sizes, device="meta", dtype=self.values.dtype))
+        return _release(self, nn.Linear(**arguments_of(self)))
 
     def extra_repr(self) -> str:
         """Return the arguments, as print(model) shows them."""
@@ -192,9 +182,15 @@ class SparseLinear(SparseLayer):
         )
 
 
-def geometry(conv: Any) -> dict[str, Any]:
-    """Return what a convolution, dense or sparse, was made with: arguments of nn.Conv2d."""
-    return {name: getattr(conv, name) for name in GEOMETRY}
+def arguments_of(layer: Any) -> dict[str, Any]:
+    """Return the arguments of nn.Conv2d or nn.Linear for a layer like this one, dense or sparse.
+
+    It is made on the meta device, to be given its parameters.
+    """
+    weight = layer.values if isinstance(layer, SparseLayer) else layer.weight
+    names = GEOMETRY if hasattr(layer, "kernel_size") else ("in_features", "out_features")
+    settings = {name: getattr(layer, name) for name in names}
+    return {**settings, "bias": layer.bias is not None, "device": "meta", "dtype": weight.dtype}
 
 
 def _pair(value: Pair) -> tuple[int, int]:
@@ -204,10 +200,21 @@ def _pair(value: Pair) -> tuple[int, int]:
     return pair[0], pair[-1]
 
 
-def _adopt(sparse: Any, dense: Any) -> Any:
-    """Give a layer made on the meta device the weights of a dense one."""
+def _adopt(
+    kind: Any,
+    dense: Any,
+    density: float,
+    block: BlockChoice,
+    layout: BlockLayout | None,
+    taps: str = "each",
+) -> Any:
+    """Return a sparse layer with a dense one's weights in a layout, or in the strongest blocks."""
+    if layout is None:
+        plan = LayerPlan.full("", dense.weight.shape, block, taps).at(density)
+        layout = plan.strongest(dense.weight)
+    sparse = kind(**arguments_of(dense), layout=layout)
     if not dense.weight.is_meta:
-        layout = sparse.layout = sparse.layout.to(dense.weight.device)
+        layout = sparse.layout = layout.to(dense.weight.device)
         weight = dense.weight.detach().reshape(layout.shape)
         sparse.values = nn.Parameter(gather_blocks(weight, layout.tensors(), layout.sizes()))
     sparse.values.requires_grad_(dense.weight.requires_grad)

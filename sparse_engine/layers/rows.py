@@ -153,14 +153,6 @@ def _on_one_image(forward: Callable[[Tensor], Any], x: Tensor, channels: int) ->
     return torch.ops.aten._unsafe_view(y, y.shape)
 
 
-def _gradient_in_rows(x: Tensor) -> Tensor:
-    """Return x, whose gradient will be brought into rows if it arrives in another order."""
-    # A hook rather than a function of autograd, whose result no in-place ReLU may change.
-    if not torch.compiler.is_compiling() and x.grad_fn is not None:
-        x.register_hook(_images_in_rows)
-    return x
-
-
 def _is_images(x: Any) -> bool:
     return isinstance(x, Tensor) and x.ndim == 4
 
@@ -175,7 +167,12 @@ def _input_in_rows(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, 
 
 
 def output_in_rows(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-    return _gradient_in_rows(in_order(output, "rows")) if _is_images(output) else output
+    """Bring images that a module gives into rows, and their gradient when it arrives."""
+    output = _images_in_rows(output)
+    # A hook rather than a function of autograd, whose result no in-place ReLU may change.
+    if _is_images(output) and not torch.compiler.is_compiling() and output.grad_fn is not None:
+        output.register_hook(_images_in_rows)
+    return output
 
 
 def _watch(module: nn.Module, seen: dict[str, list[str]]) -> None:

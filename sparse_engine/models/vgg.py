@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.models.layers import convolution
+from sparse_engine.models.resnet import convolution
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.models.layers import convolution
+from sparse_engine.models.resnet import convolution
 
 
 class PreActivationBlock(nn.Module):

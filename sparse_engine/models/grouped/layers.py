@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.modules import SparseConv2d, SparseLinear, geometry
+from sparse_engine.layers.modules import SparseConv2d, SparseLinear, arguments_of
 from sparse_engine.models.grouped.slices import UNGROUPED, MemberSlices, padded_slices
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import choose_backend
@@ -100,13 +100,9 @@ def grouped_sparse(
     first, layout = layers[0], diagonal_layout([layer.layout for layer in layers], given, stride)
     if not given.shared:
         kind = GroupedSparseConv2d if is_conv else GroupedSparseLinear
-    like = {"bias": first.bias is not None, "device": "meta", "dtype": first.values.dtype}
-    if is_conv:
-        out_channels, in_channels = layout.shape[:2]
-        sizes = {"in_channels": in_channels, "out_channels": out_channels}
-        grouped: Any = kind(**geometry(first) | sizes, **like, layout=layout)
-    else:
-        grouped = kind(*layout.shape[1::-1], **like, layout=layout)
+    unit = "channels" if is_conv else "features"
+    sizes = {f"out_{unit}": layout.shape[0], f"in_{unit}": layout.shape[1]}
+    grouped: Any = kind(**arguments_of(first) | sizes, layout=layout)
     grouped.values = nn.Parameter(torch.cat([_clean_values(layer) for layer in layers]))
     grouped.bias = _parameter(padded_slices([layer.bias for layer in layers], stride))
     grouped.members = len(layers)
@@ -132,7 +128,7 @@ def grouped_convolution(
         groups = members * (stride if each else first.groups)
     width = given.stride if given.shared else members * given.stride
     sizes = {"in_channels": width, "out_channels": members * stride, "groups": groups}
-    grouped = nn.Conv2d(**geometry(first) | sizes, bias=first.bias is not None, device="meta")
+    grouped = nn.Conv2d(**arguments_of(first) | sizes)
     grouped.weight = nn.Parameter(weight)
     grouped.bias = _parameter(padded_slices([layer.bias for layer in layers], stride))
     return grouped
@@ -146,7 +142,7 @@ def grouped_linear(layers: Sequence[nn.Linear], given: MemberSlices, stride: int
     bias = padded_slices([layer.bias for layer in layers], stride)
     if not given.shared:
         return GroupedLinear(weight.unflatten(0, (members, stride)), bias)
-    grouped = nn.Linear(first.in_features, members * stride, bias is not None, device="meta")
+    grouped = nn.Linear(**arguments_of(first) | {"out_features": members * stride})
     grouped.weight, grouped.bias = nn.Parameter(weight), _parameter(bias)
     return grouped
 

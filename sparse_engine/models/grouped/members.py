@@ -41,10 +41,8 @@ class GroupedMembers(nn.Module):
         self._models = list(models)
         for name, grouped in self.network.named_modules():
             layers = self._layers(name)
-            if layers and isinstance(grouped, SparseLayer):
-                _share_sparse(name, grouped, layers)
-            elif layers and next(grouped.children(), None) is None:
-                _share(grouped, layers)
+            if layers and next(grouped.children(), None) is None:
+                _share(name, grouped, layers)
 
     @property
     def members(self) -> list[nn.Module]:
@@ -87,26 +85,21 @@ class GroupedMembers(nn.Module):
 Together = GroupedMembers  # its name until the next release
 
 
-def _share(grouped: nn.Module, layers: Sequence[nn.Module]) -> None:
+def _share(name: str, grouped: nn.Module, layers: Sequence[Any]) -> None:
     """Make members' tensors views of a grouped layer's."""
+    if isinstance(grouped, SparseLayer):
+        if not all(isinstance(layer, SparseLayer) for layer in layers):
+            raise InputError(f"layer '{name}' is sparse in some members only; {UNGROUPED}")
+        parts = grouped.values.data.split([layer.layout.slots for layer in layers])
+        for layer, values in zip(layers, parts, strict=True):
+            layer.values.data = values
     for key, tensor in {**grouped._parameters, **grouped._buffers}.items():
         for member, layer in enumerate(layers):
             own = getattr(layer, key)
-            if own is None:
+            if own is None or key == "values":
                 continue
             if own.ndim == 0:
                 own.data = tensor.data  # a norm's count of batches, the same for all
                 continue
-            rows = tensor if tensor.ndim > own.ndim else tensor.unflatten(0, (len(layers), -1))
-            own.data = rows.data[member][tuple(slice(size) for size in own.shape)]
-
-
-def _share_sparse(name: str, grouped: SparseLayer, layers: Sequence[Any]) -> None:
-    if not all(isinstance(layer, SparseLayer) for layer in layers):
-        raise InputError(f"layer '{name}' is sparse in some members only; {UNGROUPED}")
-    parts = grouped.values.data.split([layer.layout.slots for layer in layers])
-    for member, (layer, values) in enumerate(zip(layers, parts, strict=True)):
-        layer.values.data = values
-        if layer.bias is not None:
-            biases = grouped.bias.data.unflatten(0, (len(layers), -1))
-            layer.bias.data = biases[member][: len(layer.bias)]
+            each = tensor if tensor.ndim > own.ndim else tensor.unflatten(0, (len(layers), -1))
+            own.data = each.data[member][tuple(slice(size) for size in own.shape)]
