@@ -15,7 +15,7 @@ from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.layout import block_grid, group_size
 from sparse_kernels.memory_order import order_of
-from sparse_kernels.operators.dense_gradient import GradientProbe
+from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.reference import block_norms, gather_blocks, scatter_blocks
 
 # Of a state dict, dense or sparse.
@@ -52,7 +52,7 @@ class SparseLayer(nn.Module):
         layout: BlockLayout | None,
         taps: str = "each",
     ) -> None:
-        self._probe: GradientProbe | None = None
+        self._probe: DenseGradientProbe | None = None
         device = torch.get_default_device() if device is None else torch.device(device)
         self.layout = layout or random_layout(
             shape, block, count_blocks(shape, block, density, taps), generator, taps
@@ -130,7 +130,7 @@ class SparseLayer(nn.Module):
             norm: "l1", "l2" or "max".
         """
         if self._probe is None or memory == 1.0:
-            self._probe = GradientProbe(self.layout, self.values, memory, reduce, norm)
+            self._probe = DenseGradientProbe(self.layout, self.values, memory, reduce, norm)
             self._probe.scores = scores
 
     @property

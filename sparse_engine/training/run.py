@@ -40,7 +40,7 @@ from sparse_engine.training.result import backend_shares, backends_in_words, des
 from sparse_engine.training.state import restore
 from sparse_engine.training.trainer import Trainer
 from sparse_engine.training.tuning import tune_run
-from sparse_kernels.dispatch.kernel_choices import measured_picks, with_picks
+from sparse_kernels.dispatch.kernel_choices import kernel_choices, with_kernel_choices
 
 
 def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | None:
@@ -88,7 +88,7 @@ def _train(
         if world.is_first:
             print(f"tuned {tune_run(config, data.info, device)}")
         world.gather(None)
-    with _open_folder(config, folder, world) as folder, _same_picks(folder, device, world):
+    with _open_folder(config, folder, world) as folder, _same_kernels(folder, device, world):
         if world.is_first:
             print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
             print(backends_in_words(backend_shares(config, device, costs)))
@@ -128,18 +128,18 @@ def _open_folder(config: Config, folder: RunFolder | None, world: World) -> RunF
 
 
 @contextmanager
-def _same_picks(folder: RunFolder, device: torch.device, world: World) -> Iterator[None]:
+def _same_kernels(folder: RunFolder, device: torch.device, world: World) -> Iterator[None]:
     """Let every process, now and when the run is continued, take the kernels of its first start."""
-    picks = folder.picks() if world.is_first else None
-    if picks is None and world.is_first:
-        picks = measured_picks(device)
-        folder.save_picks(picks)
+    choices = folder.kernel_choices() if world.is_first else None
+    if choices is None and world.is_first:
+        choices = kernel_choices(device)
+        folder.save_kernel_choices(choices)
     with ExitStack() as stack:
         try:
-            stack.enter_context(with_picks(device, world.of_first(picks)))
+            stack.enter_context(with_kernel_choices(device, world.of_first(choices)))
         except (TypeError, ValueError, AttributeError):
             raise InputError(
-                f"'{folder.path}/picks.json' is damaged; delete it, and the run takes the kernels "
+                f"'{folder.kernels}' is damaged; delete it, and the run takes the kernels "
                 "that this machine would choose today"
             ) from None
         yield

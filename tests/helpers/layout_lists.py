@@ -23,5 +23,6 @@ def expected_pass(ids, layout, row):
 def found_pass(index):
     """Return the same lists as a layout holds them."""
     start = index.start.tolist()
-    entries = list(zip(*(t.tolist() for t in index[1:])))
+    _, *lists = index
+    entries = list(zip(*(t.tolist() for t in lists)))
     return [entries[a:b] for a, b in itertools.pairwise(start)]

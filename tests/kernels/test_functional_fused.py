@@ -14,7 +14,7 @@ from kernel_cases import (
     relative_error,
 )
 
-from sparse_kernels import BlockLayout, Norm, block_conv2d_fused, block_linear_fused
+from sparse_kernels import BlockLayout, Norm, block_conv2d_fused
 from sparse_kernels.memory_order import in_order
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 from sparse_kernels.triton.sums import TileSums
@@ -23,13 +23,12 @@ pytestmark = pytest.mark.usefixtures("poisoned_kernels")
 
 EVERYTHING = {"norm": True, "rectified": True, "residual": True, "statistics": True}
 FUSIONS = {
-    "relu": {"relu": True},
     "statistics": {"statistics": True},
     "residual": {"residual": True, "other": True},
     "norm": {"norm": True},
     "fixed norm, other gradient": {"norm": True, "batch": False, "other": True},
     "norm, relu, residual, statistics": EVERYTHING,
-    "all": {**EVERYTHING, "relu": True, "other": True},
+    "all": {**EVERYTHING, "other": True},
 }
 
 
@@ -37,19 +36,19 @@ def run(leaves, layout: BlockLayout, case: Case, options: dict, upstream, sparse
     """Return outputs and gradients by name, of the fused operators or of dense PyTorch."""
     leaves = {k: v.detach().requires_grad_() for k, v in leaves.items()}
     x, values, bias, residual = (leaves.get(k) for k in ("x", "values", "bias", "residual"))
-    switches = {k: v for k, v in options.items() if k in ("relu", "statistics")}
     geometry = (case.stride, case.padding, case.dilation)
     norm = make_norm(x, leaves, options) if options.get("norm") else None
     if sparse:
-        surroundings = {"norm": norm, "residual": residual, **switches}
+        surroundings = {"norm": norm, "residual": residual}
         y, mean, variance, x = block_conv2d_fused(
-            x, values, layout, bias, *geometry, **surroundings
+            *(x, values, layout, bias, *geometry),
+            **surroundings,
+            statistics=options.get("statistics", False),
         )
     else:
         z = norm.apply(x) if norm else x
         y = F.conv2d(z, scatter_blocks(values, layout.tensors(), layout.sizes()), bias, *geometry)
         y = y if residual is None else y + residual
-        y = y.relu() if options.get("relu") else y
         variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     loss = (y.double() * upstream["y"].double()).sum()
     if options.get("other"):
@@ -207,23 +206,11 @@ def test_variance_survives_a_large_mean():
 
 def test_a_nan_in_the_input_is_not_rectified_away():
     layout = BlockLayout((16, 16), (16, 16), torch.arange(1)).to(DEVICE)
-    x = torch.full((16, 16), torch.nan, device=DEVICE)
+    x = torch.full((16, 16, 1, 1), torch.nan, device=DEVICE)
     one = torch.ones(16, device=DEVICE)
     values = torch.ones(1, 16, 16, device=DEVICE)
     norm = Norm(one, one, one, one, batch=False)
-    assert block_linear_fused(x, values, layout, norm=norm, relu=True).y.isnan().all()
-
-
-def test_linear_layers_take_any_leading_dimensions():
-    torch.manual_seed(0)
-    layout = BlockLayout((32, 48), (16, 16), torch.arange(4)).to(DEVICE)
-    x, values = torch.randn(2, 3, 48, device=DEVICE), torch.randn(4, 16, 16, device=DEVICE)
-    residual = torch.randn(2, 3, 32, device=DEVICE)
-    y, mean, variance, again = block_linear_fused(x, values, layout, residual=residual, relu=True)
-    weight = scatter_blocks(values, layout.tensors(), layout.sizes()).flatten(1)
-    torch.testing.assert_close(y, (F.linear(x, weight) + residual).relu())
-    assert torch.equal(again, x)
-    assert mean.numel() == variance.numel() == 0
+    assert block_conv2d_fused(x, values, layout, norm=norm).y.isnan().all()
 
 
 def test_compiled_graphs_give_the_same():

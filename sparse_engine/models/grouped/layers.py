@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
 from sparse_kernels.dispatch.backend import choose_backend
 from sparse_kernels.memory_order import by_library
-from sparse_kernels.operators.reference import scatter_blocks
+from sparse_kernels.operators.reference import scatter_diagonal
 
 
 class Replicate(nn.Module):
@@ -135,13 +135,8 @@ def _backend(*facts: Any) -> str:
 
 def _scattered(layer: Any) -> Tensor:
     """Return the weight [M * O, C, R, S] of blocks on the diagonal."""
-    out_channels, in_channels, *rest = layer.layout.sizes()
-    index, grid = layer.layout.tensors(), layer.layout.grid
-    columns = grid[1] // layer.stacked
-    out_block, in_block, tap_h, tap_w = index[11:15]
-    index[12] = in_block % columns
-    index[0] = ((out_block * columns + index[12]) * grid[2] + tap_h) * grid[3] + tap_w
-    return scatter_blocks(layer.values, index, [out_channels, in_channels // layer.stacked, *rest])
+    layout = layer.layout
+    return scatter_diagonal(layer.values, layout.tensors(), layout.sizes(), layer.stacked)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -179,9 +179,9 @@ def test_both_variants_are_reached(monkeypatch):
 
     called = set()
     for module, name in (
-        (gather_kernels, "gather_rows"),
+        (gather_kernels, "gather_tma"),
         (gather_kernels, "gather_pointers"),
-        (weight_grad_kernels, "weight_grad_rows"),
+        (weight_grad_kernels, "weight_grad_tma"),
         (weight_grad_kernels, "weight_grad_pointers"),
     ):
         kernel = getattr(module, name)
@@ -196,7 +196,7 @@ def test_both_variants_are_reached(monkeypatch):
 
         monkeypatch.setattr(module, name, Spy())
     check(Case(), torch.float16)
-    assert called == {"gather_rows", "weight_grad_rows"}
+    assert called == {"gather_tma", "weight_grad_tma"}
     called.clear()
     check(Case(batch=3), torch.float16)
     assert called == {"gather_pointers", "weight_grad_pointers"}
