@@ -147,7 +147,7 @@ def test_the_small_cases_read_and_write_inside_their_tensors():
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         pytest.skip("compute-sanitizer is not installed")
-    cases = str(Path(__file__).parent / "triton" / "test_triton.py")
+    cases = str(Path(__file__).parent / "triton" / "test_gather.py")
     chosen = "test_convolution and (ragged or odd or tma or unused)"
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "pytest"]
     # PyTorch's caching allocator would hide reads past the end of a tensor in its pools.

@@ -8,56 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layout_lists import expected_pass, found_pass, place
-from torch._subclasses.fake_tensor import FakeTensorMode
+from layout_lists import WIDTHS, found_pass, layouts
 
 from sparse_kernels import BlockLayout
 from sparse_kernels.layout import block_grid, clamp_block
-
-WIDTHS = st.sampled_from([1, 3, 8, 16, 32, 40])
-
-
-@st.composite
-def layouts(draw, spare_slots=3):
-    """Draw a layout and its ids: ragged grids, unused slots anywhere, ids above the total."""
-    shape = [draw(st.integers(1, 70)), draw(st.integers(1, 70))]
-    shape += [draw(st.integers(1, 3)), draw(st.integers(1, 3))]
-    block = (draw(WIDTHS), draw(WIDTHS))
-    total = torch.Size(block_grid(shape, block)).numel()
-    active = draw(st.integers(1, min(total, 40)))
-    generator = random.Random(draw(st.integers(0, 2**32)))
-    ids = generator.sample(range(total), active)
-    ids += [total + generator.randrange(3) for _ in range(draw(st.integers(0, spare_slots)))]
-    generator.shuffle(ids)
-    return BlockLayout(shape, block, torch.tensor(ids), active), ids
-
-
-@given(layouts())
-@settings(deadline=None, max_examples=60)
-def test_every_list_equals_a_loop_over_the_slots(drawn):
-    layout, ids = drawn
-    assert found_pass(layout.index.forward) == expected_pass(ids, layout, 0)
-    assert found_pass(layout.index.input_grad) == expected_pass(ids, layout, 1)
-    slots = list(zip(*(t.tolist() for t in layout.index.slots)))
-    for slot, block_id in enumerate(ids):
-        if block_id < layout.total:
-            assert slots[slot] == place(block_id, layout.grid)
-        else:
-            assert slots[slot][0] == layout.grid[0]
-    assert layout.block_ids.tolist() == [min(i, layout.total) for i in ids]
-    assert all(t.dtype == torch.int32 for t in layout.tensors())
-
-
-@given(layouts())
-@settings(deadline=None, max_examples=60)
-def test_lists_start_at_zero_and_end_at_the_active_blocks(drawn):
-    layout, ids = drawn
-    for lists, written in ((layout.index.forward, 0), (layout.index.input_grad, 1)):
-        start, *others = lists
-        assert len(start) == layout.grid[written] + 1
-        assert start[0] == 0
-        assert start[-1] == layout.active
-        assert all(len(t) == len(ids) == layout.slots for t in others)
 
 
 @given(layouts())
@@ -93,13 +47,6 @@ def test_update_equals_a_new_layout_at_the_old_addresses(drawn, generator):
 def test_ids_of_any_integer_type(dtype):
     layout = BlockLayout((40, 30, 3, 3), (16, 16), torch.tensor([52, 7, 100], dtype=dtype), 2)
     assert layout.block_ids.tolist() == [52, 7, 54]
-
-
-def test_lists_are_built_without_asking_the_device_for_a_number():
-    with FakeTensorMode():
-        layout = BlockLayout((64, 64, 3, 3), (16, 16), torch.arange(18), taps="all")
-        layout.update_(layout.expand_groups(layout.group_ids + 1), 9)
-        assert layout.mask().shape == (4, 4, 3, 3)
 
 
 def test_an_update_compiles_into_one_graph():

@@ -1,7 +1,6 @@
 """The tuner takes only tiles that are right and faster, and its cache outlives the process."""
 
 import copy
-import json
 import logging
 
 import pytest
@@ -13,11 +12,10 @@ from sparse_engine.errors import InputError
 from sparse_engine.models.wide_resnet import PreActivationBlock
 from sparse_engine.training.tuning import tune
 from sparse_kernels import BlockLayout, tuner
-from sparse_kernels.measurements import FOLDER, Measurements
+from sparse_kernels.measurements import FOLDER
 from sparse_kernels.memory_order import in_order
 from sparse_kernels.triton.tile_choice import (
     Launch,
-    checked_tile,
     forced,
     launch_key,
     tuned_tiles,
@@ -123,27 +121,6 @@ def test_tiles_are_found_again_by_another_process(monkeypatch):
     tuner.save(torch.device(DEVICE))
     tuned_tiles.cache_clear()
     assert tuned_tiles(torch.device(DEVICE)).entries == found
-
-
-def test_saving_keeps_what_another_process_found(tmp_path):
-    path = tmp_path / "tiles.json"
-    first, second = Measurements(path, checked_tile), Measurements(path, checked_tile)
-    first.add({"a": SMALL})
-    second.add({"b": LARGE})
-    first.save()
-    second.save()
-    assert Measurements(path, checked_tile).entries == {"a": SMALL, "b": LARGE}
-    assert first.entries == {"a": SMALL}  # read once: nothing changes under a running process
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"a": 3}', '{"a": [16, 16]}', json.dumps({"a": [1 << 20, 16, 4, 3, 0]})]
-)
-def test_a_damaged_file_is_ignored_and_said(text, tmp_path, caplog):
-    path = tmp_path / "tiles.json"
-    path.write_text(text)
-    assert Measurements(path, checked_tile).entries == {}
-    assert "cannot be used" in caplog.text
 
 
 def launches(x, block, fits=lambda tile: not tile.tma) -> list[Launch]:

@@ -21,8 +21,7 @@ from kernel_cases import (
     relative_error,
 )
 
-from sparse_kernels import BlockLayout, block_conv2d, block_linear
-from sparse_kernels.dispatch.backend import VARIABLE, BackendError
+from sparse_kernels import block_conv2d, block_linear
 from sparse_kernels.memory_order import ORDERS, in_order, order_of
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
@@ -217,20 +216,3 @@ def test_compiled_graphs_keep_the_order():
         eager, found = (f(ordered, values, layout, padding=1) for f in (block_conv2d, compiled))
         assert torch.equal(eager, found)
         assert eager.stride() == found.stride()
-
-
-@pytest.mark.parametrize(
-    ("block", "dtype", "message"),
-    [
-        ((8, 8), torch.float32, r"no kernel for block \(8, 8\)"),
-        ((16, 16), torch.float64, "no kernel for torch.float64"),
-    ],
-)
-def test_what_no_kernel_covers_is_an_error_on_demand_only(block, dtype, message, monkeypatch):
-    layout = BlockLayout((16, 16), block, torch.arange(1)).to(DEVICE)
-    values = torch.ones(1, block[1], block[0], dtype=dtype, device=DEVICE)
-    x = torch.ones(2, 16, dtype=dtype, device=DEVICE)
-    with pytest.raises(BackendError, match=message):
-        block_linear(x, values, layout)
-    monkeypatch.setenv(VARIABLE, "auto")
-    assert block_linear(x, values, layout).sum() == 2 * block[0] * block[1]
