@@ -75,8 +75,7 @@ class IndexTensors(NamedTuple):
     @classmethod
     def of(cls, tensors: Iterable[Tensor]) -> IndexTensors:
         """Return the lists that `tensors` has made one of."""
-        rest = iter(tensors)
-        length = len(PassIndex._fields)
+        rest, length = iter(tensors), len(PassIndex._fields)
         return cls(
             next(rest),
             PassIndex(*islice(rest, length)),
@@ -87,6 +86,12 @@ class IndexTensors(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """Return all lists as one, as operators take them."""
         return [self.block_ids, *self.forward, *self.input_grad, *self.slots]
+
+
+def count_slots(tensors: Iterable[Tensor]) -> int:
+    """Return Z, from the lists as one."""
+    block_ids, *_ = tensors
+    return block_ids.shape[0]
 
 
 def _sorted_pass(

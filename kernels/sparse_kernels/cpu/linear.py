@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparse_kernels.cpu.threads import shared
-from sparse_kernels.index_tensors import IndexTensors, PassIndex
+from sparse_kernels.index_tensors import IndexTensors, PassIndex, count_slots
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -77,9 +77,8 @@ def precise(dtype: torch.dtype) -> torch.dtype:
 
 def zero_values(x: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return zeros [Z, BC, BO] to sum a weight gradient in."""
-    return x.new_zeros(
-        (len(IndexTensors.of(index).block_ids), sizes[5], sizes[4]), dtype=precise(x.dtype)
-    )
+    bo, bc = sizes[4:]
+    return x.new_zeros((count_slots(index), bc, bo), dtype=precise(x.dtype))
 
 
 def total(parts: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_kernels.index_tensors import IndexTensors
+from sparse_kernels.index_tensors import count_slots
 from sparse_kernels.registration import LIBRARY, block_flops, define, positions
 
 Gradients = Sequence[Tensor | None]
@@ -31,7 +31,7 @@ class Passes(NamedTuple):
 def values_like(x: Tensor, grad: Tensor, index: Sequence[Tensor], sizes: Sequence[int], *_: Any):
     """Return an empty weight gradient [Z, BC, BO] with the dtype and device of x."""
     bo, bc = sizes[4:]
-    return x.new_empty((IndexTensors.of(index).block_ids.shape[0], bc, bo))
+    return x.new_empty((count_slots(index), bc, bo))
 
 
 def register_passes(

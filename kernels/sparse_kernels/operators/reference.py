@@ -108,17 +108,11 @@ def block_sums(dense: Tensor, sizes: Ints) -> Tensor:
 
 
 def _by_block(dense: Tensor, sizes: Ints) -> Tensor:
-    """Return a weight [O, C, R, S] as [OB, BO, CB, BC, R, S]."""
-    bo, bc = sizes[4:]
-    ob, cb, _, _ = block_grid(sizes[:4], (bo, bc))
-    return _whole_blocks(dense, sizes).unflatten(0, (ob, bo)).unflatten(2, (cb, bc))
-
-
-def _whole_blocks(dense: Tensor, sizes: Ints) -> Tensor:
-    """Pad a weight [O, C, R, S] with zeros to a multiple of the block."""
+    """Return a weight [O, C, R, S], zero past the channels, as [OB, BO, CB, BC, R, S]."""
     out_channels, in_channels, _, _, bo, bc = sizes
     pad = (0, 0, 0, 0, 0, -in_channels % bc, 0, -out_channels % bo)
-    return F.pad(dense, pad) if any(pad) else dense
+    whole = F.pad(dense, pad) if any(pad) else dense
+    return whole.unflatten(0, (-1, bo)).unflatten(2, (-1, bc))
 
 
 def conv2d(
