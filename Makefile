@@ -17,7 +17,7 @@ test: $(VENV)/.test
 
 # The table is written first, so that the test that compares it sees the present one.
 test-slow: $(VENV)/.test
-	$(VENV)/bin/python -m bench.dev.compile --write docs/kernels.md
+	$(VENV)/bin/python -m bench.dev.compile --write
 	$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 test-oldest: $(OLDEST)/.test

@@ -114,7 +114,7 @@ def own_cache(tmp_path, monkeypatch):
     """Keep what is measured in a folder of the test's own, with `auto` as the backend."""
     from sparse_kernels.dispatch.backend import VARIABLE
     from sparse_kernels.dispatch.cost_model import kept_limits
-    from sparse_kernels.triton.tile_cache import FOLDER
+    from sparse_kernels.measurements import FOLDER
 
     monkeypatch.setenv(FOLDER, str(tmp_path))
     monkeypatch.delenv(VARIABLE, raising=False)

@@ -1,8 +1,8 @@
 """Compile every configuration of the tile table for every GPU generation, without a GPU.
 
-    python -m bench.dev.compile                   all of them, as a table; exit code 1 if one is bad
-    python -m bench.dev.compile --sample 12        every n-th, so that about 12 are left
-    python -m bench.dev.compile --write docs/kernels.md
+    python -m bench.dev.compile                all of them, as CSV; exit code 1 if one is bad
+    python -m bench.dev.compile --sample 12     every n-th, so that about 12 are left
+    python -m bench.dev.compile --write         to tests/bench/dev/compiled.csv, if none is bad
 
 Read off the compiled code: registers, stack and spills, shared memory, tensor-core and TMA
 instructions. A configuration is bad if it spills or uses a stack, needs more shared memory than
@@ -12,15 +12,16 @@ the chip has, or lacks tensor cores where there are some (wgmma on sm_90 for til
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import itertools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import sparse_kernels
 from bench.dev.cubin import disassembled, resources
@@ -34,6 +35,11 @@ from sparse_kernels.triton.tiles import (
     weight_grad_tile,
 )
 
+TABLE = Path(__file__).parents[2] / "tests" / "bench" / "dev" / "compiled.csv"
+COLUMNS = (
+    *("gpu", "pass", "variant", "type", "block", "bm", "bk", "warps", "stages"),
+    *("registers", "shared_bytes", "instructions"),
+)
 SIZES = (16, 32, 64, 128)
 PASSES = ("forward", "input gradient", "weight gradient")
 TYPES = {"bf16": ("bf16", 2, "ieee"), "tf32": ("fp32", 4, "tf32"), "fp32": ("fp32", 4, "ieee")}
@@ -58,14 +64,6 @@ VECTORS = (
 )
 # Channel counts and strides that are multiples of 16, as launches see them.
 STRIDES = r"N|C|C_\w+|ELEMENTS|VECTOR|\w+_[nhw]"
-SOURCES = (
-    "batch_norm_kernels.py",
-    "fusion_kernels.py",
-    "gather_kernels.py",
-    "sums_kernels.py",
-    "tiles.py",
-    "weight_grad_kernels.py",
-)
 # With all that they can do at once, but for what is None.
 IMAGE = {"BM": batch_norm.BM, "BC": batch_norm.BC}
 NORM_PASSES = {
@@ -85,7 +83,7 @@ class Configuration:
 
     arch: int
     kernel: str
-    rows: bool
+    tma: bool
     dtype: str
     block: tuple[int, int]
     fused: bool = False
@@ -114,15 +112,10 @@ class Compiled:
         if multiplies and c.dtype != "fp32" and not tensor_cores:
             found.append("no tensor-core instruction")
         wide = (c.block[1] if c.kernel == "weight gradient" else self.tile.bm) >= 64
-        if (
-            multiplies
-            and c.arch == 90
-            and c.dtype == "bf16"
-            and wide
-            and not self.instructions["wgmma"]
-        ):
+        has_wgmma = multiplies and wide and (c.arch, c.dtype) == (90, "bf16")
+        if has_wgmma and not self.instructions["wgmma"]:
             found.append("no wgmma")
-        if c.rows and not self.instructions["tma"]:
+        if c.tma and not self.instructions["tma"]:
             found.append("no TMA")
         return found
 
@@ -130,13 +123,13 @@ class Compiled:
 def configurations() -> Iterator[Configuration]:
     """Yield every configuration that a launcher can choose."""
     blocks = list(itertools.product(SIZES, SIZES))
-    for arch, kernel, rows, dtype, block in itertools.product(
+    for arch, kernel, tma, dtype, block in itertools.product(
         SHARED_LIMIT, PASSES, (False, True), TYPES, blocks
     ):
-        if not rows or (arch >= 90 and dtype != "fp32"):
-            yield Configuration(arch, kernel, rows, dtype, block)
+        if not tma or (arch >= 90 and dtype != "fp32"):
+            yield Configuration(arch, kernel, tma, dtype, block)
             if block in FUSED_BLOCKS:
-                yield Configuration(arch, kernel, rows, dtype, block, fused=True)
+                yield Configuration(arch, kernel, tma, dtype, block, fused=True)
     for arch, kernel, dtype in itertools.product(SHARED_LIMIT, NORM_PASSES, ("bf16", "fp32")):
         yield Configuration(arch, kernel, False, dtype, (batch_norm.BC, batch_norm.BC))
 
@@ -172,12 +165,10 @@ def compile_one(configuration: Configuration) -> Compiled:
 
 
 def source_hash() -> str:
-    """Return a hash of the kernels and the tile table, to see that a written table is current."""
+    """Return a hash of the kernels and the tiles, to see that a written table is current."""
     folder = Path(sparse_kernels.__file__).parent / "triton"
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
+    files = sorted([*folder.glob("*_kernels.py"), folder / "tiles.py"])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[int]], Any]:
@@ -202,32 +193,31 @@ def _arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, list[in
     if not c.fused:
         common |= {"scale": None, "shift": None}
     if c.kernel == "weight gradient":
-        tile = weight_grad_tile(c.arch, itemsize, exact, bc, bo, c.fused, c.rows)
+        tile = weight_grad_tile(c.arch, itemsize, exact, bc, bo, c.fused, c.tma)
         constants = {**common, "BM": tile.bm, "BC": bc, "BO": bo}
-        if c.rows:
+        if c.tma:
             boxes = {"x": [tile.bm, bc], "dy": [tile.bm, bo]}
-            return weight_grad_kernels.weight_grad_rows, constants, boxes, tile
-        constants |= {"IMAGES_LAST": False, "RAGGED": False, "TILE_C": bc, "TILE_O": bo}
+            return weight_grad_kernels.weight_grad_tma, constants, boxes, tile
+        constants |= {"HWNC": False, "RAGGED": False, "TILE_C": bc, "TILE_O": bo}
         return weight_grad_kernels.weight_grad_pointers, constants, {}, tile
     transposed = c.kernel == "input gradient"
     reduce, written = (bo, bc) if transposed else (bc, bo)
-    tile = gather_tile(c.arch, itemsize, exact, reduce, written, c.fused, c.rows)
+    tile = gather_tile(c.arch, itemsize, exact, reduce, written, c.fused, c.tma)
     constants = {
         **common,
         "TRANSPOSED": transposed,
-        "RELU": c.fused and not transposed,
         "BM": tile.bm,
         "BK": tile.bk,
         "BLOCK_RED": reduce,
         "BLOCK_DST": written,
         **_unused(c),
     }
-    if c.rows:
+    if c.tma:
         weights = [written, tile.bk] if transposed else [tile.bk, written]
         boxes = {"src": [tile.bm, tile.bk], "values": weights, "dst": [tile.bm, written]}
         boxes["x"] = boxes["residual"] = boxes["dst"]
-        return gather_kernels.gather_rows, constants, boxes, tile
-    constants |= {"IMAGES_LAST": False, "RAGGED": False, "TILE_DST": power_of_two(written)}
+        return gather_kernels.gather_tma, constants, boxes, tile
+    constants |= {"HWNC": False, "RAGGED": False, "TILE_DST": power_of_two(written)}
     return gather_kernels.gather_pointers, constants, {}, tile
 
 
@@ -258,28 +248,28 @@ def _kind(
     return "*i32" if name in lists else "i32"
 
 
-def _row(found: Compiled) -> str:
+def _row(found: Compiled) -> list[str]:
     c, tile = found.configuration, found.tile
-    counts = " ".join(f"{k} {v}" for k, v in found.instructions.items() if v)
-    variant = ("rows" if c.rows else "pointers") + (", fused" if c.fused else "")
-    return (
-        f"| sm_{c.arch} | {c.kernel} | {variant} | {c.dtype} | {c.block[0]}x{c.block[1]} | "
-        f"{tile.bm} | {tile.bk or '-'} | {tile.warps} | {tile.stages} | {found.registers} | "
-        f"{found.shared} | {counts} |"
-    )
+    counts = " ".join(f"{name} {count}" for name, count in found.instructions.items() if count)
+    variant = ("tma" if c.tma else "pointers") + " fused" * c.fused
+    block = f"{c.block[0]}x{c.block[1]}"
+    numbers = (tile.bm, tile.bk, tile.warps, tile.stages, found.registers, found.shared)
+    return [f"sm_{c.arch}", c.kernel, variant, c.dtype, block, *map(str, numbers), counts]
 
 
-HEADER = (
-    "| GPU | pass | variant | type | block BOxBC | BM | BK | warps | stages | registers "
-    "| shared bytes | instructions |\n" + "|---" * 12 + "|"
-)
+def write_table(rows: Sequence[Sequence[str]], file: TextIO) -> None:
+    """Write rows as CSV, with what they were made of in a first line."""
+    import triton
+
+    file.write(f"# sources {source_hash()}, Triton {triton.__version__}\n")
+    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
 def main() -> int:
-    """Compile, print, optionally write; return the exit code."""
+    """Compile, print or write; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sample", type=int, help="compile about so many, evenly spread")
-    parser.add_argument("--write", type=Path, help="Markdown file whose table is replaced")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}, if none is bad")
     options = parser.parse_args()
     wanted = list(configurations())
     if options.sample:
@@ -288,16 +278,14 @@ def main() -> int:
         found = list(pool.map(compile_one, wanted, chunksize=4))
     bad = [(c.configuration, c.problems()) for c in found if c.problems()]
     rows = [_row(c) for c in found]
-    if options.write and not bad:
-        text = options.write.read_text(encoding="utf-8")
-        head = text[: text.index("<!-- table")]
-        table = "\n".join([f"<!-- table {source_hash()} -->", "", HEADER, *rows, ""])
-        options.write.write_text(head + table, encoding="utf-8")
-    elif not options.write:
-        print("\n".join([HEADER, *rows]))
+    if not options.write:
+        write_table(rows, sys.stdout)
+    elif not bad:
+        with TABLE.open("w", encoding="utf-8") as file:
+            write_table(rows, file)
     for configuration, problems in bad:
         print(f"{configuration}: {'; '.join(problems)}", file=sys.stderr)
-    print(f"{len(found)} compiled, {len(bad)} bad")
+    print(f"{len(found)} compiled, {len(bad)} bad", file=sys.stderr)
     return bool(bad)
 
 

@@ -54,7 +54,7 @@ class Traffic(TorchDispatchMode):
         name = function.overloadpacket.__name__
         nothing = function.is_view or function.namespace == "prim" or name.startswith(FREE)
         if not nothing:
-            moved = tree_leaves((args, kwargs, read_twice(name, args), out))
+            moved = tree_leaves((args, kwargs, read_twice(function, args), out))
             self.bytes[name] += sum(map(size, moved))
             self.calls[name] += 1
         return out
@@ -65,14 +65,15 @@ class Traffic(TorchDispatchMode):
         return sum(b for name, b in self.bytes.items() if not kind or kinds[name] == kind)
 
 
-def read_twice(name: str, args: Any) -> list[Any]:
+def read_twice(function: Any, args: Any) -> list[Any]:
     """Return which arguments of an operator are read twice."""
+    name = function.overloadpacket.__name__
     if name != "conv2d_fused_backward":
         return [args[i] for i in READ_TWICE.get(name, ())]
     # The input gradient reads the layer's input, as the weight gradient does, only behind a norm.
-    grad, x, scale = args[0], args[1], args[8]
-    both = all(args[-3:-1])
-    return [grad] * both + [x] * (both and scale is not None)
+    named = {known.name: given for known, given in zip(function._schema.arguments, args)}
+    both = named["x_wanted"] and named["values_wanted"]
+    return [named["grad"]] * both + [named["x"]] * (both and named["scale"] is not None)
 
 
 def size(x: Any) -> int:

@@ -1,7 +1,7 @@
 """Block-sparse operators for PyTorch: a weight of which only the active blocks are stored."""
 
 from sparse_kernels.functional import block_conv2d, block_linear
-from sparse_kernels.functional_fused import block_conv2d_fused, block_linear_fused
+from sparse_kernels.functional_fused import block_conv2d_fused
 from sparse_kernels.layout import BlockLayout
 from sparse_kernels.operators.batch_norm import Norm
 
@@ -11,5 +11,4 @@ __all__ = [
     "block_conv2d",
     "block_conv2d_fused",
     "block_linear",
-    "block_linear_fused",
 ]

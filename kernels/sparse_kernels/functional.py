@@ -11,7 +11,7 @@ from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.layout import BlockLayout
 from sparse_kernels.memory_order import by_library, order_of
 from sparse_kernels.operators.convolution import conv2d, output_image
-from sparse_kernels.operators.dense_gradient import GradientProbe
+from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.linear import linear
 
 Pair = int | Sequence[int]
@@ -25,7 +25,7 @@ def block_conv2d(
     stride: Pair = 1,
     padding: Pair | str = 0,
     dilation: Pair = 1,
-    probe: GradientProbe | None = None,
+    probe: DenseGradientProbe | None = None,
 ) -> Tensor:
     """Convolve with a block-sparse weight, as torch.nn.functional.conv2d does with its dense one.
 
@@ -59,7 +59,7 @@ def block_conv2d(
 
 
 def _is_masked(x: Tensor, layout: BlockLayout, geometry: Sequence[Sequence[int]]) -> bool:
-    """Return whether a convolution of images in rows runs masked, where their order is another."""
+    """Return whether a convolution of images in HWNC runs masked, in another order."""
     if order_of(x) != "rows":
         return False
     image = output_image(x.shape[2:], layout.shape[2:], *geometry)
@@ -91,7 +91,7 @@ def block_linear(
     values: Tensor,
     layout: BlockLayout,
     bias: Tensor | None = None,
-    probe: GradientProbe | None = None,
+    probe: DenseGradientProbe | None = None,
 ) -> Tensor:
     """Multiply by a block-sparse weight, as torch.nn.functional.linear does with its dense one.
 

@@ -1,7 +1,6 @@
 """Public fused operators: arguments checked, autocast applied, then `fused` or its definition."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from sparse_kernels.functional import Pair, convolution_geometry, prepare
 from sparse_kernels.layout import BlockLayout
 from sparse_kernels.operators.batch_norm import Norm
 from sparse_kernels.operators.convolution import output_image
-from sparse_kernels.operators.fused_convolution import Fused, composed, fused
+from sparse_kernels.operators.fused_convolution import Fused, FusedCall, composed, fused
 from sparse_kernels.triton.sums import TileSums
 
 Geometry = tuple[Pair, Pair | str, Pair]
@@ -28,21 +27,19 @@ def block_conv2d_fused(
     *,
     norm: Norm | None = None,
     residual: Tensor | None = None,
-    relu: bool = False,
     statistics: bool = False,
 ) -> Fused:
     """Convolve, and in the same passes over memory do what comes before and after.
 
     block_conv2d is given the batch norm of x, padding of zeros around that; to its result a
-    residual is added, it is rectified, and its mean and variance are taken. The Triton kernels
-    store nothing in between; elsewhere it is a sequence of operators (`fused.composed`).
+    residual is added, and its mean and variance are taken. The Triton kernels store nothing in
+    between; elsewhere it is a sequence of operators (`fused_convolution.composed`).
 
     Args:
         x: [N, C, H, W].
         values, layout, bias, stride, padding, dilation: as of block_conv2d.
         norm: of x; its mean and variance are float32 [C].
         residual: [N, O, P, Q], of the data type of the result.
-        relu: rectify the result.
         statistics: take them.
 
     Returns:
@@ -51,36 +48,14 @@ def block_conv2d_fused(
     Raises:
         ValueError: shapes or devices that do not fit; TypeError: dtypes that do not.
     """
-    surroundings = (norm, residual, relu, statistics)
     geometry = (stride, padding, dilation)
-    backend, arguments = _checked(x, values, layout, bias, geometry, *surroundings)
+    backend, call = _checked(x, values, layout, bias, geometry, norm, residual, statistics)
     if backend != "triton":
-        return composed(*arguments)
-    y, sums, x = fused(*arguments)
+        return composed(call)
+    y, sums, x = fused(call)
     none = x.new_empty(0, dtype=torch.float32)
     mean, variance = (none, none) if sums is None else sums.joined().sums[0]
     return Fused(y, mean, variance, x)
-
-
-def block_linear_fused(
-    x: Tensor,
-    values: Tensor,
-    layout: BlockLayout,
-    bias: Tensor | None = None,
-    *,
-    norm: Norm | None = None,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    statistics: bool = False,
-) -> Fused:
-    """Do with block_linear what block_conv2d_fused does; x is [..., C], y and residual [..., O]."""
-    images = x.reshape(-1, x.shape[-1])[:, :, None, None]
-    if residual is not None:
-        residual = residual.reshape(-1, residual.shape[-1])[:, :, None, None]
-    switches = {"norm": norm, "residual": residual, "relu": relu, "statistics": statistics}
-    y, mean, variance, images = block_conv2d_fused(images, values, layout, bias, **switches)
-    y = y.reshape(*x.shape[:-1], layout.shape[0])
-    return Fused(y, mean, variance, images.reshape(x.shape))
 
 
 def conv2d_by_tile(
@@ -97,8 +72,8 @@ def conv2d_by_tile(
 
     Only for layers that run on the Triton kernels; geometry: stride, padding, dilation.
     """
-    surroundings = (norm, residual, False, statistics)
-    return fused(*_checked(x, values, layout, bias, geometry, *surroundings)[1])
+    _, call = _checked(x, values, layout, bias, geometry, norm, residual, statistics)
+    return fused(call)
 
 
 def _checked(
@@ -109,10 +84,9 @@ def _checked(
     geometry: Geometry,
     norm: Norm | None,
     residual: Tensor | None,
-    relu: bool,
     statistics: bool,
-) -> tuple[str, tuple[Any, ...]]:
-    """Return the backend, and the arguments of `fused` or `composed`.
+) -> tuple[str, FusedCall]:
+    """Return the backend, and the call of `fused` or `composed`.
 
     Under autocast `fused` casts the values itself, and so gives their gradient in their own type.
     """
@@ -131,7 +105,8 @@ def _checked(
         _check_like("residual", residual, x, [x.shape[0], layout.shape[0], *image], x.dtype)
     backend = backend_of(x, index, sizes, x.shape[0] * math.prod(image))
     values = values if backend == "triton" else values.to(x.dtype)
-    return backend, (x, values, index, sizes, numbers, bias, norm, residual, relu, statistics)
+    call = FusedCall(x, values, index, sizes, numbers, bias, norm, residual, statistics)
+    return backend, call
 
 
 def _check_norm(norm: Norm, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""BlockLayout: which block of a weight lives in which slot, and the lists of the three passes.
+"""BlockLayout: which block of a weight lives in which slot.
 
 Legend: O output channels, C input channels, R x S taps, BO x BC the block, OB = ceil(O / BO) and
 CB = ceil(C / BC) the grid, Z slots. A block's id is its place in the row-major grid [OB, CB, R, S];
@@ -12,50 +12,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sparse_kernels.index_tensors import Grid, IndexTensors
+
 TAPS = ("each", "all")
-
-
-class PassIndex(NamedTuple):
-    """Blocks sorted by the dimension a pass writes: row `g` owns entries start[g] to start[g + 1].
-
-    start int32 [G + 1]; slot, reduce, tap_h and tap_w int32 [Z], where `reduce` is the block's
-    index along the dimension that is summed over. Entries past start[G] mean nothing.
-    """
-
-    start: Tensor
-    slot: Tensor
-    reduce: Tensor
-    tap_h: Tensor
-    tap_w: Tensor
-
-    @classmethod
-    def forward(cls, tensors: Sequence[Tensor]) -> PassIndex:
-        """Return the lists by output block among BlockLayout.tensors()."""
-        return cls(*tensors[1:6])
-
-    @classmethod
-    def input_grad(cls, tensors: Sequence[Tensor]) -> PassIndex:
-        """Return the lists by input block among BlockLayout.tensors()."""
-        return cls(*tensors[6:11])
-
-
-class SlotIndex(NamedTuple):
-    """Where each slot's block lies, int32 [Z] each; an unused slot has out_block = OB."""
-
-    out_block: Tensor
-    in_block: Tensor
-    tap_h: Tensor
-    tap_w: Tensor
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> SlotIndex:
-        """Return the lists by slot among BlockLayout.tensors()."""
-        return cls(*tensors[11:15])
 
 
 def clamp_block(block: Sequence[int], out_channels: int, in_channels: int) -> tuple[int, int]:
@@ -101,7 +64,7 @@ class BlockLayout:
             )
         self.active = self._whole(len(block_ids) if active is None else active)
         self._whole(len(block_ids))
-        self._tensors = self._build(block_ids)
+        self.index = IndexTensors.build(block_ids, self.grid)
 
     @classmethod
     def from_mask(
@@ -129,7 +92,7 @@ class BlockLayout:
         return cls(shape, block, mask.flatten().nonzero().flatten(), taps=taps)
 
     @property
-    def grid(self) -> tuple[int, int, int, int]:
+    def grid(self) -> Grid:
         """Blocks along each dimension, (OB, CB, R, S)."""
         return block_grid(self.shape, self.block)
 
@@ -141,7 +104,7 @@ class BlockLayout:
     @property
     def slots(self) -> int:
         """Z, the number of slots."""
-        return len(self._tensors[0])
+        return len(self.block_ids)
 
     @property
     def group_ids(self) -> Tensor:
@@ -156,31 +119,16 @@ class BlockLayout:
     @property
     def device(self) -> torch.device:
         """Where the index lists are."""
-        return self._tensors[0].device
+        return self.block_ids.device
 
     @property
     def block_ids(self) -> Tensor:
         """Id of each slot's block, int32 [Z]; `total` where a slot is unused."""
-        return self._tensors[0]
-
-    @property
-    def forward_index(self) -> PassIndex:
-        """Blocks by output block; `reduce` is the input block."""
-        return PassIndex.forward(self._tensors)
-
-    @property
-    def input_grad_index(self) -> PassIndex:
-        """Blocks by input block; `reduce` is the output block."""
-        return PassIndex.input_grad(self._tensors)
-
-    @property
-    def weight_grad_index(self) -> SlotIndex:
-        """Blocks by slot."""
-        return SlotIndex.of(self._tensors)
+        return self.index.block_ids
 
     def tensors(self) -> list[Tensor]:
-        """All index tensors, in the order the custom ops take them (block_ids first)."""
-        return list(self._tensors)
+        """The lists of `index` as one, as the custom ops take them."""
+        return self.index.tensors()
 
     def sizes(self) -> list[int]:
         """(O, C, R, S, BO, BC), as the custom ops take them."""
@@ -199,15 +147,16 @@ class BlockLayout:
                 f"an update must keep the {self.slots} slots, found ids {list(block_ids.shape)}"
             )
         self.active = self.active if active is None else self._whole(active)
-        for kept, new in zip(self._tensors, self._build(block_ids), strict=True):
-            kept.copy_(new)
+        new = IndexTensors.build(block_ids, self.grid)
+        for kept, changed in zip(self.tensors(), new.tensors(), strict=True):
+            kept.copy_(changed)
 
     def to(self, device: torch.device | str) -> BlockLayout:
         """Return this layout on another device, or itself when it is there."""
         if self.device == torch.device(device):
             return self
         moved = copy.copy(self)
-        moved._tensors = tuple(t.to(device) for t in self._tensors)
+        moved.index = IndexTensors.of(t.to(device) for t in self.tensors())
         return moved
 
     def validate(self, block_ids: Tensor) -> int:
@@ -244,18 +193,6 @@ class BlockLayout:
             raise ValueError(f"taps='all' needs groups of {self.group} slots, found {count}")
         return count
 
-    def _build(self, block_ids: Tensor) -> tuple[Tensor, ...]:
-        out_blocks, in_blocks, taps_h, taps_w = self.grid
-        ids = block_ids.clamp(max=self.total).to(torch.int32)
-        by_slot = _decode(ids, self.grid)
-        out_block, in_block, tap_h, tap_w = by_slot
-        taps = taps_h * taps_w
-        transposed = (in_block * out_blocks + out_block) * taps + tap_h * taps_w + tap_w
-        transposed = torch.where(ids < self.total, transposed, self.total)
-        forward = _sorted_pass(ids, out_blocks, in_blocks * taps, by_slot, in_block)
-        backward = _sorted_pass(transposed, in_blocks, out_blocks * taps, by_slot, out_block)
-        return (ids, *forward, *backward, *by_slot)
-
     def __repr__(self) -> str:
         taps = ", taps='all'" if self.group > 1 else ""
         return (
@@ -283,18 +220,3 @@ def _four(shape: Sequence[int]) -> tuple[int, int, int, int]:
     if len(sizes) not in (2, 4) or min(sizes) < 1:
         raise ValueError(f"a weight has sizes (O, C) or (O, C, R, S), all positive; found {sizes}")
     return sizes if len(sizes) == 4 else (*sizes, 1, 1)
-
-
-def _decode(ids: Tensor, grid: tuple[int, int, int, int]) -> tuple[Tensor, ...]:
-    _, in_blocks, taps_h, taps_w = grid
-    pair, tap = ids // (taps_h * taps_w), ids % (taps_h * taps_w)
-    return pair // in_blocks, pair % in_blocks, tap // taps_w, tap % taps_w
-
-
-def _sorted_pass(
-    keys: Tensor, rows: int, keys_per_row: int, by_slot: tuple[Tensor, ...], reduce: Tensor
-) -> tuple[Tensor, ...]:
-    ordered, slot = torch.sort(keys)
-    edges = torch.arange(rows + 1, device=keys.device, dtype=torch.int32) * keys_per_row
-    start = torch.searchsorted(ordered, edges, out_int32=True)
-    return start, slot.to(torch.int32), reduce[slot], by_slot[2][slot], by_slot[3][slot]

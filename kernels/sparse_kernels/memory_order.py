@@ -1,7 +1,7 @@
 """How activations lie in memory: three orders of the same logical [N, C, H, W].
 
-`rows` is (h, w, n, c): channels innermost, images next, so that a tap of a convolution moves a
-whole tile of images by one scalar. `channels_last` is (n, h, w, c), `contiguous` (n, c, h, w).
+"rows" is HWNC, (h, w, n, c): channels innermost, images next, so that a tap of a convolution moves
+a whole tile of images by one scalar. "channels_last" is (n, h, w, c), "contiguous" (n, c, h, w).
 """
 
 from collections.abc import Callable, Sequence
@@ -45,15 +45,15 @@ def in_order(x: Tensor, order: str) -> Tensor:
 
 
 def library_order(x: Tensor) -> Tensor:
-    """Return x [N, C, H, W] as PyTorch's own convolutions want it: rows become channels_last.
+    """Return x [N, C, H, W] as PyTorch's own convolutions want it: HWNC becomes channels_last.
 
-    Their kernels for rows would be those for contiguous images, and copy x to that order.
+    Their kernels for HWNC would be those for contiguous images, and copy x to that order.
     """
     return in_order(x, "channels_last") if order_of(x) == "rows" else x
 
 
 def by_library(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return run(x), a convolution by PyTorch's own kernels; of x in rows, in rows.
+    """Return run(x), a convolution by PyTorch's own kernels; of x in HWNC, in HWNC.
 
     x and the result are copied once on the way there and back, and so are their gradients.
     """

@@ -29,8 +29,7 @@ from sparse_kernels.operators.convolution import conv2d, conv2d_input_grad, conv
 from sparse_kernels.registration import NAMESPACE
 from sparse_kernels.timing import once
 from sparse_kernels.triton.launch import architecture, precision
-from sparse_kernels.triton.tile_cache import cache_of
-from sparse_kernels.triton.tile_choice import Launch, forced
+from sparse_kernels.triton.tile_choice import Launch, forced, tuned_tiles
 from sparse_kernels.triton.tiles import SHARED_LIMIT, Tile
 
 Call = Callable[[], Any]
@@ -103,7 +102,7 @@ def tuning(device: torch.device, candidates: Sequence[Tile] | None = None) -> It
     with Tuner(candidates, measures=_rank() == 0) as tuner:
         yield tuner
     tuner.found = _from_first(tuner.found)
-    cache_of(device).update(tuner.found)
+    tuned_tiles(device).add(tuner.found)
 
 
 def tune_conv2d(
@@ -141,7 +140,7 @@ def tune_conv2d(
 def save(device: torch.device) -> None:
     """Write the tuned tiles of this process to the device's cache file; the first rank does."""
     if _rank() == 0:
-        cache_of(device).save()
+        tuned_tiles(device).save()
 
 
 def candidate_tiles(launch: Launch) -> Iterator[Tile]:
@@ -157,10 +156,10 @@ def candidate_tiles(launch: Launch) -> Iterator[Tile]:
             steps = [k for k in (64 // size, 128 // size) if summed % k == 0] or [16]
             sums, widths = bm * written, bm + written
         for bk in steps:
-            tile = Tile(bm, bk, warps, stages, rows=True)
+            tile = Tile(bm, bk, warps, stages, tma=True)
             loaded = (bk or bm) * widths * size
             if sums <= most * warps and (stages - 1) * loaded <= limit:
-                yield tile if launch.fits(tile) else tile._replace(rows=False)
+                yield tile if launch.fits(tile) else tile._replace(tma=False)
 
 
 def _joining(operator: Any, arguments: Sequence[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from sparse_engine.layers.plan import LayerPlan, strongest_blocks
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.memory_order import order_of
-from sparse_kernels.operators.dense_gradient import GradientProbe
+from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 # Of a state dict, dense or sparse.
@@ -52,7 +52,7 @@ class SparseLayer(nn.Module):
         layout: BlockLayout | None,
         taps: str = "each",
     ) -> None:
-        self._probe: GradientProbe | None = None
+        self._probe: DenseGradientProbe | None = None
         device = torch.get_default_device() if device is None else torch.device(device)
         if layout is None:
             layout = LayerPlan.full("", shape, block, taps).at(density).random(generator)
@@ -128,7 +128,7 @@ class SparseLayer(nn.Module):
             reduce: makes of the dense gradient the one that is scored.
         """
         if self._probe is None or memory == 1.0:
-            self._probe = GradientProbe(self.layout, self.values, memory, reduce)
+            self._probe = DenseGradientProbe(self.layout, self.values, memory, reduce)
             self._probe.scores = scores
 
     @property

@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, picks.json, metrics.csv and .json, last.pt, member_K.pt."""
+"""The folder of a run: config.json, kernels.json, metrics.csv and .json, last.pt, member_K.pt."""
 
 from __future__ import annotations
 
@@ -93,14 +93,22 @@ class RunFolder:
         """Return the saved configuration."""
         return Config(**read_config_file(str(self.path / "config.json")))
 
-    def save_picks(self, picks: Mapping[str, Any]) -> None:
-        """Write picks.json: what was measured and decides which kernels the run takes."""
-        save_json(dict(picks), self.path / "picks.json")
+    @property
+    def kernels(self) -> Path:
+        """The file of what was measured and decides which kernels the run takes.
 
-    def picks(self) -> dict[str, Any] | None:
-        """Return what is in picks.json, None if there is none; InputError if it is no JSON."""
-        path = self.path / "picks.json"
-        return read_json(path, "file") if path.exists() else None
+        Runs of earlier versions have it under another name.
+        """
+        earlier = self.path / "picks.json"
+        return earlier if earlier.exists() else self.path / "kernels.json"
+
+    def save_kernel_choices(self, choices: Mapping[str, Any]) -> None:
+        """Write kernels.json."""
+        save_json(dict(choices), self.kernels)
+
+    def kernel_choices(self) -> dict[str, Any] | None:
+        """Return what is in kernels.json, None if there is none; InputError if it is no JSON."""
+        return read_json(self.kernels, "file") if self.kernels.exists() else None
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write last.pt; the one before becomes previous.pt."""

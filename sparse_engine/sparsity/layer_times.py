@@ -22,7 +22,7 @@ from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.models.workload import LayerCall
 from sparse_engine.sparsity.time_budget import TimeCurve
 from sparse_kernels.dispatch.backend import choose_backend, forced_backend
-from sparse_kernels.dispatch.measurements import Measurements
+from sparse_kernels.measurements import timings
 from sparse_kernels.timing import once
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -47,7 +47,7 @@ def measure_layer_times(
         device: where to measure.
         dtype: float32, or what autocast computes in.
     """
-    kept = Measurements("layer-times", device)
+    kept = timings("layer-times", device)
     counts = {plan.name: measured_counts(plan) for plan in plans}
     wanted: dict[str, tuple[LayerPlan, LayerCall]] = {}
     keys: dict[str, list[str]] = {plan.name: [] for plan in plans}
@@ -57,14 +57,15 @@ def measure_layer_times(
             key = _key(plan, problem, dtype, counts[plan.name], backends)
             keys[plan.name].append(key)
             wanted[key] = plan, problem
-    missing = [key for key in wanted if key not in kept.numbers]
+    missing = [key for key in wanted if key not in kept.entries]
     for key in tqdm(missing, "timing layers", disable=None):
         plan, problem = wanted[key]
         module = model.get_submodule(plan.name)
         kept.add({key: measure(plan, problem, module, counts[plan.name], device, dtype)})
+        kept.save()
     curves = {}
     for name, active in counts.items():
-        calls = [kept.numbers[key] for key in keys[name]]
+        calls = [kept.entries[key] for key in keys[name]]
         curves[name] = TimeCurve(active, tuple(map(sum, zip(*calls))) or (0.0,) * len(active))
     return curves
 

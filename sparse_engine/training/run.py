@@ -36,7 +36,7 @@ from sparse_engine.training.result import backend_shares, backends_in_words, des
 from sparse_engine.training.state import restore
 from sparse_engine.training.trainer import Trainer
 from sparse_engine.training.tuning import tune_run
-from sparse_kernels.dispatch.kernel_choices import measured_picks, with_picks
+from sparse_kernels.dispatch.kernel_choices import kernel_choices, with_kernel_choices
 
 
 def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | None:
@@ -120,15 +120,15 @@ def _take_the_same_kernels(
     folder: RunFolder, device: torch.device, world: DistributedContext, stack: ExitStack
 ) -> None:
     """Let every process, now and when the run is continued, take the kernels of its first start."""
-    picks = folder.picks() if world.is_first else None
-    if picks is None and world.is_first:
-        picks = measured_picks(device)
-        folder.save_picks(picks)
+    choices = folder.kernel_choices() if world.is_first else None
+    if choices is None and world.is_first:
+        choices = kernel_choices(device)
+        folder.save_kernel_choices(choices)
     try:
-        stack.enter_context(with_picks(device, world.from_first(lambda: picks)))
+        stack.enter_context(with_kernel_choices(device, world.from_first(lambda: choices)))
     except (TypeError, ValueError, AttributeError):
         raise InputError(
-            f"'{folder.path}/picks.json' is damaged; delete it, and the run takes the kernels "
+            f"'{folder.kernels}' is damaged; delete it, and the run takes the kernels "
             "that this machine would choose today"
         ) from None
 

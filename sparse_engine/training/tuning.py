@@ -143,6 +143,7 @@ def tune_gemm(
                 densities = [count / plan.total for count in counts[:-1]]
                 found[key] = crossing(densities, gemm[:-1], NOTICEABLE * masked[0])
     kept_limits().add({key: [density] for key, density in found.items()})
+    kept_limits().save()
     return found
 
 

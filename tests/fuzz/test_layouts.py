@@ -158,9 +158,9 @@ class LayerMachine(RuleBasedStateMachine):
         assert layout.block_ids.tolist() == self.ids
         assert (layout.active, layout.slots, layout.total) == (len(used), len(self.ids), self.total)
         assert layout.mask().flatten().nonzero().flatten().tolist() == sorted(set(used))
-        assert found_pass(layout.forward_index) == expected_pass(self.ids, layout, 0)
-        assert found_pass(layout.input_grad_index) == expected_pass(self.ids, layout, 1)
-        found = list(zip(*(t.tolist() for t in layout.weight_grad_index)))
+        assert found_pass(layout.index.forward) == expected_pass(self.ids, layout, 0)
+        assert found_pass(layout.index.input_grad) == expected_pass(self.ids, layout, 1)
+        found = list(zip(*(t.tolist() for t in layout.index.slots)))
         for slot, block_id in enumerate(self.ids):
             if block_id < self.total:
                 assert found[slot] == place(block_id, layout.grid)

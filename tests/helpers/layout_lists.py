@@ -1,6 +1,30 @@
-"""A layout's lists of blocks, made by plain Python loops."""
+"""Layouts drawn at random, and their lists of blocks made by plain Python loops."""
 
 import itertools
+import random
+
+import torch
+from hypothesis import strategies as st
+
+from sparse_kernels import BlockLayout
+from sparse_kernels.layout import block_grid
+
+WIDTHS = st.sampled_from([1, 3, 8, 16, 32, 40])
+
+
+@st.composite
+def layouts(draw, spare_slots=3):
+    """Draw a layout and its ids: ragged grids, unused slots anywhere, ids above the total."""
+    shape = [draw(st.integers(1, 70)), draw(st.integers(1, 70))]
+    shape += [draw(st.integers(1, 3)), draw(st.integers(1, 3))]
+    block = (draw(WIDTHS), draw(WIDTHS))
+    total = torch.Size(block_grid(shape, block)).numel()
+    active = draw(st.integers(1, min(total, 40)))
+    generator = random.Random(draw(st.integers(0, 2**32)))
+    ids = generator.sample(range(total), active)
+    ids += [total + generator.randrange(3) for _ in range(draw(st.integers(0, spare_slots)))]
+    generator.shuffle(ids)
+    return BlockLayout(shape, block, torch.tensor(ids), active), ids
 
 
 def place(block_id, grid):
@@ -23,5 +47,6 @@ def expected_pass(ids, layout, row):
 def found_pass(index):
     """Return the same lists as a layout holds them."""
     start = index.start.tolist()
-    entries = list(zip(*(t.tolist() for t in index[1:])))
+    _, *lists = index
+    entries = list(zip(*(t.tolist() for t in lists)))
     return [entries[a:b] for a, b in itertools.pairwise(start)]

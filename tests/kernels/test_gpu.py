@@ -145,7 +145,7 @@ def test_the_small_cases_read_and_write_inside_their_tensors():
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         pytest.skip("compute-sanitizer is not installed")
-    cases = str(Path(__file__).parent / "triton" / "test_triton.py")
+    cases = str(Path(__file__).parent / "triton" / "test_gather.py")
     chosen = "test_convolution and (ragged or odd or tma or unused)"
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "pytest"]
     # PyTorch's caching allocator would hide reads past the end of a tensor in its pools.
@@ -161,10 +161,11 @@ def test_the_small_cases_read_and_write_inside_their_tensors():
 
 def test_the_tuner_finds_right_tiles(tmp_path, monkeypatch):
     from sparse_kernels import tuner
-    from sparse_kernels.triton.tile_cache import FOLDER, cache_of
+    from sparse_kernels.measurements import FOLDER
+    from sparse_kernels.triton.tile_choice import tuned_tiles
 
     monkeypatch.setenv(FOLDER, str(tmp_path))
-    cache_of.cache_clear()
+    tuned_tiles.cache_clear()
     try:
         x, values, layout = make()
         expected = block_conv2d(x, values, layout, padding=1)
@@ -173,7 +174,7 @@ def test_the_tuner_finds_right_tiles(tmp_path, monkeypatch):
         found = block_conv2d(x, values, layout, padding=1)
         torch.testing.assert_close(found, expected.detach())
     finally:
-        cache_of.cache_clear()
+        tuned_tiles.cache_clear()
 
 
 def test_tuning_inside_a_captured_graph_is_refused():
@@ -192,13 +193,14 @@ def test_a_fused_step_is_tuned_in_backward_too(tmp_path, monkeypatch):
     from sparse_engine.models.wide_resnet import PreActivationBlock
     from sparse_engine.training.tuning import tune
     from sparse_kernels import tuner
-    from sparse_kernels.triton.tile_cache import FOLDER, cache_of
+    from sparse_kernels.measurements import FOLDER
+    from sparse_kernels.triton.tile_choice import tuned_tiles
     from sparse_kernels.triton.tiles import Tile
 
     monkeypatch.setenv(FOLDER, str(tmp_path))
     monkeypatch.setattr(tuner, "candidate_tiles", lambda _: [Tile(64, 32, 4, 3)])
     monkeypatch.setattr(tuner, "NOTICEABLE", 1e9)  # whatever is right is taken
-    cache_of.cache_clear()
+    tuned_tiles.cache_clear()
     try:
         block = PreActivationBlock(32, 32, 1, 0.0)
         for name in ("conv1", "conv2"):
@@ -214,4 +216,4 @@ def test_a_fused_step_is_tuned_in_backward_too(tmp_path, monkeypatch):
         }
         assert not any(key.endswith("plain") for key in found if key.startswith("weight"))
     finally:
-        cache_of.cache_clear()
+        tuned_tiles.cache_clear()

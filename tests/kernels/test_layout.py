@@ -8,55 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layout_lists import expected_pass, found_pass, place
-from torch._subclasses.fake_tensor import FakeTensorMode
+from layout_lists import WIDTHS, found_pass, layouts
 
 from sparse_kernels import BlockLayout
 from sparse_kernels.layout import block_grid, clamp_block
-
-WIDTHS = st.sampled_from([1, 3, 8, 16, 32, 40])
-
-
-@st.composite
-def layouts(draw, spare_slots=3):
-    """Draw a layout and its ids: ragged grids, unused slots anywhere, ids above the total."""
-    shape = [draw(st.integers(1, 70)), draw(st.integers(1, 70))]
-    shape += [draw(st.integers(1, 3)), draw(st.integers(1, 3))]
-    block = (draw(WIDTHS), draw(WIDTHS))
-    total = torch.Size(block_grid(shape, block)).numel()
-    active = draw(st.integers(1, min(total, 40)))
-    generator = random.Random(draw(st.integers(0, 2**32)))
-    ids = generator.sample(range(total), active)
-    ids += [total + generator.randrange(3) for _ in range(draw(st.integers(0, spare_slots)))]
-    generator.shuffle(ids)
-    return BlockLayout(shape, block, torch.tensor(ids), active), ids
-
-
-@given(layouts())
-@settings(deadline=None, max_examples=60)
-def test_every_list_equals_a_loop_over_the_slots(drawn):
-    layout, ids = drawn
-    assert found_pass(layout.forward_index) == expected_pass(ids, layout, 0)
-    assert found_pass(layout.input_grad_index) == expected_pass(ids, layout, 1)
-    slots = list(zip(*(t.tolist() for t in layout.weight_grad_index)))
-    for slot, block_id in enumerate(ids):
-        if block_id < layout.total:
-            assert slots[slot] == place(block_id, layout.grid)
-        else:
-            assert slots[slot][0] == layout.grid[0]
-    assert layout.block_ids.tolist() == [min(i, layout.total) for i in ids]
-    assert all(t.dtype == torch.int32 for t in layout.tensors())
-
-
-@given(layouts())
-@settings(deadline=None, max_examples=60)
-def test_lists_start_at_zero_and_end_at_the_active_blocks(drawn):
-    layout, ids = drawn
-    for index, rows in ((layout.forward_index, 0), (layout.input_grad_index, 1)):
-        assert len(index.start) == layout.grid[rows] + 1
-        assert index.start[0] == 0
-        assert index.start[-1] == layout.active
-        assert all(len(t) == len(ids) == layout.slots for t in index[1:])
 
 
 @given(layouts())
@@ -76,17 +31,16 @@ def test_mask_round_trip(drawn):
 @settings(deadline=None, max_examples=60)
 def test_update_equals_a_new_layout_at_the_old_addresses(drawn, generator):
     layout, ids = drawn
-    tensors = layout.tensors()
-    addresses = [t.data_ptr() for t in tensors]
+    block_ids, addresses = layout.block_ids, [t.data_ptr() for t in layout.tensors()]
     used = iter(generator.sample(range(layout.total), layout.active))
     changed = [next(used) if i < layout.total else i for i in ids]
     layout.update_(torch.tensor(changed))
     fresh = BlockLayout(layout.shape, layout.block, torch.tensor(changed), layout.active)
     assert [t.data_ptr() for t in layout.tensors()] == addresses
-    assert found_pass(layout.forward_index) == found_pass(fresh.forward_index)
-    assert found_pass(layout.input_grad_index) == found_pass(fresh.input_grad_index)
-    assert all(a.equal(b) for a, b in zip(layout.weight_grad_index, fresh.weight_grad_index))
-    assert tensors[0].equal(fresh.block_ids)
+    assert found_pass(layout.index.forward) == found_pass(fresh.index.forward)
+    assert found_pass(layout.index.input_grad) == found_pass(fresh.index.input_grad)
+    assert all(a.equal(b) for a, b in zip(layout.index.slots, fresh.index.slots))
+    assert block_ids.equal(fresh.block_ids)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
@@ -95,18 +49,11 @@ def test_ids_of_any_integer_type(dtype):
     assert layout.block_ids.tolist() == [52, 7, 54]
 
 
-def test_lists_are_built_without_asking_the_device_for_a_number():
-    with FakeTensorMode():
-        layout = BlockLayout((64, 64, 3, 3), (16, 16), torch.arange(18), taps="all")
-        layout.update_(layout.expand_groups(layout.group_ids + 1), 9)
-        assert layout.mask().shape == (4, 4, 3, 3)
-
-
 def test_an_update_compiles_into_one_graph():
     layout = BlockLayout((64, 64, 3, 3), (16, 16), torch.arange(20))
     fresh = BlockLayout((64, 64, 3, 3), (16, 16), torch.arange(20) + 5)
     torch.compile(layout.update_, fullgraph=True, backend="eager")(torch.arange(20) + 5)
-    assert found_pass(layout.input_grad_index) == found_pass(fresh.input_grad_index)
+    assert found_pass(layout.index.input_grad) == found_pass(fresh.index.input_grad)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +179,7 @@ def test_an_update_may_change_the_count_of_active_blocks():
     layout = BlockLayout((32, 32, 2, 1), (16, 16), torch.arange(6), taps="all")
     layout.update_(torch.tensor([8, 8, 2, 3, 8, 8]), 2)
     assert (layout.active, layout.density, layout.slots) == (2, 0.25, 6)
-    assert layout.forward_index.start[-1] == layout.active == layout.validate(layout.block_ids)
+    assert layout.index.forward.start[-1] == layout.active == layout.validate(layout.block_ids)
     with pytest.raises(ValueError, match="groups of 2 slots, found 3"):
         layout.update_(torch.arange(6), 3)
 

@@ -1,7 +1,6 @@
 """The tuner takes only tiles that are right and faster, and its cache outlives the process."""
 
 import copy
-import json
 import logging
 
 import pytest
@@ -13,9 +12,14 @@ from sparse_engine.errors import InputError
 from sparse_engine.models.wide_resnet import PreActivationBlock
 from sparse_engine.training.tuning import tune
 from sparse_kernels import BlockLayout, tuner
+from sparse_kernels.measurements import FOLDER
 from sparse_kernels.memory_order import in_order
-from sparse_kernels.triton.tile_cache import FOLDER, TileCache, cache_of
-from sparse_kernels.triton.tile_choice import Launch, forced, launch_key
+from sparse_kernels.triton.tile_choice import (
+    Launch,
+    forced,
+    launch_key,
+    tuned_tiles,
+)
 from sparse_kernels.triton.tiles import Tile
 
 SMALL, LARGE = Tile(16, 16, 4, 3), Tile(32, 16, 4, 3)
@@ -26,9 +30,9 @@ def _empty_cache(triton_backend, monkeypatch, tmp_path):
     if DEVICE == "cpu":
         use_small_tiles(monkeypatch)
     monkeypatch.setenv(FOLDER, str(tmp_path))
-    cache_of.cache_clear()
+    tuned_tiles.cache_clear()
     yield
-    cache_of.cache_clear()
+    tuned_tiles.cache_clear()
 
 
 def layer() -> tuple[torch.Tensor, torch.Tensor, BlockLayout]:
@@ -66,7 +70,12 @@ def test_the_fastest_tile_is_used_from_then_on(monkeypatch):
     from sparse_kernels.triton import gather
 
     run = gather._gather_pointers
-    monkeypatch.setattr(gather, "_gather_pointers", lambda *a: (launched.append(a[-2]), run(*a)))
+
+    def noted(call, tile, sums):
+        launched.append(tile)
+        run(call, tile, sums)
+
+    monkeypatch.setattr(gather, "_gather_pointers", noted)
     from sparse_kernels import block_conv2d
 
     x, values, layout = layer()
@@ -85,10 +94,10 @@ def test_a_wrong_tile_is_never_taken(monkeypatch, caplog):
 
     run = gather._gather_pointers
 
-    def wrong(src, values, written, vectors, index, tile, constants):
-        run(src, values, written, vectors, index, tile, constants)
+    def wrong(call, tile, sums):
+        run(call, tile, sums)
         if tile == LARGE:
-            written[0].mul_(1.5)
+            call.dst.mul_(1.5)
 
     monkeypatch.setattr(gather, "_gather_pointers", wrong)
     with caplog.at_level(logging.WARNING):
@@ -110,32 +119,11 @@ def test_tiles_are_found_again_by_another_process(monkeypatch):
     times(monkeypatch, {16: 0.5, 32: 0.4})
     found = tune_layer()
     tuner.save(torch.device(DEVICE))
-    cache_of.cache_clear()
-    assert cache_of(torch.device(DEVICE)).tiles == found
+    tuned_tiles.cache_clear()
+    assert tuned_tiles(torch.device(DEVICE)).entries == found
 
 
-def test_saving_keeps_what_another_process_found(tmp_path):
-    path = tmp_path / "tiles.json"
-    first, second = TileCache(path), TileCache(path)
-    first.update({"a": SMALL})
-    second.update({"b": LARGE})
-    first.save()
-    second.save()
-    assert TileCache(path).tiles == {"a": SMALL, "b": LARGE}
-    assert first.tiles == {"a": SMALL}  # read once: nothing changes under a running process
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"a": 3}', '{"a": [16, 16]}', json.dumps({"a": [1 << 20, 16, 4, 3, 0]})]
-)
-def test_a_damaged_file_is_ignored_and_said(text, tmp_path, caplog):
-    path = tmp_path / "tiles.json"
-    path.write_text(text)
-    assert TileCache(path).tiles == {}
-    assert "cannot be used" in caplog.text
-
-
-def launches(x, block, fits=lambda tile: not tile.rows) -> list[Launch]:
+def launches(x, block, fits=lambda tile: not tile.tma) -> list[Launch]:
     """Return a plain and a fused launch of each pass of a layer of 256 channels."""
     sizes, geometry = (256, 256, 3, 3, *block), (1, 1, 1, 1, 1, 1)
     return [
@@ -152,9 +140,9 @@ def test_candidates_fit_the_chip(block):
     counts = []
     for launch in launches(x, block):
         assert launch.block == block
-        assert not any(tile.rows for tile in tuner.candidate_tiles(launch))
+        assert not any(tile.tma for tile in tuner.candidate_tiles(launch))
         tiles = list(tuner.candidate_tiles(launch._replace(fits=lambda tile: True)))
-        assert all(tile.rows for tile in tiles)
+        assert all(tile.tma for tile in tiles)
         assert len(set(tiles)) == len(tiles)
         for tile in tiles:
             sums = block[0] * block[1] if tile.bk == 0 else tile.bm * min(block)
@@ -222,11 +210,10 @@ def test_a_wrong_tile_of_a_fused_pass_is_never_taken(monkeypatch, caplog):
 
     run = gather._gather_pointers
 
-    def wrong(src, values, written, vectors, index, tile, constants):
-        run(src, values, written, vectors, index, tile, constants)
+    def wrong(call, tile, sums):
+        run(call, tile, sums)
         if tile == LARGE:
-            sums = vectors[-1] if constants["STATISTICS"] else written[0]
-            sums.mul_(1.5)
+            (call.dst if sums is None else sums).mul_(1.5)
 
     monkeypatch.setattr(gather, "_gather_pointers", wrong)
     found = tune(network(), torch.randn(2, 3, 6, 6, device=DEVICE))
@@ -252,12 +239,12 @@ def test_the_first_process_measures_and_tells_the_others(monkeypatch):
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
     found = []
     for rank in range(2):
-        cache_of.cache_clear()
+        tuned_tiles.cache_clear()
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         if rank == 1:
             monkeypatch.setattr(tuner, "_fastest", None)
         found.append(tune(network(), torch.randn(2, 3, 6, 6, device=DEVICE)))
-        assert cache_of(torch.device(DEVICE)).tiles == found[rank]
+        assert tuned_tiles(torch.device(DEVICE)).entries == found[rank]
         with pytest.raises(InputError, match="nothing to tune"):
             tune(torch.nn.Linear(4, 4), torch.ones(1, 4))
     assert found[0] == found[1] != {}

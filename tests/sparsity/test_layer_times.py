@@ -17,8 +17,7 @@ from sparse_engine.models.workload import layer_calls
 from sparse_engine.runs.model import dense_model
 from sparse_engine.sparsity import layer_times
 from sparse_engine.sparsity.layer_times import measure_layer_times, measured_counts
-from sparse_kernels.dispatch.measurements import Measurements
-from sparse_kernels.triton.tile_cache import FOLDER
+from sparse_kernels.measurements import FOLDER, timings
 
 CPU = torch.device("cpu")
 IMAGE = (3, 12, 12)
@@ -95,7 +94,7 @@ def test_equal_layers_are_measured_once_and_calls_add_up(dtype, clock):
     assert curves["first"] == curves["second"]
     assert curves["unused"].seconds == (0.0,) * len(counts["unused"])
     assert all(curve.active == counts[name] for name, curve in curves.items())
-    kept = json.loads(Measurements("layer-times", CPU).path.read_text())
+    kept = json.loads(timings("layer-times", CPU).path.read_text())
     [head] = [seconds for key, seconds in kept.items() if key.startswith("Linear(in_features=16")]
     assert list(curves["head"].seconds) == [2 * s for s in head]
 
@@ -114,7 +113,7 @@ def test_what_was_measured_is_not_measured_again(clock):
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"a": ["x"]}'])
 def test_a_broken_file_is_measured_again(content, clock, caplog):
-    path = Measurements("layer-times", CPU).path
+    path = timings("layer-times", CPU).path
     path.write_text(content)
     first, _ = measure(Twice())
     assert "cannot be used" in caplog.text

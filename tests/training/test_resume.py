@@ -20,7 +20,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.train import main
 from sparse_engine.training.trainer import Trainer
 from sparse_kernels.dispatch.cost_model import kept_limits
-from sparse_kernels.dispatch.kernel_choices import measured_picks
+from sparse_kernels.dispatch.kernel_choices import kernel_choices
 
 # Nine epochs: three of exploration and three tickets of two. Five: phases end within epochs.
 PRUNING = ["--rounds", "2", "--rewind-point", "0.2", "--sparsity", "0.6", "--dropout", "0.1"]
@@ -154,30 +154,47 @@ def test_paths_and_hardware_may_change(monkeypatch):
 
 def test_kernels_stay_those_the_run_began_with(monkeypatch):
     stopped_run(monkeypatch)
-    kept, seen, run = json.loads(Path("out/picks.json").read_text()), [], Trainer.run
-    monkeypatch.setitem(kept_limits().numbers, "measured since", [0.5])
+    kept, seen, run = json.loads(Path("out/kernels.json").read_text()), [], Trainer.run
+    monkeypatch.setitem(kept_limits().entries, "measured since", [0.5])
 
     def run_and_look(self):
-        seen.append(measured_picks(torch.device("cpu")))
+        seen.append(kernel_choices(torch.device("cpu")))
         run(self)
 
     monkeypatch.setattr(Trainer, "run", run_and_look)
     main(["--resume", "out"])
     assert seen == [kept]
-    assert "measured since" in kept_limits().numbers
-    assert json.loads(Path("out/picks.json").read_text()) == kept
+    assert "measured since" in kept_limits().entries
+    assert json.loads(Path("out/kernels.json").read_text()) == kept
+
+
+def test_kernel_choices_of_an_earlier_version_are_read(monkeypatch):
+    stopped_run(monkeypatch)
+    Path("out/kernels.json").rename("out/picks.json")
+    file = kept_limits().path.name
+    Path("out/picks.json").write_text(json.dumps({file: {"measured then": [0.5]}}))
+    seen, run = [], Trainer.run
+
+    def run_and_look(self):
+        seen.append(kept_limits().entries)
+        run(self)
+
+    monkeypatch.setattr(Trainer, "run", run_and_look)
+    main(["--resume", "out"])
+    assert seen == [{"measured then": [0.5]}]
+    assert not Path("out/kernels.json").exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"FILE": {"key": ["x"]}}'])
-def test_damaged_picks_are_refused_and_may_be_deleted(text, monkeypatch):
+def test_damaged_kernel_choices_are_refused_and_may_be_deleted(text, monkeypatch):
     stopped_run(monkeypatch)
     file = kept_limits().path.name
-    Path("out/picks.json").write_text(text.replace("FILE", file))
+    Path("out/kernels.json").write_text(text.replace("FILE", file))
     files = contents("out")
-    with pytest.raises(InputError, match=r"out/picks.json' is (damaged; delete it|not JSON)"):
+    with pytest.raises(InputError, match=r"out/kernels.json' is (damaged; delete it|not JSON)"):
         main(["--resume", "out"])
     assert contents("out") == files
-    Path("out/picks.json").unlink()
+    Path("out/kernels.json").unlink()
     main(["--resume", "out"])
     assert len(rows_of("out")) == 4
 

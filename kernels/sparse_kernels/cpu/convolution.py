@@ -1,9 +1,10 @@
-"""Convolution on the `gemm` path: a tap is a shift of rows, so that nothing is unfolded.
+"""Convolution on the `gemm` path: a tap is a shift of pixels, so that nothing is unfolded.
 
 A few images at a time are copied to panels (panels.py), under a stride the input to some for each
-of its phases, x[phase :: stride]. A tap brings every row of the output together with the row of the
-input that is a fixed number of rows away. Above and below the images the panels end; beside them it
-would meet pixels of the next row, so the columns that it carries over an edge are zero in its turn.
+of its phases, x[phase :: stride]. A tap brings every pixel of the output together with the pixel of
+the input that is a fixed number of places away. Above and below the images the panels end; beside
+them it would meet pixels of the next row, so the columns that it carries over an edge are zero in
+its turn.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sparse_kernels.cpu.linear import (
 )
 from sparse_kernels.cpu.panels import Panels
 from sparse_kernels.cpu.threads import shared
-from sparse_kernels.layout import PassIndex
+from sparse_kernels.index_tensors import IndexTensors
 from sparse_kernels.memory_order import in_order, order_of
 
 Ints = Sequence[int]
@@ -62,8 +63,8 @@ def conv2d(
         for inputs, output in grid.panels(x, y):
             _read(inputs)
             output.fill(bias)
-            for rows, pixels, slot in grid.products(inputs, output):
-                rows.addmm_(pixels, weights[slot])
+            for y_pixels, x_pixels, slot in grid.products(inputs, output):
+                y_pixels.addmm_(x_pixels, weights[slot])
             output.write()
 
     shared(products, x, y, rows=grid.pixels * len(x))
@@ -88,8 +89,8 @@ def conv2d_input_grad(
             output.read()
             for phase in inputs.values():
                 phase.fill()
-            for rows, pixels, slot in grid.products(inputs, output):
-                pixels.addmm_(rows, weights[slot])
+            for y_pixels, x_pixels, slot in grid.products(inputs, output):
+                x_pixels.addmm_(y_pixels, weights[slot])
             for phase in inputs.values():
                 phase.write()
 
@@ -112,8 +113,8 @@ def conv2d_weight_grad(
         for inputs, output in grid.panels(x, grad):
             _read(inputs)
             output.read()
-            for rows, pixels, slot in grid.products(inputs, output):
-                results[slot].addmm_(pixels.T, rows)
+            for y_pixels, x_pixels, slot in grid.products(inputs, output):
+                results[slot].addmm_(x_pixels.T, y_pixels)
         return dvalues
 
     return total(shared(products, x, grad, rows=grid.pixels * len(x))).to(x.dtype)
@@ -158,7 +159,7 @@ class _Grid:
         phases = (range(min(self.stride[i], x.shape[2 + i])) for i in (0, 1))
         self.phases = list(itertools.product(*phases))
         # Output pixel p reads pixel p + offset of x[phase :: stride]: (offset, phase) of each tap.
-        self.rows, self.columns = (
+        self.along_h, self.along_w = (
             [divmod(tap * dilation[i] - padding[i], self.stride[i]) for tap in range(sizes[2 + i])]
             for i in (0, 1)
         )
@@ -166,8 +167,8 @@ class _Grid:
         self.pixels = y.shape[2] * self.pitch
         # (out block, in block, tap_h, slot) by tap_w, ordered by what is read: it stays in a cache.
         self.steps: dict[int, list[tuple[int, int, int, int]]] = {}
-        for out_block, in_block, tap_h, tap_w, slot in blocks(PassIndex.forward(index)):
-            if (self.rows[tap_h][1], self.columns[tap_w][1]) in self.phases:
+        for out_block, in_block, tap_h, tap_w, slot in blocks(IndexTensors.of(index).forward):
+            if (self.along_h[tap_h][1], self.along_w[tap_w][1]) in self.phases:
                 self.steps.setdefault(tap_w, []).append((out_block, in_block, tap_h, slot))
         for steps in self.steps.values():
             steps.sort(key=lambda step: (step[0 if reads_output else 1], step[2]))
@@ -184,24 +185,24 @@ class _Grid:
             yield inputs, self._panels(results, self.bo)
 
     def products(self, inputs: Phases, output: Panels) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Yield (rows of the output, rows of the input that they meet, slot) of every block.
+        """Yield (pixels of the output, those of the input that they meet, slot) of every block.
 
-        Where a row meets none, what is read is zero, until the next triple is asked for.
+        Where a pixel meets none, what is read is zero, until the next triple is asked for.
         """
         for tap_w, steps in self.steps.items():
-            right, b = self.columns[tap_w]
+            right, b = self.along_w[tap_w]
             read = [inputs[phase] for phase in self.phases if phase[1] == b]
             with contextlib.ExitStack() as stack:
                 for panels in [output] if self.reads_output else read:
                     stack.enter_context(panels.hidden(-right if self.reads_output else right))
                 meeting = {}
                 for tap_h in {step[2] for step in steps}:
-                    down, a = self.rows[tap_h]
+                    down, a = self.along_h[tap_h]
                     shift = down * self.pitch + right
                     meeting[tap_h] = _overlap(output, inputs[a, b], shift)
                 for out_block, in_block, tap_h, slot in steps:
-                    rows, pixels = meeting[tap_h]
-                    yield rows[out_block], pixels[in_block], slot
+                    y_pixels, x_pixels = meeting[tap_h]
+                    yield y_pixels[out_block], x_pixels[in_block], slot
 
     def _panels(self, images: Tensor, block: int) -> Panels:
         return Panels(images.permute(2, 3, 0, 1), block, self.pitch, precise(images.dtype))

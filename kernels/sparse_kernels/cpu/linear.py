@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparse_kernels.cpu.threads import shared
-from sparse_kernels.layout import PassIndex
+from sparse_kernels.index_tensors import IndexTensors, PassIndex, count_slots
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -26,14 +26,14 @@ ROWS = 4096
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints) -> Tensor:
     """Return y [..., O] of x [..., C]."""
-    steps = [(o, c, slot) for o, c, _, _, slot in blocks(PassIndex.forward(index))]
+    steps = [(o, c, slot) for o, c, _, _, slot in blocks(IndexTensors.of(index).forward)]
     weights = inside(values.to(precise(x.dtype)), index, sizes)
     return _linear(x, weights, bias, steps, sizes[0], sizes[4], sizes[5])
 
 
 def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dx [..., C] of dy [..., O]."""
-    steps = [(c, o, slot) for c, o, _, _, slot in blocks(PassIndex.input_grad(index))]
+    steps = [(c, o, slot) for c, o, _, _, slot in blocks(IndexTensors.of(index).input_grad)]
     weights = [block.T for block in inside(values.to(precise(grad.dtype)), index, sizes)]
     return _linear(grad, weights, None, steps, sizes[1], sizes[5], sizes[4])
 
@@ -41,7 +41,7 @@ def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -
 def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
     dtype = x.dtype
-    steps = [(o, c, slot) for o, c, _, _, slot in blocks(PassIndex.forward(index))]
+    steps = [(o, c, slot) for o, c, _, _, slot in blocks(IndexTensors.of(index).forward)]
 
     def products(x: Tensor, grad: Tensor) -> Tensor:
         dvalues = zero_values(x, index, sizes)
@@ -77,7 +77,8 @@ def precise(dtype: torch.dtype) -> torch.dtype:
 
 def zero_values(x: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return zeros [Z, BC, BO] to sum a weight gradient in."""
-    return x.new_zeros((len(index[0]), sizes[5], sizes[4]), dtype=precise(x.dtype))
+    bo, bc = sizes[4:]
+    return x.new_zeros((count_slots(index), bc, bo), dtype=precise(x.dtype))
 
 
 def total(parts: Sequence[Tensor]) -> Tensor:
@@ -89,7 +90,7 @@ def inside(values: Tensor, index: Index, sizes: Ints) -> list[Tensor]:
     """Return views of values [Z, BC, BO], one a slot, without what is outside the weight."""
     found = list(values.unbind(0))
     if sizes[0] % sizes[4] or sizes[1] % sizes[5]:
-        for o, c, _, _, slot in blocks(PassIndex.forward(index)):
+        for o, c, _, _, slot in blocks(IndexTensors.of(index).forward):
             rows, columns = sizes[1] - c * sizes[5], sizes[0] - o * sizes[4]
             found[slot] = found[slot][:rows, :columns]
     return found

@@ -20,29 +20,29 @@ Result = TypeVar("Result")
 LEAST_ROWS = 256
 
 
-def shared(function: Callable[..., Result], *tensors: Tensor, rows: int) -> list[Result]:
+def shared(function: Callable[..., Result], *batches: Tensor, rows: int) -> list[Result]:
     """Call a function with shares of tensors, in torch.get_num_threads() threads.
 
     Args:
-        function: takes a share of each tensor; nothing it does is recorded by autograd.
-        tensors: cut along their first dimension, in as many shares each.
+        function: takes a share of each batch; nothing it does is recorded by autograd.
+        batches: cut along their first dimension, in as many shares each.
         rows: of all products together.
 
     Returns:
         The results, in the order of the shares, which depend on sizes and threads alone.
     """
-    threads, length = torch.get_num_threads(), len(tensors[0])
+    threads, length = torch.get_num_threads(), len(batches[0])
     count = max(1, min(threads, length, rows // LEAST_ROWS))
     # One large image cannot be shared here: the library's threads share its products.
     if threads == 1 or (count == 1 and rows >= 2 * LEAST_ROWS):
-        return [function(*tensors)]
+        return [function(*batches)]
     inference = torch.is_inference_mode_enabled()
 
     def run(*share: Tensor) -> Result:
         with torch.inference_mode(inference), torch._C._AutoDispatchBelowAutograd():
             return function(*share)
 
-    shares = (tensor.tensor_split(count) for tensor in tensors)
+    shares = (batch.tensor_split(count) for batch in batches)
     return list(_pool(os.getpid(), threads).map(run, *shares))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sparse_kernels.dispatch.cost_model import break_even_density, gemm_is_faster, gemm_limit
+from sparse_kernels.index_tensors import count_slots
 from sparse_kernels.layout import block_grid
 from sparse_kernels.triton.launch import gpu_facts
 
@@ -77,7 +78,7 @@ def backend_of(
     """
     # Plain numbers, also while a graph is traced: a weight's sizes do not change.
     sizes = tuple(map(int, sizes))
-    density = int(index[0].shape[0]) / math.prod(block_grid(sizes[:4], sizes[4:]))
+    density = int(count_slots(index)) / math.prod(block_grid(sizes[:4], sizes[4:]))
     if torch.compiler.is_compiling():
         # Measurements on a CPU, in files, are nothing to trace; whoever asks then asks of a GPU.
         positions = None

@@ -13,7 +13,7 @@ import functools
 import torch
 
 from sparse_kernels.cpu.linear import rows_at_a_time
-from sparse_kernels.dispatch.measurements import Measurements
+from sparse_kernels.measurements import Measurements, timings
 
 # Products of narrower blocks run far from the peak: those of 8 took three times the masked time.
 LEAST_BLOCK = 16
@@ -81,8 +81,8 @@ def gemm_limit(
     dtype: torch.dtype, sizes: tuple[int, ...], positions: int, threads: int
 ) -> float | None:
     """Return the density, None if it was not measured; arguments as of gemm_is_faster."""
-    found = kept_limits().numbers.get(limit_key(dtype, sizes, positions, threads))
-    return found[0] if found else None
+    limit = kept_limits().entries.get(limit_key(dtype, sizes, positions, threads))
+    return limit[0] if limit else None
 
 
 def limit_key(dtype: torch.dtype, sizes: tuple[int, ...], positions: int, threads: int) -> str:
@@ -91,6 +91,11 @@ def limit_key(dtype: torch.dtype, sizes: tuple[int, ...], positions: int, thread
 
 
 @functools.cache
-def kept_limits() -> Measurements:
-    """Return the limits of this machine."""
-    return Measurements("gemm-limits", torch.device("cpu"))
+def kept_limits() -> Measurements[list[float]]:
+    """Return the limits of this machine, a density by key."""
+    return timings("gemm-limits", torch.device("cpu"), _density)
+
+
+def _density(numbers: list[float]) -> list[float]:
+    (density,) = numbers
+    return [float(density)]

@@ -8,52 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from sparse_kernels.dispatch.cost_model import kept_limits
-from sparse_kernels.triton.tile_cache import cache_of, checked_tile
+from sparse_kernels.measurements import Measurements
+from sparse_kernels.triton.tile_choice import tuned_tiles
 
-Picks = Mapping[str, Mapping[str, Sequence[Any]]]
+KernelChoices = Mapping[str, Mapping[str, Sequence[float]]]
 
 
-def measured_picks(device: torch.device) -> Picks:
+def kernel_choices(device: torch.device) -> KernelChoices:
     """Return the tuned tiles of a GPU, or the break-even densities of a CPU, as JSON holds them.
 
     They stand under the name of the file that this machine keeps them in, which names hardware and
     versions.
     """
-    if device.type == "cuda":
-        cache = cache_of(device)
-        return {cache.path.name: {key: list(tile) for key, tile in cache.tiles.items()}}
-    limits = kept_limits()
-    return {limits.path.name: {key: list(found) for key, found in limits.numbers.items()}}
+    measured = _measured(device)
+    return {measured.path.name: {key: list(entry) for key, entry in measured.entries.items()}}
 
 
 @contextmanager
-def with_picks(device: torch.device, kept: Picks) -> Iterator[None]:
-    """Run what is inside with what measured_picks returned, and nothing that was measured since.
+def with_kernel_choices(device: torch.device, kept: KernelChoices) -> Iterator[None]:
+    """Run what is inside with what kernel_choices returned, and nothing that was measured since.
 
     What other hardware or other versions measured says nothing here and is left out.
 
     Raises:
         TypeError, ValueError or AttributeError: it is something else.
     """
-    before = measured_picks(device)
-    _use(device, {**before, **kept})
+    measured = _measured(device)
+    before, name = measured.entries, measured.path.name
+    measured.entries = measured.parsed({name: before, **kept}[name])
     try:
         yield
     finally:
-        _use(device, before)
+        measured.entries = before
 
 
-def _use(device: torch.device, picks: Picks) -> None:
-    if device.type == "cuda":
-        cache = cache_of(device)
-        found = picks[cache.path.name]
-        cache.tiles = {key: checked_tile(tile) for key, tile in found.items()}
-        return
-    limits = kept_limits()
-    found = picks[limits.path.name]
-    limits.numbers = {key: [float(number)] for key, (number,) in found.items()}
+def _measured(device: torch.device) -> Measurements:
+    return tuned_tiles(device) if device.type == "cuda" else kept_limits()

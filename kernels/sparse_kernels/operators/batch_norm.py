@@ -4,7 +4,8 @@
 
 `Norm.apply` is the definition. `normalise` does the same with the Triton kernels: one pass forward,
 and two backward, of which the first is left out where a convolution's passes have made its sums
-(fused.py). mean and variance are numbers that somebody has taken before, often while x was stored.
+(fused_convolution.py). mean and variance are numbers that somebody has taken before, often while x
+was stored.
 """
 
 from typing import Any, NamedTuple
@@ -52,57 +53,49 @@ class Norm(NamedTuple):
         z = z if residual is None else z + residual
         return z.relu() if self.relu else z
 
+    def affine(self) -> Pair:
+        """Return scale and shift, made by a kernel if nobody has taken them."""
+        if self.scale is None or self.shift is None:
+            return norm_affine(self.mean, self.variance, self.weight, self.bias, self.eps)
+        return self.scale, self.shift
+
 
 def normalise(x: Tensor, norm: Norm, residual: Tensor | None = None) -> Pair:
     """Return z [N, C, H, W] and x, by the Triton kernels.
 
     Whoever else reads x should read the one returned: its gradient is then added in the same pass.
     """
-    return _Normalise.apply(x, residual, norm.weight, norm.bias, *norm[:2], *norm[4:])
+    return _Normalise.apply(x, residual, norm.weight, norm.bias, norm)
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, residual, weight, bias, mean, variance, eps, batch, relu, *affine):
+    def forward(ctx: Any, x, residual, weight, bias, norm: Norm):
         ctx.set_materialize_grads(False)
-        scale, shift = scale_and_shift(mean, variance, weight, bias, eps, *affine)
-        z = norm_forward(x, residual, scale, shift, relu)
+        scale, shift = norm.affine()
+        z = norm_forward(x, residual, scale, shift, norm.relu)
         # Only with a residual does x not say which part was negative.
-        out = z if relu and residual is not None else None
-        ctx.save_for_backward(x, out, mean, variance, weight, scale, shift)
-        ctx.numbers = eps, batch, relu
+        out = z if norm.relu and residual is not None else None
+        ctx.save_for_backward(x, out, norm.mean, norm.variance, weight, scale, shift)
+        ctx.numbers = {"eps": norm.eps, "relu": norm.relu, "batch": norm.batch}
         return z, x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, other: Tensor | None):
         if grad is None:
-            return other, *[None] * 10
-        x, out, mean, variance, weight, scale, shift = ctx.saved_tensors
-        eps, batch, relu = ctx.numbers
-        grad = in_order(grad, kernel_order(x))
-        sums = norm_sums(grad, x, out, scale, shift, relu)
-        vectors = (sums, mean, variance, weight, scale, shift, eps)
+            return other, None, None, None, None
+        x, out, *vectors, scale, shift = ctx.saved_tensors
         residual = ctx.needs_input_grad[1]
+        grad = in_order(grad, kernel_order(x))
+        sums = norm_sums(grad, x, out, scale, shift, ctx.numbers["relu"])
         dx, dresidual, dweight, dbias = norm_backward(
-            grad, x, out, other, *vectors, False, relu, batch, residual
+            *(grad, x, out, other, sums, *vectors, scale, shift),
+            **ctx.numbers,
+            scaled=False,
+            residual=residual,
         )
-        return dx, dresidual if residual else None, dweight, dbias, *[None] * 7
-
-
-def scale_and_shift(
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> Pair:
-    """Return the last two, or where nobody has them, what they are."""
-    if scale is None or shift is None:
-        return norm_affine(mean, variance, weight, bias, eps)
-    return scale, shift
+        return dx, dresidual if residual else None, dweight, dbias, None
 
 
 def tile_statistics(x: Tensor) -> TileSums:
@@ -121,7 +114,7 @@ def _tile_sums(x: Tensor) -> Tensor:
 
     x = in_order(x, kernel_order(x))
     sums = _sums_fake(x)
-    _launch(x, tile_sums, x, sums)
+    _launch(tile_sums, x=x, partial=sums)
     return sums
 
 
@@ -132,10 +125,10 @@ def _sums_fake(x: Tensor) -> Tensor:
 def _affine(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Pair:
     from sparse_kernels.triton.batch_norm_kernels import affine
 
-    (channels,) = mean.shape
     scale, shift = torch.empty_like(mean), torch.empty_like(mean)
-    vectors = (mean, variance, weight, bias, scale, shift)
-    launch(mean, affine, (-(-channels // BC),), *vectors, channels, eps, BC=BC)
+    vectors = {"mean": mean, "variance": variance, "weight": weight, "bias": bias}
+    written = {"scale": scale, "shift": shift}
+    launch(mean, affine, (-(-len(mean) // BC),), **vectors, **written, C=len(mean), eps=eps, BC=BC)
     return scale, shift
 
 
@@ -144,8 +137,8 @@ def _forward(
 ) -> Tensor:
     from sparse_kernels.triton.batch_norm_kernels import normalised
 
-    out, (x, residual) = _empty_and_ordered(x, x, residual)
-    _launch(x, normalised, x, residual, scale, shift, out, RELU=relu)
+    out, (x, residual) = _like(x), _ordered(x, x, residual)
+    _launch(normalised, x=x, residual=residual, scale=scale, shift=shift, out=out, RELU=relu)
     return out
 
 
@@ -154,60 +147,60 @@ def _gradient_sums(
 ) -> Tensor:
     from sparse_kernels.triton.batch_norm_kernels import tile_gradients
 
-    x, grad, out = (t if t is None else in_order(t, kernel_order(x)) for t in (x, grad, out))
+    x, grad, out = _ordered(x, x, grad, out)
     sums = _sums_fake(x)
-    _launch(x, tile_gradients, grad, x, out, scale, shift, sums, RELU=relu)
+    vectors = {"scale": scale, "shift": shift, "partial": sums}
+    _launch(tile_gradients, grad=grad, x=x, out=out, **vectors, RELU=relu)
     return TileSums(sums, positions(x.shape, 1)).totals()
 
 
 def _backward(
-    grad: Tensor,
-    x: Tensor,
-    out: Tensor | None,
-    other: Tensor | None,
-    sums: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    eps: float,
-    scaled: bool,
-    relu: bool,
-    batch: bool,
-    residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad,
+    x,
+    out,
+    other,
+    sums,
+    mean,
+    variance,
+    weight,
+    scale,
+    shift,
+    eps,
+    scaled,
+    relu,
+    batch,
+    residual,
+):
     from sparse_kernels.triton.batch_norm_kernels import normalised_grad
 
-    dx, (grad, x, out, other) = _empty_and_ordered(x, grad, x, out, other)
+    dx, (grad, x, out, other) = _like(x), _ordered(x, grad, x, out, other)
     dresidual = torch.empty_like(dx) if residual else None
     dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
-    vectors = (sums, mean, variance, weight, scale, shift)
-    written = (dx, dresidual, dweight, dbias)
+    images = {"grad": grad, "x": x, "out": out, "other": other, "dx": dx, "dresidual": dresidual}
+    vectors = {"mean": mean, "variance": variance, "weight": weight, "scale": scale, "shift": shift}
+    written = {"dweight": dweight, "dbias": dbias}
     switches = {"SCALED": scaled, "RELU": relu, "BATCH": batch}
-    _launch(x, normalised_grad, grad, x, out, other, *vectors, *written, eps, **switches)
+    _launch(normalised_grad, **images, sums=sums, **vectors, **written, eps=eps, **switches)
     return dx, dx.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 
-def _empty_and_ordered(x: Tensor, *images: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-    """Return an empty image like x in the kernels' order, and images in that order."""
+def _ordered(x: Tensor, *images: Tensor | None) -> list[Tensor | None]:
+    """Return images in the order in which the kernels read x."""
     order = kernel_order(x)
-    ordered = [t if t is None else in_order(t, order) for t in images]
-    return empty_images(x, x.shape, order), ordered
+    return [image if image is None else in_order(image, order) for image in images]
 
 
-def _launch(x: Tensor, kernel: Any, *arguments: Tensor | float | None, **switches: bool) -> None:
-    """Launch a kernel of images like x, which takes arguments, M, C and switches."""
+def _launch(kernel: Any, *, x: Tensor, **arguments: Any) -> None:
+    """Launch a kernel of images like x, which takes arguments, M and C."""
     check_size(x)
-    rows, channels = positions(x.shape, 1), x.shape[1]
-    grid = (-(-rows // BM), -(-channels // BC))
-    constants = {"BM": BM, "BC": BC, "num_warps": WARPS}
-    launch(x, kernel, grid, *arguments, rows, channels, **switches, **constants)
+    height, channels = positions(x.shape, 1), x.shape[1]
+    grid = (-(-height // BM), -(-channels // BC))
+    launch(x, kernel, grid, x=x, **arguments, M=height, C=channels, BM=BM, BC=BC, num_warps=WARPS)
 
 
 def _backward_fake(grad, x, out, other, sums, mean, variance, weight, *rest):
-    dx = _like(x)
-    dresidual = torch.empty_like(dx) if rest[-1] else dx.new_empty(0)
+    dx, (*_, residual) = _like(x), rest
+    dresidual = torch.empty_like(dx) if residual else dx.new_empty(0)
     return dx, dresidual, torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -215,32 +208,28 @@ def _like(x: Tensor, *_: Any) -> Tensor:
     return empty_images(x, x.shape, kernel_order(x))
 
 
-def _no_flops(*_: Any, **__: Any) -> int:
-    return 0
-
-
-norm_tile_sums = define("norm_tile_sums", "(Tensor x) -> Tensor", _tile_sums, _sums_fake, _no_flops)
+norm_tile_sums = define("norm_tile_sums", "(Tensor x) -> Tensor", _tile_sums, _sums_fake)
 norm_affine = define(
     "norm_affine",
     "(Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
     _affine,
     lambda mean, *_: (torch.empty_like(mean), torch.empty_like(mean)),
-    _no_flops,
 )
 norm_forward = define(
     "norm_forward",
     "(Tensor x, Tensor? residual, Tensor scale, Tensor shift, bool relu) -> Tensor",
     _forward,
     _like,
-    _no_flops,
 )
 norm_sums = define(
     "norm_sums",
     "(Tensor grad, Tensor x, Tensor? out, Tensor scale, Tensor shift, bool relu) -> Tensor",
     _gradient_sums,
     lambda grad, x, *_: x.new_empty((2, x.shape[1]), dtype=torch.float32),
-    _no_flops,
 )
+# grad: of z; `scaled` if it is past ReLU and scale already, as a convolution's input gradient is.
+# out: z, where it is needed to say which part was negative. other: another gradient of x, to be
+# added. sums: float32 [2, C], of g and g * x, where g is the gradient before the ReLU.
 norm_backward = define(
     "norm_backward",
     "(Tensor grad, Tensor x, Tensor? out, Tensor? other, Tensor sums, "
@@ -248,5 +237,4 @@ norm_backward = define(
     "bool scaled, bool relu, bool batch, bool residual) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
-    _no_flops,
 )

@@ -18,7 +18,7 @@ from sparse_kernels.layout import BlockLayout
 from sparse_kernels.operators import reference
 
 
-class GradientProbe:
+class DenseGradientProbe:
     """Collects the L1 norm of the dense gradient of every block of one layer."""
 
     def __init__(
@@ -33,27 +33,27 @@ class GradientProbe:
         Every backward multiplies the scores of those before by `memory`, and adds its own, of the
         gradient that `reduce` makes of the dense one: its mean over processes, for example.
         """
-        self.layout, self.memory, self._reduced = layout, memory, reduce
+        self.layout, self.memory, self._make_scored = layout, memory, reduce
         self.scores: Tensor | None = None
         self.leaf = like.new_zeros(()).expand(layout.shape).detach().requires_grad_()
         # A strong reference would close a circle through autograd, which is never collected.
         probe = weakref.ref(self)
 
-        def reduce_leaf(leaf: Tensor) -> None:
+        def score(leaf: Tensor) -> None:
             alive = probe()
             if alive is not None:
-                alive._reduce(leaf)
+                alive._score(leaf)
 
-        self.leaf.register_post_accumulate_grad_hook(reduce_leaf)
+        self.leaf.register_post_accumulate_grad_hook(score)
 
     def observe(self, y: Tensor, x: Tensor, *geometry: Sequence[int]) -> Tensor:
         """Return y, the output for x; geometry = stride, padding, dilation of a convolution."""
         return _Observe.apply(y, x, self.leaf, self.layout.sizes(), geometry)
 
-    def _reduce(self, leaf: Tensor) -> None:
+    def _score(self, leaf: Tensor) -> None:
         gradient = leaf.grad.float()
-        if self._reduced is not None:
-            gradient = self._reduced(gradient)
+        if self._make_scored is not None:
+            gradient = self._make_scored(gradient)
         scores = reference.block_norms(gradient, self.layout.sizes())
         self.scores = scores if self.scores is None else self.memory * self.scores + scores
         leaf.grad = None

@@ -1,7 +1,4 @@
-"""The linear layer as three operators: forward, input gradient, weight gradient.
-
-As in convolution.py, the gradient of each is given by the other two.
-"""
+"""The linear layer as three operators, on kernels of a convolution of one-pixel images."""
 
 from collections.abc import Sequence
 
@@ -9,16 +6,18 @@ from torch import Tensor
 
 from sparse_kernels.cpu import linear as gemm
 from sparse_kernels.dispatch.backend import backend_of
-from sparse_kernels.layout import PassIndex, SlotIndex
+from sparse_kernels.index_tensors import IndexTensors
 from sparse_kernels.operators import reference
-from sparse_kernels.registration import block_flops, positions, register, values_like
-from sparse_kernels.triton.gather import gather
+from sparse_kernels.operators.passes import Passes, register_passes, values_like
+from sparse_kernels.registration import positions
+from sparse_kernels.triton.gather import GatherCall, gather
 from sparse_kernels.triton.weight_grad import weight_grad
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
-# Stride, padding and dilation of a linear layer seen as a convolution of one-pixel images.
+# Stride, padding and dilation.
 ONE_PIXEL = ((1, 1), (0, 0), (1, 1))
+BY_LIBRARY = {"masked": reference, "gemm": gemm}
 
 
 def _pixel(x: Tensor) -> Tensor:
@@ -30,13 +29,11 @@ def _forward(
     x: Tensor, values: Tensor, index: Index, sizes: Ints, bias: Tensor | None = None
 ) -> Tensor:
     backend = backend_of(x, index, sizes, positions(x.shape, -1))
-    if backend == "masked":
-        return reference.linear(x, values, bias, index, sizes)
-    if backend == "gemm":
-        return gemm.linear(x, values, bias, index, sizes)
+    if backend != "triton":
+        return BY_LIBRARY[backend].linear(x, values, bias, index, sizes)
     y = _forward_fake(x, values, index, sizes)
-    lists = PassIndex.forward(index)
-    gather(_pixel(x), values, bias, _pixel(y), lists, sizes, ONE_PIXEL, False)
+    lists = IndexTensors.of(index).forward
+    gather(GatherCall(_pixel(x), values, _pixel(y), lists, sizes, ONE_PIXEL, bias=bias))
     return y
 
 
@@ -44,23 +41,13 @@ def _forward_fake(x, values, index, sizes, bias=None):
     return x.new_empty((*x.shape[:-1], sizes[0]))
 
 
-def _forward_backward(needed, grad, x, values, index, sizes):
-    return (
-        linear_input_grad(grad, values, index, sizes) if needed[0] else None,
-        linear_weight_grad(x, grad, index, sizes) if needed[1] else None,
-        grad.flatten(0, -2).sum(0) if needed[-1] else None,
-    )
-
-
 def _input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
     backend = backend_of(grad, index, sizes, positions(grad.shape, -1))
-    if backend == "masked":
-        return reference.linear_input_grad(grad, values, index, sizes)
-    if backend == "gemm":
-        return gemm.linear_input_grad(grad, values, index, sizes)
+    if backend != "triton":
+        return BY_LIBRARY[backend].linear_input_grad(grad, values, index, sizes)
     dx = _input_grad_fake(grad, values, index, sizes)
-    lists = PassIndex.input_grad(index)
-    gather(_pixel(grad), values, None, _pixel(dx), lists, sizes, ONE_PIXEL, True)
+    lists = IndexTensors.of(index).input_grad
+    gather(GatherCall(_pixel(grad), values, _pixel(dx), lists, sizes, ONE_PIXEL, transposed=True))
     return dx
 
 
@@ -68,54 +55,19 @@ def _input_grad_fake(grad, values, index, sizes):
     return grad.new_empty((*grad.shape[:-1], sizes[1]))
 
 
-def _input_grad_backward(needed, ddx, grad, values, index, sizes):
-    return (
-        linear(ddx, values, index, sizes) if needed[0] else None,
-        linear_weight_grad(ddx, grad, index, sizes) if needed[1] else None,
-    )
-
-
 def _weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
     backend = backend_of(x, index, sizes, positions(x.shape, -1))
-    if backend == "masked":
-        return reference.linear_weight_grad(x, grad, index, sizes)
-    if backend == "gemm":
-        return gemm.linear_weight_grad(x, grad, index, sizes)
-    return weight_grad(_pixel(x), _pixel(grad), SlotIndex.of(index), sizes, ONE_PIXEL)
+    if backend != "triton":
+        return BY_LIBRARY[backend].linear_weight_grad(x, grad, index, sizes)
+    slots = IndexTensors.of(index).slots
+    return weight_grad(_pixel(x), _pixel(grad), slots, sizes, ONE_PIXEL)
 
 
-def _weight_grad_fake(x, grad, index, sizes):
-    return values_like(x, index, sizes)
-
-
-def _weight_grad_backward(needed, ddvalues, x, grad, index, sizes):
-    return (
-        linear_input_grad(grad, ddvalues, index, sizes) if needed[0] else None,
-        linear(x, ddvalues, index, sizes) if needed[1] else None,
-    )
-
-
-linear = register(
+linear, linear_input_grad, linear_weight_grad = register_passes(
     "linear",
-    "(Tensor x, Tensor values, Tensor[] index, int[] sizes, Tensor? bias=None) -> Tensor",
-    _forward,
-    _forward_fake,
-    _forward_backward,
-    lambda x, values, *_, **__: block_flops(values, positions(x, -1)),
-)
-linear_input_grad = register(
-    "linear_input_grad",
-    "(Tensor grad, Tensor values, Tensor[] index, int[] sizes) -> Tensor",
-    _input_grad,
-    _input_grad_fake,
-    _input_grad_backward,
-    lambda grad, values, *_, **__: block_flops(values, positions(grad, -1)),
-)
-linear_weight_grad = register(
-    "linear_weight_grad",
-    "(Tensor x, Tensor grad, Tensor[] index, int[] sizes) -> Tensor",
-    _weight_grad,
-    _weight_grad_fake,
-    _weight_grad_backward,
-    lambda x, grad, *_, out_shape=None, **__: block_flops(out_shape, positions(x, -1)),
+    "",
+    Passes(_forward, _input_grad, _weight_grad),
+    Passes(_forward_fake, _input_grad_fake, values_like),
+    prepared=lambda grad, *_: grad,
+    bias_grad=lambda grad: grad.flatten(0, -2).sum(0),
 )

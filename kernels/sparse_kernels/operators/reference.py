@@ -1,8 +1,9 @@
 """The definition of every operator in plain PyTorch: scatter the blocks, then the dense operator.
 
 It is the `masked` path on any device, and what each kernel is compared with.
-Shapes: x [N, C, H, W] or [..., C], values [Z, BC, BO]; index = BlockLayout.tensors() and
-sizes = (O, C, R, S, BO, BC) = BlockLayout.sizes(). Of images in rows results are channels_last.
+Shapes: x [N, C, H, W] or [..., C], values [Z, BC, BO]; index and sizes as operators take them,
+BlockLayout.tensors() and BlockLayout.sizes(); geometry is stride, padding and dilation. Of images
+in HWNC results are channels_last.
 """
 
 from collections.abc import Sequence
@@ -11,156 +12,150 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_kernels.layout import SlotIndex, block_grid
+from sparse_kernels.index_tensors import IndexTensors, SlotIndex
+from sparse_kernels.layout import block_grid
 from sparse_kernels.memory_order import in_order, library_order, memory_format, order_of
+
+Ints = Sequence[int]
+Index = Sequence[Tensor]
 
 
 def scatter_blocks(
-    values: Tensor, index: Sequence[Tensor], sizes: Sequence[int], channels_last: bool = False
+    values: Tensor, index: Index, sizes: Ints, channels_last: bool = False
 ) -> Tensor:
     """Return the dense weight [O, C, R, S] of values [Z, BC, BO]; differentiable.
 
     With channels_last it is stored as [O, R, S, C], which spares convolutions of such images a
     copy (half of the time of 512 channels at 2x2 pixels and batch 32, on a CPU).
     """
+    lists = IndexTensors.of(index)
+    return _scatter(values, lists.block_ids, lists.slots, sizes, channels_last)
+
+
+def scatter_diagonal(values: Tensor, index: Index, sizes: Ints, members: int) -> Tensor:
+    """Return the weights of layers that one weight holds as squares on its diagonal.
+
+    Args:
+        values: [Z, BC, BO].
+        index, sizes: of the one weight [O, C, R, S]; blocks lie in the squares alone.
+        members: M, the number of squares, O / M x C / M each.
+
+    Returns:
+        [O, C / M, R, S], the squares one below the other; differentiable.
+    """
+    out_channels, in_channels, taps_h, taps_w, *block = sizes
+    slots = IndexTensors.of(index).slots
+    in_blocks = block_grid(sizes[:4], block)[1] // members
+    slots = slots._replace(in_block=slots.in_block % in_blocks)
+    pair = slots.out_block * in_blocks + slots.in_block
+    block_ids = (pair * taps_h + slots.tap_h) * taps_w + slots.tap_w
+    square = (out_channels, in_channels // members, taps_h, taps_w, *block)
+    return _scatter(values, block_ids, slots, square)
+
+
+def _scatter(
+    values: Tensor, block_ids: Tensor, slots: SlotIndex, sizes: Ints, channels_last: bool = False
+) -> Tensor:
     out_channels, in_channels, taps_h, taps_w, bo, bc = sizes
-    ob, cb, _, _ = block_grid(sizes[:4], (bo, bc))
-    # What unused slots write goes to one element, or one row of blocks, past the end.
+    out_blocks, in_blocks, _, _ = block_grid(sizes[:4], (bo, bc))
+    # What unused slots write goes to one element, or to the output block past the end.
     if bo == bc == 1:
         flat = values.new_zeros(out_channels * in_channels * taps_h * taps_w + 1)
-        flat = flat.index_copy(0, index[0].long(), values.flatten())
+        flat = flat.index_copy(0, block_ids.long(), values.flatten())
         return flat[:-1].view(sizes[:4])
-    rows, columns = (ob + 1) * bo, cb * bc
+    height, width = (out_blocks + 1) * bo, in_blocks * bc
     if channels_last:
-        dense = values.new_zeros(rows, taps_h, taps_w, columns).permute(0, 3, 1, 2)
+        dense = values.new_zeros(height, taps_h, taps_w, width).permute(0, 3, 1, 2)
     else:
-        dense = values.new_zeros(rows, columns, taps_h, taps_w)
-    out_block, in_block, tap_h, tap_w = SlotIndex.of(index)
-    places = dense.unflatten(0, (ob + 1, bo)).unflatten(2, (cb, bc))
-    places[out_block, :, in_block, :, tap_h, tap_w] = values.transpose(1, 2)
+        dense = values.new_zeros(height, width, taps_h, taps_w)
+    blocks = dense.unflatten(0, (out_blocks + 1, bo)).unflatten(2, (in_blocks, bc))
+    out_block, in_block, tap_h, tap_w = slots
+    blocks[out_block, :, in_block, :, tap_h, tap_w] = values.transpose(1, 2)
     return dense[:out_channels, :in_channels]
 
 
-def gather_blocks(dense: Tensor, index: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+def gather_blocks(dense: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return values [Z, BC, BO] of a weight [O, C, R, S]; zero in unused slots."""
     bo, bc = sizes[4:]
-    ob, cb, taps_h, taps_w = block_grid(sizes[:4], (bo, bc))
-    used = (index[0] < ob * cb * taps_h * taps_w)[:, None, None]
+    out_blocks, in_blocks, taps_h, taps_w = block_grid(sizes[:4], (bo, bc))
+    block_ids, _, _, slots = IndexTensors.of(index)
+    used = (block_ids < out_blocks * in_blocks * taps_h * taps_w)[:, None, None]
     if bo == bc == 1:
         flat = dense.reshape(-1)
-        values = flat.index_select(0, index[0].clamp(max=len(flat) - 1))
+        values = flat.index_select(0, block_ids.clamp(max=len(flat) - 1))
         return torch.where(used, values[:, None, None], 0)
-    out_block, in_block, tap_h, tap_w = SlotIndex.of(index)
-    places = _by_block(dense, sizes)
-    values = places[out_block.clamp(max=ob - 1), :, in_block, :, tap_h, tap_w]
+    out_block, in_block, tap_h, tap_w = slots
+    out_block = out_block.clamp(max=out_blocks - 1)
+    values = _by_block(dense, sizes)[out_block, :, in_block, :, tap_h, tap_w]
     return torch.where(used, values.transpose(1, 2), 0).contiguous()
 
 
-def block_norms(dense: Tensor, sizes: Sequence[int]) -> Tensor:
+def block_norms(dense: Tensor, sizes: Ints) -> Tensor:
     """Return the L1 norm of every block of a weight [O, C, R, S], as [OB * CB * R * S]."""
     return _by_block(dense, sizes).abs().sum((1, 3)).flatten()
 
 
-def block_sums(dense: Tensor, sizes: Sequence[int]) -> Tensor:
+def block_sums(dense: Tensor, sizes: Ints) -> Tensor:
     """Return the sum over every block of a weight [O, C, R, S], as [OB * CB * R * S]."""
     return _by_block(dense, sizes).sum((1, 3)).flatten()
 
 
-def _by_block(dense: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return a weight [O, C, R, S] as [OB, BO, CB, BC, R, S]."""
-    bo, bc = sizes[4:]
-    ob, cb, _, _ = block_grid(sizes[:4], (bo, bc))
-    return _whole_blocks(dense, sizes).unflatten(0, (ob, bo)).unflatten(2, (cb, bc))
-
-
-def _whole_blocks(dense: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Pad a weight [O, C, R, S] with zeros to a multiple of the block."""
+def _by_block(dense: Tensor, sizes: Ints) -> Tensor:
+    """Return a weight [O, C, R, S], zero past the channels, as [OB, BO, CB, BC, R, S]."""
     out_channels, in_channels, _, _, bo, bc = sizes
     pad = (0, 0, 0, 0, 0, -in_channels % bc, 0, -out_channels % bo)
-    return F.pad(dense, pad) if any(pad) else dense
+    whole = F.pad(dense, pad) if any(pad) else dense
+    return whole.unflatten(0, (-1, bo)).unflatten(2, (-1, bc))
 
 
 def conv2d(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    index: Sequence[Tensor],
-    sizes: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints, *geometry: Ints
 ) -> Tensor:
     """Return y [N, O, P, Q]."""
     x = library_order(x)
     weight = scatter_blocks(values, index, sizes, memory_format(x) == torch.channels_last)
-    return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
+    return F.conv2d(x, weight, bias, *map(tuple, geometry))
 
 
 def conv2d_input_grad(
-    grad: Tensor,
-    values: Tensor,
-    index: Sequence[Tensor],
-    sizes: Sequence[int],
-    image: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    grad: Tensor, values: Tensor, index: Index, sizes: Ints, image: Ints, *geometry: Ints
 ) -> Tensor:
     """Return dx [N, C, H, W] for dy [N, O, P, Q], where image = (H, W)."""
     grad = library_order(grad)
     weight = scatter_blocks(values, index, sizes, memory_format(grad) == torch.channels_last)
     shape = (grad.shape[0], sizes[1], *image)
     x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
-    return _conv_backward(grad, x, weight, stride, padding, dilation, 0)
+    return _conv_backward(grad, x, weight, geometry, wanted=0)
 
 
 def conv2d_weight_grad(
-    x: Tensor,
-    grad: Tensor,
-    index: Sequence[Tensor],
-    sizes: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    x: Tensor, grad: Tensor, index: Index, sizes: Ints, *geometry: Ints
 ) -> Tensor:
     """Return dvalues [Z, BC, BO]."""
-    dense = conv2d_dense_weight_grad(x, grad, sizes, stride, padding, dilation)
+    dense = conv2d_dense_weight_grad(x, grad, sizes, *geometry)
     return gather_blocks(dense, index, sizes)
 
 
-def conv2d_dense_weight_grad(
-    x: Tensor,
-    grad: Tensor,
-    sizes: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def conv2d_dense_weight_grad(x: Tensor, grad: Tensor, sizes: Ints, *geometry: Ints) -> Tensor:
     """Return the gradient [O, C, R, S] that a dense weight would have."""
     x = library_order(x)
     grad = in_order(grad, order_of(x))
     kind = {"dtype": x.dtype, "device": x.device, "memory_format": memory_format(x)}
     weight = torch.empty(list(sizes[:4]), **kind)
-    return _conv_backward(grad, x, weight, stride, padding, dilation, 1)
+    return _conv_backward(grad, x, weight, geometry, wanted=1)
 
 
-def linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], sizes: Sequence[int]
-) -> Tensor:
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints) -> Tensor:
     """Return y [..., O]."""
     return F.linear(x, scatter_blocks(values, index, sizes).flatten(1), bias)
 
 
-def linear_input_grad(
-    grad: Tensor, values: Tensor, index: Sequence[Tensor], sizes: Sequence[int]
-) -> Tensor:
+def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dx [..., C] for dy [..., O]."""
     return grad @ scatter_blocks(values, index, sizes).flatten(1)
 
 
-def linear_weight_grad(
-    x: Tensor, grad: Tensor, index: Sequence[Tensor], sizes: Sequence[int]
-) -> Tensor:
+def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dvalues [Z, BC, BO]."""
     return gather_blocks(linear_dense_weight_grad(x, grad), index, sizes)
 
@@ -171,15 +166,10 @@ def linear_dense_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def _conv_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    which: int,
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Sequence[Ints], wanted: int
 ) -> Tensor:
-    wanted = [which == 0, which == 1, False]
+    """Return the gradient of x (wanted: 0) or of the weight (1)."""
     return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0, 0], 1, wanted
-    )[which]
+        *(grad, x, weight, None, *geometry, False, [0, 0], 1),
+        [wanted == 0, wanted == 1, False],
+    )[wanted]

@@ -1,6 +1,6 @@
 """Triton kernels of batch norm: what no pass of a convolution does, in one pass over memory each.
 
-Images are matrices [M, C] of positions and channels, in rows or channels_last order: `tile_sums`
+Images are matrices [M, C] of positions and channels, in HWNC or channels_last order: `tile_sums`
 and `tile_gradients` read them and write two sums by tile and channel, [tiles, 2, C], which
 sums_kernels.py puts together; `normalised` and `normalised_grad` read and write them; `affine`
 handles vectors [C].
@@ -11,6 +11,8 @@ Legend: BM x BC a program's positions x channels.
 import triton
 import triton.language as tl
 
+from sparse_kernels.triton.fusion_kernels import scaled, store_sums
+
 
 @triton.jit
 def tile_sums(x, partial, M, C, BM: tl.constexpr, BC: tl.constexpr):
@@ -20,7 +22,9 @@ def tile_sums(x, partial, M, C, BM: tl.constexpr, BC: tl.constexpr):
     count = tl.minimum(M - tl.program_id(0) * BM, BM)
     mean = tl.sum(values, 0) / count
     deviation = tl.where(mask, values - mean[None, :], 0.0)
-    _store_sums(partial, c, C, mean, tl.sum(deviation * deviation, 0) / count)
+    store_sums(
+        partial, tl.program_id(0), c, c < C, C, mean, tl.sum(deviation * deviation, 0) / count
+    )
 
 
 @triton.jit
@@ -43,7 +47,7 @@ def tile_gradients(
     values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
     if RELU:
         g = _before_relu(g, values, out, place, scale, shift, c, C, mask)
-    _store_sums(partial, c, C, tl.sum(g, 0), tl.sum(g * values, 0))
+    store_sums(partial, tl.program_id(0), c, c < C, C, tl.sum(g, 0), tl.sum(g * values, 0))
 
 
 @triton.jit
@@ -60,20 +64,11 @@ def affine(mean, variance, weight, bias, scale, shift, C, eps, BC: tl.constexpr)
 
 @triton.jit
 def normalised(
-    x,
-    residual,
-    scale,
-    shift,
-    out,
-    M,
-    C,
-    RELU: tl.constexpr,
-    BM: tl.constexpr,
-    BC: tl.constexpr,
+    x, residual, scale, shift, out, M, C, RELU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
 ):
     """Write scale * x + shift, plus a residual, or the positive part of it."""
     c, mask, place = _tile(M, C, BM, BC)
-    y = _affine(tl.load(x + place, mask=mask, other=0.0), scale, shift, c, C)
+    y = scaled(tl.load(x + place, mask=mask, other=0.0), scale, shift, c, c < C)
     if residual is not None:
         y += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
     if RELU:
@@ -141,10 +136,10 @@ def normalised_grad(
 @triton.jit
 def _tile(M, C, BM: tl.constexpr, BC: tl.constexpr):
     """Return the channels of a program's tile, what exists of it, and its offsets."""
-    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    position = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    mask = (row < M)[:, None] & (c < C)[None, :]
-    return c, mask, row.to(tl.int64)[:, None] * C + c[None, :]
+    mask = (position < M)[:, None] & (c < C)[None, :]
+    return c, mask, position.to(tl.int64)[:, None] * C + c[None, :]
 
 
 @triton.jit
@@ -153,24 +148,10 @@ def _channels(vector, c, existing):
 
 
 @triton.jit
-def _affine(x, scale, shift, c, C):
-    a = _channels(scale, c, c < C)
-    b = _channels(shift, c, c < C)
-    return x.to(tl.float32) * a[None, :] + b[None, :]
-
-
-@triton.jit
 def _before_relu(g, x, out, place, scale, shift, c, C, mask):
     """Return g where the ReLU's input was positive: by its output, or from x where that is None."""
     if out is not None:
         y = tl.load(out + place, mask=mask, other=0.0)
     else:
-        y = _affine(x, scale, shift, c, C)
+        y = scaled(x, scale, shift, c, c < C)
     return tl.where(y > 0, g, 0.0)
-
-
-@triton.jit
-def _store_sums(partial, c, C, first, second):
-    sums = partial + tl.program_id(0).to(tl.int64) * 2 * C + c
-    tl.store(sums, first, mask=c < C)
-    tl.store(sums + C, second, mask=c < C)

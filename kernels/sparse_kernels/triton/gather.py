@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparse_kernels.layout import PassIndex
+from sparse_kernels.index_tensors import PassIndex
 from sparse_kernels.registration import positions
 from sparse_kernels.triton.fusion import PLAIN, Fusion
 from sparse_kernels.triton.launch import (
     check_size,
     descriptor,
     flat_geometry,
-    images_last,
     is_aligned,
+    is_hwnc,
     kind,
     launch,
     options,
@@ -29,144 +30,144 @@ from sparse_kernels.triton.tile_choice import choose, launch_key
 from sparse_kernels.triton.tiles import Tile, gather_tile, power_of_two
 
 
-def gather(
-    src: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    dst: Tensor,
-    index: PassIndex,
-    sizes: Sequence[int],
-    geometry: Sequence[Sequence[int]],
-    transposed: bool,
-    fusion: Fusion = PLAIN,
-    x: Tensor | None = None,
-) -> TileSums | None:
-    """Fill dst with the forward pass of src, or with its input gradient when transposed.
+@dataclass
+class GatherCall:
+    """What a pass is called with: forward, or the input gradient when transposed.
 
-    Args:
-        src: [N, C, H, W] ([N, O, P, Q] when transposed).
-        values: [Z, BC, BO], contiguous.
-        bias: of the written channels, or None.
-        dst: what is written, in the order of src.
-        index: the pass's lists.
-        sizes: BlockLayout.sizes().
-        geometry: stride, padding, dilation.
-        transposed: input gradient.
-        fusion: what else is done to the tiles; its residual in the order of dst.
-        x: the layer's input, in the order of dst: when transposed with a transform of the input.
-
-    Returns:
-        The tiles' sums where fusion.writes_sums(), else None.
+    src: [N, C, H, W] ([N, O, P, Q] when transposed).
+    values: [Z, BC, BO].
+    dst: what is written, in the order of src.
+    lists: the pass's.
+    sizes: BlockLayout.sizes().
+    geometry: stride, padding, dilation.
+    bias: of the written channels, or None.
+    fusion: what else is done to the tiles; its residual in the order of dst.
+    x: the layer's input, in the order of dst: when transposed with a transform of the input.
     """
-    check_size(src, dst)
-    bo, bc = sizes[4:]
-    block_red, block_dst = (bo, bc) if transposed else (bc, bo)
-    constants = {
-        "GEOMETRY": flat_geometry(geometry),
-        "TRANSPOSED": transposed,
-        **fusion.constants(transposed),
-        "PRECISION": precision(src),
-        "BLOCK_RED": block_red,
-        "BLOCK_DST": block_dst,
-    }
-    values = values.contiguous()
-    whole = power_of_two(block_dst) == block_dst and is_aligned(values)
-    name, fused = "input gradient" if transposed else "forward", fusion.name(transposed)
-    tile = choose(
-        lambda: launch_key(name, src, dst, sizes, len(index.slot), constants["GEOMETRY"], fused),
-        functools.partial(gather_tile, *kind(src), block_red, block_dst, fused != "plain"),
-        whole,
-        [t for t in (src, dst, x, fusion.residual) if t is not None],
-    )
-    sums = None
-    if fusion.writes_sums(transposed):
-        tiles = -(-positions(dst.shape, 1) // tile.bm)
-        sums = dst.new_empty((tiles, 2, dst.shape[1]), dtype=torch.float32)
-    run = _gather_rows if tile.rows else _gather_pointers
-    bias = None if bias is None else bias.contiguous()
-    vectors = (bias, fusion.scale, fusion.shift, sums)
-    run(src, values, (dst, x, fusion.residual), vectors, index, tile, constants)
-    return None if sums is None else TileSums(sums, positions(dst.shape, 1))
+
+    src: Tensor
+    values: Tensor
+    dst: Tensor
+    lists: PassIndex
+    sizes: Sequence[int]
+    geometry: Sequence[Sequence[int]]
+    transposed: bool = False
+    bias: Tensor | None = None
+    fusion: Fusion = PLAIN
+    x: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.values = self.values.contiguous()
+        self.bias = None if self.bias is None else self.bias.contiguous()
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """The block's size along the summed and along the written dimension."""
+        bo, bc = self.sizes[4:]
+        return (bo, bc) if self.transposed else (bc, bo)
+
+    def tile(self) -> Tile:
+        """Return the tile to run with."""
+        summed, written = self.block
+        fused = self.fusion.name(self.transposed)
+        key = functools.partial(
+            launch_key,
+            "input gradient" if self.transposed else "forward",
+            self.src,
+            self.dst,
+            self.sizes,
+            len(self.lists.slot),
+            flat_geometry(self.geometry),
+            fused,
+        )
+        images = (self.src, self.dst, self.x, self.fusion.residual)
+        return choose(
+            key,
+            functools.partial(gather_tile, *kind(self.src), summed, written, fused != "plain"),
+            power_of_two(written) == written and is_aligned(self.values),
+            [image for image in images if image is not None],
+        )
+
+    def arguments(self, tile: Tile, sums: Tensor | None) -> dict[str, Any]:
+        """Return what both kernels take, by name."""
+        n, channels, _, width = self.dst.shape
+        summed, written = self.block
+        return {
+            "bias": self.bias,
+            "scale": self.fusion.scale,
+            "shift": self.fusion.shift,
+            "partial": sums,
+            **self.lists._asdict(),
+            "N": n,
+            "HS": self.src.shape[2],
+            "WS": self.src.shape[3],
+            "WD": width,
+            "C_SRC": self.src.shape[1],
+            "C_DST": channels,
+            "BLOCKS": -(-channels // written),
+            "GEOMETRY": flat_geometry(self.geometry),
+            "TRANSPOSED": self.transposed,
+            "INPUT": self.fusion.input_kind,
+            "PRECISION": precision(self.src),
+            "BM": tile.bm,
+            "BK": tile.bk,
+            "BLOCK_RED": summed,
+            "BLOCK_DST": written,
+            **options(tile),
+        }
 
 
-def _gather_rows(
-    src: Tensor,
-    values: Tensor,
-    written: Sequence[Tensor | None],
-    vectors: Sequence[Tensor | None],
-    index: PassIndex,
-    tile: Tile,
-    constants: dict[str, Any],
-) -> None:
-    from sparse_kernels.triton.gather_kernels import gather_rows
+def gather(call: GatherCall) -> TileSums | None:
+    """Fill call.dst; return the tiles' sums where call.fusion has some written, else None."""
+    check_size(call.src, call.dst)
+    tile, sums, count = call.tile(), None, positions(call.dst.shape, 1)
+    if call.fusion.writes_sums(call.transposed):
+        shape = (-(-count // tile.bm), 2, call.dst.shape[1])
+        sums = call.dst.new_empty(shape, dtype=torch.float32)
+    (_gather_tma if tile.tma else _gather_pointers)(call, tile, sums)
+    return None if sums is None else TileSums(sums, count)
 
-    dst, (bias, *others) = written[0], vectors
-    block_dst, (n, channels, hd, wd) = constants["BLOCK_DST"], dst.shape
-    blocks = -(-channels // block_dst)
-    box = [block_dst, tile.bk] if constants["TRANSPOSED"] else [tile.bk, block_dst]
+
+def _gather_tma(call: GatherCall, tile: Tile, sums: Tensor | None) -> None:
+    from sparse_kernels.triton.gather_kernels import gather_tma
+
+    arguments, dst = call.arguments(tile, sums), call.dst
+    written = arguments["BLOCK_DST"]
+    box = [written, tile.bk] if call.transposed else [tile.bk, written]
+    images = {"dst": dst, "x": call.x, "residual": call.fusion.residual}
     launch(
         dst,
-        gather_rows,
-        (blocks * hd * wd * (n // tile.bm),),
-        descriptor(src, [tile.bm, tile.bk]),
-        descriptor(values, box),
-        bias,
-        *(None if t is None else descriptor(t, [tile.bm, block_dst]) for t in written),
-        *others,
-        *index,
-        n,
-        *src.shape[2:],
-        wd,
-        src.shape[1],
-        channels,
-        blocks,
-        **constants,
-        BM=tile.bm,
-        BK=tile.bk,
-        **options(tile),
+        gather_tma,
+        (arguments["BLOCKS"] * positions(dst.shape, 1) // tile.bm,),
+        src=descriptor(call.src, [tile.bm, tile.bk]),
+        values=descriptor(call.values, box),
+        **{n: None if t is None else descriptor(t, [tile.bm, written]) for n, t in images.items()},
+        **arguments,
     )
 
 
-def _gather_pointers(
-    src: Tensor,
-    values: Tensor,
-    written: Sequence[Tensor | None],
-    vectors: Sequence[Tensor | None],
-    index: PassIndex,
-    tile: Tile,
-    constants: dict[str, Any],
-) -> None:
+def _gather_pointers(call: GatherCall, tile: Tile, sums: Tensor | None) -> None:
     from sparse_kernels.triton.gather_kernels import gather_pointers
 
-    dst, (bias, *others) = written[0], vectors
-    block_dst, (n, channels, hd, wd) = constants["BLOCK_DST"], dst.shape
-    blocks, padded = -(-channels // block_dst), power_of_two(block_dst)
-    ragged = src.shape[1] % constants["BLOCK_RED"] or channels % block_dst or padded != block_dst
+    arguments, src, dst = call.arguments(tile, sums), call.src, call.dst
+    count, (summed, written) = positions(dst.shape, 1), call.block
+    padded = power_of_two(written)
+    ragged = src.shape[1] % summed or dst.shape[1] % written or padded != written
     launch(
         dst,
         gather_pointers,
-        (blocks * -(-n * hd * wd // tile.bm),),
-        src,
-        values,
-        bias,
-        *written,
-        *others,
-        *index,
-        n * hd * wd,
-        n,
-        *src.shape[2:],
-        hd,
-        wd,
-        src.shape[1],
-        channels,
-        blocks,
-        *pixel_strides(src),
-        *pixel_strides(dst),
-        **constants,
-        IMAGES_LAST=images_last(dst),
+        (arguments["BLOCKS"] * -(-count // tile.bm),),
+        src=src,
+        values=call.values,
+        dst=dst,
+        x=call.x,
+        residual=call.fusion.residual,
+        POSITIONS=count,
+        HD=dst.shape[2],
+        **pixel_strides("src", src),
+        **pixel_strides("dst", dst),
+        HWNC=is_hwnc(dst),
         RAGGED=bool(ragged),
-        BM=tile.bm,
-        BK=tile.bk,
         TILE_DST=padded,
-        **options(tile),
+        **arguments,
     )

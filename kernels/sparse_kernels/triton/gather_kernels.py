@@ -4,9 +4,9 @@
 
 The input gradient is the same with the lists by input block and values transposed. A position is
 an output pixel of an image; a tap of the kernel shifts it by whole pixels. A residual may be added
-to what is stored: to the output before its ReLU, or to the gradient of x another one of it. What
-else is done to the source as it is loaded, and to the sums: see fusion_kernels.py. bias, x,
-residual, scale, shift and partial are None in variants that do not use them.
+to what is stored: to the output, or to the gradient of x another one of it. What else is done to
+the source as it is loaded, and to the sums: see fusion_kernels.py. bias, x, residual, scale, shift
+and partial are None in variants that do not use them.
 
 Legend: BM positions a tile, BK channels a step of the sum, BLOCK_RED x BLOCK_DST the block as this
 pass sees it (summed x written), TILE_DST the power of two that holds BLOCK_DST, HS WS source image,
@@ -16,20 +16,11 @@ HD WD written image, N images.
 import triton
 import triton.language as tl
 
-from sparse_kernels.triton.fusion_kernels import finished, transformed
+from sparse_kernels.triton.fusion_kernels import finished_gradient, finished_output, transformed
 
 
 @triton.jit
-def source_pixel(
-    h,
-    w,
-    r,
-    s,
-    HS,
-    WS,
-    GEOMETRY: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
+def source_pixel(h, w, r, s, HS, WS, GEOMETRY: tl.constexpr, TRANSPOSED: tl.constexpr):
     """Return where tap (r, s) of written pixel (h, w) reads, and whether that is inside.
 
     GEOMETRY is (stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w).
@@ -54,16 +45,16 @@ def source_pixel(
 
 
 @triton.jit
-def split_position(row, N, H, W, IMAGES_LAST: tl.constexpr):
-    """Return image and pixel of a position; images run fastest in rows, slowest elsewhere."""
-    if IMAGES_LAST:
-        n = row % N
-        h = row // N // W
-        w = row // N % W
+def split_position(position, N, H, W, HWNC: tl.constexpr):
+    """Return image and pixel of a position; images run fastest in HWNC, slowest elsewhere."""
+    if HWNC:
+        n = position % N
+        h = position // N // W
+        w = position // N % W
     else:
-        n = row // W // H
-        h = row // W % H
-        w = row % W
+        n = position // W // H
+        h = position // W % H
+        w = position % W
     return n, h, w
 
 
@@ -101,9 +92,8 @@ def gather_pointers(
     dst_w,
     GEOMETRY: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    IMAGES_LAST: tl.constexpr,
+    HWNC: tl.constexpr,
     INPUT: tl.constexpr,
-    RELU: tl.constexpr,
     RAGGED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -112,13 +102,13 @@ def gather_pointers(
     BLOCK_DST: tl.constexpr,
     TILE_DST: tl.constexpr,
 ):
-    """Any batch, rows or channels_last, by masked pointers; strides in elements, channels 1."""
+    """Any batch, HWNC or channels_last, by masked pointers; strides in elements, channels 1."""
     # Programs of one tile run next to each other, so that they share its source in L2.
     block = tl.program_id(0) % BLOCKS
     tile = tl.program_id(0) // BLOCKS
-    row = tile * BM + tl.arange(0, BM)
-    real = row < POSITIONS
-    n, hd, wd = split_position(row, N, HD, WD, IMAGES_LAST)
+    position = tile * BM + tl.arange(0, BM)
+    real = position < POSITIONS
+    n, hd, wd = split_position(position, N, HD, WD, HWNC)
     k = tl.arange(0, BK)
     d = tl.arange(0, TILE_DST)
     out = block * BLOCK_DST + d
@@ -128,16 +118,9 @@ def gather_pointers(
     for i in range(tl.load(start + block) * PARTS, tl.load(start + block + 1) * PARTS):
         entry = i // PARTS
         part = i % PARTS * BK
-        h, w, inside = source_pixel(
-            hd,
-            wd,
-            tl.load(tap_h + entry),
-            tl.load(tap_w + entry),
-            HS,
-            WS,
-            GEOMETRY,
-            TRANSPOSED,
-        )
+        r = tl.load(tap_h + entry)
+        s = tl.load(tap_w + entry)
+        h, w, inside = source_pixel(hd, wd, r, s, HS, WS, GEOMETRY, TRANSPOSED)
         c = tl.load(reduce + entry) * BLOCK_RED + part + k
         mask = (inside & real)[:, None]
         if RAGGED:
@@ -162,37 +145,28 @@ def gather_pointers(
     offset = n.to(tl.int64) * dst_n + hd.to(tl.int64) * dst_h + wd.to(tl.int64) * dst_w
     place = offset[:, None] + out[None, :]
     # The layer's input lies as its gradient does, and what is added as the result.
-    origin = acc
-    if TRANSPOSED and INPUT != "plain":
-        origin = tl.load(x + place, mask=mask, other=0.0)
-    if residual is not None and not TRANSPOSED:
-        acc += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
-    result = finished(
-        acc,
-        origin,
-        bias,
-        scale,
-        shift,
-        partial,
-        tile,
-        out,
-        written,
-        real[:, None],
-        tl.minimum(POSITIONS - tile * BM, BM),
-        C_DST,
-        dst.dtype.element_ty,
-        TRANSPOSED,
-        INPUT,
-        RELU,
-    )
-    # Loaded this late, it needs no registers beside those of x.
-    if residual is not None and TRANSPOSED:
-        result += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(dst + place, result.to(dst.dtype.element_ty), mask=mask)
+    if TRANSPOSED:
+        if INPUT != "plain":
+            origin = tl.load(x + place, mask=mask, other=0.0)
+            acc = finished_gradient(
+                acc, origin, scale, shift, partial, tile, out, written, real[:, None], C_DST, INPUT
+            )
+        # Loaded this late, it needs no registers beside those of x.
+        if residual is not None:
+            acc += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
+    else:
+        if residual is not None:
+            acc += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
+        count = tl.minimum(POSITIONS - tile * BM, BM)
+        dtype: tl.constexpr = dst.dtype.element_ty
+        acc = finished_output(
+            acc, bias, partial, tile, out, written, real[:, None], count, C_DST, dtype
+        )
+    tl.store(dst + place, acc.to(dst.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def gather_rows(
+def gather_tma(
     src,
     values,
     bias,
@@ -217,17 +191,16 @@ def gather_rows(
     GEOMETRY: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     INPUT: tl.constexpr,
-    RELU: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
     BLOCK_RED: tl.constexpr,
     BLOCK_DST: tl.constexpr,
 ):
-    """Rows only, N a multiple of BM: a tile is one pixel x BM images, moved by TMA.
+    """HWNC only, N a multiple of BM: a tile is one pixel x BM images, moved by TMA.
 
-    A tap then shifts the whole tile by a scalar number of rows, and a tap outside the image reads
-    past the last row, which TMA fills with zeros. src, values and what lies as dst are 2-D
+    A tap then shifts the whole tile by a number of pixels, and a tap outside the image reads past
+    the last one, which TMA fills with zeros. src, values and what lies as dst are 2-D
     descriptors.
     """
     block = tl.program_id(0) % BLOCKS
@@ -240,19 +213,12 @@ def gather_rows(
     for i in range(tl.load(start + block) * PARTS, tl.load(start + block + 1) * PARTS):
         entry = i // PARTS
         part = i % PARTS * BK
-        h, w, inside = source_pixel(
-            pixel // WD,
-            pixel % WD,
-            tl.load(tap_h + entry),
-            tl.load(tap_w + entry),
-            HS,
-            WS,
-            GEOMETRY,
-            TRANSPOSED,
-        )
-        row = tl.where(inside, (h * WS + w) * N + n0, HS * WS * N)
+        r = tl.load(tap_h + entry)
+        s = tl.load(tap_w + entry)
+        h, w, inside = source_pixel(pixel // WD, pixel % WD, r, s, HS, WS, GEOMETRY, TRANSPOSED)
+        position = tl.where(inside, (h * WS + w) * N + n0, HS * WS * N)
         c = tl.load(reduce + entry) * BLOCK_RED + part
-        a = src.load([row, c])
+        a = src.load([position, c])
         if not TRANSPOSED and INPUT != "plain":
             a = transformed(a, scale, shift, c + tl.arange(0, BK), C_SRC, inside, INPUT)
         place = tl.load(slot + entry)
@@ -263,29 +229,16 @@ def gather_rows(
         acc = tl.dot(a, weight, acc, input_precision=PRECISION)
     out = block * BLOCK_DST + tl.arange(0, BLOCK_DST)
     corner = [pixel * N + n0, block * BLOCK_DST]
-    origin = acc
-    if TRANSPOSED and INPUT != "plain":
-        origin = x.load(corner)
-    if residual is not None and not TRANSPOSED:
-        acc += residual.load(corner).to(tl.float32)
-    result = finished(
-        acc,
-        origin,
-        bias,
-        scale,
-        shift,
-        partial,
-        tile,
-        out,
-        out < C_DST,
-        True,
-        BM,
-        C_DST,
-        dst.dtype,
-        TRANSPOSED,
-        INPUT,
-        RELU,
-    )
-    if residual is not None and TRANSPOSED:
-        result += residual.load(corner).to(tl.float32)
-    dst.store(corner, result.to(dst.dtype))
+    written = out < C_DST
+    if TRANSPOSED:
+        if INPUT != "plain":
+            acc = finished_gradient(
+                acc, x.load(corner), scale, shift, partial, tile, out, written, True, C_DST, INPUT
+            )
+        if residual is not None:
+            acc += residual.load(corner).to(tl.float32)
+    else:
+        if residual is not None:
+            acc += residual.load(corner).to(tl.float32)
+        acc = finished_output(acc, bias, partial, tile, out, written, True, BM, C_DST, dst.dtype)
+    dst.store(corner, acc.to(dst.dtype))

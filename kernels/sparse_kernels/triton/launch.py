@@ -1,6 +1,6 @@
 """What the launchers share: facts about a tensor's device, what TMA can move, and descriptors.
 
-Activations come as [N, C, H, W] in rows or channels_last order; a linear layer is an image of one
+Activations come as [N, C, H, W] in HWNC or channels_last order; a linear layer is an image of one
 pixel. Triton is imported when first needed, so that the package works where there is none.
 """
 
@@ -20,9 +20,7 @@ LARGEST_COUNT = 2**31 - 2**10
 INTERPRETED_PROCESSORS = 4
 
 
-def launch(
-    like: Tensor, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
-) -> None:
+def launch(like: Tensor, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
     """Launch a kernel on the device of `like`; all launches go through here.
 
     Triton itself takes whichever device is current.
@@ -30,16 +28,15 @@ def launch(
     Args:
         like: a tensor among those that the kernel reads or writes.
         kernel, grid: what runs, and how many programs of it.
-        arguments: of the kernel; None for what a variant of it does not use, which the compiler
-            then knows.
-        constants: of the kernel, and launch options.
+        arguments: of the kernel by name, None for what a variant of it does not use, which the
+            compiler then knows; and launch options.
     """
     device = like.get_device()
     if device < 0 or device == torch.cuda.current_device():
-        kernel[grid](*arguments, **constants)
+        kernel[grid](**arguments)
         return
     with torch.cuda.device(device):
-        kernel[grid](*arguments, **constants)
+        kernel[grid](**arguments)
 
 
 def check_size(*images: Tensor) -> None:
@@ -112,17 +109,20 @@ def options(tile: Tile) -> dict[str, int]:
     return {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
-def pixel_strides(x: Tensor) -> tuple[int, int, int]:
-    """Return the strides of image, row and column, in elements; any will do for a single one."""
+def pixel_strides(name: str, x: Tensor) -> dict[str, int]:
+    """Return NAME_n, NAME_h and NAME_w, the strides of image, height and width of x, in elements.
+
+    Those of a dimension of size 1 may be any.
+    """
     n, channels, height, width = x.shape
-    sizes = ((n, x.stride(0)), (height, x.stride(2)), (width, x.stride(3)))
-    return tuple(stride if size > 1 else channels for size, stride in sizes)
+    sizes = {"n": (n, x.stride(0)), "h": (height, x.stride(2)), "w": (width, x.stride(3))}
+    return {f"{name}_{d}": stride if size > 1 else channels for d, (size, stride) in sizes.items()}
 
 
-def rows_fit(tile: Tile, *images: Tensor) -> bool:
+def tma_fits(tile: Tile, *images: Tensor) -> bool:
     """Return whether TMA can move tiles of these images: order, batch, type, alignment."""
     return all(
-        images_last(x)
+        is_hwnc(x)
         and x.shape[0] % tile.bm == 0
         and not is_exact(x)
         and architecture(x) >= 90
@@ -132,8 +132,8 @@ def rows_fit(tile: Tile, *images: Tensor) -> bool:
     )
 
 
-def images_last(x: Tensor) -> bool:
-    """Return whether x [N, C, H, W] is in rows order."""
+def is_hwnc(x: Tensor) -> bool:
+    """Return whether x [N, C, H, W] is in HWNC order."""
     return x.permute(2, 3, 0, 1).is_contiguous()
 
 
@@ -143,10 +143,10 @@ def is_aligned(x: Tensor) -> bool:
 
 
 def descriptor(x: Tensor, box: list[int]) -> Any:
-    """Return a TMA descriptor of [..., C], seen as [rows, C], that moves boxes of this size.
+    """Return a TMA descriptor of [..., C], seen as [M, C], that moves boxes of this size.
 
     It is made on the host at every launch, in 2 us: Triton encodes it anew anyway, kept or not.
-    x: contiguous, or images [N, C, H, W] in rows order, which are [H * W * N, C].
+    x: contiguous, or images [N, C, H, W] in HWNC order, which are [H * W * N, C].
     """
     from triton.tools.tensor_descriptor import TensorDescriptor
 

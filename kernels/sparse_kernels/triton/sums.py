@@ -18,6 +18,7 @@ from sparse_kernels.triton.tiles import power_of_two
 # Of the kernels: what they are in sums_kernels.py.
 JOINED_TILES, JOINED_CHANNELS = 256, 16
 LONG, SHORT = (8, 256), (256, 16)
+ADDED = ("partial", "gradient", "tiles", "totals", "SPLITS", "ELEMENTS", "TILES", "VECTOR")
 
 
 class Running(NamedTuple):
@@ -74,62 +75,59 @@ def added(
     """Return the sums over the first dimension of two tensors, in one launch; either may be None.
 
     Args:
-        partial: float32 [S, Z, BC, BO], few and long rows; or [Z, BC, BO], the sum itself.
+        partial: float32 [S, Z, BC, BO], few and long sums; or [Z, BC, BO], the sum itself.
         dtype: of the first sum.
-        tiles: float32 [T, 2, C], many and short rows.
+        tiles: float32 [T, 2, C], many and short sums.
     """
     from sparse_kernels.triton import sums_kernels
 
     gradient = totals = None
-    sizes, programs = [None] * 4, 0
+    programs, arguments = 0, dict.fromkeys(ADDED)
     if partial is not None and partial.ndim == 3:
         gradient, partial = partial, None
     elif partial is not None:
         gradient = partial.new_empty(partial.shape[1:], dtype=dtype)
-        sizes[:2] = len(partial), gradient.numel()
-        programs += -(-sizes[1] // LONG[1])
+        elements = gradient.numel()
+        arguments |= {"partial": partial, "gradient": gradient}
+        arguments |= {"SPLITS": len(partial), "ELEMENTS": elements}
+        programs += -(-elements // LONG[1])
     if tiles is not None:
         totals = tiles.new_empty(tiles.shape[1:])
-        sizes[2:] = len(tiles), totals.numel()
-        programs += -(-sizes[3] // SHORT[1])
+        vector = totals.numel()
+        arguments |= {"tiles": tiles, "totals": totals, "TILES": len(tiles), "VECTOR": vector}
+        programs += -(-vector // SHORT[1])
     if programs:
-        written = None if partial is None else gradient
-        arguments = (partial, written, tiles, totals, *sizes)
         like = partial if tiles is None else tiles
-        launch(like, sums_kernels.added, (programs,), *arguments, LONG=LONG, SHORT=SHORT)
+        launch(like, sums_kernels.added, (programs,), **arguments, LONG=LONG, SHORT=SHORT)
     return gradient, totals
 
 
 def _statistics(
-    sums: Tensor,
-    positions: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    running_mean: Tensor | None,
-    running_variance: Tensor | None,
-    batches: Tensor | None,
-    momentum: float,
-) -> Tensor:
+    sums, positions, weight, bias, eps, running_mean, running_variance, batches, momentum
+):
     from sparse_kernels.triton.sums_kernels import joined
 
     tiles, _, channels = sums.shape
-    size = power_of_two(-(-positions // tiles))
-    running = (running_mean, running_variance, batches)
     if running_mean is not None and not running_mean.is_inference():
-        torch.autograd.graph.increment_version(running)
+        torch.autograd.graph.increment_version((running_mean, running_variance, batches))
     vectors = _vectors(sums, positions, weight)
     launch(
         sums,
         joined,
         (-(-channels // JOINED_CHANNELS),),
-        sums,
-        vectors,
-        weight,
-        bias,
-        *running,
-        *(positions, channels, size, tiles),
-        *(eps, momentum),
+        partial=sums,
+        vectors=vectors,
+        weight=weight,
+        bias=bias,
+        running_mean=running_mean,
+        running_variance=running_variance,
+        batches=batches,
+        M=positions,
+        C=channels,
+        SIZE=power_of_two(-(-positions // tiles)),
+        TILES=tiles,
+        eps=eps,
+        momentum=momentum,
         SUMS=JOINED_TILES,
         BC=JOINED_CHANNELS,
     )
@@ -148,5 +146,4 @@ statistics = define(
     "float momentum) -> Tensor",
     _statistics,
     _vectors,
-    lambda *_, **__: 0,
 )

@@ -1,7 +1,7 @@
 """Triton kernels that add what other kernels wrote by tile or share, in a fixed order.
 
-Legend: LONG and SHORT, (rows, columns) of a step of `added` where rows are few and long, and where
-they are many and short; SUMS tiles x BC channels, a step of `joined`.
+Legend: LONG and SHORT, (height, width) of a step of `added` where what is added are few and long
+vectors, and where they are many and short; SUMS tiles x BC channels, a step of `joined`.
 """
 
 import triton

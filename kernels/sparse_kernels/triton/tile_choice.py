@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sparse_kernels.layout import block_grid
-from sparse_kernels.triton.launch import rows_fit
-from sparse_kernels.triton.tile_cache import cache_of
+from sparse_kernels.measurements import Measurements, cache_path
+from sparse_kernels.triton.launch import tma_fits
 from sparse_kernels.triton.tiles import Tile
+
+LARGEST = Tile(bm=1024, bk=256, warps=16, stages=10, tma=True)
 
 
 class Launch(NamedTuple):
     """A launch, as the tuner notes it.
 
     key: of launch_key; image: the first that it reads; fits: whether it can run with a tile as it
-    is, which for the rows variant depends on all that TMA would move.
+    is, which for the variant that TMA feeds depends on all that it would move.
     """
 
     key: str
@@ -67,30 +71,48 @@ def forced(tiles: Tile | Mapping[str, Tile | None] | None = None) -> Iterator[li
         _State.tiles, _State.every, _State.noted = before
 
 
+@functools.cache
+def tuned_tiles(device: torch.device) -> Measurements[Tile]:
+    """Return the tiles that the tuner found for a device; those of the interpreter are apart."""
+    import triton
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+    return Measurements(cache_path("tiles", gpu, f"triton{triton.__version__}"), checked_tile)
+
+
+def checked_tile(numbers: Sequence[int]) -> Tile:
+    """Return a tile from a file; TypeError or ValueError if it is none."""
+    tile = Tile(*numbers)
+    for name, value, most in zip(Tile._fields, tile, LARGEST):
+        if not isinstance(value, int) or not 0 <= value <= most:
+            raise ValueError(f"{name} {value!r} is out of range")
+    return tile._replace(tma=bool(tile.tma))
+
+
 def choose(
     key: Callable[[], str], table: Callable[[bool], Tile], whole: bool, images: Sequence[Tensor]
 ) -> Tile:
-    """Return the tile of a launch, whose `rows` says which variant runs.
+    """Return the tile of a launch, whose `tma` says which variant runs.
 
     Args:
         key: launch_key, called only where there are tuned tiles.
-        table: the table's tile for the rows variant (True) or for pointers.
+        table: the table's tile for the variant that TMA feeds (True) or for pointers.
         whole: the block and the values are such that TMA can move them.
         images: what TMA would move besides.
     """
 
     def fits(tile: Tile) -> bool:
-        return not tile.rows or (whole and rows_fit(tile, *images))
+        return not tile.tma or (whole and tma_fits(tile, *images))
 
-    tuned = cache_of(images[0].device).tiles
+    tuned = tuned_tiles(images[0].device).entries
     name = key() if tuned or _State.noted is not None else ""
     if _State.noted is not None:
         _State.noted.append(Launch(name, images[0], fits))
     tried = _State.every or (_State.tiles if name in _State.tiles else tuned).get(name)
     for tile in (tried, table(True)):
-        if tile is not None and tile.rows and fits(tile):
+        if tile is not None and tile.tma and fits(tile):
             return tile
-    return tried if tried is not None and not tried.rows else table(False)
+    return tried if tried is not None and not tried.tma else table(False)
 
 
 def launch_key(

@@ -18,14 +18,14 @@ LARGE_SHARED = (90, 100)
 class Tile(NamedTuple):
     """BM positions; BK channels a step of the sum (the gather passes); warps and stages.
 
-    rows: for the variant that TMA feeds.
+    tma: for the variant that TMA feeds.
     """
 
     bm: int
     bk: int
     warps: int
     stages: int
-    rows: bool = False
+    tma: bool = False
 
 
 def generation(capability: tuple[int, int]) -> int:
@@ -40,7 +40,7 @@ def power_of_two(size: int) -> int:
 
 
 def gather_tile(
-    arch: int, itemsize: int, exact: bool, reduce: int, written: int, fused: bool, rows: bool
+    arch: int, itemsize: int, exact: bool, reduce: int, written: int, fused: bool, tma: bool
 ) -> Tile:
     """Return the tile of forward or input gradient.
 
@@ -50,13 +50,13 @@ def gather_tile(
         exact: fp32 without TF32, which no tensor core does: smaller tiles fit the registers.
         reduce, written: the block's size along the summed and the written dimension.
         fused: with a transform of the input or sums of the output, which need registers.
-        rows: the variant that TMA feeds.
+        tma: the variant that TMA feeds.
     """
     bk = min(reduce & -reduce, 128 // itemsize)
     warps = 8 if written >= 128 else 4
-    if rows and fused and bk * itemsize < 128:
+    if tma and fused and bk * itemsize < 128:
         return Tile(128, bk, 8, 6, True)
-    if rows:
+    if tma:
         return Tile(128, bk, warps, 4 if bk * itemsize >= 128 else 6, True)
     if exact:
         bm = 32 if fused and written >= 128 else 64
@@ -75,7 +75,7 @@ def gather_tile(
 
 
 def weight_grad_tile(
-    arch: int, itemsize: int, exact: bool, bc: int, bo: int, fused: bool, rows: bool
+    arch: int, itemsize: int, exact: bool, bc: int, bo: int, fused: bool, tma: bool
 ) -> Tile:
     """Return the tile of the weight gradient; its bk is not used."""
     if fused and exact and bc * bo >= 64 * 64:
@@ -85,8 +85,8 @@ def weight_grad_tile(
     else:
         large = bc * bo * itemsize >= 128 * 128 * 2 or (max(bc, bo) >= 128 and itemsize == 4)
     warps = 8 if large else 4
-    if (rows or arch in LARGE_SHARED) and not exact:
-        return Tile(64 if itemsize == 2 else 32, 0, warps, 3 if large else 4, rows)
+    if (tma or arch in LARGE_SHARED) and not exact:
+        return Tile(64 if itemsize == 2 else 32, 0, warps, 3 if large else 4, tma)
     # Triton 3.8 spilled with three stages.
     stages = 2 if arch == 120 and itemsize == 4 and max(bc, bo) == 128 else 3
-    return Tile(32, 0, warps, stages, rows)
+    return Tile(32, 0, warps, stages, tma)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparse_kernels.layout import SlotIndex, block_grid
+from sparse_kernels.index_tensors import SlotIndex
+from sparse_kernels.layout import block_grid
 from sparse_kernels.triton.fusion import PLAIN, Fusion
 from sparse_kernels.triton.launch import (
     check_size,
     descriptor,
     flat_geometry,
-    images_last,
+    is_hwnc,
     kind,
     launch,
     options,
@@ -62,25 +62,38 @@ def shares(
         dtype: of the gradient.
         fusion: only its transform of the input counts.
     """
+    from sparse_kernels.triton.weight_grad_kernels import weight_grad_pointers, weight_grad_tma
+
     check_size(x, dy)
     bo, bc = sizes[4:]
-    slots, (n, _, p, q) = len(index.out_block), dy.shape
-    out_blocks = block_grid(sizes[:4], (bo, bc))[0]
-    padded = {"TILE_C": power_of_two(bc), "TILE_O": power_of_two(bo)}
-    shifts, fused = flat_geometry(geometry), fusion.name(True)
+    (n, outputs, p, q), channels = dy.shape, x.shape[1]
+    slots, padded = len(index.out_block), (power_of_two(bc), power_of_two(bo))
+    flat, fused = flat_geometry(geometry), fusion.name(True)
     tile = choose(
-        lambda: launch_key("weight gradient", x, dy, sizes, slots, shifts, fused),
+        lambda: launch_key("weight gradient", x, dy, sizes, slots, flat, fused),
         functools.partial(weight_grad_tile, *kind(x), bc, bo, fused != "plain"),
-        (*padded.values(),) == (bc, bo),
+        padded == (bc, bo),
         (x, dy),
     )
-    tiles = p * q * (n // tile.bm) if tile.rows else -(-n * p * q // tile.bm)
+    tiles = -(-n * p * q // tile.bm)
     splits = max(1, min(tiles, -(-PROGRAMS_PER_PROCESSOR * processors(x) // slots)))
     shape, sum_dtype = (slots, bc, bo), torch.float32 if splits > 1 else dtype
     partial = x.new_empty((splits, *shape) if splits > 1 else shape, dtype=sum_dtype)
-    vectors = (fusion.scale, fusion.shift, partial)
-    constants = {
-        "GEOMETRY": shifts,
+    arguments = {
+        "scale": fusion.scale,
+        "shift": fusion.shift,
+        "partial": partial,
+        **index._asdict(),
+        "N": n,
+        "H": x.shape[2],
+        "W": x.shape[3],
+        "P": p,
+        "Q": q,
+        "C": channels,
+        "OUT_BLOCKS": block_grid(sizes[:4], (bo, bc))[0],
+        "SLOTS": slots,
+        "SPLITS": splits,
+        "GEOMETRY": flat,
         "INPUT": fusion.input_kind,
         "PRECISION": precision(x),
         "BM": tile.bm,
@@ -88,73 +101,24 @@ def shares(
         "BO": bo,
         **options(tile),
     }
-    blocks = (out_blocks, slots, splits)
-    if tile.rows:
-        _rows(x, dy, vectors, index, blocks, constants)
+    if tile.tma:
+        boxes = {"x": descriptor(x, [tile.bm, bc]), "dy": descriptor(dy, [tile.bm, bo])}
+        launch(x, weight_grad_tma, (slots * splits,), **boxes, **arguments)
     else:
-        _pointers(x, dy, vectors, index, blocks, {**constants, **padded})
+        launch(
+            x,
+            weight_grad_pointers,
+            (slots * splits,),
+            x=x,
+            dy=dy,
+            POSITIONS=n * p * q,
+            C_OUT=outputs,
+            **pixel_strides("x", x),
+            **pixel_strides("dy", dy),
+            HWNC=is_hwnc(dy),
+            RAGGED=bool(channels % bc or outputs % bo),
+            TILE_C=padded[0],
+            TILE_O=padded[1],
+            **arguments,
+        )
     return partial
-
-
-def _rows(
-    x: Tensor,
-    dy: Tensor,
-    vectors: Sequence[Tensor | None],
-    index: SlotIndex,
-    blocks: tuple[int, int, int],
-    constants: dict[str, Any],
-) -> None:
-    from sparse_kernels.triton.weight_grad_kernels import weight_grad_rows
-
-    bm, (_, slots, splits) = constants["BM"], blocks
-    launch(
-        x,
-        weight_grad_rows,
-        (slots * splits,),
-        descriptor(x, [bm, constants["BC"]]),
-        descriptor(dy, [bm, constants["BO"]]),
-        *vectors,
-        *index,
-        x.shape[0],
-        *x.shape[2:],
-        *dy.shape[2:],
-        x.shape[1],
-        *blocks,
-        **constants,
-    )
-
-
-def _pointers(
-    x: Tensor,
-    dy: Tensor,
-    vectors: Sequence[Tensor | None],
-    index: SlotIndex,
-    blocks: tuple[int, int, int],
-    constants: dict[str, Any],
-) -> None:
-    from sparse_kernels.triton.weight_grad_kernels import weight_grad_pointers
-
-    (n, channels, *image), (_, written, p, q) = x.shape, dy.shape
-    _, slots, splits = blocks
-    launch(
-        x,
-        weight_grad_pointers,
-        (slots * splits,),
-        x,
-        dy,
-        *vectors,
-        *index,
-        n * p * q,
-        n,
-        *image,
-        p,
-        q,
-        channels,
-        written,
-        *blocks,
-        *pixel_strides(x),
-        *pixel_strides(dy),
-        IMAGES_LAST=images_last(dy),
-        RAGGED=bool(channels % constants["BC"] or written % constants["BO"]),
-        **constants,
-    )

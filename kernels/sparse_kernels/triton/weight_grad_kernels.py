@@ -63,7 +63,7 @@ def weight_grad_pointers(
     dy_h,
     dy_w,
     GEOMETRY: tl.constexpr,
-    IMAGES_LAST: tl.constexpr,
+    HWNC: tl.constexpr,
     RAGGED: tl.constexpr,
     INPUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -73,22 +73,22 @@ def weight_grad_pointers(
     TILE_C: tl.constexpr,
     TILE_O: tl.constexpr,
 ):
-    """Any batch, rows or channels_last, by masked pointers; unused slots get zeros."""
+    """Any batch, HWNC or channels_last, by masked pointers; unused slots get zeros."""
     slot = tl.program_id(0) % SLOTS
     split = tl.program_id(0) // SLOTS
-    row_block = tl.load(out_block + slot)
+    o_block = tl.load(out_block + slot)
     r = tl.load(tap_h + slot)
     s = tl.load(tap_w + slot)
-    o = row_block * BO + tl.arange(0, TILE_O)
+    o = o_block * BO + tl.arange(0, TILE_O)
     c = tl.load(in_block + slot) * BC + tl.arange(0, TILE_C)
-    tiles = tl.where(row_block < OUT_BLOCKS, tl.cdiv(POSITIONS, BM), 0)
+    tiles = tl.where(o_block < OUT_BLOCKS, tl.cdiv(POSITIONS, BM), 0)
     acc = tl.zeros((TILE_C, TILE_O), tl.float32)
     for tile in range(split, tiles, SPLITS):
-        row = tile * BM + tl.arange(0, BM)
-        n, p, q = split_position(row, N, P, Q, IMAGES_LAST)
+        position = tile * BM + tl.arange(0, BM)
+        n, p, q = split_position(position, N, P, Q, HWNC)
         h, w, inside = source_pixel(p, q, r, s, H, W, GEOMETRY, False)
         # A position whose source is outside adds nothing, so its dy need not be read either.
-        mask = (inside & (row < POSITIONS))[:, None]
+        mask = (inside & (position < POSITIONS))[:, None]
         x_mask = mask
         dy_mask = mask
         if RAGGED:
@@ -105,7 +105,7 @@ def weight_grad_pointers(
 
 
 @triton.jit
-def weight_grad_rows(
+def weight_grad_tma(
     x,
     dy,
     scale,
@@ -131,33 +131,24 @@ def weight_grad_rows(
     BC: tl.constexpr,
     BO: tl.constexpr,
 ):
-    """Rows only, N a multiple of BM: tiles of one pixel x BM images, moved by TMA."""
+    """HWNC only, N a multiple of BM: tiles of one pixel x BM images, moved by TMA."""
     slot = tl.program_id(0) % SLOTS
     split = tl.program_id(0) // SLOTS
-    row_block = tl.load(out_block + slot)
+    o_block = tl.load(out_block + slot)
     c = tl.load(in_block + slot) * BC
     r = tl.load(tap_h + slot)
     s = tl.load(tap_w + slot)
     chunks = N // BM
-    tiles = tl.where(row_block < OUT_BLOCKS, P * Q * chunks, 0)
+    tiles = tl.where(o_block < OUT_BLOCKS, P * Q * chunks, 0)
     acc = tl.zeros((BC, BO), tl.float32)
     for tile in range(split, tiles, SPLITS):
         pixel = tile // chunks
         n0 = tile % chunks * BM
-        h, w, inside = source_pixel(
-            pixel // Q,
-            pixel % Q,
-            r,
-            s,
-            H,
-            W,
-            GEOMETRY,
-            False,
-        )
-        row = tl.where(inside, (h * W + w) * N + n0, H * W * N)
-        a = x.load([row, c])
+        h, w, inside = source_pixel(pixel // Q, pixel % Q, r, s, H, W, GEOMETRY, False)
+        position = tl.where(inside, (h * W + w) * N + n0, H * W * N)
+        a = x.load([position, c])
         if INPUT != "plain":
             a = transformed(a, scale, shift, c + tl.arange(0, BC), C, inside, INPUT)
-        b = dy.load([pixel * N + n0, row_block * BO])
+        b = dy.load([pixel * N + n0, o_block * BO])
         acc = tl.dot(a.T, b, acc, input_precision=PRECISION)
     store_partial(acc, partial, split, slot, SLOTS, BC, BO, BC, BO)

@@ -24,7 +24,7 @@ from sparse_engine.models.grouped.slices import UNGROUPED, MemberSlices, padded_
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import choose_backend
 from sparse_kernels.memory_order import by_library
-from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
+from sparse_kernels.operators.reference import gather_blocks, scatter_blocks, scatter_diagonal
 
 
 class GroupedLinear(nn.Module):
@@ -191,13 +191,8 @@ def diagonal_layout(
 
 def _scattered(layer: Any) -> Tensor:
     """Return the weight [M * O, C, R, S] of blocks on the diagonal."""
-    out_channels, in_channels, *rest = layer.layout.sizes()
-    index, grid = layer.layout.tensors(), layer.layout.grid
-    columns = grid[1] // layer.members
-    out_block, in_block, tap_h, tap_w = index[11:15]
-    index[12] = in_block % columns
-    index[0] = ((out_block * columns + index[12]) * grid[2] + tap_h) * grid[3] + tap_w
-    return scatter_blocks(layer.values, index, [out_channels, in_channels // layer.members, *rest])
+    layout = layer.layout
+    return scatter_diagonal(layer.values, layout.tensors(), layout.sizes(), layer.members)
 
 
 def _clean_values(layer: SparseLayer) -> Tensor:

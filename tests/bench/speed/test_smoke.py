@@ -30,8 +30,8 @@ def spoil(monkeypatch, module, launcher, spoiled):
 def test_the_kernels_in_the_interpreter(monkeypatch, capsys):
     """With the variant that moves tiles by TMA, which is what a GPU would run."""
     launched = []
-    real = gather._gather_rows
-    monkeypatch.setattr(gather, "_gather_rows", lambda *a: launched.append(a) or real(*a))
+    real = gather._gather_tma
+    monkeypatch.setattr(gather, "_gather_tma", lambda *a: launched.append(a) or real(*a))
     smoke.smoke("cpu", tiny=True)
     assert "triton: 19 of 19 results right" in capsys.readouterr().out
     assert len(launched) >= 4
@@ -41,7 +41,7 @@ def test_the_kernels_in_the_interpreter(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("module", "launcher", "spoiled", "found"),
     [
-        (gather, "_gather_rows", lambda _, arguments: arguments[2][0], "rows fused output 5.0e-02"),
+        (gather, "_gather_tma", lambda _, arguments: arguments[0].dst, "rows fused output 5.0e-02"),
         (fused_convolution, "shares", lambda found, _: found, "fused values gradient 5.0e-02"),
         (
             fused_convolution,

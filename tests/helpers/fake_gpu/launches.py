@@ -57,7 +57,7 @@ class Launches:
         Raises:
             RuntimeError: a tensor of another device, or a kernel known not to compile.
         """
-        _check_devices(kernel.__name__, args)
+        _check_devices(kernel.__name__, [*args, *kwargs.values()])
         given = [_as_pointer(a) for a in args]
         named = {k: _as_pointer(v) for k, v in kwargs.items()}
         named.setdefault("debug", False)

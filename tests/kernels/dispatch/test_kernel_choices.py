@@ -7,7 +7,7 @@ import torch
 
 from sparse_kernels.dispatch.backend import choose_backend
 from sparse_kernels.dispatch.cost_model import kept_limits, limit_key
-from sparse_kernels.dispatch.kernel_choices import measured_picks, with_picks
+from sparse_kernels.dispatch.kernel_choices import kernel_choices, with_kernel_choices
 
 CPU = torch.device("cpu")
 SIZES = (64, 64, 3, 3, 16, 16)
@@ -27,27 +27,27 @@ def choice(density):
 
 def test_what_was_picked_stays_until_the_end():
     measure(0.9)
-    kept = json.loads(json.dumps(measured_picks(CPU)))
+    kept = json.loads(json.dumps(kernel_choices(CPU)))
     measure(0.1)
     assert choice(0.5) == "masked"
-    with with_picks(CPU, kept):
+    with with_kernel_choices(CPU, kept):
         assert choice(0.5) == "gemm"
-        assert measured_picks(CPU) == kept
+        assert kernel_choices(CPU) == kept
     assert choice(0.5) == "masked"
 
 
 def test_what_was_measured_since_is_left_out():
-    kept, expected = measured_picks(CPU), choice(0.9)
+    kept, expected = kernel_choices(CPU), choice(0.9)
     measure(0.99)
     assert expected == "masked"
     assert choice(0.9) == "gemm"
-    with with_picks(CPU, kept):
+    with with_kernel_choices(CPU, kept):
         assert choice(0.9) == expected
 
 
 def test_other_hardware_says_nothing():
     measure(0.99)
-    with with_picks(CPU, {"gemm-limits-other-torch1.json": {"key": [0.0]}}):
+    with with_kernel_choices(CPU, {"gemm-limits-other-torch1.json": {"key": [0.0]}}):
         assert choice(0.9) == "gemm"
 
 
@@ -56,8 +56,8 @@ def test_other_hardware_says_nothing():
 )
 def test_anything_else_changes_nothing(limits):
     measure(0.99)
-    before = measured_picks(CPU)
-    damaged = with_picks(CPU, dict.fromkeys(before, limits))
+    before = kernel_choices(CPU)
+    damaged = with_kernel_choices(CPU, dict.fromkeys(before, limits))
     with pytest.raises((TypeError, ValueError, AttributeError)), damaged:
         pass
-    assert measured_picks(CPU) == before
+    assert kernel_choices(CPU) == before

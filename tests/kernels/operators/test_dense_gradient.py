@@ -1,11 +1,11 @@
-"""GradientProbe against the block norms of the dense weight's gradient."""
+"""DenseGradientProbe against the block norms of the dense weight's gradient."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
-from sparse_kernels.operators.dense_gradient import GradientProbe
+from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 
 CONVOLUTIONS = {
     "plain": ((32, 32, 3, 3), {"padding": 1}),
@@ -36,7 +36,7 @@ def make(shape, dtype=torch.float32, image=(8, 7)):
     layout = BlockLayout(shape, (16, 16), torch.randperm(total)[: -(-total // 3)])
     values = torch.randn(layout.slots, 16, 16, dtype=dtype, requires_grad=True)
     x = torch.randn(4, shape[1], *(image if len(shape) == 4 else ()), dtype=dtype)
-    return x, values, layout, GradientProbe(layout, values)
+    return x, values, layout, DenseGradientProbe(layout, values)
 
 
 def dense_norms(x, y, shape, grad, **geometry):

@@ -46,10 +46,10 @@ def test_a_kernel_starts_on_the_device_of_its_tensor(device, monkeypatch):
 
     class Kernel:
         def __getitem__(self, grid):
-            return lambda *arguments, **constants: seen.append((current[0], arguments, constants))
+            return lambda **arguments: seen.append((current[0], arguments))
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
     monkeypatch.setattr(torch.cuda, "device", on)
-    launch(Elsewhere(device), Kernel(), (1,), 2, None, BM=3)
-    assert seen == [(max(device, 0), (2, None), {"BM": 3})]
+    launch(Elsewhere(device), Kernel(), (1,), x=2, bias=None, BM=3)
+    assert seen == [(max(device, 0), {"x": 2, "bias": None, "BM": 3})]
     assert current == [0]

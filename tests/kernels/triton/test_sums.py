@@ -92,3 +92,13 @@ def test_the_schema_says_what_is_changed():
         (sums, 40, *vectors[:2], 1e-5, *vectors[2:].unbind(), batches, 0.1),
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
     )
+
+
+def test_variance_survives_a_large_mean():
+    torch.manual_seed(0)
+    y = (torch.randn(1000, 3) + 10_000).double()
+    tiles = y.split(64)
+    sums = torch.stack([torch.stack([t.mean(0), t.var(0, correction=0)]) for t in tiles])
+    mean, variance = TileSums(sums.float().to(DEVICE), 1000).joined().sums[0].cpu()
+    torch.testing.assert_close(mean.double(), y.mean(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance.double(), y.var(0, correction=0), rtol=1e-4, atol=0)

@@ -12,7 +12,7 @@ from kernel_cases import CASES as PLAIN
 from kernel_cases import FUSED_CASES, TILE, Case
 
 from sparse_kernels.memory_order import in_order
-from sparse_kernels.triton.launch import rows_fit
+from sparse_kernels.triton.launch import tma_fits
 from sparse_kernels.triton.tiles import gather_tile, power_of_two, weight_grad_tile
 
 # Written out, so that one that leaves TMA is seen.
@@ -42,7 +42,7 @@ def runs_by_tma(case: Case, dtype: torch.dtype, fused: bool) -> bool:
         weight_grad_tile(*kind, bc, bo, fused, True),
     )
     whole = all(power_of_two(side) == side for side in case.block)
-    return whole and all(tile.rows and rows_fit(tile, x, y) for tile in tiles)
+    return whole and all(tile.tma and tma_fits(tile, x, y) for tile in tiles)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["fp16", "tf32"])

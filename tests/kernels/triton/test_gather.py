@@ -21,8 +21,7 @@ from kernel_cases import (
     relative_error,
 )
 
-from sparse_kernels import BlockLayout, block_conv2d, block_linear
-from sparse_kernels.dispatch.backend import VARIABLE, BackendError
+from sparse_kernels import block_conv2d, block_linear
 from sparse_kernels.memory_order import ORDERS, in_order, order_of
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
@@ -179,9 +178,9 @@ def test_both_variants_are_reached(monkeypatch):
 
     called = set()
     for module, name in (
-        (gather_kernels, "gather_rows"),
+        (gather_kernels, "gather_tma"),
         (gather_kernels, "gather_pointers"),
-        (weight_grad_kernels, "weight_grad_rows"),
+        (weight_grad_kernels, "weight_grad_tma"),
         (weight_grad_kernels, "weight_grad_pointers"),
     ):
         kernel = getattr(module, name)
@@ -196,7 +195,7 @@ def test_both_variants_are_reached(monkeypatch):
 
         monkeypatch.setattr(module, name, Spy())
     check(Case(), torch.float16)
-    assert called == {"gather_rows", "weight_grad_rows"}
+    assert called == {"gather_tma", "weight_grad_tma"}
     called.clear()
     check(Case(batch=3), torch.float16)
     assert called == {"gather_pointers", "weight_grad_pointers"}
@@ -217,20 +216,3 @@ def test_compiled_graphs_keep_the_order():
         eager, found = (f(ordered, values, layout, padding=1) for f in (block_conv2d, compiled))
         assert torch.equal(eager, found)
         assert eager.stride() == found.stride()
-
-
-@pytest.mark.parametrize(
-    ("block", "dtype", "message"),
-    [
-        ((8, 8), torch.float32, r"no kernel for block \(8, 8\)"),
-        ((16, 16), torch.float64, "no kernel for torch.float64"),
-    ],
-)
-def test_what_no_kernel_covers_is_an_error_on_demand_only(block, dtype, message, monkeypatch):
-    layout = BlockLayout((16, 16), block, torch.arange(1)).to(DEVICE)
-    values = torch.ones(1, block[1], block[0], dtype=dtype, device=DEVICE)
-    x = torch.ones(2, 16, dtype=dtype, device=DEVICE)
-    with pytest.raises(BackendError, match=message):
-        block_linear(x, values, layout)
-    monkeypatch.setenv(VARIABLE, "auto")
-    assert block_linear(x, values, layout).sum() == 2 * block[0] * block[1]

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
-from sparse_kernels.dispatch.backend import BackendError
 
 
 def convolution(x=(2, 20, 6, 6), values=(5, 16, 32), bias=(40,), **changes):
@@ -111,24 +110,3 @@ def test_a_dtype_that_does_not_fit(changes, message):
 def test_a_linear_layer_that_does_not_fit(changes, message):
     with pytest.raises(ValueError, match=message):
         linear(**changes)
-
-
-@pytest.mark.parametrize("call", [convolution, linear])
-@pytest.mark.parametrize(
-    ("backend", "message"),
-    [
-        ("tritn", "backend 'tritn' is unknown; choose from auto, triton, gemm, masked"),
-        ("triton", "'triton' needs a CUDA GPU, found device 'cpu'; use --backend auto or masked"),
-    ],
-)
-def test_a_backend_that_cannot_run(monkeypatch, call, backend, message):
-    monkeypatch.setenv("SPARSE_ENGINE_BACKEND", backend)
-    with pytest.raises(BackendError, match=message):
-        call()
-
-
-@pytest.mark.parametrize("backend", ["auto", "masked", "gemm"])
-def test_a_backend_that_runs_on_every_cpu(monkeypatch, backend):
-    wanted = linear()
-    monkeypatch.setenv("SPARSE_ENGINE_BACKEND", backend)
-    torch.testing.assert_close(linear(), wanted)

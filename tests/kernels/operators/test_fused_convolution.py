@@ -1,0 +1,227 @@
+"""The fused passes against their definition in float64: outputs, statistics and every gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_cases import (
+    DEVICE,
+    DTYPES,
+    FLOOR,
+    FUSED_CASES,
+    Case,
+    guarded,
+    make_layout,
+    relative_error,
+)
+
+from sparse_kernels import BlockLayout, Norm, block_conv2d_fused
+from sparse_kernels.memory_order import in_order
+from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
+
+pytestmark = pytest.mark.usefixtures("poisoned_kernels")
+
+EVERYTHING = {"norm": True, "rectified": True, "residual": True, "statistics": True}
+FUSIONS = {
+    "statistics": {"statistics": True},
+    "residual": {"residual": True, "other": True},
+    "norm": {"norm": True},
+    "fixed norm, other gradient": {"norm": True, "batch": False, "other": True},
+    "norm, relu, residual, statistics": EVERYTHING,
+    "all": {**EVERYTHING, "other": True},
+}
+
+
+def run(leaves, layout: BlockLayout, case: Case, options: dict, upstream, sparse: bool):
+    """Return outputs and gradients by name, of the fused operators or of dense PyTorch."""
+    leaves = {k: v.detach().requires_grad_() for k, v in leaves.items()}
+    x, values, bias, residual = (leaves.get(k) for k in ("x", "values", "bias", "residual"))
+    geometry = (case.stride, case.padding, case.dilation)
+    norm = make_norm(x, leaves, options) if options.get("norm") else None
+    if sparse:
+        surroundings = {"norm": norm, "residual": residual}
+        y, mean, variance, x = block_conv2d_fused(
+            *(x, values, layout, bias, *geometry),
+            **surroundings,
+            statistics=options.get("statistics", False),
+        )
+    else:
+        z = norm.apply(x) if norm else x
+        y = F.conv2d(z, scatter_blocks(values, layout.tensors(), layout.sizes()), bias, *geometry)
+        y = y if residual is None else y + residual
+        variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    loss = (y.double() * upstream["y"].double()).sum()
+    if options.get("other"):
+        loss = loss + (x.double() * upstream["x"].double()).sum()
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    found = {"y": y, "mean": mean, "variance": variance} if options.get("statistics") else {"y": y}
+    return {k: v.detach() for k, v in found.items()} | {
+        f"d{n}": g for n, g in zip(leaves, gradients)
+    }
+
+
+def make_norm(x, leaves, options: dict) -> Norm:
+    """Return the norm of x, or one by other statistics."""
+    batch, wide = options.get("batch", True), torch.promote_types(x.dtype, torch.float32)
+    variance, mean = torch.var_mean(x.detach().to(wide), (0, 2, 3), correction=0)
+    if not batch:
+        mean, variance = mean * 0.5, variance * 2
+    relu = options.get("rectified", False)
+    return Norm(mean, variance, leaves["weight"], leaves["shift"], 1e-5, batch, relu)
+
+
+def check(
+    case: Case,
+    options: dict,
+    dtype: torch.dtype,
+    shift_by: float = 0.0,
+    floor: float | None = None,
+) -> None:
+    out_channels, in_channels = case.channels
+    layout = make_layout(case, (out_channels, in_channels, *case.kernel))
+    dense = torch.randn(out_channels, in_channels, *case.kernel).to(DEVICE, dtype)
+
+    def images(*shape: int) -> torch.Tensor:
+        return in_order(torch.randn(*shape).to(DEVICE, dtype), case.order)
+
+    leaves = {
+        "x": images(case.batch, in_channels, *case.image),
+        "values": gather_blocks(dense, layout.tensors(), layout.sizes()),
+    }
+    if case.bias:
+        leaves["bias"] = torch.randn(out_channels).to(DEVICE, dtype)
+    if options.get("residual"):
+        leaves["residual"] = images(case.batch, out_channels, *case.output)
+    if options.get("norm"):
+        leaves["weight"] = torch.rand(in_channels, device=DEVICE) + 0.5
+        leaves["shift"] = torch.randn(in_channels, device=DEVICE) + shift_by
+    upstream = {
+        "y": torch.randn(case.batch, out_channels, *case.output).to(DEVICE, dtype),
+        "x": torch.randn(case.batch, in_channels, *case.image).to(DEVICE, dtype),
+    }
+    wide = {k: v.double() for k, v in leaves.items()}
+    exact = run(wide, layout, case, options, upstream, sparse=False)
+    plain = run(leaves, layout, case, options, upstream, sparse=False)
+    poisoned = {k: guarded(v) for k, v in leaves.items()}
+    for name, found in run(poisoned, layout, case, options, upstream, sparse=True).items():
+        assert found.isfinite().all(), name
+        allowed = 2 * max(relative_error(plain[name], exact[name]), floor or FLOOR[dtype])
+        assert relative_error(found, exact[name]) <= allowed, name
+
+
+@pytest.mark.parametrize("options", FUSIONS.values(), ids=FUSIONS)
+@pytest.mark.parametrize("name", FUSED_CASES)
+def test_fused_convolution(name, options):
+    torch.manual_seed(0)
+    check(FUSED_CASES[name], options, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d != torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["tma", "ragged"])
+def test_fused_convolution_in_half_precision(name, dtype):
+    torch.manual_seed(0)
+    check(FUSED_CASES[name], EVERYTHING, dtype)
+
+
+@pytest.mark.parametrize("name", ["tma", "odd batch"])
+def test_fused_convolution_in_tf32(name, tf32):
+    """On a GPU, fp32 goes through TMA with this alone. Its mantissa is that of fp16."""
+    torch.manual_seed(0)
+    check(FUSED_CASES[name], EVERYTHING, torch.float32, floor=FLOOR[torch.float16])
+
+
+def make_fused(name: str, dtype: torch.dtype):
+    """Return a function that maps x, values, and weight and bias of a norm, and these leaves."""
+    case = FUSED_CASES[name]
+    layout = make_layout(case, (*case.channels, *case.kernel))
+    x = in_order(torch.randn(case.batch, case.channels[1], *case.image), case.order)
+    values = torch.randn(layout.slots, *reversed(layout.block), device=DEVICE)
+    vectors = torch.rand(2, case.channels[1], device=DEVICE)
+    statistics = torch.rand(2, case.channels[1], device=DEVICE)
+
+    def forward(x, values, *vectors):
+        geometry = (case.stride, case.padding, case.dilation)
+        norm = Norm(*statistics, *vectors)
+        return block_conv2d_fused(x, values, layout, None, *geometry, norm=norm).y
+
+    return forward, (x.to(DEVICE, dtype), values, *vectors)
+
+
+@pytest.mark.parametrize("name", ["tma", "ragged", "unused slots"])
+def test_autocast_rounds_no_gradient_of_the_values(name):
+    torch.manual_seed(0)
+    forward, leaves = make_fused(name, torch.float16)
+    # What runs in half precision is rounded alike on both sides: only the sums differ.
+    low = [leaves[0], leaves[1].half(), *leaves[2:]]
+    found = []
+    for given, enabled in ((leaves, True), (low, False)):
+        given = [leaf.detach().requires_grad_() for leaf in given]
+        with torch.autocast(DEVICE, torch.float16, enabled):
+            y = forward(*given)
+        found.append([y.detach(), *torch.autograd.grad(y, given, torch.ones_like(y))])
+    for name, ours, rounded in zip(("y", "dx", "dvalues", "dweight", "dbias"), *found):
+        if name != "dvalues":
+            assert torch.equal(ours, rounded), name
+    gradient, rounded = (run[2] for run in found)
+    assert (gradient.dtype, rounded.dtype) == (torch.float32, torch.float16)
+    assert torch.equal(gradient.half(), rounded)
+    assert not torch.equal(gradient, rounded.float())
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2, 3), (0, 1)])
+def test_gradients_do_not_depend_on_which_are_wanted(wanted):
+    torch.manual_seed(0)
+    forward, leaves = make_fused("ragged", torch.float32)
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    y = forward(*leaves)
+    every = torch.autograd.grad(y, leaves, torch.ones_like(y))
+    some = [leaf if i in wanted else leaf.detach() for i, leaf in enumerate(leaves)]
+    y = forward(*some)
+    found = torch.autograd.grad(y, [some[i] for i in wanted], torch.ones_like(y))
+    assert all(torch.equal(gradient, every[i]) for gradient, i in zip(found, wanted))
+
+
+@pytest.mark.parametrize("name", ["tma", "ragged", "ragged rows", "strided, dilated, not square"])
+def test_padding_and_ragged_channels_stay_zero_under_a_large_shift(name):
+    torch.manual_seed(0)
+    check(FUSED_CASES[name], {"norm": True, "rectified": True}, torch.float32, shift_by=1000.0)
+
+
+def test_elsewhere_operators_do_the_same_one_after_another(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setenv("SPARSE_ENGINE_BACKEND", "masked")
+    for options in (FUSIONS["all"], FUSIONS["fixed norm, other gradient"], {"residual": True}):
+        check(FUSED_CASES["strided, dilated, not square"], options, torch.float32)
+
+
+def test_a_nan_in_the_input_is_not_rectified_away():
+    layout = BlockLayout((16, 16), (16, 16), torch.arange(1)).to(DEVICE)
+    x = torch.full((16, 16, 1, 1), torch.nan, device=DEVICE)
+    one = torch.ones(16, device=DEVICE)
+    values = torch.ones(1, 16, 16, device=DEVICE)
+    norm = Norm(one, one, one, one, batch=False)
+    assert block_conv2d_fused(x, values, layout, norm=norm).y.isnan().all()
+
+
+def test_compiled_graphs_give_the_same():
+    torch.manual_seed(0)
+    case = FUSED_CASES["tma"]
+    layout = make_layout(case, (48, 32, 3, 3))
+    x = in_order(torch.randn(32, 32, 3, 2, device=DEVICE), "rows")
+    values = torch.randn(layout.slots, 16, 32, device=DEVICE)
+    norm = Norm(*torch.rand(4, 32, device=DEVICE))
+    residual = in_order(torch.randn(32, 48, 3, 2, device=DEVICE), "rows")
+
+    def forward(x, values):
+        options = {"padding": 1, "norm": norm, "residual": residual, "statistics": True}
+        return block_conv2d_fused(x, values, layout, **options)
+
+    def step(forward):
+        leaves = [leaf.detach().requires_grad_() for leaf in (x, values)]
+        y, *sums, x_again = forward(*leaves)
+        gradients = torch.autograd.grad((y + x_again.sum()).square().sum(), leaves)
+        return y, *sums, *gradients
+
+    compiled = torch.compile(forward, backend="aot_eager", fullgraph=True)
+    for a, b in zip(step(forward), step(compiled)):
+        assert torch.equal(a, b)
+        assert a.stride() == b.stride()

@@ -1,0 +1,32 @@
+"""What is measured is kept in a file that several processes share."""
+
+import json
+
+import pytest
+
+from sparse_kernels.measurements import Measurements
+from sparse_kernels.triton.tile_choice import checked_tile
+from sparse_kernels.triton.tiles import Tile
+
+SMALL, LARGE = Tile(16, 16, 4, 3), Tile(32, 16, 4, 3)
+
+
+def test_saving_keeps_what_another_process_found(tmp_path):
+    path = tmp_path / "tiles.json"
+    first, second = Measurements(path, checked_tile), Measurements(path, checked_tile)
+    first.add({"a": SMALL})
+    second.add({"b": LARGE})
+    first.save()
+    second.save()
+    assert Measurements(path, checked_tile).entries == {"a": SMALL, "b": LARGE}
+    assert first.entries == {"a": SMALL}  # read once: nothing changes under a running process
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"a": 3}', '{"a": [16, 16]}', json.dumps({"a": [1 << 20, 16, 4, 3, 0]})]
+)
+def test_a_damaged_file_is_ignored_and_said(text, tmp_path, caplog):
+    path = tmp_path / "tiles.json"
+    path.write_text(text)
+    assert Measurements(path, checked_tile).entries == {}
+    assert "cannot be used" in caplog.text
