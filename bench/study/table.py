@@ -201,12 +201,11 @@ def write(study: Study, rows: Rows, times_path: Path, document: Path) -> None:
     Raises:
         InputError: the file is not there, or has no marks of this study.
     """
-    begin, end = f"<!-- study {study.name} -->", f"<!-- end of study {study.name} -->"
     text = document.read_text(encoding="utf-8") if document.is_file() else ""
-    put = partial(with_block, text, (begin, end), where=f"'{document}'", what="the tables")
-    put(block="")  # before anything is drawn
+    put = partial(with_block, text, f"study {study.name}", where=f"'{document}'")
+    put(body="")  # before anything is drawn
     times = read_times(times_path)
     picture = document.parent / f"{document.stem}-{study.name}.png"
     drawn = draw(study.title, places_of(study, rows, times), picture)
     body = block(study, rows, times, picture.name if drawn else None)
-    document.write_text(put(block=f"{begin}\n\n{body}\n\n{end}"), encoding="utf-8")
+    document.write_text(put(body=body), encoding="utf-8")
