@@ -1,4 +1,4 @@
-"""A contender's training step and its phases."""
+"""A variant's training step and its phases."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.speed.variant import Case, Contender
+from bench.speed.variant import Case, Unavailable, Variant, Workload
 from sparse_engine import densify
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.sparsity.topology import Topology
 from sparse_kernels.dispatch.backend import forced_backend
 
 
-class Step(Contender):
-    """One contender, ready to take training steps with SGD on one batch."""
+class Step(Workload):
+    """A variant that takes training steps with SGD on one batch."""
 
     loss: Tensor | None = None
 
-    def __init__(self, case: Case, name: str, device: str) -> None:
+    def __init__(self, case: Case, variant: Variant, device: str) -> None:
         """Build the network and its optimizer.
 
         Raises:
-            Unavailable: an option that is not there.
+            Unavailable: a variant of predictions.
             InputError: blocks that do not fit the network.
         """
-        super().__init__(case, name, device)
+        super().__init__(case, variant, device)
+        if variant.grouped or variant.vmapped:
+            raise Unavailable("training steps are neither grouped nor vmapped")
         model = self.case.model()
         self.describe(model)
         self.layouts = {
@@ -36,20 +38,17 @@ class Step(Contender):
             for name, layer in model.named_modules()
             if isinstance(layer, SparseLayer)
         }
-        masked = self.kind == "mask-multiply"
+        masked = variant.kind == "mask-multiply"
         self.model = densify(model) if masked else model
         self.model.to(device=device, memory_format=torch.channels_last).train()
         self.masks = self._masks() if masked else []
         self.x, self.y = case.network.inputs(device)
         self.rearrange(self.model)
+        parameters = self.model.parameters()
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=0.01,
-            momentum=0.9,
-            weight_decay=5e-4,
-            fused=True,
+            parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True
         )
-        self.network = torch.compile(self.model) if "compiled" in self.options else self.model
+        self.network = torch.compile(self.model) if variant.compiled else self.model
 
     def phases(self) -> dict[str, Callable[[], Any]]:
         """Return what a step does in order, by name: one phase where it is captured whole."""
@@ -57,9 +56,9 @@ class Step(Contender):
             return {"step": self.run}
         return {"forward": self.forward, "backward": self.backward, "optimizer": self.optimize}
 
-    def updating_phases(self) -> dict[str, Callable[[], Any]]:
-        """Return a step that collects dense gradients, and the topology update after it."""
-        topology = Topology(self.model, self.optimizer, "rigl")
+    def updating_phases(self, rule: str = "rigl") -> dict[str, Callable[[], Any]]:
+        """Return a step that collects what a rule asks for, and the topology update after it."""
+        topology = Topology(self.model, self.optimizer, rule)
 
         def armed_step() -> None:
             topology.arm()
@@ -76,11 +75,11 @@ class Step(Contender):
         self.backward()
         self.optimize()
 
-    def capture_step(self) -> None:
+    def capture(self) -> None:
         """Capture the whole step, which `run` then replays.
 
         Raises:
-            Unavailable: it cannot be captured here.
+            Unavailable: there is no GPU.
         """
         self.loss = None  # see backward
 
@@ -91,13 +90,13 @@ class Step(Contender):
             self.optimize()
             return loss.detach()
 
-        with forced_backend(self.backend):
-            self.capture(step, self.x, self.y)
+        with forced_backend(self.variant.backend):
+            self.record(step, self.x, self.y)
 
     def forward(self) -> None:
         """Forget the gradients and compute the loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        with forced_backend(self.backend):
+        with forced_backend(self.variant.backend):
             self.loss = self._loss(self.x, self.y)
 
     def backward(self) -> None:
@@ -107,11 +106,11 @@ class Step(Contender):
         on: in a capture they would make the default stream wait, which ends the capture.
         """
         loss, self.loss = self.loss, None
-        with forced_backend(self.backend):
+        with forced_backend(self.variant.backend):
             loss.backward()
 
     def optimize(self) -> None:
-        """Change the weights, and mask them where a contender does."""
+        """Change the weights, and mask them where the variant does."""
         self.optimizer.step()
         with torch.no_grad():
             for weight, mask in self.masks:

@@ -103,7 +103,7 @@ def _row(
     }
     if updates:
         contenders["update"] = {STEP: _step(config, info, device, update=True)}
-    clock = clock_of(device.type, torch.get_num_threads())
+    clock = clock_of(device.type)
     seconds = {n: t[STEP] for n, t in in_turn(contenders, rounds, clock, warm_up=4).items()}
     ratio = {
         name: statistics.median(a / b for a, b in zip(taken, seconds["dense"]))

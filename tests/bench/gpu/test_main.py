@@ -310,7 +310,7 @@ def test_the_plan_has_everything_once_and_dense_first(gpu_plan):
     assert len(set(names)) == len(names)
     for number, name in enumerate(names):
         network = name.split()[0]
-        if network in plan.OTHERS and "0." in name:
+        if network in {other.name for other in plan.OTHERS} and "0." in name:
             assert f"{network}: dense captured" in names[:number]
             assert f"{network}: dense compiled captured" in names[:number]
     for part in (

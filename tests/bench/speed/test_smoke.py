@@ -1,15 +1,8 @@
 """The smoke test runs what a device has, and finds what is wrong, fused or not."""
 
 import pytest
-import torch
 
-from bench.speed import layer_check, smoke, toolchain
-from bench.speed.correctness import WrongResult
-from bench.speed.networks import Network
-from bench.speed.steps import Step
-from bench.speed.variant import Case
-from sparse_engine.layers import fused as chain
-from sparse_kernels.dispatch.backend import forced_backend
+from bench.speed import smoke, toolchain
 from sparse_kernels.operators import fused_convolution
 from sparse_kernels.triton import gather
 
@@ -92,29 +85,6 @@ def test_the_checks_of_a_gpu():
     assert {(64, 64), (32, 32)} <= set(fused_convolution)
     for check in fused_convolution.values():
         assert (check.layer.batch, check.order) == (128, "rows")
-
-
-def test_a_fused_step_is_checked_call_by_call(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    network = Network("wrn10-1", (3, 4, 4), 2, 2)
-    step = Step(Case(network, 0.5, "uniform", "16x16"), "triton rows fuse", "cpu")
-    block, errors = step.model.blocks[0], {}
-
-    def forward(step):
-        """Run one convolution of the network, for the interpreter is slow."""
-        with forced_backend(step.backend):
-            source = chain.normalised(block.norm2, torch.randn(2, 16, 4, 4))
-            chain.convolve(block.conv2, source, torch.randn(2, 16, 4, 4))
-
-    real, refuse = fused_convolution.shares, layer_check.refuse
-    monkeypatch.setattr(layer_check, "_forward", forward)
-    monkeypatch.setattr(layer_check, "refuse", lambda e, m: errors.update(e) or refuse(e, m))
-    assert layer_check.check_layers(step) < 1e-5
-    names = ("output", "mean", "x gradient", "residual gradient", "norm bias gradient")
-    assert {f"blocks.0.conv2 fused {name}" for name in names} <= set(errors)
-    monkeypatch.setattr(fused_convolution, "shares", lambda *arguments: real(*arguments) * 1.001)
-    with pytest.raises(WrongResult, match=r"fused values gradient is off by 1.0e-03"):
-        layer_check.check_layers(step)
 
 
 def test_a_wrong_plain_pass_is_found(monkeypatch, capsys):

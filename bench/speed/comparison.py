@@ -1,0 +1,162 @@
+"""Reports on whole networks: variants are checked, timed in turn, and written down."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from bench.report import records as files
+from bench.report.records import Records, Row, best_dense
+from bench.speed.jobs import Job, say_no_row
+from bench.speed.measure import measure
+from bench.speed.prediction import PHASE
+from bench.speed.roofline import rates_of
+from bench.speed.timing import STEP, milliseconds, quantile, ratios
+from bench.speed.variant import DENSE, Case, Variant, Workload
+
+# Below it a row is called dense, whatever blocks its layers have.
+SPARSE_SHARE = 0.8
+# Passes over the layers' FLOPs: the backward has two products for each of the forward's.
+PASSES = {"forward": 1, "backward": 2, STEP: 3, PHASE: 1}
+Times = Mapping[str, Sequence[float]]  # seconds by phase and round
+
+
+@dataclass
+class Ready:
+    """A workload that has passed its check, and the columns of the reports that came of it."""
+
+    workload: Workload
+    columns: dict[str, Any]
+
+
+class Comparison(ABC):
+    """The cases of one run of a report: where rows go, and how variants are compared."""
+
+    report: str  # names the CSV
+    subject = ""  # what of a case is timed, as jobs are named
+    first_seconds = 0.0  # that a case's first job takes on top
+
+    def __init__(self, records: Records, device: str, rounds: int = 3) -> None:
+        self.records, self.device, self.rounds = records, device, rounds
+
+    @abstractmethod
+    def seconds(self, variant: Variant) -> float:
+        """Return the seconds that a variant should take on a GPU."""
+
+    @abstractmethod
+    def prepare(self, case: Case, variant: Variant) -> Ready:
+        """Build, warm up, capture and check a variant.
+
+        Raises:
+            WrongResult, Unavailable, InputError: it gives no row.
+        """
+
+    def phases(self, ready: Ready, times: Times) -> Times:
+        """Return the times that are written, given those that were measured in turn."""
+        return times
+
+    def jobs(self, case: Case, variants: Sequence[Variant]) -> list[Job]:
+        """Return the jobs of a case: one for each variant on a GPU, one for all on a CPU."""
+        groups = [[v] for v in variants] if self.device == "cuda" else [[DENSE, *variants]]
+        return [
+            Job(
+                f"{case}: {self.subject}{', '.join(map(str, group))}",
+                self.first_seconds * (not number) + sum(map(self.seconds, group)),
+                partial(self.run, case, group),
+            )
+            for number, group in enumerate(groups)
+        ]
+
+    def run(self, case: Case, variants: Sequence[Variant]) -> None:
+        """Check and time variants that take turns; append their rows."""
+        ready: dict[Variant, Ready] = {}
+        for variant in variants:
+            try:
+                ready[variant] = self.prepare(case.of(variant), variant)
+            except Exception as error:
+                say_no_row(f"{case.of(variant)} {variant}", error)
+        if not ready:
+            return
+        phases = {variant: found.workload.phases() for variant, found in ready.items()}
+        times, joules = measure(phases, self.device, self.rounds)
+        dense = times.get(DENSE) if len(ready) > 1 else None
+        for variant, found in ready.items():
+            for row in self.rows(found, self.phases(found, times[variant]), dense, joules):
+                print(line(self.records.add(**row)), flush=True)
+
+    def rows(
+        self,
+        ready: Ready,
+        times: Times,
+        dense: Times | None = None,
+        joules: float | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the columns of each phase of a variant.
+
+        Args:
+            ready: the variant.
+            times: of its phases.
+            dense: the dense network's of the same rounds, where they took turns.
+            joules: of a whole step.
+        """
+        workload, case = ready.workload, ready.workload.case
+        facts = {"report": self.report, **facts_of(workload), **ready.columns}
+        flops = sum(workload.flops.values()) * case.network.batch
+        rates = rates_of(files.device_name(self.device))
+        for phase, seconds in times.items():
+            columns = milliseconds(seconds)
+            rate = PASSES.get(phase, 0) * flops / (1e-3 * columns["p50_ms"]) / 1e12
+            useful = rate * workload.flops_ratio() or None
+            if dense is None:
+                columns |= best_dense(self.records.rows, case.network.name, phase)
+            elif phase in dense:
+                columns |= ratios(seconds, dense[phase])
+                columns |= {"dense_ms": 1e3 * quantile(dense[phase], 0.5), "against": f"{DENSE}"}
+            yield {
+                **facts,
+                **columns,
+                "phase": phase,
+                "tflops": useful,
+                "dense_tflops": rate or None,
+                "roofline": 1e12 * useful / rates.tensor if useful and rates else None,
+                "energy_j": joules if phase in (STEP, PHASE) else None,
+            }
+
+
+def facts_of(workload: Workload) -> dict[str, Any]:
+    """Return the columns that describe a workload, whatever was measured of it."""
+    case, share = workload.case, workload.kernel_share()
+    columns = {
+        "dtype": "bf16" if workload.device == "cuda" else "fp32",
+        "subject": case.network.name,
+        "batch": case.network.batch,
+        "contender": workload.variant,
+        "label": "sparse" if share is not None and share >= SPARSE_SHARE else "dense",
+        "kernel_share": share,
+        "flops_ratio": workload.flops_ratio(),
+        "density": workload.density(),
+    }
+    if case.sparsity:
+        choice = {"distribution": case.distribution, "block": case.block}
+        columns |= {"sparsity": case.sparsity, **choice}
+    return columns
+
+
+def megabytes(count: int | None) -> float | None:
+    """Return bytes in MB, None of None."""
+    return None if count is None else count / 1e6
+
+
+def line(row: Row) -> str:
+    """Return what a person looks at in a row."""
+    dense = float(row["dense_ms"]) / float(row["p50_ms"]) if row["dense_ms"] else 0
+    speed = f"x{dense:.2f}" if dense else ""
+    where = f"{row['sparsity'] or '-':>5} {row['distribution']:8} {row['block']:>8}"
+    share = f"{float(row['kernel_share']):.0%}" if row["kernel_share"] else ""
+    return (
+        f"{row['subject']:20} {where} {row['contender']:24} {row['phase']:16} "
+        f"{float(row['p50_ms']):10.3f} ms {speed:>7} {row['label']:6} {share}"
+    )
