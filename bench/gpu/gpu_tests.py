@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from bench.gpu.driver import ROOT
+
 LIMIT = 40.0  # seconds
 FILES = ("tests/kernels/test_gpu.py", "tests/training/test_step.py")
 # Graphs, streams and waiting; not those that fill the memory, tune, or repeat thousands of times.
