@@ -5,7 +5,6 @@ A run that has a row is not made again, one that was stopped is resumed from its
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -14,15 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.report.records import append_row, environment, now
+from bench.report.records import append_row, environment, now, read
 from bench.study.grid import Run, Study
-from sparse_engine.errors import InputError
 
 TRAIN = (sys.executable, "-m", "sparse_engine.train")
 # settings: all that was said of the run, JSON; member_accuracy: mean; seconds_per_epoch: of
@@ -38,7 +36,7 @@ COLUMNS = (
 
 
 class Table:
-    """The CSV of a study: a row for each run that has ended well."""
+    """The CSV of a study: a row for each run that has ended well, by key."""
 
     def __init__(self, path: Path) -> None:
         """Read what is there.
@@ -47,22 +45,66 @@ class Table:
             InputError: the file has other columns.
         """
         self.path, self._lock = path, threading.Lock()
-        self.rows: dict[str, dict[str, str]] = {}
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                if tuple(reader.fieldnames or ()) != COLUMNS:
-                    raise InputError(
-                        f"'{path}' has other columns than a study; move it away, or name another "
-                        "--table"
-                    )
-                self.rows = {row["key"]: row for row in reader}
+        self.rows = {row["key"]: row for row in read(path, COLUMNS, "--table")}
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Append a row."""
         with self._lock:
             row = append_row(self.path, COLUMNS, values)
             self.rows[row["key"]] = row
+
+
+class Trainings:
+    """Trainings in processes of their own, some at a time."""
+
+    def __init__(self, threads: int = 1) -> None:
+        """Take the CPU threads of each process."""
+        self.threads, self._children = threads, list[subprocess.Popen[str]]()
+        self.over = threading.Event()
+
+    def each(
+        self,
+        make: Callable[[Any], None],
+        runs: Iterable[Any],
+        processes: int,
+        seconds: float | None = None,
+    ) -> None:
+        """Call `make` for each run, some at a time, until there is none or time is over.
+
+        Processes that are at work then write a checkpoint and stop; so they do at Ctrl-C.
+        """
+        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, self.stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            with ThreadPoolExecutor(processes) as pool:
+                try:
+                    list(pool.map(lambda run: None if self.over.is_set() else make(run), runs))
+                except BaseException:
+                    self.stop()
+                    raise
+        finally:
+            timer.cancel()
+
+    def stop(self) -> None:
+        """Begin no other run, and let those at work stop after a checkpoint."""
+        self.over.set()
+        for child in list(self._children):
+            child.send_signal(signal.SIGTERM)
+
+    def train(self, arguments: Sequence[str], log: Path) -> tuple[int, str]:
+        """Train, and write what is said to a file; return the exit code and the last line."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        with log.open("w", encoding="utf-8") as file:
+            child = subprocess.Popen(
+                [*TRAIN, *arguments], stdout=file, stderr=file, text=True, env=environment
+            )
+            self._children.append(child)
+            code = child.wait()
+            self._children.remove(child)
+        lines = log.read_text(encoding="utf-8").strip().splitlines()
+        return code, lines[-1][:300] if lines else ""
 
 
 @dataclass
@@ -81,39 +123,20 @@ class Runner:
     threads: int = 1
     keep: bool = False
     failed: list[str] = field(default_factory=list)
-    _children: list[subprocess.Popen[str]] = field(default_factory=list)
-    _over: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.trainings = Trainings(self.threads)
 
     def run(self, processes: int, seconds: float | None = None) -> None:
-        """Make runs, some at a time, until there is none or time is over.
-
-        Processes that are at work then write a checkpoint and stop; so they do at Ctrl-C.
-        """
-        waiting = [run for run in self.study.runs() if run.key not in self.table.rows]
+        """Make runs, some at a time, until there is none or time is over; see Trainings."""
+        waiting = self._waiting()
         print(f"{len(waiting)} of {len(self.study.runs())} runs to make", flush=True)
-        timer = threading.Timer(seconds, self.stop) if seconds else None
-        if timer:
-            timer.start()
-        try:
-            with ThreadPoolExecutor(processes) as pool:
-                try:
-                    list(pool.map(self._make, waiting))
-                except BaseException:
-                    self.stop()
-                    raise
-        finally:
-            if timer:
-                timer.cancel()
+        self.trainings.each(self._make, waiting, processes, seconds)
 
-    def stop(self) -> None:
-        """Begin no other run, and let those at work stop after a checkpoint."""
-        self._over.set()
-        for child in list(self._children):
-            child.send_signal(signal.SIGTERM)
+    def _waiting(self) -> list[Run]:
+        return [run for run in self.study.runs() if run.key not in self.table.rows]
 
     def _make(self, run: Run) -> None:
-        if self._over.is_set():
-            return
         folder, began = self.out / run.key, time.monotonic()
         code, words = self._train(run, folder)
         if code == 0:
@@ -122,18 +145,14 @@ class Runner:
             if not self.keep:
                 shutil.rmtree(folder)
             words = f"accuracy {result['accuracy']:.4f}"
-        elif not self._over.is_set():
-            self.failed.append(run.key)
-        place = ", ".join(f"{axis} {value}" for axis, value in run.point)
-        spent = time.monotonic() - began
-        left = sum(run.key not in self.table.rows for run in self.study.runs())
-        print(
-            f"{run.key} {place}, seed {run.seed}: {words}, {spent:.0f} s, {left} left", flush=True
-        )
+        else:
+            words = f"exit {code}, {words}"
+            if not self.trainings.over.is_set():
+                self.failed.append(run.key)
+        spent, left = time.monotonic() - began, len(self._waiting())
+        print(f"{run}: {words}, {spent:.0f} s, {left} left", flush=True)
 
     def _train(self, run: Run, folder: Path) -> tuple[int, str]:
-        """Train in a process of its own; return its exit code and last words."""
-        log = self.out / f"{run.key}.log"
         if (folder / "metrics.json").exists():
             return 0, ""
         arguments = ["--resume", str(folder)]
@@ -145,25 +164,15 @@ class Runner:
             arguments = ["--config", str(config), "--out", str(folder), "--device", self.device]
             if self.data_dir:
                 arguments += ["--data-dir", self.data_dir]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        with log.open("w", encoding="utf-8") as file:
-            child = subprocess.Popen(
-                [*TRAIN, *arguments], stdout=file, stderr=file, text=True, env=environment
-            )
-            self._children.append(child)
-            code = child.wait()
-            self._children.remove(child)
-        lines = log.read_text(encoding="utf-8").strip().splitlines()
-        return code, f"exit {code}, {lines[-1][:300]}" if lines else f"exit {code}"
+        return self.trainings.train(arguments, self.out / f"{run.key}.log")
 
     def _row(self, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
-        facts = environment("cpu" if result["device"] == "cpu" else "cuda")
         config = json.loads((self.out / run.key / "config.json").read_text(encoding="utf-8"))
         members = result["member_accuracy"]
         return {
-            **{name: value for name, value in config.items() if name in COLUMNS},
-            **{name: value for name, value in result.items() if name in COLUMNS},
-            **facts,
+            **config,
+            **result,
+            **environment("cpu" if result["device"] == "cpu" else "cuda"),
             "key": run.key,
             "settings": json.dumps(run.settings, sort_keys=True),
             "member_accuracy": sum(members) / len(members),

@@ -2,14 +2,13 @@
 
 import json
 
-import numpy as np
-
 from bench.study import methods
 from sparse_engine.methods.registry import METHODS
 
 
 def test_every_method_is_trained():
     assert set(methods.METHODS) == set(METHODS)
+    assert len(methods.METHODS) == len(METHODS)
 
 
 def test_a_pupil_is_given_the_dense_run_of_its_seed(tmp_path):
@@ -38,14 +37,18 @@ def test_the_table_has_mean_and_range_over_finished_runs(tmp_path):
     assert "(" not in dense
 
 
-def test_the_small_set_is_averaged_over_two_by_two_pixels(tmp_path):
-    images = np.arange(4 * 3 * 32 * 32).reshape(4, 3, 32, 32).astype(np.uint8)
-    splits = {f"{s}_images": images for s in ("train", "test")}
-    labels = {f"{s}_labels": np.arange(4) for s in ("train", "test")}
-    np.savez(tmp_path / "cifar10.npz", **splits, **labels)
-    methods.prepare(tmp_path, 3, 2)
-    with np.load(tmp_path / f"{methods.NAME}.npz") as found:
-        assert found["train_images"].shape == (3, 3, 16, 16)
-        assert found["test_labels"].tolist() == [0, 1]
-        expected = images[0, 1, 4:6, 8:10].astype(float).mean().round()
-        assert found["train_images"][0, 1, 2, 4] == expected
+def test_finished_runs_stay_and_a_teacher_comes_first(tmp_path, monkeypatch):
+    trained = []
+
+    def train(self, flags, log):
+        trained.append((flags[0], log.stem))
+        return 0, "well"
+
+    monkeypatch.setattr(methods.Trainings, "train", train)
+    for name, file in (("set-0", "metrics.json"), ("rigl-0", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    methods.train(1, tmp_path, [], 1)
+    assert len(trained) == len(METHODS) - 1
+    assert ("--resume", "rigl-0") in trained
+    assert trained[-1] == ("--method", "kd-ticket-0")
