@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.speed.command import compare
-from bench.speed.comparison import Comparison, Ready, Times, megabytes
+from bench.speed.comparison import Comparison, Ready, Times, compare, megabytes
 from bench.speed.measure import memory, peak_of
 from bench.speed.prediction import PHASE, Prediction
 from bench.speed.variant import Case, Variant, variants

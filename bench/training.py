@@ -17,8 +17,7 @@ import torch
 
 from bench.report.records import Records
 from bench.report.tables import savings, whole_steps
-from bench.speed.command import compare
-from bench.speed.comparison import Comparison, Ready, Times, megabytes
+from bench.speed.comparison import Comparison, Ready, Times, compare, megabytes
 from bench.speed.correctness import Reference, check_layers
 from bench.speed.jobs import say_no_row
 from bench.speed.measure import memory, peak_of

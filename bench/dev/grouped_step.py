@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 
 from bench.dev.harness import print_table
+from bench.speed.steps import trainer_step
 from bench.speed.timing import STEP, clock_of, in_turn, quantile, ratio_text
-from bench.speed.trainer_step import trainer_step
 from sparse_engine.config.config import Config
 from sparse_engine.data.arrays import ImageArrays
 from sparse_engine.data.catalog import TABLE

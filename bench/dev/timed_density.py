@@ -16,8 +16,8 @@ from dataclasses import replace
 import torch
 
 from bench.dev.harness import print_table
+from bench.speed.steps import trainer_step
 from bench.speed.timing import clock_of, quantile, steps_in_turn
-from bench.speed.trainer_step import trainer_step
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.device import DTYPES

@@ -20,13 +20,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.gpu.driver import facts, gpu_name
 from bench.gpu.rehearsal import begin, rehearse
 from bench.gpu.supervisor import BAD_INPUT, say, supervise
 from bench.report.records import REPORTS, now, read_all
 from bench.report.tables import summary
 from bench.speed.journal import Journal
-from bench.speed.toolchain import check_tools
+from bench.speed.machine import check_tools, facts, gpu_name
 from sparse_engine.errors import InputError
 
 REPORT = "all"

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from bench.gpu.driver import ROOT
+from bench.speed.machine import ROOT
 
 LIMIT = 40.0  # seconds
 FILES = ("tests/kernels/test_gpu.py", "tests/training/test_step.py")

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench.gpu.driver import ROOT, facts, gpu_name
 from bench.gpu.supervisor import supervise
 from bench.report.records import REHEARSAL, now, read_all
 from bench.speed.journal import Journal
+from bench.speed.machine import ROOT, facts, gpu_name
 from sparse_engine.errors import InputError
 
 HELPERS = ROOT / "tests" / "helpers"
@@ -91,10 +91,10 @@ def begin(options: argparse.Namespace) -> Rehearsal:
     from bench import kernels
     from bench.gpu import gpu_tests, plan
     from bench.report import records
-    from bench.speed import energy, measure
+    from bench.speed import measure
 
     torch.compile = lambda model=None, **_: model if model is not None else lambda given: given
-    energy.joules = lambda: None
+    measure.joules = lambda: None
     kernels.peers = lambda _: []
     measure.ROUNDS = (1, 1)
     records.device_name = lambda _: REHEARSAL

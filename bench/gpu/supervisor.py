@@ -11,8 +11,8 @@ import threading
 import time
 from typing import IO
 
-from bench.gpu.driver import ROOT
 from bench.speed.journal import DEVICE_LOST, FAILED, Journal
+from bench.speed.machine import ROOT
 
 # A worker that has not ended so many seconds after its budget is stopped.
 GRACE = 20.0

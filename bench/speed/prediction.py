@@ -12,14 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bench.speed.correctness import limit, refuse, relative_error
-from bench.speed.folding import fold, foldable
 from bench.speed.variant import Case, Unavailable, Variant, Workload
 from sparse_engine import TicketEnsemble, densify
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.batch_norm import estimate_batch_norm
+from sparse_engine.layers.modules import SparseConv2d
 from sparse_kernels.dispatch.backend import forced_backend
 
 MEMBERS = 3
@@ -129,3 +130,42 @@ class Prediction(Workload):
     def _reference(self, models: Sequence[nn.Module], dtype: torch.dtype) -> Tensor:
         dense = [densify(copy.deepcopy(model)).eval().to(dtype) for model in models]
         return TicketEnsemble(dense)(self.x.to(dtype)).float()
+
+
+def foldable(model: nn.Module) -> list[tuple[str, str]]:
+    """Return the names of a dense model's convolutions that only a batch norm reads, and of it.
+
+    A model whose forward cannot be traced has none.
+    """
+    try:
+        graph = fx.symbolic_trace(model).graph
+    except (TypeError, ValueError, fx.proxy.TraceError):
+        return []
+    modules, pairs = dict(model.named_modules()), []
+    for node in graph.nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(source, fx.Node) or source.op != "call_module":
+            continue
+        names = str(source.target), str(node.target)
+        kinds = type(modules[names[0]]), type(modules[names[1]])
+        if kinds == (nn.Conv2d, nn.BatchNorm2d) and len(source.users) == 1:
+            pairs.append(names)
+    return pairs
+
+
+@torch.no_grad()
+def fold(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> nn.Module:
+    """Fold the norms of `foldable` into a model in eval mode, dense or sparse, in place.
+
+    Source: Jacob et al. 2018, section 3.2. A norm after an addition, as the first one of a
+    pre-activation block, has no convolution to go into and stays.
+    """
+    for name, norm in pairs:
+        layer = model.get_submodule(name)
+        sparse = isinstance(layer, SparseLayer)
+        folded = fuse_conv_bn_eval(layer.to_dense() if sparse else layer, model.get_submodule(norm))
+        if sparse:
+            folded = SparseConv2d.from_dense(folded, layout=layer.layout)
+        model.set_submodule(name, folded)
+        model.set_submodule(norm, nn.Identity())
+    return model

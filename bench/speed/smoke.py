@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 
 from bench.speed.correctness import LAYER_LIMITS, fused_errors, relative_error
+from bench.speed.machine import check_tools
 from bench.speed.problems import Layer, Problem, make_problem, right_results, sparse_passes
-from bench.speed.toolchain import check_tools
 from sparse_engine.errors import InputError
 from sparse_kernels import Norm
 from sparse_kernels.dispatch.backend import VARIABLE, forced_backend

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from bench.report.records import append_row, environment, now, read
+from bench.speed.steps import trainer_step
 from bench.speed.timing import clock_of, ratios, steps_in_turn
-from bench.speed.trainer_step import trainer_step
 from bench.study.grid import Run, Study
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import check_values

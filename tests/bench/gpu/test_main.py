@@ -47,7 +47,7 @@ def test_without_a_gpu_one_line_says_what_to_do(tmp_path, capsys):
 
 def test_without_a_compiler_nothing_is_begun(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu, "gpu_name", lambda: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr("bench.speed.toolchain.shutil.which", lambda name: None)
+    monkeypatch.setattr("bench.speed.machine.shutil.which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     assert gpu.main(["--out", str(tmp_path / "new")]) == 2
     assert capsys.readouterr().err.startswith("error: no C compiler: Triton needs one (gcc or")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.speed import smoke, toolchain
+from bench.speed import machine, smoke
 from sparse_kernels.operators import fused_convolution
 from sparse_kernels.triton import gather
 
@@ -75,7 +75,7 @@ def test_wrong_and_missing_tools_are_exit_codes(monkeypatch, capsys):
     assert smoke.main(["--tiny"]) == 1
     monkeypatch.setattr(smoke.torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
     assert smoke.main([]) == 2
     assert "error: no C compiler: Triton needs one" in capsys.readouterr().err
 

@@ -3,7 +3,7 @@
 import pytest
 
 from bench import ensemble, training
-from bench.speed import command
+from bench.speed import comparison
 from bench.speed.variant import variants
 from sparse_engine.errors import InputError
 
@@ -39,8 +39,8 @@ def test_variants_are_asked_for_by_either_name(flag, monkeypatch, tmp_path):
 def test_on_a_gpu_the_dense_variants_come_first(monkeypatch, tmp_path):
     jobs = []
     records = type("NoRecords", (), {"rows": [], "path": tmp_path})()
-    monkeypatch.setattr(command, "opened", lambda *_: ("cuda", records))
-    monkeypatch.setattr(command, "run_jobs", lambda plan, budget: jobs.extend(plan))
+    monkeypatch.setattr(comparison.files, "opened", lambda *_: ("cuda", records))
+    monkeypatch.setattr(comparison, "run_jobs", lambda plan, budget: jobs.extend(plan))
     training.main(["--networks", "wrn16-8", "--blocks", "64x64", "--sparsities", "0.8"])
     names = [job.name for job in jobs]
     assert names[:2] == ["wrn16-8: dense", "wrn16-8: dense captured"]
