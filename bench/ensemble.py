@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.speed.comparison import Comparison, Ready, Times, compare, megabytes
+from bench.speed.comparison import Comparison, Times, compare
 from bench.speed.measure import memory, peak_of
 from bench.speed.prediction import PHASE, Prediction
-from bench.speed.variant import Case, Variant, variants
+from bench.speed.variant import Case, Variant, Workload, variants
 from bench.training import COMPILED, EAGER, REFERENCE
 from sparse_engine.config.flags import run_command
 
@@ -35,7 +35,7 @@ class Ensembles(Comparison):
         """Return the seconds that a variant should take on a GPU."""
         return EAGER + REFERENCE + COMPILED / 2 * variant.compiled
 
-    def prepare(self, case: Case, variant: Variant) -> Ready:
+    def prepare(self, case: Case, variant: Variant) -> Workload:
         """Build, warm up, capture and check a prediction.
 
         Raises:
@@ -48,9 +48,10 @@ class Ensembles(Comparison):
             prediction.capture()
         error = prediction.check()
         peak = peak_of(prediction.run, self.device, before)
-        return Ready(prediction, {"peak_mb": megabytes(peak), "error": f"{error:.1e}"})
+        prediction.columns = {"peak_mb": peak, "error": f"{error:.1e}"}
+        return prediction
 
-    def phases(self, ready: Ready, times: Times) -> Times:
+    def phases(self, workload: Workload, times: Times) -> Times:
         """Return the times of the prediction alone, which is all of a step."""
         return {PHASE: times[PHASE]}
 

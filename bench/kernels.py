@@ -38,10 +38,10 @@ from bench.speed.roofline import nearest_bound, rates_of, traffic
 from bench.speed.timing import (
     clock_of,
     cold,
-    milliseconds,
     quantile,
     ratios,
     replays,
+    speeds,
     steps_in_turn,
 )
 from sparse_engine.config.flags import Parser, run_command
@@ -150,11 +150,9 @@ class Kernels:
     def _row(
         self, problem: Problem, name: str, which: str, seconds: list[float], dense: list[float]
     ) -> dict[str, Any]:
-        layout, times = problem.layout, milliseconds(seconds)
-        kind = name.split()[0]
+        layout, kind = problem.layout, name.split()[0]
         density = {"dense": 1.0, "torch 2:4": 0.5}.get(name, layout.density)
-        flops = 2 * problem.positions * problem.dense.numel()
-        rate = flops / (1e-3 * times["p50_ms"]) / 1e12
+        columns = speeds(seconds, 2 * problem.positions * problem.dense.numel(), density)
         rates = rates_of(files.device_name(self.device)) if kind in ("triton", "gemm") else None
         channels = sum(problem.layer.weight[:2])
         work = traffic(which, problem.positions, channels, layout.active, layout.block)
@@ -169,14 +167,11 @@ class Kernels:
             "sparsity": None if name == "dense" else 1 - density,
             "block": None if name == "dense" else "x".join(map(str, layout.block)),
             "phase": which,
-            **times,
+            **columns,
             **(ratios(seconds, dense) if self.device == "cpu" else {}),
             "dense_ms": 1e3 * quantile(dense, 0.5),
             "against": "dense",
-            "flops_ratio": density,
-            "tflops": rate * density,
-            "dense_tflops": rate,
-            "roofline": 1e3 * nearest_bound(*work, rates) / times["p50_ms"] if rates else None,
+            "roofline": 1e3 * nearest_bound(*work, rates) / columns["p50_ms"] if rates else None,
         }
 
 
@@ -190,11 +185,10 @@ def _checked(run: Callable[[], Tensor], right: Tensor) -> float:
 
 def tune(problem: Problem) -> None:
     """Use the fastest tiles for a problem from now on, and print them."""
-    image, point = bool(problem.layer.image), ([1, 1], [0, 0], [1, 1])
-    geometry = problem.layer.geometry if image else point
-    for order in ORDERS if image else ("rows",):
-        x = in_order(problem.x if image else problem.x[:, :, None, None], order)
-        for key, tile in tune_conv2d(x, problem.values, problem.layout, *geometry).items():
+    layer, image = problem.layer, problem.x if problem.layer.image else problem.x[:, :, None, None]
+    for order in ORDERS if layer.image else ("rows",):
+        x = in_order(image, order)
+        for key, tile in tune_conv2d(x, problem.values, problem.layout, *layer.geometry).items():
             print(f"tuned {key}: {tile}", flush=True)
 
 

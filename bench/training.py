@@ -10,20 +10,19 @@ with. On a CPU all variants of a case take turns with the dense network, in fp32
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 
 import torch
 
-from bench.report.records import Records
 from bench.report.tables import savings, whole_steps
-from bench.speed.comparison import Comparison, Ready, Times, compare, megabytes
+from bench.speed.comparison import Comparison, Times, compare
 from bench.speed.correctness import Reference, check_layers
 from bench.speed.jobs import say_no_row
 from bench.speed.measure import memory, peak_of
 from bench.speed.steps import Step
 from bench.speed.timing import STEP, clock_of, in_turn
-from bench.speed.variant import Case, Variant, variants
+from bench.speed.variant import Case, Variant, Workload, variants
 from sparse_engine.config.flags import run_command
 
 ON_GPU = variants(
@@ -43,16 +42,15 @@ class Training(Comparison):
 
     report, first_seconds = "training", REFERENCE
 
-    def __init__(self, records: Records, device: str, rounds: int = 3) -> None:
-        super().__init__(records, device, rounds)
-        # Of the case at hand and of the dense network.
-        self._reference = lru_cache(maxsize=2)(Reference.of)
+    @cached_property
+    def _reference(self) -> Callable[[Case, str], Reference]:
+        return lru_cache(maxsize=2)(Reference.of)  # of the case at hand and of the dense network
 
     def seconds(self, variant: Variant) -> float:
         """Return the seconds that a variant should take on a GPU."""
         return EAGER + COMPILED * variant.compiled + UPDATE * (variant in WITH_UPDATES)
 
-    def prepare(self, case: Case, variant: Variant) -> Ready:
+    def prepare(self, case: Case, variant: Variant) -> Workload:
         """Build, warm up, capture and check a step.
 
         The peak is that of one step after warm-up, or of the capture of one, so that what the
@@ -72,21 +70,20 @@ class Training(Comparison):
                 tensor.copy_(start[name])
         step_error = reference.check(step)
         if peak is not None:
-            peak -= sum(t.numel() * t.element_size() for t in start.values())
+            peak -= sum(t.nbytes for t in start.values()) / 1e6
         del start
         if peak is None and self.device == "cuda":
             peak = peak_of(step.run, self.device, before)
-        columns = {
-            "state_mb": megabytes(step.state_bytes()),
-            "peak_mb": megabytes(peak),
+        step.columns = {
+            "state_mb": step.state_bytes() / 1e6,
+            "peak_mb": peak,
             "error": None if error is None else f"{error:.1e}",
             "step_error": f"{step_error:.1e}",
         }
-        return Ready(step, columns)
+        return step
 
-    def phases(self, ready: Ready, times: Times) -> Times:
+    def phases(self, step: Step, times: Times) -> Times:
         """Return the times of a step's phases, and of a topology update where it is timed."""
-        step = ready.workload
         if step.variant not in WITH_UPDATES:
             return times
         clock = clock_of(self.device)

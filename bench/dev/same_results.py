@@ -86,11 +86,22 @@ def make(run: Run, checkout: Path, folder: Path) -> None:
     folder.mkdir()
     process = _start(checkout, folder, "--out", "run", "--device", "cpu", *run.flags)
     if run.stop_after:
-        _stop(process, folder / "run" / "metrics.csv", run.stop_after)
+        rows = folder / "run" / "metrics.csv"
+        while process.poll() is None and _epochs(rows) < run.stop_after:
+            time.sleep(0.001)
+        process.terminate()
+        _, words = process.communicate()
+        if (code := process.returncode) != 128 + signal.SIGTERM:
+            raise RunFailure(f"a run was not stopped but ended with {code}: {words[-2000:]}")
         process = _start(checkout, folder, "--resume", "run")
     _, words = process.communicate()
     if process.returncode:
         raise RunFailure(f"{checkout} cannot train {' '.join(run.flags)}: {words[-2000:]}")
+
+
+def _epochs(rows: Path) -> int:
+    """Return of how many epochs a training has told, below the heading of its CSV."""
+    return len(rows.read_bytes().splitlines()) - 1 if rows.exists() else 0
 
 
 def differences(old: Path, new: Path) -> Iterator[str]:
@@ -142,20 +153,6 @@ def _start(checkout: Path, folder: Path, *flags: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def _stop(process: subprocess.Popen[str], rows: Path, epochs: int) -> None:
-    """Ask a training to stop as soon as it has told of so many epochs."""
-    while process.poll() is None and not (
-        rows.exists() and len(rows.read_bytes().splitlines()) > epochs
-    ):
-        time.sleep(0.001)
-    process.terminate()
-    _, words = process.communicate()
-    if process.returncode != 128 + signal.SIGTERM:
-        raise RunFailure(
-            f"a run was not stopped but ended with {process.returncode}: {words[-2000:]}"
-        )
 
 
 if __name__ == "__main__":

@@ -47,16 +47,11 @@ KERNEL_SECONDS, MORE_KERNEL_SECONDS = 10.0, 5.0
 
 
 def jobs(records: Records, device: str, tiny: bool = False) -> list[Job]:
-    """Return all jobs, each once."""
+    """Return all jobs, each once; those of a GPU in groups, the first five of them the headline."""
     if tiny:
         return _tiny(records, device)
-    return list({job.name: job for group in groups(records, device) for job in group}.values())
-
-
-def groups(records: Records, device: str) -> list[list[Job]]:
-    """Return a GPU's jobs in groups, one thing a group; the first five are the headline."""
     plan = _Plan(records, device)
-    return [
+    groups = [
         [Job("smoke", SMOKE_SECONDS, lambda: smoke(device))],
         [Job("GPU tests", TEST_SECONDS, run_tests)],
         _longer(plan.dense(WIDE), SEARCH_SECONDS),
@@ -66,6 +61,7 @@ def groups(records: Records, device: str) -> list[list[Job]]:
         plan.dense(WIDE, variants("dense")) + plan.steps(variants("auto rows"), sparsities=(0.8,)),
         *plan.rest(),
     ]
+    return list({job.name: job for group in groups for job in group}.values())
 
 
 def _tiny(records: Records, device: str) -> list[Job]:
@@ -89,12 +85,12 @@ class _Plan:
 
     def headline(self) -> list[Job]:
         """Return the steps that matter, and those that break-even densities keep `auto` from."""
-        found: list[Job] = []
+        jobs: list[Job] = []
         for block in ("64x64", "32x32", "auto"):
             cases = [Case(WIDE, sparsity, "uniform", block) for sparsity in HEADLINE]
             steps = [job for case in cases for job in self.training.jobs(case, _best(case))]
-            found += _longer(steps, MORE_KERNEL_SECONDS if found else KERNEL_SECONDS)
-        return found
+            jobs += _longer(steps, MORE_KERNEL_SECONDS if jobs else KERNEL_SECONDS)
+        return jobs
 
     def rest(self) -> list[list[Job]]:
         """Return everything else."""

@@ -108,8 +108,7 @@ def partner(row: Row, rows: Iterable[Row]) -> Row | None:
     """Return the best dense row of the same network, phase and machine; of the same run first."""
     same = ("device", "threads", "dtype", "subject", "batch", "phase")
     dense = [r for r in rows if is_dense(r) and all(r[name] == row[name] for name in same)]
-    dense = [r for r in dense if r["run"] == row["run"]] or dense
-    return min(dense, key=lambda r: float(r["p50_ms"]), default=None)
+    return min(dense, key=lambda r: (r["run"] != row["run"], float(r["p50_ms"])), default=None)
 
 
 def steps_table(rows: Sequence[Row]) -> str:

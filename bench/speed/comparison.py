@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from bench.speed.measure import measure
 from bench.speed.networks import NETWORKS, TINY, network_of
 from bench.speed.prediction import PHASE
 from bench.speed.roofline import rates_of
-from bench.speed.timing import STEP, milliseconds, quantile, ratios
+from bench.speed.timing import STEP, quantile, ratios, speeds
 from bench.speed.variant import DENSE, Case, Variant, Workload, variants
 from sparse_engine.config.flags import Parser
 from sparse_engine.layers.blocks import parse_block
@@ -29,14 +28,6 @@ SPARSE_SHARE = 0.8
 # Passes over the layers' FLOPs: the backward has two products for each of the forward's.
 PASSES = {"forward": 1, "backward": 2, STEP: 3, PHASE: 1}
 Times = Mapping[str, Sequence[float]]  # seconds by phase and round
-
-
-@dataclass
-class Ready:
-    """A workload that has passed its check, and the columns of the reports that came of it."""
-
-    workload: Workload
-    columns: dict[str, Any]
 
 
 class Comparison(ABC):
@@ -54,14 +45,14 @@ class Comparison(ABC):
         """Return the seconds that a variant should take on a GPU."""
 
     @abstractmethod
-    def prepare(self, case: Case, variant: Variant) -> Ready:
-        """Build, warm up, capture and check a variant.
+    def prepare(self, case: Case, variant: Variant) -> Workload:
+        """Build, warm up, capture and check a variant; its columns have what came of that.
 
         Raises:
             WrongResult, Unavailable, InputError: it gives no row.
         """
 
-    def phases(self, ready: Ready, times: Times) -> Times:
+    def phases(self, workload: Workload, times: Times) -> Times:
         """Return the times that are written, given those that were measured in turn."""
         return times
 
@@ -79,7 +70,7 @@ class Comparison(ABC):
 
     def run(self, case: Case, variants: Sequence[Variant]) -> None:
         """Check and time variants that take turns; append their rows."""
-        ready: dict[Variant, Ready] = {}
+        ready: dict[Variant, Workload] = {}
         for variant in variants:
             try:
                 ready[variant] = self.prepare(case.of(variant), variant)
@@ -87,36 +78,48 @@ class Comparison(ABC):
                 say_no_row(f"{case.of(variant)} {variant}", error)
         if not ready:
             return
-        phases = {variant: found.workload.phases() for variant, found in ready.items()}
+        phases = {variant: workload.phases() for variant, workload in ready.items()}
         times, joules = measure(phases, self.device, self.rounds)
         dense = times.get(DENSE) if len(ready) > 1 else None
-        for variant, found in ready.items():
-            for row in self.rows(found, self.phases(found, times[variant]), dense, joules):
+        for variant, workload in ready.items():
+            for row in self.rows(workload, self.phases(workload, times[variant]), dense, joules):
                 print(line(self.records.add(**row)), flush=True)
 
     def rows(
         self,
-        ready: Ready,
+        workload: Workload,
         times: Times,
         dense: Times | None = None,
         joules: float | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Yield the columns of each phase of a variant.
+        """Yield the columns of each phase of a workload.
 
         Args:
-            ready: the variant.
+            workload: checked.
             times: of its phases.
             dense: the dense network's of the same rounds, where they took turns.
             joules: of a whole step.
         """
-        workload, case = ready.workload, ready.workload.case
-        facts = {"report": self.report, **facts_of(workload), **ready.columns}
+        case, share = workload.case, workload.kernel_share()
+        facts = {
+            "report": self.report,
+            "dtype": "bf16" if self.device == "cuda" else "fp32",
+            "subject": case.network.name,
+            "batch": case.network.batch,
+            "contender": workload.variant,
+            "label": "sparse" if share is not None and share >= SPARSE_SHARE else "dense",
+            "kernel_share": share,
+            "density": workload.density,
+            **workload.columns,
+        }
+        if case.sparsity:
+            choice = {"distribution": case.distribution, "block": case.block}
+            facts |= {"sparsity": case.sparsity, **choice}
         flops = sum(workload.flops.values()) * case.network.batch
         rates = rates_of(files.device_name(self.device))
         for phase, seconds in times.items():
-            columns = milliseconds(seconds)
-            rate = PASSES.get(phase, 0) * flops / (1e-3 * columns["p50_ms"]) / 1e12
-            useful = rate * workload.flops_ratio() or None
+            columns = speeds(seconds, PASSES.get(phase, 0) * flops, workload.flops_ratio)
+            useful = columns["tflops"]
             if dense is None:
                 columns |= best_dense(self.records.rows, case.network.name, phase)
             elif phase in dense:
@@ -126,8 +129,6 @@ class Comparison(ABC):
                 **facts,
                 **columns,
                 "phase": phase,
-                "tflops": useful,
-                "dense_tflops": rate or None,
                 "roofline": 1e12 * useful / rates.tensor if useful and rates else None,
                 "energy_j": joules if phase in (STEP, PHASE) else None,
             }
@@ -184,30 +185,6 @@ def compare(
     run_jobs(jobs, Budget(options.budget))
     print(f"rows appended to {records.path}")
     return records
-
-
-def facts_of(workload: Workload) -> dict[str, Any]:
-    """Return the columns that describe a workload, whatever was measured of it."""
-    case, share = workload.case, workload.kernel_share()
-    columns = {
-        "dtype": "bf16" if workload.device == "cuda" else "fp32",
-        "subject": case.network.name,
-        "batch": case.network.batch,
-        "contender": workload.variant,
-        "label": "sparse" if share is not None and share >= SPARSE_SHARE else "dense",
-        "kernel_share": share,
-        "flops_ratio": workload.flops_ratio(),
-        "density": workload.density(),
-    }
-    if case.sparsity:
-        choice = {"distribution": case.distribution, "block": case.block}
-        columns |= {"sparsity": case.sparsity, **choice}
-    return columns
-
-
-def megabytes(count: int | None) -> float | None:
-    """Return bytes in MB, None of None."""
-    return None if count is None else count / 1e6
 
 
 def line(row: Row) -> str:

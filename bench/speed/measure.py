@@ -49,13 +49,13 @@ def measure(
     return times, joules_a_round(more)
 
 
-def memory(device: str) -> int:
-    """Return the bytes that tensors take on the GPU; 0 without one."""
-    return torch.cuda.memory_allocated() if device == "cuda" else 0
+def memory(device: str) -> float:
+    """Return the MB that tensors take on the GPU; 0 without one."""
+    return torch.cuda.memory_allocated() / 1e6 if device == "cuda" else 0.0
 
 
-def peak_of(run: Callable[[], Any], device: str, before: int = 0) -> int | None:
-    """Run something; return the peak of the GPU's memory above `before`, in bytes."""
+def peak_of(run: Callable[[], Any], device: str, before: float = 0.0) -> float | None:
+    """Run something; return the peak of the GPU's memory above `before`, in MB."""
     if device != "cuda":
         run()
         return None
@@ -63,7 +63,7 @@ def peak_of(run: Callable[[], Any], device: str, before: int = 0) -> int | None:
     torch.cuda.reset_peak_memory_stats()
     run()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    return torch.cuda.max_memory_allocated() / 1e6 - before
 
 
 def joules_a_round(rounds: Callable[[], int]) -> float | None:

@@ -34,8 +34,8 @@ class Layer:
 
     @property
     def geometry(self) -> tuple[list[int], list[int], list[int]]:
-        """Stride, padding and dilation of a convolution whose image stays or shrinks by stride."""
-        return [self.stride] * 2, [self.weight[2] // 2] * 2, [1, 1]
+        """Stride, padding and dilation, with which an image shrinks by the stride alone."""
+        return [self.stride] * 2, [self.weight[2] // 2 if self.image else 0] * 2, [1, 1]
 
 
 @dataclass(frozen=True)

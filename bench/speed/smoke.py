@@ -9,9 +9,7 @@ code is 1 if something is wrong, 2 if Triton cannot build what launches its kern
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +18,8 @@ import torch
 from bench.speed.correctness import LAYER_LIMITS, fused_errors, relative_error
 from bench.speed.machine import check_tools
 from bench.speed.problems import Layer, Problem, make_problem, right_results, sparse_passes
-from sparse_engine.errors import InputError
+from sparse_engine.config.flags import Parser, run_command
+from sparse_engine.errors import RunFailure
 from sparse_kernels import Norm
 from sparse_kernels.dispatch.backend import VARIABLE, forced_backend
 from sparse_kernels.memory_order import in_order
@@ -73,7 +72,7 @@ def smoke(device: str, tiny: bool = False) -> None:
 
     Raises:
         InputError: Triton cannot build its launchers.
-        ArithmeticError: some are wrong, or could not run.
+        RunFailure: some are wrong, or could not run.
     """
     if device == "cuda":
         check_tools()
@@ -93,7 +92,7 @@ def smoke(device: str, tiny: bool = False) -> None:
     count, largest = len(right) + len(wrong), max(right, default=0.0)
     print(f"{backend}: {len(right)} of {count} results right, error at most {largest:.1e}")
     if wrong:
-        raise ArithmeticError(f"wrong: {'; '.join(wrong)}")
+        raise RunFailure(f"wrong: {'; '.join(wrong)}")
 
 
 def _errors(check: Check, device: str, backend: str) -> dict[str, float]:
@@ -117,18 +116,13 @@ def _fused(problem: Problem, order: str) -> dict[str, float]:
     return fused_errors(x, problem.values, problem.layout, None, *geometry, **around)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, and return the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(arguments: Sequence[str]) -> None:
+    """Check; what is wrong is a failure."""
+    parser = Parser(prog="python -m bench.speed.smoke", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="small sizes, for the interpreter")
-    options = parser.parse_args(arguments)
-    try:
-        smoke("cuda" if torch.cuda.is_available() else "cpu", options.tiny)
-    except (InputError, ArithmeticError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    return 0
+    tiny = parser.parse_strictly(arguments).tiny
+    smoke("cuda" if torch.cuda.is_available() else "cpu", tiny)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -127,7 +127,7 @@ class Step(Workload):
         tensors = [t for p in self.model.parameters() for t in (p, p.grad) if t is not None]
         states = self.optimizer.state.values()
         tensors += [t for state in states for t in state.values() if isinstance(t, Tensor)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.nbytes for t in tensors)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):

@@ -131,6 +131,20 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
+def speeds(seconds: Sequence[float], flops: float, share: float) -> dict[str, float | None]:
+    """Return the columns of milliseconds and of rates, None where there are no FLOPs.
+
+    Args:
+        seconds: of some repetitions.
+        flops: that the dense network or layer would need for one.
+        share: of them that are promised.
+    """
+    times = milliseconds(seconds)
+    rate = flops / (1e-3 * times["p50_ms"]) / 1e12
+    rates = {"tflops": rate * share or None, "dense_tflops": rate or None}
+    return {**times, "flops_ratio": share, **rates}
+
+
 def ratios(seconds: Sequence[float], dense: Sequence[float]) -> dict[str, float]:
     """Return the columns ratio_p20 and ratio_p80 of rounds that both took part in."""
     each = [ours / theirs for ours, theirs in zip(seconds, dense)]

@@ -138,13 +138,21 @@ class Workload:
 
     def __init__(self, case: Case, variant: Variant, device: str) -> None:
         self.case, self.variant, self.device = case.of(variant), variant, device
+        self.columns: dict[str, Any] = {}  # of the reports, as they become known
 
     def describe(self, model: nn.Module) -> None:
-        """Note the FLOPs and densities of the case's model, before it is changed in any way."""
+        """Note what the case's model promises, before it is changed in any way.
+
+        flops: of the dense network, by layer; flops_ratio: those promised, over all of them;
+        density: the share of all convolution and linear weights that is stored.
+        """
         self.flops = dense_flops(model, self.case.network.image)
-        self.densities = model_densities(model)
-        layers = dict(model.named_modules())
-        self.sizes = {name: math.prod(weight_shape(layers[name])) for name in self.flops}
+        layers, densities = dict(model.named_modules()), model_densities(model)
+        sizes = {name: math.prod(weight_shape(layers[name])) for name in self.flops}
+        ratio, self.density = (
+            forward_flops(parts, densities) / sum(parts.values()) for parts in (self.flops, sizes)
+        )
+        self.flops_ratio = self.members * ratio
 
     def rearrange(self, model: nn.Module) -> None:
         """Apply the options that change a model in place."""
@@ -164,15 +172,6 @@ class Workload:
         replay = captured(function, *inputs)
         replay(*inputs)  # the first call records
         self.replay = replay
-
-    def flops_ratio(self) -> float:
-        """Return the FLOPs promised, of the dense network's."""
-        ratio = forward_flops(self.flops, self.densities) / sum(self.flops.values())
-        return self.members * ratio
-
-    def density(self) -> float:
-        """Return the share of all convolution and linear weights that is stored."""
-        return forward_flops(self.sizes, self.densities) / sum(self.sizes.values())
 
     def kernel_share(self) -> float | None:
         """Return the share of sparse FLOPs on triton or gemm; None without sparse layers."""

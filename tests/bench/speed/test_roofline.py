@@ -5,7 +5,6 @@ import pytest
 from bench import kernels
 from bench.report import records
 from bench.report.records import Records
-from bench.speed.comparison import Ready
 from bench.speed.networks import TINY
 from bench.speed.problems import Layer, make_problem
 from bench.speed.roofline import H200, nearest_bound, rates_of
@@ -43,7 +42,7 @@ def test_rows_of_steps_and_layers(device, monkeypatch, tmp_path):
     monkeypatch.setattr(records, "device_name", lambda _: device)
     step = Step(Case(TINY, 0.8, "uniform", "16x16"), Variant("gemm"), "cpu")
     training = Training(Records(tmp_path / "a.csv", {"run": "now"}), "cpu")
-    (row,) = training.rows(Ready(step, {}), {"step": [1e-3]})
+    (row,) = training.rows(step, {"step": [1e-3]})
     expected = 1e12 * row["tflops"] / H200.tensor if "H" in device else None
     assert row["roofline"] == expected
     layer = Layer("linear 32x64", (32, 64), (), 128)
