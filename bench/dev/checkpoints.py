@@ -23,6 +23,7 @@ from sparse_engine.training.state import restore, state_of
 from sparse_engine.training.trainer import Trainer
 
 COLUMNS = ("sparsity", "MB", "/ dense", "write, s", "/ dense", "resume, s", "/ dense")
+FLAGS = {"model": "wrn16-4", "block": "32x32", "repeats": 9}
 
 
 def measure(model: str, block: str, sparsity: float, repeats: int) -> tuple[float, ...]:
@@ -67,4 +68,4 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    print_table(__doc__, COLUMNS, rows, model="wrn16-4", block="32x32", repeats=9)
+    print_table(__doc__, COLUMNS, rows, FLAGS)

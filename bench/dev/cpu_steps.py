@@ -27,6 +27,10 @@ PATHS = {
     "rows": Variant("gemm", rows=True),
 }
 COLUMNS = ("network", "sparsity", "block", "dense ms", *list(PATHS)[1:])
+FLAGS = {
+    "threads": 1, "rounds": 5, "distribution": "erk", "networks": list(TIMED),
+    "sparsities": [0.8, 0.9, 0.95], "blocks": [16, 32, 64],
+}  # fmt: skip
 
 
 def rows(options: argparse.Namespace) -> Iterator[list[str]]:
@@ -47,14 +51,4 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    print_table(
-        __doc__,
-        COLUMNS,
-        rows,
-        threads=1,
-        rounds=5,
-        distribution="erk",
-        networks=list(TIMED),
-        sparsities=[0.8, 0.9, 0.95],
-        blocks=[16, 32, 64],
-    )
+    print_table(__doc__, COLUMNS, rows, FLAGS)

@@ -43,6 +43,11 @@ COLUMNS = (
     "layer", "block", "density", "dense ms", "masked / dense", "gemm / dense", "gemm / masked",
     "the same as expected",
 )  # fmt: skip
+FLAGS = {
+    "threads": 1, "rounds": 7, "dtype": ("float32", "bfloat16"),
+    "networks": list(dict.fromkeys(facts[0] for facts in LAYERS)), "blocks": [16, 32, 64],
+    "densities": [0.05, 0.1, 0.2, 0.3, 0.5],
+}  # fmt: skip
 
 
 def layer_of(network: str, images: int, size: int, inputs: int, outputs: int, *rest: int) -> Layer:
@@ -82,14 +87,4 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    print_table(
-        __doc__,
-        COLUMNS,
-        rows,
-        threads=1,
-        rounds=7,
-        dtype=("float32", "bfloat16"),
-        networks=list(dict.fromkeys(facts[0] for facts in LAYERS)),
-        blocks=[16, 32, 64],
-        densities=[0.05, 0.1, 0.2, 0.3, 0.5],
-    )
+    print_table(__doc__, COLUMNS, rows, FLAGS)

@@ -25,6 +25,10 @@ from sparse_engine.training.grouped import start_group
 from sparse_engine.training.network import build_network
 
 COLUMNS = ("sparsity", "one by one, ms", "as one, ms", "as one / one by one")
+FLAGS = {
+    "threads": 1, "model": "wrn16-8", "batch": 32, "members": 3, "block": "64x64",
+    "sparsities": [0.8, 0.9], "rounds": 3,
+}  # fmt: skip
 INFO = TABLE["cifar10"]
 
 
@@ -74,15 +78,4 @@ def _spread(seconds: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    print_table(
-        __doc__,
-        COLUMNS,
-        rows,
-        threads=1,
-        model="wrn16-8",
-        batch=32,
-        members=3,
-        block="64x64",
-        sparsities=[0.8, 0.9],
-        rounds=3,
-    )
+    print_table(__doc__, COLUMNS, rows, FLAGS)

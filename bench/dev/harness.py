@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ def print_table(
     doc: str | None,
     columns: Sequence[str],
     rows: Callable[[argparse.Namespace], Iterable[Sequence[str]]],
+    defaults: Mapping[str, Any],
     arguments: Sequence[str] | None = None,
-    **defaults: Any,
 ) -> None:
     """Print a Markdown table, each row as soon as it is there; a command's main.
 
@@ -26,9 +26,9 @@ def print_table(
         doc: of the command's file.
         columns: their headings.
         rows: makes the cells, of the options.
-        arguments: of the command line, sys.argv unless given.
         defaults: of the flags by name; that of a flag with several values is a list, that of one
             with a choice a tuple of all values, its own first.
+        arguments: of the command line, sys.argv unless given.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -28,6 +28,7 @@ NETWORKS = (
     ("vgg16", 32, 32, "32x32"),
 )
 COLUMNS = ("what", "beside", "ms", "ratio")
+FLAGS = {"rounds": 7}
 
 
 def rows(options: argparse.Namespace) -> Iterator[list[str]]:
@@ -57,4 +58,4 @@ def _milliseconds(seconds: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    print_table(__doc__, COLUMNS, rows, rounds=7)
+    print_table(__doc__, COLUMNS, rows, FLAGS)

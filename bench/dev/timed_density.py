@@ -31,6 +31,11 @@ from sparse_engine.training.budget import matching_sparsity
 from sparse_engine.training.network import build_network, plan_network
 
 COLUMNS = ("distribution", "sparsity", "FLOPs", "layers, expected", "layers", "step", "score")
+FLAGS = {
+    "dataset": ("cifar10", *(name for name in TABLE if name != "cifar10")), "model": "wrn16-8",
+    "block": "32x32", "batch_size": 32, "time_budget": 0.35, "threads": 1, "rounds": 5,
+    "dtype": ("fp32", *(name for name in DTYPES if name != "fp32")),
+}  # fmt: skip
 
 
 def rows(options: argparse.Namespace) -> Iterator[list[str]]:
@@ -93,16 +98,4 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    print_table(
-        __doc__,
-        COLUMNS,
-        rows,
-        dataset=("cifar10", *(name for name in TABLE if name != "cifar10")),
-        model="wrn16-8",
-        block="32x32",
-        batch_size=32,
-        dtype=("fp32", *(name for name in DTYPES if name != "fp32")),
-        time_budget=0.35,
-        threads=1,
-        rounds=5,
-    )
+    print_table(__doc__, COLUMNS, rows, FLAGS)

@@ -37,6 +37,10 @@ READ_TWICE = {
     "convolution_backward": (0,),
 }
 COLUMNS = ("network", "GB", "convolutions, linear", "the rest", "operators")
+FLAGS = {
+    "model": "wrn28-10", "batch": 128, "image": 32, "sparsity": 0.9, "block": 32,
+    "operators": False,
+}  # fmt: skip
 FREE = ("empty", "new_empty", "_unsafe_view")
 MULTIPLY = ("conv", "mm", "linear")
 
@@ -124,14 +128,4 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    print_table(
-        __doc__,
-        COLUMNS,
-        rows,
-        model="wrn28-10",
-        batch=128,
-        image=32,
-        sparsity=0.9,
-        block=32,
-        operators=False,
-    )
+    print_table(__doc__, COLUMNS, rows, FLAGS)

@@ -11,14 +11,16 @@ that is finished is not repeated, so the command can be interrupted and given ag
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from bench.report.tables import markdown
-from bench.study.runs import Trainings
+from bench.study.grid import Data, Grid, Run, Study
+from bench.study.runs import Runner, Table
 from bench.study.small_data import cut
 
 NAME = "cifar10-small"
@@ -36,35 +38,21 @@ PUPILS = ("kd-ticket",)  # whose teachers' runs come first
 COLUMNS = ("accuracy", "nll", "ece", "training FLOPs", "test_flops_ratio")
 
 
-def command(method: str, seed: int, out: Path, common: Sequence[str]) -> list[str]:
-    """Return the flags of one run."""
-    flags = ["--method", method]
-    flags += ["--members", "3"] * (method in SEVERAL_MEMBERS)
-    flags += ["--dropout", "0.1"] * (method == "mc-dropout")
-    flags += ["--teacher", str(out / f"dense-{seed}")] * (method in PUPILS)
-    if method not in (*DENSE, "deep-ensemble"):
-        flags += ["--sparsity", "0.8", "--block", "1x1"]
-    folder = ["--out", str(out / f"{method}-{seed}"), "--seed", str(seed), "--device", "cpu"]
-    return [*flags, *common, *folder]
-
-
-def train(seeds: int, out: Path, common: Sequence[str], processes: int) -> None:
-    """Run every method with every seed, unless it is finished; one that was cut off is resumed."""
-    trainings = Trainings()
-
-    def make(run: tuple[str, int]) -> None:
-        method, seed = run
-        folder = out / f"{method}-{seed}"
-        if (folder / "metrics.json").exists():
-            return
-        resumed = (folder / "config.json").exists()
-        flags = ["--resume", str(folder)] if resumed else command(method, seed, out, common)
-        code, words = trainings.train(flags, out / f"{method}-{seed}.log")
-        print(f"{method} {seed}: exit {code} {words}", flush=True)
-
-    for seed in range(seeds):
-        for group in ([m for m in METHODS if m not in PUPILS], PUPILS):
-            trainings.each(make, [(method, seed) for method in group], processes)
+def study(methods: Iterable[str], seeds: int, out: Path, shared: Mapping[str, Any]) -> Study:
+    """Return methods as runs of several seeds that share some settings."""
+    runs = []
+    for seed, method in itertools.product(range(seeds), methods):
+        settings = {**shared, "dataset": NAME, "method": method, "seed": seed}
+        if method in SEVERAL_MEMBERS:
+            settings["members"] = 3
+        if method == "mc-dropout":
+            settings["dropout"] = 0.1
+        if method in PUPILS:
+            settings["teacher"] = str(out / f"dense-{seed}")
+        if method not in (*DENSE, "deep-ensemble"):
+            settings |= {"sparsity": 0.8, "block": "1x1"}
+        runs.append(Run(f"{method}-{seed}", settings, (("method", method),), seed))
+    return Study("methods", "All methods", Data(NAME), {}, (Grid("methods", tuple(runs), {}),))
 
 
 def results(out: Path) -> dict[str, list[dict[str, Any]]]:
@@ -82,7 +70,7 @@ def results(out: Path) -> dict[str, list[dict[str, Any]]]:
     return finished
 
 
-def table(finished: dict[str, list[dict[str, Any]]]) -> str:
+def markdown_table(finished: dict[str, list[dict[str, Any]]]) -> str:
     """Return a Markdown table: mean and, in brackets, lowest and highest over several seeds."""
     cells = []
     for method, runs in finished.items():
@@ -106,17 +94,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--model", default="wrn10-1")
-    parser.add_argument("--scale", default="0.4", help="of the recipe's 30 epochs a network")
+    parser.add_argument("--scale", type=float, default=0.4, help="of the recipe's 30 epochs")
     parser.add_argument("--write", type=Path, help="Markdown file whose table is replaced")
     options = parser.parse_args()
     if options.prepare:
         folder = options.data_dir
         return cut(folder / "cifar10.npz", folder / f"{NAME}.npz", options.prepare, 16)
     if options.data_dir:
-        common = ["--dataset", NAME, "--data-dir", str(options.data_dir)]
-        common += ["--model", options.model, "--scale", options.scale]
-        train(options.seeds, options.out, common, options.processes)
-    written = table(results(options.out))
+        shared = {"model": options.model, "scale": options.scale}
+        table, place = Table(options.out / "runs.csv"), (options.out, str(options.data_dir), "cpu")
+        for methods in ([method for method in METHODS if method not in PUPILS], PUPILS):
+            chosen = study(methods, options.seeds, options.out, shared)
+            Runner(chosen, table, *place, keep=True).run(options.processes)
+    written = markdown_table(results(options.out))
     print(written)
     if options.write:
         text = options.write.read_text(encoding="utf-8")

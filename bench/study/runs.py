@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,59 +54,6 @@ class Table:
             self.rows[row["key"]] = row
 
 
-class Trainings:
-    """Trainings in processes of their own, some at a time."""
-
-    def __init__(self, threads: int = 1) -> None:
-        """Take the CPU threads of each process."""
-        self.threads, self._children = threads, list[subprocess.Popen[str]]()
-        self.over = threading.Event()
-
-    def each(
-        self,
-        make: Callable[[Any], None],
-        runs: Iterable[Any],
-        processes: int,
-        seconds: float | None = None,
-    ) -> None:
-        """Call `make` for each run, some at a time, until there is none or time is over.
-
-        Processes that are at work then write a checkpoint and stop; so they do at Ctrl-C.
-        """
-        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, self.stop)
-        timer.daemon = True
-        timer.start()
-        try:
-            with ThreadPoolExecutor(processes) as pool:
-                try:
-                    list(pool.map(lambda run: None if self.over.is_set() else make(run), runs))
-                except BaseException:
-                    self.stop()
-                    raise
-        finally:
-            timer.cancel()
-
-    def stop(self) -> None:
-        """Begin no other run, and let those at work stop after a checkpoint."""
-        self.over.set()
-        for child in list(self._children):
-            child.send_signal(signal.SIGTERM)
-
-    def train(self, arguments: Sequence[str], log: Path) -> tuple[int, str]:
-        """Train, and write what is said to a file; return the exit code and the last line."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        with log.open("w", encoding="utf-8") as file:
-            child = subprocess.Popen(
-                [*TRAIN, *arguments], stdout=file, stderr=file, text=True, env=environment
-            )
-            self._children.append(child)
-            code = child.wait()
-            self._children.remove(child)
-        lines = log.read_text(encoding="utf-8").strip().splitlines()
-        return code, lines[-1][:300] if lines else ""
-
-
 @dataclass
 class Runner:
     """Makes the runs of a study that have no row yet.
@@ -123,20 +70,41 @@ class Runner:
     threads: int = 1
     keep: bool = False
     failed: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.trainings = Trainings(self.threads)
+    _children: list[subprocess.Popen[str]] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
 
     def run(self, processes: int, seconds: float | None = None) -> None:
-        """Make runs, some at a time, until there is none or time is over; see Trainings."""
+        """Make runs, some at a time, until there is none or time is over.
+
+        Processes that are at work then write a checkpoint and stop; so they do at Ctrl-C.
+        """
         waiting = self._waiting()
         print(f"{len(waiting)} of {len(self.study.runs())} runs to make", flush=True)
-        self.trainings.each(self._make, waiting, processes, seconds)
+        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, self.stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            with ThreadPoolExecutor(processes) as pool:
+                try:
+                    list(pool.map(self._make, waiting))
+                except BaseException:
+                    self.stop()
+                    raise
+        finally:
+            timer.cancel()
+
+    def stop(self) -> None:
+        """Begin no other run, and let those at work stop after a checkpoint."""
+        self._over.set()
+        for child in list(self._children):
+            child.send_signal(signal.SIGTERM)
 
     def _waiting(self) -> list[Run]:
         return [run for run in self.study.runs() if run.key not in self.table.rows]
 
     def _make(self, run: Run) -> None:
+        if self._over.is_set():
+            return
         folder, began = self.out / run.key, time.monotonic()
         code, words = self._train(run, folder)
         if code == 0:
@@ -145,14 +113,14 @@ class Runner:
             if not self.keep:
                 shutil.rmtree(folder)
             words = f"accuracy {result['accuracy']:.4f}"
-        else:
-            words = f"exit {code}, {words}"
-            if not self.trainings.over.is_set():
-                self.failed.append(run.key)
+        elif not self._over.is_set():
+            self.failed.append(run.key)
         spent, left = time.monotonic() - began, len(self._waiting())
         print(f"{run}: {words}, {spent:.0f} s, {left} left", flush=True)
 
     def _train(self, run: Run, folder: Path) -> tuple[int, str]:
+        """Train in a process of its own; return its exit code and last words."""
+        log = self.out / f"{run.key}.log"
         if (folder / "metrics.json").exists():
             return 0, ""
         arguments = ["--resume", str(folder)]
@@ -164,7 +132,16 @@ class Runner:
             arguments = ["--config", str(config), "--out", str(folder), "--device", self.device]
             if self.data_dir:
                 arguments += ["--data-dir", self.data_dir]
-        return self.trainings.train(arguments, self.out / f"{run.key}.log")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        with log.open("w", encoding="utf-8") as file:
+            child = subprocess.Popen(
+                [*TRAIN, *arguments], stdout=file, stderr=file, text=True, env=environment
+            )
+            self._children.append(child)
+            code = child.wait()
+            self._children.remove(child)
+        lines = log.read_text(encoding="utf-8").strip().splitlines()
+        return code, f"exit {code}, {lines[-1][:300]}" if lines else f"exit {code}"
 
     def _row(self, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
         config = json.loads((self.out / run.key / "config.json").read_text(encoding="utf-8"))

@@ -21,9 +21,9 @@ def test_flags_have_the_types_of_their_defaults(capsys):
         given.append(vars(options))
         yield ["1", "2"]
 
-    print_table(None, ("x", "y"), rows, [], **DEFAULTS)
+    print_table(None, ("x", "y"), rows, DEFAULTS, [])
     flags = ["--rounds", "4", "--share", "1", "--names", "b", "c", "--dtype", "bf16", "--all-of-it"]
-    print_table(None, ("x", "y"), rows, flags, **DEFAULTS)
+    print_table(None, ("x", "y"), rows, DEFAULTS, flags)
     assert given[0] == {**DEFAULTS, "dtype": "fp32"}
     asked = {"rounds": 4, "share": 1.0, "names": ["b", "c"], "dtype": "bf16", "all_of_it": True}
     assert given[1] == asked
@@ -36,7 +36,7 @@ def test_bad_input_is_one_line(capsys):
         raise InputError("raise --time-budget")
 
     with pytest.raises(SystemExit, match="error: raise --time-budget"):
-        print_table(None, ("x",), rows, [])
+        print_table(None, ("x",), rows, {}, [])
     assert "| first |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        print_table(None, ("x",), rows, ["--dtype", "fp8"], **DEFAULTS)
+        print_table(None, ("x",), rows, DEFAULTS, ["--dtype", "fp8"])

@@ -2,8 +2,13 @@
 
 import json
 
+import pytest
+
 from bench.study import methods
+from sparse_engine.config.config import Config
+from sparse_engine.config.values import check_values
 from sparse_engine.methods.registry import METHODS
+from sparse_engine.methods.resolve import resolve
 
 
 def test_every_method_is_trained():
@@ -11,11 +16,19 @@ def test_every_method_is_trained():
     assert len(methods.METHODS) == len(METHODS)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_run_has_settings_that_agree(method, tmp_path):
+    (run,) = methods.study([method], 1, tmp_path, {"model": "mlp", "scale": 0.4}).runs()
+    assert run.key == f"{method}-0"
+    checked = check_values(run.settings, "flags")
+    resolve(Config(**{**checked, "dataset": "cifar10"}))
+
+
 def test_a_pupil_is_given_the_dense_run_of_its_seed(tmp_path):
-    arguments = methods.command("kd-ticket", 2, tmp_path, ["--model", "mlp"])
-    assert arguments[arguments.index("--teacher") + 1] == str(tmp_path / "dense-2")
-    assert arguments[arguments.index("--seed") + 1] == "2"
-    assert "--sparsity" not in methods.command("dense", 0, tmp_path, [])
+    dense, pupil = methods.study(["dense", "kd-ticket"], 3, tmp_path, {}).runs()[-2:]
+    assert pupil.settings["teacher"] == str(tmp_path / "dense-2")
+    assert pupil.settings["seed"] == dense.seed == 2
+    assert "sparsity" not in dense.settings
 
 
 def test_the_table_has_mean_and_range_over_finished_runs(tmp_path):
@@ -30,25 +43,8 @@ def test_the_table_has_mean_and_range_over_finished_runs(tmp_path):
         folder.mkdir()
         (folder / "metrics.json").write_text(json.dumps(run))
     (tmp_path / "edst-2").mkdir()  # not finished
-    dense, edst = methods.table(methods.results(tmp_path)).splitlines()[2:]
+    dense, edst = methods.markdown_table(methods.results(tmp_path)).splitlines()[2:]
     cells = [cell.strip() for cell in edst.strip("|").split("|")]
     assert cells[:5] == ["edst", "2", "2", "0.350", "0.450 (0.400-0.500)"]
     assert cells[7] == "0.500"  # of the dense run's FLOPs
     assert "(" not in dense
-
-
-def test_finished_runs_stay_and_a_teacher_comes_first(tmp_path, monkeypatch):
-    trained = []
-
-    def train(self, flags, log):
-        trained.append((flags[0], log.stem))
-        return 0, "well"
-
-    monkeypatch.setattr(methods.Trainings, "train", train)
-    for name, file in (("set-0", "metrics.json"), ("rigl-0", "config.json")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / file).touch()
-    methods.train(1, tmp_path, [], 1)
-    assert len(trained) == len(METHODS) - 1
-    assert ("--resume", "rigl-0") in trained
-    assert trained[-1] == ("--method", "kd-ticket-0")

@@ -62,7 +62,7 @@ def test_a_run_that_is_stopped_is_resumed(tmp_path, fake):
     def stop_after_a_checkpoint():
         while not (folder / "last.pt").exists():
             time.sleep(0.02)
-        runner.trainings.stop()
+        runner.stop()
 
     watcher = threading.Thread(target=stop_after_a_checkpoint)
     watcher.start()
