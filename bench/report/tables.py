@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Iterator, Sequence
 
 from bench.report.records import Row, is_dense
 from sparse_engine.errors import InputError
@@ -94,14 +93,16 @@ def speed_table(rows: Sequence[Row]) -> str:
         "FLOPs / dense", "EDST, M = 3, training time / dense",
         "weights, gradients, optimizer / dense", "peak memory / dense",
     )  # fmt: skip
-    cells = []
+    lines = []
     if all(_on_cpu(row) for row in chosen.values()):
-        cells.append(["NVIDIA GPU", "wrn28-10, 128", *[NOT_MEASURED] * 7])
-    for row in sorted(chosen.values(), key=_order):
+        lines.append(["NVIDIA GPU", "wrn28-10, 128", *[NOT_MEASURED] * 7])
+    order = ("subject", "batch", "sparsity")
+    for row in sorted(chosen.values(), key=lambda row: (_on_cpu(row), *(row[n] for n in order))):
         dense = partner(row, steps) or dict.fromkeys(row, "")
         memory = [_quotient(row[name], dense[name]) for name in ("state_mb", "peak_mb")]
-        cells.append([*_cells(headings[:-2], row), memory[0], memory[1] or "-"])
-    return markdown(headings, cells)
+        facts = cells(row)
+        lines.append([*(facts[name] for name in headings[:-2]), memory[0], memory[1] or "-"])
+    return markdown(headings, lines)
 
 
 def partner(row: Row, rows: Iterable[Row]) -> Row | None:
@@ -124,13 +125,14 @@ def steps_table(rows: Sequence[Row]) -> str:
 def phases_table(rows: Sequence[Row]) -> str:
     """Return the milliseconds of each phase of a training step."""
     names = ("forward", "backward", "optimizer", "armed step", "topology update", "step")
+    headings = ("network, batch", "sparsity, blocks", "variant")
     phases: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         if row["report"] == "training":
-            key = (_network(row), _blocks(row), row["contender"])
-            phases.setdefault(key, {})[row["phase"]] = _decimals(row["p50_ms"])
-    cells = [[*key, *(times.get(name, "") for name in names)] for key, times in phases.items()]
-    return markdown(("network, batch", "sparsity, blocks", "variant", *names), cells)
+            key = tuple(cells(row)[heading] for heading in headings)
+            phases.setdefault(key, {})[row["phase"]] = _number(row["p50_ms"])
+    lines = [[*key, *(times.get(name, "") for name in names)] for key, times in phases.items()]
+    return markdown((*headings, *names), lines)
 
 
 def predictions_table(rows: Sequence[Row]) -> str:
@@ -176,106 +178,71 @@ def summary(rows: Sequence[Row]) -> str:
     """Return the short table of a run: steps, what they are worth, and tickets at test."""
     steps = whole_steps(rows)
     dense = [
-        f"- {_network(row)}, {row['contender']}: {spread(row)} ms" for row in steps if is_dense(row)
+        f"- {row['subject']}, {row['batch']}, {row['contender']}: {spread(row)} ms"
+        for row in steps
+        if is_dense(row)
     ]
     parts = ["\n".join(dense), savings(steps), predictions_table(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
+def cells(row: Row) -> dict[str, str]:
+    """Return what stands under each heading in a row of any of the tables."""
+    ratio = time_ratio(row) if row["dense_ms"] else None
+    low, high = _number(row["ratio_p20"]), _number(row["ratio_p80"])
+    rounds = f" ({low}-{high})" if low else ""
+    against_dense = "" if ratio is None else f"{ratio:.2f}{rounds}"
+    saved = f"{realised(row):.0%}" if ratio is not None and row["sparsity"] else ""
+    projected = f"{ensemble_seconds(row):.2f}" if saved and row["label"] == "sparse" else ""
+    network = f"{row['subject']}, {row['batch']}"
+    blocks = f"{row['distribution']}, {row['block']}"
+    threads = f", {row['threads']} thread{'s' * (row['threads'] != '1')}" * _on_cpu(row)
+    tickets = ", three tickets" * (row["report"] == "ensemble" and not is_dense(row))
+    return {
+        "device": f"{row['device']}{threads}, {row['dtype']}",
+        "network, batch": network,
+        "layer, batch": network,
+        "sparsity": row["sparsity"],
+        "blocks": f"{row['block']}, {row['distribution']}",
+        "sparsity, blocks": f"{row['sparsity']}, {blocks}" if row["sparsity"] else "-",
+        "block": row["block"],
+        "density": _number(row["density"]),
+        "variant": row["contender"] + tickets,
+        "pass": row["phase"],
+        "runs": f"{row['label']} {_number(row['kernel_share'], '.0%')}".strip(),
+        "n": row["n"],
+        "ms (p20-p80)": spread(row),
+        "dense step": f"{_number(row['dense_ms'], '.4g')} ms",
+        "/ dense": against_dense,
+        "sparse step / dense": against_dense,
+        "step / dense": "" if ratio is None else f"{ratio:.2f}",
+        "throughput / dense": "" if ratio is None else f"{1 / ratio:.2f}",
+        "which dense": row["against"],
+        "FLOPs / dense": _number(row["flops_ratio"]),
+        "saving realised": saved,
+        f"EDST, M = 3 (target {TARGET})": projected,
+        f"EDST, M = 3 / dense (target {TARGET:.2f}, FLOPs {PAPER})": projected or "-",
+        "EDST, M = 3, training time / dense": projected,
+        "TFLOP/s": row["tflops"],
+        "of the roofline": _number(row["roofline"], ".0%"),
+        "peak MB": row["peak_mb"],
+        "state MB": row["state_mb"],
+        "J": row["energy_j"],
+        "error": row["error"],
+    }
+
+
 def _table(headings: Sequence[str], rows: Iterable[Row]) -> str:
-    return markdown(headings, (_cells(headings, row) for row in rows))
-
-
-def _cells(headings: Iterable[str], row: Row) -> list[str]:
-    return [CELLS[heading](row) for heading in headings]
+    return markdown(headings, ([cells(row)[heading] for heading in headings] for row in rows))
 
 
 def _on_cpu(row: Row) -> bool:
     return row["device"].startswith("CPU")
 
 
-def _order(row: Row) -> tuple:
-    return _on_cpu(row), row["subject"], row["batch"], row["sparsity"]
-
-
-def _device(row: Row) -> str:
-    threads = f", {row['threads']} thread{'s' * (row['threads'] != '1')}" * _on_cpu(row)
-    return f"{row['device']}{threads}, {row['dtype']}"
-
-
-def _network(row: Row) -> str:
-    return f"{row['subject']}, {row['batch']}"
-
-
-def _blocks(row: Row) -> str:
-    if not row["sparsity"]:
-        return "-"
-    return f"{row['sparsity']}, {row['distribution']}, {row['block']}"
-
-
-def _variant(row: Row) -> str:
-    tickets = row["report"] == "ensemble" and not is_dense(row)
-    return row["contender"] + ", three tickets" * tickets
-
-
-def _ratio(row: Row) -> str:
-    if not row["dense_ms"]:
-        return ""
-    low, high = _decimals(row["ratio_p20"]), _decimals(row["ratio_p80"])
-    return f"{time_ratio(row):.2f}" + (f" ({low}-{high})" if low else "")
-
-
-def _saving(row: Row) -> str:
-    return f"{realised(row):.0%}" if row["sparsity"] and row["dense_ms"] else ""
-
-
-def _projected(row: Row) -> str:
-    sparse = row["label"] == "sparse" and row["sparsity"] and row["dense_ms"]
-    return f"{ensemble_seconds(row):.2f}" if sparse else ""
-
-
 def _quotient(ours: str, dense: str) -> str:
     return f"{float(ours) / float(dense):.2f}" if ours and dense else ""
 
 
-def _decimals(value: str) -> str:
-    return f"{float(value):.2f}" if value else ""
-
-
-def _percent(value: str) -> str:
-    return f"{float(value):.0%}" if value else ""
-
-
-# What stands in a row's cell under a heading, in any of the tables.
-CELLS: dict[str, Callable[[Row], str]] = {
-    "device": _device,
-    "network, batch": _network,
-    "layer, batch": _network,
-    "sparsity": itemgetter("sparsity"),
-    "blocks": lambda row: f"{row['block']}, {row['distribution']}",
-    "sparsity, blocks": _blocks,
-    "block": itemgetter("block"),
-    "density": lambda row: _decimals(row["density"]),
-    "variant": _variant,
-    "pass": itemgetter("phase"),
-    "runs": lambda row: f"{row['label']} {_percent(row['kernel_share'])}".strip(),
-    "n": itemgetter("n"),
-    "ms (p20-p80)": spread,
-    "dense step": lambda row: f"{float(row['dense_ms']):.4g} ms",
-    "/ dense": _ratio,
-    "sparse step / dense": _ratio,
-    "step / dense": lambda row: f"{time_ratio(row):.2f}",
-    "throughput / dense": lambda row: f"{1 / time_ratio(row):.2f}" if row["dense_ms"] else "",
-    "which dense": itemgetter("against"),
-    "FLOPs / dense": lambda row: _decimals(row["flops_ratio"]),
-    "saving realised": _saving,
-    f"EDST, M = 3 (target {TARGET})": _projected,
-    f"EDST, M = 3 / dense (target {TARGET:.2f}, FLOPs {PAPER})": lambda row: _projected(row) or "-",
-    "EDST, M = 3, training time / dense": lambda row: f"{ensemble_seconds(row):.2f}",
-    "TFLOP/s": itemgetter("tflops"),
-    "of the roofline": lambda row: _percent(row["roofline"]),
-    "peak MB": itemgetter("peak_mb"),
-    "state MB": itemgetter("state_mb"),
-    "J": itemgetter("energy_j"),
-    "error": itemgetter("error"),
-}
+def _number(value: str, form: str = ".2f") -> str:
+    return f"{float(value):{form}}" if value else ""
