@@ -46,7 +46,7 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
             continue
         seconds = steps_in_turn(steps, options.rounds, clock_of("cpu"))
         dense = seconds.pop("dense")
-        ratios = [ratio_text(taken, dense) for taken in seconds.values()]
+        ratios = [ratio_text(own, dense) for own in seconds.values()]
         yield [*cells, f"{1e3 * quantile(dense, 0.5):.0f}", *ratios]
 
 

@@ -72,7 +72,7 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
     # Three steps before a graph is recorded, and that one.
     warm_up = 5 if device.type == "cuda" else 1
     times = steps_in_turn(steps, options.rounds, clock_of(device.type), warm_up)
-    seconds = {name: quantile(taken, 0.5) for name, taken in times.items()}
+    seconds = {name: quantile(own, 0.5) for name, own in times.items()}
     layers = sum(curve.dense for curve in curves.values())
     whole = ("0", "1", "1", f"1 ({layers:.3f} s)", f"1 ({seconds['dense']:.3f} s)")
     yield ["dense", *whole, f"{score(full):.1f}"]

@@ -61,6 +61,6 @@ def run_tests(
 
 
 def _first_failure(text: str) -> str:
-    found = re.search(r"^(?:FAILED|ERROR) (.+)$", text, re.MULTILINE)
-    lines = text.strip().splitlines()
-    return found[1] if found else (lines[-1] if lines else "no output")
+    failure = re.search(r"^(?:FAILED|ERROR) (.+)$", text, re.MULTILINE)
+    lines = text.strip().splitlines() or ["no output"]
+    return failure[1] if failure else lines[-1]

@@ -37,8 +37,6 @@ OTHERS = [
 IMAGE_LAYERS = [layer for layer in LAYERS if layer.image]
 LINEAR_LAYERS = [layer for layer in LAYERS if not layer.image]
 GENERATION = 90  # whose break-even densities say what `auto` would run dense
-# From the start of the command to the first job: processes, imports, the GPU's context.
-START_SECONDS = 8.0
 SMOKE_SECONDS, TEST_SECONDS = 30.0, 30.0
 # The dense library's search among its algorithms, in the first network.
 SEARCH_SECONDS = 4.0

@@ -83,16 +83,10 @@ def _begin(path: Path, columns: Sequence[str]) -> None:
         csv.writer(file).writerow(columns)
 
 
-def best_dense(rows: Iterable[Row], subject: str, phase: str) -> dict[str, Any]:
-    """Return the columns dense_ms and against of a phase: the fastest dense variant's median.
-
-    Without any dense variant in these rows they are empty.
-    """
-    dense = [
-        row for row in rows if is_dense(row) and row["subject"] == subject and row["phase"] == phase
-    ]
-    best = min(dense, key=lambda row: float(row["p50_ms"]), default=None)
-    return {"dense_ms": float(best["p50_ms"]), "against": best["contender"]} if best else {}
+def best_dense(rows: Iterable[Row], **same: str) -> Row | None:
+    """Return the fastest dense row of those that have the same cells, such as subject and phase."""
+    dense = (r for r in rows if is_dense(r) and all(r[n] == cell for n, cell in same.items()))
+    return min(dense, key=lambda row: float(row["p50_ms"]), default=None)
 
 
 def is_dense(row: Row) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from bench.report.records import Row, is_dense
+from bench.report.records import Row, best_dense, is_dense
 from sparse_engine.errors import InputError
 
 IDENTITY = (
@@ -105,11 +105,10 @@ def speed_table(rows: Sequence[Row]) -> str:
     return markdown(headings, lines)
 
 
-def partner(row: Row, rows: Iterable[Row]) -> Row | None:
+def partner(row: Row, rows: Sequence[Row]) -> Row | None:
     """Return the best dense row of the same network, phase and machine; of the same run first."""
-    same = ("device", "threads", "dtype", "subject", "batch", "phase")
-    dense = [r for r in rows if is_dense(r) and all(r[name] == row[name] for name in same)]
-    return min(dense, key=lambda r: (r["run"] != row["run"], float(r["p50_ms"])), default=None)
+    same = {n: row[n] for n in ("device", "threads", "dtype", "subject", "batch", "phase")}
+    return best_dense(rows, **same, run=row["run"]) or best_dense(rows, **same)
 
 
 def steps_table(rows: Sequence[Row]) -> str:

@@ -121,7 +121,9 @@ class Comparison(ABC):
             columns = speeds(seconds, PASSES.get(phase, 0) * flops, workload.flops_ratio)
             useful = columns["tflops"]
             if dense is None:
-                columns |= best_dense(self.records.rows, case.network.name, phase)
+                best = best_dense(self.records.rows, subject=case.network.name, phase=phase)
+                if best:
+                    columns |= {"dense_ms": best["p50_ms"], "against": best["contender"]}
             elif phase in dense:
                 columns |= ratios(seconds, dense[phase])
                 columns |= {"dense_ms": 1e3 * quantile(dense[phase], 0.5), "against": f"{DENSE}"}

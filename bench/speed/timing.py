@@ -112,11 +112,10 @@ def cold(passes: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list
 
 
 def _phases(phases: Phases, rounds: Sequence[list[Any]], clock: Clock) -> dict[str, list[float]]:
-    times = {STEP: [clock.seconds(marks[0], marks[-1]) for marks in rounds]}
-    for place, name in enumerate(phases):
-        if name != STEP:
-            times[name] = [clock.seconds(marks[place], marks[place + 1]) for marks in rounds]
-    return times
+    spans = {name: (place, place + 1) for place, name in enumerate(phases)} | {STEP: (0, -1)}
+    return {
+        n: [clock.seconds(marks[a], marks[b]) for marks in rounds] for n, (a, b) in spans.items()
+    }
 
 
 def quantile(values: Sequence[float], share: float) -> float:

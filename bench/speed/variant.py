@@ -115,14 +115,9 @@ class Case:
         torch.manual_seed(seed)
         model = self.network.build()
         if self.sparsity:
-            sparsify(
-                model,
-                self.sparsity,
-                self.distribution,
-                parse_block(self.block),
-                init="random",
-                generator=torch.Generator().manual_seed(seed),
-            )
+            blocks, generator = parse_block(self.block), torch.Generator().manual_seed(seed)
+            choice = (self.sparsity, self.distribution, blocks)
+            sparsify(model, *choice, init="random", generator=generator)
         return model
 
 

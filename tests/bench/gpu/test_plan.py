@@ -26,7 +26,8 @@ def test_the_most_important_comes_first_and_fits(gpu_plan):
     layers = names[19:31]
     assert all(name.startswith("conv") and name.endswith("in rows") for name in layers)
     assert names[31:33] == ["wrn28-10: dense", "wrn28-10 0.8 uniform 64x64: auto rows"]
-    assert plan.START_SECONDS + sum(job.seconds for job in gpu_plan[:31]) < 300
+    start = 8.0  # from the command to the first job: processes, imports, the GPU's context
+    assert start + sum(job.seconds for job in gpu_plan[:31]) < 300
     assert gpu_plan[1].seconds < gpu_tests.LIMIT
     # Kernels are compiled for the first fused network of each kind of blocks.
     fused = [job for job in gpu_plan[4:19] if "auto rows fuse" in job.name]
