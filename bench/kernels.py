@@ -35,15 +35,7 @@ from bench.speed.problems import (
     sparse_passes,
 )
 from bench.speed.roofline import nearest_bound, rates_of, traffic
-from bench.speed.timing import (
-    clock_of,
-    cold,
-    quantile,
-    ratios,
-    replays,
-    speeds,
-    steps_in_turn,
-)
+from bench.speed.timing import clock_of, cold, quantile, ratios, replays, speeds, steps_in_turn
 from sparse_engine.config.flags import Parser, run_command
 from sparse_kernels.dispatch.backend import VARIABLE
 from sparse_kernels.memory_order import in_order
@@ -77,11 +69,7 @@ class Kernels:
         self.records, self.device, self.tuned = records, device, tuned
 
     def job(
-        self,
-        layer: Layer,
-        block: tuple[int, int],
-        density: float,
-        orders: Sequence[str] = ORDERS,
+        self, layer: Layer, block: tuple[int, int], density: float, orders: Sequence[str] = ORDERS
     ) -> Job:
         """Return the job of one problem, with our kernels on activations in some orders."""
         name = f"{layer.name}, blocks {block[0]}x{block[1]}, density {density}"

@@ -12,10 +12,7 @@ SPLITS = ("train", "test")
 
 
 def cut(
-    source: Path,
-    target: Path,
-    counts: tuple[int | None, int | None],
-    pixels: int | None,
+    source: Path, target: Path, counts: tuple[int | None, int | None], pixels: int | None
 ) -> None:
     """Write the first images of each split, averaged to `pixels` a side.
 
