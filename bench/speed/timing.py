@@ -112,9 +112,10 @@ def cold(passes: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list
 
 
 def _phases(phases: Phases, rounds: Sequence[list[Any]], clock: Clock) -> dict[str, list[float]]:
-    spans = {name: (place, place + 1) for place, name in enumerate(phases)} | {STEP: (0, -1)}
+    spans = {STEP: (0, -1)} | {n: (place, place + 1) for place, n in enumerate(phases) if n != STEP}
     return {
-        n: [clock.seconds(marks[a], marks[b]) for marks in rounds] for n, (a, b) in spans.items()
+        name: [clock.seconds(marks[first], marks[last]) for marks in rounds]
+        for name, (first, last) in spans.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Contenders take turns, the clock is read between phases; a GPU's passes are cold replays."""
+"""Variants take turns, the clock is read between phases; a GPU's passes are cold replays."""
 
 import itertools
 from types import SimpleNamespace
@@ -10,21 +10,22 @@ from bench.speed import timing
 from bench.speed.timing import Clock, in_turn, milliseconds, quantile, ratios
 
 
-def test_contenders_take_turns_and_phases_add_up():
+def test_variants_take_turns_and_phases_add_up():
     ticks, order = itertools.count(), []
     clock = Clock(lambda: float(next(ticks)), lambda a, b: b - a, lambda: None)
 
     def phase(name):
         return lambda: order.append(name)
 
-    contenders = {
+    variants = {
         "a": {"forward": phase("a1"), "backward": phase("a2")},
         "b": {"step": phase("b")},
     }
-    times = in_turn(contenders, 3, clock, warm_up=1)
+    times = in_turn(variants, 3, clock, warm_up=1)
     assert order == ["a1", "a2", "b"] * 4
     assert times["a"] == {"step": [2.0] * 3, "forward": [1.0] * 3, "backward": [1.0] * 3}
     assert times["b"] == {"step": [1.0] * 3}
+    assert list(times["a"]) == ["step", "forward", "backward"]  # as rows are written
 
 
 def test_quantiles_are_interpolated():
