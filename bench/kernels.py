@@ -21,16 +21,17 @@ from typing import Any
 from torch import Tensor
 
 from bench.report import records as files
-from bench.report.records import Records, Row
+from bench.report.records import Records
+from bench.report.tables import line
 from bench.speed.correctness import LAYER_LIMITS, relative_error
 from bench.speed.jobs import Budget, Job, run_jobs, say_no_row
-from bench.speed.peers import peers
 from bench.speed.problems import (
     Layer,
     Passes,
     Problem,
     dense_passes,
     make_problem,
+    peers,
     right_results,
     sparse_passes,
 )
@@ -99,7 +100,7 @@ class Kernels:
             if ("dense", which) not in times:
                 continue  # nothing to compare with
             row = self._row(problem, name, which, seconds, times["dense", which])
-            print_row(self.records.add(error=f"{errors[name, which]:.1e}", **row))
+            print(line(self.records.add(error=f"{errors[name, which]:.1e}", **row)), flush=True)
 
     def _variants(
         self, problem: Problem, orders: Sequence[str]
@@ -178,17 +179,6 @@ def tune(problem: Problem) -> None:
         x = in_order(image, order)
         for key, tile in tune_conv2d(x, problem.values, problem.layout, *layer.geometry).items():
             print(f"tuned {key}: {tile}", flush=True)
-
-
-def print_row(row: Row) -> None:
-    """Print the part of a row that a person looks at."""
-    faster = float(row["dense_ms"]) / float(row["p50_ms"])
-    print(
-        f"{row['subject']:22} {row['block'] or '-':>8} density {float(row['density']):.3f} "
-        f"{row['contender']:22} {row['phase']:15} {float(row['p50_ms']):9.4f} ms  x{faster:.2f}  "
-        f"efficiency {faster * float(row['density']):.0%}",
-        flush=True,
-    )
 
 
 def main(arguments: Sequence[str]) -> None:

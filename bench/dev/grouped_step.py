@@ -16,7 +16,7 @@ import torch
 
 from bench.dev.harness import print_table
 from bench.speed.steps import trainer_step
-from bench.speed.timing import STEP, clock_of, in_turn, quantile, ratio_text
+from bench.speed.timing import STEP, clock_of, in_turn, ratio_text, time_text
 from sparse_engine.config.config import Config
 from sparse_engine.data.arrays import ImageArrays
 from sparse_engine.data.catalog import TABLE
@@ -68,13 +68,8 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
         }
         times = in_turn(steps, options.rounds, clock_of(device.type), warm_up)
         apart, together = times["alone"][STEP], times["group"][STEP]
-        spread = [_spread(seconds) for seconds in (apart, together)]
-        yield [f"{sparsity:g}", *spread, ratio_text(together, apart)]
-
-
-def _spread(seconds: list[float]) -> str:
-    low, middle, high = (1e3 * quantile(seconds, share) for share in (0.2, 0.5, 0.8))
-    return f"{middle:.0f} ({low:.0f}-{high:.0f})"
+        ratio = ratio_text(together, apart)
+        yield [f"{sparsity:g}", time_text(apart), time_text(together), ratio]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from bench.dev.harness import print_table
 from bench.speed.networks import Network
 from bench.speed.steps import Step
-from bench.speed.timing import WALL, in_turn, quantile, ratio_text, steps_in_turn
+from bench.speed.timing import WALL, in_turn, ratio_text, steps_in_turn, time_text
 from bench.speed.variant import DENSE, Case, Variant
 from sparse_kernels import BlockLayout
 
@@ -39,22 +39,18 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
         steps = {v: Step(case.of(v), v, "cpu").run for v in (masked, DENSE)}
         sparse, dense = steps_in_turn(steps, options.rounds, WALL).values()
         what = f"masked step of {name}, {images} images of {size}x{size}, {block}"
-        yield [what, "dense step", _milliseconds(sparse), ratio_text(sparse, dense)]
+        yield [what, "dense step", time_text(sparse), ratio_text(sparse, dense)]
     network = Network("wrn28-10", (3, 32, 32), 8, 8)
     for rule in ("set", "rigl"):
         step = Step(Case(network, 0.8, "uniform", "32x32"), Variant("auto"), "cpu")
         times = in_turn({rule: step.updating_phases(rule)}, options.rounds, WALL)[rule]
         armed, update = times["armed step"], times["topology update"]
         what = f"{rule} update of wrn28-10, 32x32"
-        yield [what, "its step of 8 images", _milliseconds(update), ratio_text(update, armed)]
+        yield [what, "its step of 8 images", time_text(update), ratio_text(update, armed)]
     ids = torch.randperm(200 * 200 * 9)[:100_000]
     layout = BlockLayout((3200, 3200, 3, 3), (16, 16), ids)
     rebuild = steps_in_turn({"": lambda: layout.update_(ids)}, options.rounds, WALL)[""]
-    yield ["all index lists of 100,000 blocks", "", _milliseconds(rebuild), ""]
-
-
-def _milliseconds(seconds: list[float]) -> str:
-    return f"{1e3 * quantile(seconds, 0.5):.3g}"
+    yield ["all index lists of 100,000 blocks", "", time_text(rebuild), ""]
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ of the largest images, not a time. Forward and backward of a step, without the o
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.dev.harness import print_table
-from sparse_engine import fuse, sparsify, to_rows
-from sparse_engine.models.build import build_model
+from bench.speed.networks import Network
+from bench.speed.variant import DENSE, Case, Variant, Workload
 from sparse_kernels.dispatch.backend import VARIABLE
 
 # Operators that read some inputs twice: which ones, by position.
@@ -41,6 +42,11 @@ FLAGS = {
     "model": "wrn28-10", "batch": 128, "image": 32, "sparsity": 0.9, "block": 32,
     "operators": False,
 }  # fmt: skip
+VARIANTS = {
+    "dense, eager": DENSE,
+    "sparse": Variant("auto", rows=True),
+    "sparse, fused": Variant("auto", rows=True, fuse=True),
+}
 FREE = ("empty", "new_empty", "_unsafe_view")
 MULTIPLY = ("conv", "mm", "linear")
 
@@ -84,8 +90,7 @@ def size(x: Any) -> int:
     """Return the bytes of a tensor, which what was expanded has not; 0 of anything else."""
     if not isinstance(x, Tensor):
         return 0
-    distinct = [n for n, stride in zip(x.shape, x.stride()) if stride]
-    return torch.Size(distinct).numel() * x.element_size()
+    return math.prod(n for n, stride in zip(x.shape, x.stride()) if stride) * x.element_size()
 
 
 def count_step(model: nn.Module, images: tuple[int, ...], dtype: torch.dtype) -> Traffic:
@@ -98,29 +103,18 @@ def count_step(model: nn.Module, images: tuple[int, ...], dtype: torch.dtype) ->
     return traffic
 
 
-def variants(sparsity: float, block: int) -> dict[str, Callable[[nn.Module], nn.Module]]:
-    """Return what is done to a dense network, by name."""
-
-    def sparse(model: nn.Module) -> nn.Module:
-        sparsify(model, sparsity, "uniform", (block, block))
-        return to_rows(model)
-
-    return {
-        "dense, eager": lambda model: model.to(memory_format=torch.channels_last),
-        "sparse": sparse,
-        "sparse, fused": lambda model: fuse(sparse(model)),
-    }
-
-
 def rows(options: argparse.Namespace) -> Iterator[list[str]]:
     """Yield a row for each network, and for each of its operators if asked for."""
     # What the kernels would do: fake tensors need neither a GPU nor the interpreter itself.
     os.environ |= {VARIABLE: "triton", "TRITON_INTERPRET": "1"}
-    images = (options.batch, 3, options.image, options.image)
-    for name, change in variants(options.sparsity, options.block).items():
-        sizes = {"height": options.image, "width": options.image}
-        model = change(build_model(options.model, classes=10, channels=3, **sizes))
-        traffic = count_step(model, images, torch.bfloat16)
+    image = (3, options.image, options.image)
+    network = Network(options.model, image, options.batch, options.batch)
+    case = Case(network, options.sparsity, "uniform", f"{options.block}x{options.block}")
+    for name, variant in VARIANTS.items():
+        workload = Workload(case, variant, "cpu")
+        model = workload.case.model().to(memory_format=torch.channels_last)
+        workload.rearrange(model)
+        traffic = count_step(model, (options.batch, *image), torch.bfloat16)
         totals = [f"{traffic.total(kind) / 1e9:.3g}" for kind in ("", "multiply", "others")]
         yield [name, *totals, f"{sum(traffic.calls.values())}"]
         for operator, moved in traffic.bytes.most_common() if options.operators else ():

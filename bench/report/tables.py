@@ -231,6 +231,18 @@ def cells(row: Row) -> dict[str, str]:
     }
 
 
+def line(row: Row) -> str:
+    """Return what a person looks at in a row as it is measured."""
+    faster = 1 / time_ratio(row) if row["dense_ms"] else None
+    speed = f"x{faster:.2f} efficiency {faster * float(row['flops_ratio']):.0%}" if faster else ""
+    where = f"{row['sparsity'] or '-':>7} {row['distribution']:8} {row['block']:>8}"
+    return (
+        f"{row['subject']:22} {where} {row['contender']:24} {row['phase']:16} "
+        f"{float(row['p50_ms']):10.4f} ms {speed:22} {row['label']:6} "
+        f"{_number(row['kernel_share'], '.0%')}"
+    ).rstrip()
+
+
 def _table(headings: Sequence[str], rows: Iterable[Row]) -> str:
     return markdown(headings, ([cells(row)[heading] for heading in headings] for row in rows))
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import records as files
-from bench.report.records import Records, Row, best_dense
+from bench.report.records import Records, best_dense
+from bench.report.tables import line
 from bench.speed.jobs import Budget, Job, run_jobs, say_no_row
 from bench.speed.measure import measure
 from bench.speed.networks import NETWORKS, TINY, network_of
@@ -187,15 +188,3 @@ def compare(
     run_jobs(jobs, Budget(options.budget))
     print(f"rows appended to {records.path}")
     return records
-
-
-def line(row: Row) -> str:
-    """Return what a person looks at in a row."""
-    dense = float(row["dense_ms"]) / float(row["p50_ms"]) if row["dense_ms"] else 0
-    speed = f"x{dense:.2f}" if dense else ""
-    where = f"{row['sparsity'] or '-':>5} {row['distribution']:8} {row['block']:>8}"
-    share = f"{float(row['kernel_share']):.0%}" if row["kernel_share"] else ""
-    return (
-        f"{row['subject']:20} {where} {row['contender']:24} {row['phase']:16} "
-        f"{float(row['p50_ms']):10.3f} ms {speed:>7} {row['label']:6} {share}"
-    )

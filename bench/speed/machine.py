@@ -40,13 +40,8 @@ def facts(device: str, plan: str) -> dict[str, str]:
     for path in sorted(path for folder in CODE for path in (ROOT / folder).rglob("*.py")):
         code.update(path.read_bytes())
     versions = {name: _version(name) for name in ("torch", "triton")}
-    return {
-        "device": device,
-        "plan": plan,
-        "commit": commit(),
-        "code": code.hexdigest()[:12],
-        **versions,
-    }
+    digest = code.hexdigest()[:12]
+    return {"device": device, "plan": plan, "commit": commit(), "code": digest, **versions}
 
 
 def check_tools() -> None:

@@ -1,9 +1,9 @@
-"""What the benchmarks of layers time: layers with random blocks, and their three passes."""
+"""What the benchmarks of layers time: layers with random blocks, our passes and others'."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,8 @@ from sparse_kernels.operators import convolution, linear
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 Passes = dict[str, Callable[[], Tensor]]  # "forward", "input gradient", "weight gradient"
+# Another library's product of a linear layer: its name, its forward, and what that should give.
+Peer = tuple[str, Callable[[], Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,50 @@ def sparse_passes(problem: Problem, order: str, backend: str = "auto") -> Passes
             "weight gradient": partial(linear.linear_weight_grad, x, grad, index, sizes),
         }
     return {name: partial(_run_on, backend, run) for name, run in passes.items()}
+
+
+def peers(problem: Problem) -> Iterator[Callable[[], Peer]]:
+    """Yield functions that build a peer: its name, its forward, what that should give.
+
+    They may raise whatever the other library raises. Only linear layers on a GPU have peers.
+    """
+    if problem.layer.image or problem.x.device.type != "cuda":
+        return
+    bo, bc = problem.layout.block
+    if bo == bc:
+        yield lambda: block_sparse_rows(problem)
+    if bo == bc == 128:
+        yield lambda: stanford_kernels(problem)
+    yield lambda: two_of_four(problem)
+
+
+def block_sparse_rows(problem: Problem) -> Peer:
+    """Return torch.sparse's BSR product."""
+    weight = problem.dense.to_sparse_bsr(problem.layout.block)
+    right = F.linear(problem.x, problem.dense)
+    return "torch BSR", lambda: F.linear(problem.x, weight), right
+
+
+def two_of_four(problem: Problem) -> Peer:
+    """Return the product of PyTorch's semi-structured tensors: two of four weights, density .5.
+
+    Its weights are others than those of the blocks, for no block pattern is such a one.
+    """
+    weight = torch.randn_like(problem.dense)
+    mask = torch.tensor([1, 1, 0, 0], dtype=torch.bool, device=weight.device)
+    weight = weight * mask.repeat(weight.shape[0], weight.shape[1] // 4)
+    right = F.linear(problem.x, weight)
+    packed = torch.sparse.to_sparse_semi_structured(weight)
+    return "torch 2:4", lambda: F.linear(problem.x, packed), right
+
+
+def stanford_kernels(problem: Problem) -> Peer:
+    """Return the product of stk (MegaBlocks), which has blocks of 128; not a dependency."""
+    import stk
+
+    weight = stk.ops.to_sparse(problem.dense.T.contiguous(), blocking=128)
+    right = F.linear(problem.x, problem.dense)
+    return "stk", lambda: stk.ops.dds(problem.x, weight), right
 
 
 def _run_on(backend: str, run: Callable[[], Tensor]) -> Tensor:

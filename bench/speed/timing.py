@@ -124,31 +124,30 @@ def quantile(values: Sequence[float], share: float) -> float:
     return float(np.quantile(values, share))
 
 
-def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    """Return the columns n, p20_ms, p50_ms and p80_ms."""
-    return {"n": len(seconds)} | {
-        f"p{q}_ms": 1e3 * quantile(seconds, q / 100) for q in (20, 50, 80)
-    }
-
-
 def speeds(seconds: Sequence[float], flops: float, share: float) -> dict[str, float | None]:
-    """Return the columns of milliseconds and of rates, None where there are no FLOPs.
+    """Return the columns n, p20_ms, p50_ms, p80_ms, and of rates, None where there are no FLOPs.
 
     Args:
         seconds: of some repetitions.
         flops: that the dense network or layer would need for one.
         share: of them that are promised.
     """
-    times = milliseconds(seconds)
+    times = {f"p{q}_ms": 1e3 * quantile(seconds, q / 100) for q in (20, 50, 80)}
     rate = flops / (1e-3 * times["p50_ms"]) / 1e12
     rates = {"tflops": rate * share or None, "dense_tflops": rate or None}
-    return {**times, "flops_ratio": share, **rates}
+    return {"n": len(seconds), **times, "flops_ratio": share, **rates}
 
 
 def ratios(seconds: Sequence[float], dense: Sequence[float]) -> dict[str, float]:
     """Return the columns ratio_p20 and ratio_p80 of rounds that both took part in."""
     each = [ours / theirs for ours, theirs in zip(seconds, dense)]
     return {f"ratio_p{q}": quantile(each, q / 100) for q in (20, 80)}
+
+
+def time_text(seconds: Sequence[float]) -> str:
+    """Return the median in ms and, in brackets, the 20th and 80th percentile."""
+    low, middle, high = (f"{1e3 * quantile(seconds, q / 100):.3g}" for q in (20, 50, 80))
+    return f"{middle} ({low}-{high})"
 
 
 def ratio_text(seconds: Sequence[float], dense: Sequence[float]) -> str:

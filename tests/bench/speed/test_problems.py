@@ -1,9 +1,17 @@
 """Our passes over a layer give what the dense library's give."""
 
 import pytest
+import torch
 
 from bench.speed.correctness import relative_error
-from bench.speed.problems import Layer, make_problem, right_results, sparse_passes
+from bench.speed.problems import (
+    Layer,
+    block_sparse_rows,
+    make_problem,
+    peers,
+    right_results,
+    sparse_passes,
+)
 
 LAYERS = (
     Layer("3x3", (32, 16, 3, 3), (6, 6), 2, 2),
@@ -27,3 +35,12 @@ def test_passes_agree(layer, backend):
 def test_one_block_is_always_stored():
     problem = make_problem(LAYERS[-1], (16, 16), 0.01, "cpu")
     assert (problem.layout.active, problem.positions) == (1, 8)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
+def test_peers_compute_the_same_layer():
+    problem = make_problem(LAYERS[-1], (16, 16), 0.5, "cpu")
+    assert list(peers(problem)) == []  # on a GPU only
+    name, forward, right = block_sparse_rows(problem)
+    torch.testing.assert_close(forward(), right)
+    assert name == "torch BSR"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.speed import timing
-from bench.speed.timing import Clock, in_turn, milliseconds, quantile, ratios
+from bench.speed.timing import Clock, in_turn, quantile, ratios, speeds
 
 
 def test_variants_take_turns_and_phases_add_up():
@@ -32,8 +32,12 @@ def test_quantiles_are_interpolated():
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert quantile([0.0, 1.0], 0.2) == pytest.approx(0.2)
     assert quantile([5.0], 0.8) == 5.0
-    found = milliseconds([1.0, 2.0, 3.0])
-    assert found == pytest.approx({"n": 3, "p20_ms": 1400, "p50_ms": 2000, "p80_ms": 2600})
+    columns = speeds([1.0, 2.0, 3.0], 8e12, 0.25)
+    times = {"n": 3, "p20_ms": 1400, "p50_ms": 2000, "p80_ms": 2600}
+    assert columns == pytest.approx(
+        {**times, "flops_ratio": 0.25, "tflops": 1.0, "dense_tflops": 4.0}
+    )
+    assert speeds([1.0], 0.0, 0.25)["tflops"] is None
 
 
 def test_ratios_are_of_the_same_round():
