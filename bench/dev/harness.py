@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -46,7 +47,7 @@ def print_table(
             parser.add_argument(flag, type=type(default), default=default, help=f"[{default}]")
     options = parser.parse_args(arguments)
     torch.set_num_threads(getattr(options, "threads", torch.get_num_threads()))
-    print(f"torch {torch.__version__}, {options}")
+    print(f"{platform.machine()}, torch {torch.__version__}, {options}")
     try:
         for line in markdown_lines(columns, rows(options)):
             print(line, flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.speed.timing import STEP, Key, Phases, clock_of, in_turn
+from bench.speed.timing import STEP, Clock, Key, Phases, clock_of, in_turn
 
 SECONDS = 1.2  # of GPU time that a variant's rounds take together
 # The driver's counter moves every 20 to 100 ms: what it misses at both ends is 5 % of this.
@@ -39,14 +39,7 @@ def measure(
     longest = max(max(times[STEP]) for times in first.values())
     rounds = int(min(max(SECONDS / longest, ROUNDS[0]), ROUNDS[1]))
     times = in_turn(phases, rounds, clock, warm_up=0)
-    if len(phases) > 1:
-        return times, None
-
-    def more() -> int:
-        in_turn(phases, rounds, clock, warm_up=0)
-        return rounds
-
-    return times, joules_a_round(more)
+    return times, _joules_a_round(phases, rounds, clock) if len(phases) == 1 else None
 
 
 def memory(device: str) -> float:
@@ -66,21 +59,6 @@ def peak_of(run: Callable[[], Any], device: str, before: float = 0.0) -> float |
     return torch.cuda.max_memory_allocated() / 1e6 - before
 
 
-def joules_a_round(rounds: Callable[[], int]) -> float | None:
-    """Return the joules of one round, over two seconds at least; None where nothing is counted.
-
-    Args:
-        rounds: makes some, waits until the device has done them, and returns how many.
-    """
-    before, began, made = joules(), time.perf_counter(), 0
-    if before is None:
-        return None
-    while time.perf_counter() - began < ENERGY_SECONDS:
-        made += rounds()
-    after = joules()
-    return (after - before) / made if after is not None and after > before else None
-
-
 def joules() -> float | None:
     """Return the energy used by the first visible GPU since its driver was loaded."""
     meter = _meter()
@@ -91,6 +69,18 @@ def joules() -> float | None:
     if library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)):
         return None
     return millijoules.value / 1e3
+
+
+def _joules_a_round(phases: Mapping[Any, Phases], rounds: int, clock: Clock) -> float | None:
+    """Return the joules of one round, over two seconds at least; None where nothing is counted."""
+    before, began, made = joules(), time.perf_counter(), 0
+    if before is None:
+        return None
+    while time.perf_counter() - began < ENERGY_SECONDS:
+        in_turn(phases, rounds, clock, warm_up=0)
+        made += rounds
+    after = joules()
+    return (after - before) / made if after is not None and after > before else None
 
 
 @functools.cache
