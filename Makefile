@@ -36,13 +36,13 @@ docs: $(VENV)/.train
 	$(VENV)/bin/python docs/api.py
 
 bench: $(VENV)/.test
-	$(VENV)/bin/python -m pytest bench --benchmark-enable $(ARGS)
+	$(VENV)/bin/python -m bench.dev.masked_path $(ARGS)
 
 # About half an hour on one thread; then the README's first table and the figures are made anew.
 bench-cpu: $(VENV)/.test
 	$(VENV)/bin/pip install --quiet --editable ".[plots]"
 	$(VENV)/bin/python -m bench.training --networks wrn16-8 wrn28-10 --blocks 64x64 32x32 \
-		--sparsities 0.8 0.9 --contenders auto mask-multiply $(ARGS)
+		--sparsities 0.8 0.9 --variants auto mask-multiply $(ARGS)
 	$(VENV)/bin/python -m bench.ensemble --networks wrn16-8 --blocks 64x64 --sparsities 0.8 0.9
 	$(VENV)/bin/python -m bench.report
 
@@ -50,7 +50,7 @@ bench-gpu: $(VENV)/.train
 	$(VENV)/bin/python -m bench.gpu --budget 300 $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

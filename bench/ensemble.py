@@ -3,93 +3,63 @@
     python -m bench.ensemble                        three tickets of WRN-28-10
     python -m bench.ensemble --tiny                 small sizes, to check the harness
 
-The rows' phase is "prediction": of one batch, by all members (prediction.py): one after another,
-grouped, or stacked by torch.func.vmap.
+The rows' phase is "prediction": of one batch, by all members (speed/prediction.py): one after
+another, grouped, or stacked by torch.func.vmap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from bench.report.records import Records
-from bench.speed.jobs import Job, say_no_row
-from bench.speed.measure import baseline, facts_of, line, measure, peak_of
+from bench.speed.comparison import Comparison, Times, compare
+from bench.speed.measure import memory, peak_of
 from bench.speed.prediction import PHASE, Prediction
-from bench.speed.timing import STEP, milliseconds, quantile, ratios
-from bench.speed.variant import Case
-from bench.training import COMPILED, EAGER, REFERENCE, take
+from bench.speed.variant import Case, Variant, Workload, variants
+from bench.training import COMPILED, EAGER, REFERENCE
+from sparse_engine.config.flags import run_command
 
-DENSE = ("dense captured", "dense compiled captured", "dense")
-ON_GPU = (
+DENSE_ON_GPU = variants("dense captured", "dense compiled captured", "dense")
+ON_GPU = variants(
     "auto rows captured", "auto rows grouped captured", "masked vmapped captured", "auto rows",
     "auto rows grouped", "auto rows compiled",
 )  # fmt: skip
-ON_CPU = ("auto", "auto grouped", "masked", "masked vmapped")
+ON_CPU = variants("auto", "auto grouped", "masked", "masked vmapped")
 
 
-class Ensembles:
-    """What the cases of one run share: where rows go."""
+class Ensembles(Comparison):
+    """Predictions by tickets, and by the dense network."""
 
-    def __init__(self, records: Records, device: str, rounds: int = 3) -> None:
-        self.records, self.device, self.rounds = records, device, rounds
+    report, subject = "ensemble", f"{PHASE}: "
 
-    def jobs(self, case: Case, contenders: Sequence[str]) -> list[Job]:
-        """Return the jobs of a case: one for each contender on a GPU, one for all on a CPU."""
-        groups = [[c] for c in contenders] if self.device == "cuda" else [["dense", *contenders]]
-        return [self._job(case, group) for group in groups]
+    def seconds(self, variant: Variant) -> float:
+        """Return the seconds that a variant should take on a GPU."""
+        return EAGER + REFERENCE + COMPILED / 2 * variant.compiled
 
-    def _job(self, case: Case, contenders: Sequence[str]) -> Job:
-        each = EAGER + REFERENCE
-        seconds = sum(each + COMPILED / 2 * ("compiled" in c) for c in contenders)
-        name = f"{case}: prediction: {', '.join(contenders)}"
-        return Job(name, seconds, lambda: self.run(case, contenders))
+    def prepare(self, case: Case, variant: Variant) -> Workload:
+        """Build, warm up, capture and check a prediction.
 
-    def run(self, case: Case, contenders: Sequence[str]) -> None:
-        """Check and time contenders that take turns; append their rows."""
-        ready: dict[str, Prediction] = {}
-        errors, peaks = {}, {}
-        for name in contenders:
-            try:
-                before = torch.cuda.memory_allocated() if self.device == "cuda" else 0
-                found = Prediction(case, name, self.device)
-                found.run()
-                if "captured" in found.options:
-                    found.capture_prediction()
-                errors[name] = found.check()
-                peaks[name] = peak_of(found.run, self.device, before)
-                ready[name] = found
-            except Exception as error:
-                say_no_row(f"{case} {name}", error)
-        if not ready:
-            return
-        phases = {name: found.phases() for name, found in ready.items()}
-        times, energy = measure(phases, self.device, self.rounds)
-        together = times.get("dense") if len(ready) > 1 else None
-        dense = baseline(self.records, case, together)
-        for name, found in ready.items():
-            seconds = times[name][PHASE]
-            rate = sum(found.flops.values()) * case.network.batch / 1e12 / quantile(seconds, 0.5)
-            row = facts_of("ensemble", found) | milliseconds(seconds) | dense(PHASE)
-            if together is not None:
-                row |= ratios(seconds, together[PHASE])
-            added = self.records.add(
-                **row,
-                phase=PHASE,
-                tflops=rate * found.flops_ratio(),
-                dense_tflops=rate,
-                peak_mb=None if peaks[name] is None else peaks[name] / 1e6,
-                energy_j=energy.get(STEP),
-                error=f"{errors[name]:.1e}",
-            )
-            print(line(added), flush=True)
+        Raises:
+            WrongResult, Unavailable, InputError: it gives no row.
+        """
+        before = memory(self.device)
+        prediction = Prediction(case, variant, self.device)
+        prediction.run()
+        if variant.captured:
+            prediction.capture()
+        error = prediction.check()
+        peak = peak_of(prediction.run, self.device, before)
+        prediction.columns = {"peak_mb": peak, "error": f"{error:.1e}"}
+        return prediction
+
+    def phases(self, workload: Workload, times: Times) -> Times:
+        """Return the times of the prediction alone, which is all of a step."""
+        return {PHASE: times[PHASE]}
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure until done or out of time."""
-    take("ensemble", Ensembles, DENSE, ON_GPU, ON_CPU)
+    compare(Ensembles, arguments, DENSE_ON_GPU, ON_GPU, ON_CPU)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

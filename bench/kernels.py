@@ -12,32 +12,37 @@ time; 100 % is the dense library's own rate.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bench.report import records as files
-from bench.report.records import Records, Row
+from bench.report.records import Records
+from bench.report.tables import line
+from bench.speed.correctness import LAYER_LIMITS, relative_error
 from bench.speed.jobs import Budget, Job, run_jobs, say_no_row
-from bench.speed.peers import peers
-from bench.speed.problems import Layer, Problem, dense_passes, make_problem, sparse_passes
+from bench.speed.problems import (
+    Layer,
+    Passes,
+    Problem,
+    dense_passes,
+    make_problem,
+    peers,
+    right_results,
+    sparse_passes,
+)
 from bench.speed.roofline import nearest_bound, rates_of, traffic
-from bench.speed.timing import clock_of, cold, in_turn, milliseconds, quantile, ratios, replays
-from sparse_engine.errors import InputError
+from bench.speed.timing import clock_of, cold, quantile, ratios, replays, speeds, steps_in_turn
+from sparse_engine.config.flags import Parser, run_command
 from sparse_kernels.dispatch.backend import VARIABLE
 from sparse_kernels.memory_order import in_order
-from sparse_kernels.operators.reference import gather_blocks
 from sparse_kernels.tuner import tune_conv2d
 
 PASSES = ("forward", "input gradient", "weight gradient")
-# Two roundings to bf16 differ by about 4e-3; a wrong index gives an error near 1.
-LARGEST_ERROR = 2e-2
 LAYERS = (
     Layer("conv 3x3 320 at 16x16", (320, 320, 3, 3), (16, 16), 128, 8),
     Layer("conv 3x3 640 at 8x8", (640, 640, 3, 3), (8, 8), 128, 8),
@@ -55,6 +60,7 @@ DENSITIES = (0.2, 0.1, 0.5, 0.05, 1.0)
 SECONDS = 1.25
 ORDERS = ("rows", "channels_last")
 ROUNDS, GPU_ROUNDS = 5, 50
+Key = tuple[str, str]  # variant and pass
 
 
 class Kernels:
@@ -64,11 +70,7 @@ class Kernels:
         self.records, self.device, self.tuned = records, device, tuned
 
     def job(
-        self,
-        layer: Layer,
-        block: tuple[int, int],
-        density: float,
-        orders: Sequence[str] = ORDERS,
+        self, layer: Layer, block: tuple[int, int], density: float, orders: Sequence[str] = ORDERS
     ) -> Job:
         """Return the job of one problem, with our kernels on activations in some orders."""
         name = f"{layer.name}, blocks {block[0]}x{block[1]}, density {density}"
@@ -81,153 +83,114 @@ class Kernels:
         )
 
     def run(self, problem: Problem, orders: Sequence[str] = ORDERS) -> None:
-        """Check and time all contenders of a problem; append their rows."""
+        """Check and time all variants of a problem; append their rows."""
         if self.tuned:
             tune(problem)
-        dense = dense_passes(problem)
-        right = {name: run() for name, run in dense.items()}
-        layout = problem.layout
-        right["weight gradient"] = gather_blocks(
-            right["weight gradient"].reshape(layout.shape), layout.tensors(), layout.sizes()
-        )
-        errors = {("dense", name): 0.0 for name in PASSES}
-        contenders = {"dense": dense}
-        for name, passes in self._ours(problem, orders).items():
-            contenders[name] = self._right_ones(problem, name, passes, right, errors)
-        for make in peers(problem):
-            try:
-                name, forward, expected = make()
-                found = self._right_ones(
-                    problem, name, {"forward": forward}, {"forward": expected}, errors
-                )
-                contenders[name] = found
-            except Exception as error:
-                say_no_row(f"{problem.layer.name}: a peer", error)
-        times = self._times(problem.layer.name, contenders)
-        for (name, passes), seconds in times.items():
-            if ("dense", passes) not in times:
+        passes = {("dense", which): run for which, run in dense_passes(problem).items()}
+        errors = dict.fromkeys(passes, 0.0)
+        for name, own, right in self._variants(problem, orders):
+            for which, run in own.items():
+                try:
+                    errors[name, which] = _checked(run, right[which])
+                    passes[name, which] = run
+                except Exception as failure:
+                    say_no_row(f"{problem.layer.name} {name} {which}", failure)
+        times = self._times(problem.layer.name, passes)
+        for (name, which), seconds in times.items():
+            if ("dense", which) not in times:
                 continue  # nothing to compare with
-            row = self._row(problem, name, passes, seconds, times["dense", passes])
-            print_row(self.records.add(error=f"{errors[name, passes]:.1e}", **row))
+            row = self._row(problem, name, which, seconds, times["dense", which])
+            print(line(self.records.add(error=f"{errors[name, which]:.1e}", **row)), flush=True)
 
-    def _ours(
+    def _variants(
         self, problem: Problem, orders: Sequence[str]
-    ) -> dict[str, Mapping[str, Callable[[], Tensor]]]:
+    ) -> Iterator[tuple[str, Passes, Mapping[str, Tensor]]]:
+        """Yield name, passes and what they should give, of ours and of peers."""
+        right = right_results(problem)
         backends = ("triton", "masked") if self.device == "cuda" else ("gemm", "masked")
         if wanted := os.environ.get(VARIABLE):
             backends = (wanted,)
         orders = orders if problem.layer.image else ("rows",)
-        found = {}
         for backend, order in itertools.product(backends, orders):
             # The other paths gain nothing from rows, which the images here are not in.
             if backend == "triton" or order == orders[-1]:
-                tuned = " tuned" if self.tuned else ""
-                found[f"{backend} {order}{tuned}"] = sparse_passes(problem, order, backend)
-        return found
-
-    def _right_ones(
-        self,
-        problem: Problem,
-        name: str,
-        passes: Mapping[str, Callable[[], Tensor]],
-        right: Mapping[str, Tensor],
-        errors: dict[tuple[str, str], float],
-    ) -> dict[str, Callable[[], Tensor]]:
-        """Return the passes whose results are right; note the errors."""
-        kept = {}
-        for which, run in passes.items():
+                tuned = " tuned" * self.tuned
+                yield f"{backend} {order}{tuned}", sparse_passes(problem, order, backend), right
+        for make in peers(problem):
             try:
-                found, expected = run().float(), right[which].float()
-                error = float((found - expected).norm() / expected.norm())
-                if not error < LARGEST_ERROR:
-                    raise ArithmeticError(f"it is wrong by {error:.1e}")
-                errors[name, which], kept[which] = error, run
-            except Exception as failure:
-                say_no_row(f"{problem.layer.name} {name} {which}", failure)
-        return kept
+                name, forward, expected = make()
+            except Exception as error:
+                say_no_row(f"{problem.layer.name}: a peer", error)
+                continue
+            yield name, {"forward": forward}, {"forward": expected}
 
-    def _times(self, subject: str, contenders) -> dict[tuple[str, str], list[float]]:
+    def _times(
+        self, subject: str, passes: Mapping[Key, Callable[[], Tensor]]
+    ) -> dict[Key, list[float]]:
         """Return the seconds of each pass that can be timed, in turn."""
         if self.device == "cpu":
-            clock = clock_of("cpu", torch.get_num_threads())
-            times = in_turn(contenders, ROUNDS, clock)
-            return {(n, p): times[n][p] for n, passes in contenders.items() for p in passes}
-        passes = {(n, p): run for n, found in contenders.items() for p, run in found.items()}
+            return steps_in_turn(passes, ROUNDS, clock_of("cpu"))
         captured = replays(passes)
-        for (name, which), found in list(captured.items()):
-            if isinstance(found, Exception):
-                say_no_row(f"{subject} {name} {which} not captured", captured.pop((name, which)))
+        for key, replay in list(captured.items()):
+            if isinstance(replay, Exception):
+                say_no_row(f"{subject} {' '.join(key)} not captured", captured.pop(key))
         return cold(captured, GPU_ROUNDS)
 
     def _row(
-        self, problem: Problem, name: str, passes: str, seconds: list[float], dense: list[float]
+        self, problem: Problem, name: str, which: str, seconds: list[float], dense: list[float]
     ) -> dict[str, Any]:
-        layout, found = problem.layout, milliseconds(seconds)
+        layout, kind = problem.layout, name.split()[0]
         density = {"dense": 1.0, "torch 2:4": 0.5}.get(name, layout.density)
-        flops = 2 * problem.positions * problem.dense.numel()
-        rate = flops / (1e-3 * found["p50_ms"]) / 1e12
-        ours = name.split()[0] in ("triton", "gemm")
+        columns = speeds(seconds, 2 * problem.positions * problem.dense.numel(), density)
+        rates = rates_of(files.device_name(self.device)) if kind in ("triton", "gemm") else None
         channels = sum(problem.layer.weight[:2])
-        work = traffic(passes, problem.positions, channels, layout.active, layout.block)
-        rates = rates_of(files.device_name(self.device)) if ours else None
-        bound = nearest_bound(*work, rates) if rates else None
+        work = traffic(which, problem.positions, channels, layout.active, layout.block)
         return {
             "report": "kernels",
             "dtype": "bf16" if self.device == "cuda" else "fp32",
             "subject": problem.layer.name,
             "batch": len(problem.x),
             "contender": name,
-            "label": "dense" if name.split()[0] in ("dense", "masked") else "sparse",
+            "label": "dense" if kind in ("dense", "masked") else "sparse",
             "density": density,
             "sparsity": None if name == "dense" else 1 - density,
             "block": None if name == "dense" else "x".join(map(str, layout.block)),
-            "phase": passes,
-            **found,
+            "phase": which,
+            **columns,
             **(ratios(seconds, dense) if self.device == "cpu" else {}),
             "dense_ms": 1e3 * quantile(dense, 0.5),
             "against": "dense",
-            "flops_ratio": density,
-            "tflops": rate * density,
-            "dense_tflops": rate,
-            "roofline": None if bound is None else 1e3 * bound / found["p50_ms"],
+            "roofline": 1e3 * nearest_bound(*work, rates) / columns["p50_ms"] if rates else None,
         }
+
+
+def _checked(run: Callable[[], Tensor], right: Tensor) -> float:
+    """Return the relative error of a pass, or raise ArithmeticError."""
+    error = relative_error(run().float(), right.float())
+    if not error < LAYER_LIMITS["cuda"]:
+        raise ArithmeticError(f"it is wrong by {error:.1e}")
+    return error
 
 
 def tune(problem: Problem) -> None:
     """Use the fastest tiles for a problem from now on, and print them."""
-    images = bool(problem.layer.image)
-    pad = [problem.layer.weight[2] // 2] * 2 if images else [0, 0]
-    for order in ("rows", "channels_last") if images else ("rows",):
-        x = in_order(problem.x if images else problem.x[:, :, None, None], order)
-        found = tune_conv2d(x, problem.values, problem.layout, [1, 1], pad, [1, 1])
-        for key, tile in found.items():
+    layer, image = problem.layer, problem.x if problem.layer.image else problem.x[:, :, None, None]
+    for order in ORDERS if layer.image else ("rows",):
+        x = in_order(image, order)
+        for key, tile in tune_conv2d(x, problem.values, problem.layout, *layer.geometry).items():
             print(f"tuned {key}: {tile}", flush=True)
 
 
-def print_row(row: Row) -> None:
-    """Print the part of a row that a person looks at."""
-    faster = float(row["dense_ms"]) / float(row["p50_ms"])
-    print(
-        f"{row['subject']:22} {row['block'] or '-':>8} density {float(row['density']):.3f} "
-        f"{row['contender']:22} {row['phase']:15} {float(row['p50_ms']):9.4f} ms  x{faster:.2f}  "
-        f"efficiency {faster * float(row['density']):.0%}",
-        flush=True,
-    )
-
-
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure until done or out of time."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m bench.kernels", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=files.REPORTS, help="folder of the CSV")
     parser.add_argument("--budget", type=float, default=540, help="seconds")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to check the harness")
     parser.add_argument("--tune", action="store_true", help="tune each case before it is timed")
-    options = parser.parse_args()
-    try:
-        device, records = files.opened(options.out, "kernels", options.threads)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None
+    options = parser.parse_strictly(arguments)
+    device, records = files.opened(options.out, "kernels", options.threads)
     layers = TINY if options.tiny else LAYERS
     blocks, densities = (((32, 32),), (0.5,)) if options.tiny else (BLOCKS, DENSITIES)
     kernels = Kernels(records, device, options.tune)
@@ -240,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

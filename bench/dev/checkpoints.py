@@ -6,15 +6,14 @@ A checkpoint is what a run writes: model, momenta, blocks and all else (trainer_
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from bench.report.tables import markdown
+from bench.dev.harness import print_table
+from bench.speed.timing import WALL, quantile, steps_in_turn
 from sparse_engine.config.config import Config
 from sparse_engine.data.load import load_dataset
 from sparse_engine.methods.resolve import resolve
@@ -23,12 +22,12 @@ from sparse_engine.training.run import plan_phases
 from sparse_engine.training.state import restore, state_of
 from sparse_engine.training.trainer import Trainer
 
-SPARSITIES = (0.0, 0.8, 0.9)
 COLUMNS = ("sparsity", "MB", "/ dense", "write, s", "/ dense", "resume, s", "/ dense")
+FLAGS = {"model": "wrn16-4", "block": "32x32", "repeats": 9}
 
 
-def measure(model: str, block: str, sparsity: float, repeats: int) -> tuple[float, float, float]:
-    """Return a checkpoint's bytes, and the median seconds to write and to continue from one."""
+def measure(model: str, block: str, sparsity: float, repeats: int) -> tuple[float, ...]:
+    """Return a checkpoint's MB, and the median seconds to write and to continue from one."""
     settings = {"method": "static", "sparsity": sparsity} if sparsity else {"method": "dense"}
     config = resolve(
         Config(model=model, block=block, distribution="uniform", device="cpu", **settings)
@@ -42,44 +41,31 @@ def measure(model: str, block: str, sparsity: float, repeats: int) -> tuple[floa
             action(run)
         run.densities.phases += run.network.densities()
         run.progress.begun = True
-        write = seconds(lambda: folder.save_checkpoint(state_of(run)), repeats)
         again = Trainer(config, phases, data, folder, torch.device("cpu"))
+
+        def write() -> None:
+            folder.save_checkpoint(state_of(run))
 
         def resume() -> None:
             again.progress = type(again.progress)()
             restore(again)
 
-        return folder.last.stat().st_size, write, seconds(resume, repeats)
+        # One after the other, so that neither finds the other's caches.
+        times = [steps_in_turn({"": step}, repeats, WALL)[""] for step in (write, resume)]
+        return folder.last.stat().st_size / 1e6, *(quantile(seconds, 0.5) for seconds in times)
 
 
-def seconds(function: Callable[[], object], repeats: int) -> float:
-    """Return the median time of a call, after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="wrn16-4")
-    parser.add_argument("--block", default="32x32")
-    parser.add_argument("--repeats", type=int, default=9)
-    flags = parser.parse_args(arguments)
-    found = {s: measure(flags.model, flags.block, s, flags.repeats) for s in SPARSITIES}
-    rows = []
-    for sparsity, (size, write, resume) in found.items():
-        numbers = ((size / 1e6, "{:.2f}"), (write, "{:.3f}"), (resume, "{:.3f}"))
+def rows(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Yield a row for the dense network and each sparsity."""
+    dense = None
+    for sparsity in (0.0, 0.8, 0.9):
+        numbers = measure(options.model, options.block, sparsity, options.repeats)
+        dense = dense or numbers
         cells = [f"{sparsity:g}" if sparsity else "dense"]
-        for (number, form), dense in zip(numbers, found[0.0]):
-            whole = number * 1e6 if form == "{:.2f}" else number
-            cells += [form.format(number), f"{whole / dense:.2f}"]
-        rows.append(cells)
-    print(markdown(COLUMNS, rows))
+        for number, digits, of_dense in zip(numbers, (2, 3, 3), dense):
+            cells += [f"{number:.{digits}f}", f"{number / of_dense:.2f}"]
+        yield cells
 
 
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, COLUMNS, rows, FLAGS)

@@ -6,151 +6,85 @@ are fitted to this table. One thread is timed by its CPU time, which other proce
 little; with --threads of more, by the clock, on a machine that should have nothing else to do.
 """
 
+from __future__ import annotations
+
 import argparse
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from sparse_kernels import BlockLayout, block_conv2d, block_linear
-from sparse_kernels.dispatch import backend
+from bench.dev.harness import print_table
+from bench.speed.problems import Layer, dense_passes, make_problem, sparse_passes
+from bench.speed.timing import STEP, clock_of, in_turn, quantile, ratio_text
 from sparse_kernels.dispatch.cost_model import gemm_ratio
 from sparse_kernels.layout import clamp_block
 
-DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
-BLOCKS = (16, 32, 64)
+# Network, images, pixels a side (0: a linear layer's vectors), channels in and out, kernel, stride.
+LAYERS = (
+    ("WRN-16-2", 128, 32, 16, 16, 3, 1),
+    ("WRN-16-2", 128, 32, 32, 32, 3, 1),
+    ("WRN-16-2", 128, 16, 64, 64, 3, 1),
+    ("WRN-16-2", 128, 16, 64, 128, 3, 2),
+    ("WRN-16-2", 128, 8, 128, 128, 3, 1),
+    ("WRN-28-10", 8, 32, 160, 160, 3, 1),
+    ("WRN-28-10", 8, 16, 320, 320, 3, 1),
+    ("WRN-28-10", 8, 8, 640, 640, 3, 1),
+    ("WRN-28-10", 32, 8, 640, 640, 3, 1),
+    ("ResNet-18", 32, 8, 256, 256, 3, 1),
+    ("ResNet-18", 32, 4, 512, 512, 3, 1),
+    ("ResNet-50", 8, 28, 512, 128, 1, 1),
+    ("ResNet-50", 8, 14, 256, 1024, 1, 1),
+    ("ResNet-50", 8, 28, 512, 1024, 1, 2),
+    ("MLP", 128, 0, 1024, 1024, 1, 1),
+    ("transformer", 2048, 0, 512, 2048, 1, 1),
+)
+COLUMNS = (
+    "layer", "block", "density", "dense ms", "masked / dense", "gemm / dense", "gemm / masked",
+    "the same as expected",
+)  # fmt: skip
+FLAGS = {
+    "threads": 1, "rounds": 7, "dtype": ("float32", "bfloat16"),
+    "networks": list(dict.fromkeys(facts[0] for facts in LAYERS)), "blocks": [16, 32, 64],
+    "densities": [0.05, 0.1, 0.2, 0.3, 0.5],
+}  # fmt: skip
 
 
-class Layer(NamedTuple):
-    """A network's layer: images of size 0 are a linear layer's vectors."""
-
-    network: str
-    images: int
-    size: int
-    channels: int
-    out_channels: int
-    kernel: int = 3
-    stride: int = 1
-
-    @property
-    def positions(self) -> int:
-        """Vectors of output channels."""
-        return self.images * (-(-self.size // self.stride)) ** 2 if self.size else self.images
+def layer_of(network: str, images: int, size: int, inputs: int, outputs: int, *rest: int) -> Layer:
+    """Return a row of LAYERS as a layer to time."""
+    kernel, stride = rest
+    name = " ".join(map(str, (network, images, size, inputs, outputs, *rest)))
+    weight = (outputs, inputs, kernel, kernel) if size else (outputs, inputs)
+    return Layer(name, weight, (size, size) if size else (), images, images, stride)
 
 
-LAYERS = [
-    Layer("WRN-16-2", 128, 32, 16, 16),
-    Layer("WRN-16-2", 128, 32, 32, 32),
-    Layer("WRN-16-2", 128, 16, 64, 64),
-    Layer("WRN-16-2", 128, 16, 64, 128, stride=2),
-    Layer("WRN-16-2", 128, 8, 128, 128),
-    Layer("WRN-28-10", 8, 32, 160, 160),
-    Layer("WRN-28-10", 8, 16, 320, 320),
-    Layer("WRN-28-10", 8, 8, 640, 640),
-    Layer("WRN-28-10", 32, 8, 640, 640),
-    Layer("ResNet-18", 32, 8, 256, 256),
-    Layer("ResNet-18", 32, 4, 512, 512),
-    Layer("ResNet-50", 8, 28, 512, 128, kernel=1),
-    Layer("ResNet-50", 8, 14, 256, 1024, kernel=1),
-    Layer("ResNet-50", 8, 28, 512, 1024, kernel=1, stride=2),
-    Layer("MLP", 128, 0, 1024, 1024, kernel=1),
-    Layer("transformer", 2048, 0, 512, 2048, kernel=1),
-]
-
-
-def passes(layer: Layer, operator: Callable, x: Tensor, *weights: Tensor) -> Callable[[], None]:
-    """Return forward and both gradients of a layer as a function without arguments."""
-    x, value = (t.detach().requires_grad_() for t in (x, weights[0]))
-    if layer.size:
-        geometry = {"stride": layer.stride, "padding": layer.kernel // 2}
-        forward = lambda: operator(x, value, *weights[1:], **geometry)  # noqa: E731
-    else:
-        forward = lambda: operator(x, value, *weights[1:])  # noqa: E731
-    grad = torch.randn_like(forward())
-    return lambda: torch.autograd.grad(forward(), (x, value), grad)
-
-
-def contenders(layer: Layer, block: int, density: float, dtype: torch.dtype):
-    """Return the dense, masked and gemm passes of a layer, and what backend.py expects."""
-    taps = (layer.kernel, layer.kernel) if layer.size else ()
-    shape = (layer.out_channels, layer.channels, *taps)
-    whole = BlockLayout(shape, (block, block), torch.arange(1))
-    ids = torch.randperm(whole.total)[: max(1, round(density * whole.total))]
-    layout = BlockLayout(shape, whole.block, ids)
-    values = torch.randn(layout.slots, *reversed(layout.block), dtype=dtype)
-    weight, x = torch.randn(shape, dtype=dtype), torch.randn(layer.images, layer.channels)
-    if layer.size:
-        x = torch.randn(layer.images, layer.channels, layer.size, layer.size)
-        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    dense, sparse = (F.conv2d, block_conv2d) if layer.size else (F.linear, block_linear)
-    found = {"dense": passes(layer, dense, x.to(dtype), weight)}
-    for name in ("masked", "gemm"):
-        os.environ[backend.VARIABLE] = name
-        found[name] = passes(layer, sparse, x.to(dtype), values, layout)
-    expected = gemm_ratio(tuple(layout.sizes()), layout.density, layer.positions)
-    return found, layout, expected
-
-
-def seconds(functions: dict[str, Callable], rounds: int, clock: Callable) -> dict[str, list[float]]:
-    """Return the seconds that each function took, called in turn, in every round but a first."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            os.environ[backend.VARIABLE] = name if name in backend.BACKENDS else "auto"
-            began = clock()
-            function()
-            times[name].append(clock() - began)
-    return {name: taken[1:] for name, taken in times.items()}
-
-
-def ratio(times: dict[str, list[float]], over: str, under: str) -> str:
-    """Return the median of one over the median of another, and the quartiles over the rounds."""
-    each = [a / b for a, b in zip(times[over], times[under])]
-    low, _, high = statistics.quantiles(each, n=4)
-    middle = statistics.median(times[over]) / statistics.median(times[under])
-    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--networks", nargs="*", default=[layer.network for layer in LAYERS])
-    parser.add_argument("--blocks", nargs="*", type=int, default=BLOCKS)
-    parser.add_argument("--densities", nargs="*", type=float, default=DENSITIES)
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
-    clock = time.process_time if options.threads == 1 else time.perf_counter
-    print(f"{platform.machine()}, torch {torch.__version__}, {options}")
-    print("| layer | block | density | dense ms | masked / dense | gemm / dense ", end="")
-    print("| gemm / masked | the same as expected |")
-    print("|---" * 8 + "|")
-    for layer in LAYERS:
-        sizes = {clamp_block((b, b), layer.out_channels, layer.channels) for b in options.blocks}
-        for block in sorted({b for _, b in sizes}) if layer.network in options.networks else ():
-            for density in options.densities:
-                found, layout, expected = contenders(
-                    layer, block, density, getattr(torch, options.dtype)
-                )
-                times = seconds(found, options.rounds, clock)
-                name = " ".join(f"{v}" for v in layer)
-                print(
-                    f"| {name} | {layout.block} | {layout.density:.2f} "
-                    f"| {1e3 * statistics.median(times['dense']):.1f} "
-                    f"| {ratio(times, 'masked', 'dense')} | {ratio(times, 'gemm', 'dense')} "
-                    f"| {ratio(times, 'gemm', 'masked')} | {expected:.2f} |",
-                    flush=True,
-                )
+def rows(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Yield a row for each layer, block and density."""
+    for layer in (layer_of(*facts) for facts in LAYERS if facts[0] in options.networks):
+        blocks = sorted({clamp_block((b, b), *layer.weight[:2])[1] for b in options.blocks})
+        for block, density in itertools.product(blocks, options.densities):
+            dtype = getattr(torch, options.dtype)
+            problem = make_problem(layer, (block, block), density, "cpu", dtype)
+            layout = problem.layout
+            passes = {
+                "dense": dense_passes(problem),
+                "masked": sparse_passes(problem, "channels_last", "masked"),
+                "gemm": sparse_passes(problem, "channels_last", "gemm"),
+            }
+            times = in_turn(passes, options.rounds, clock_of("cpu"))
+            dense, masked, gemm = (times[name][STEP] for name in passes)
+            expected = gemm_ratio(tuple(layout.sizes()), layout.density, problem.positions)
+            yield [
+                layer.name,
+                f"{layout.block}",
+                f"{layout.density:.2f}",
+                f"{1e3 * quantile(dense, 0.5):.1f}",
+                ratio_text(masked, dense),
+                ratio_text(gemm, dense),
+                ratio_text(gemm, masked),
+                f"{expected:.2f}",
+            ]
 
 
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, COLUMNS, rows, FLAGS)

@@ -10,14 +10,13 @@ single networks fused as a run has them; on a CPU in fp32. They take turns; rati
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 
 import torch
 
-from bench.report.tables import markdown
-from bench.speed.timing import STEP, clock_of, in_turn, quantile
-from bench.speed.trainer_step import trainer_step
+from bench.dev.harness import print_table
+from bench.speed.steps import trainer_step
+from bench.speed.timing import STEP, clock_of, in_turn, ratio_text, time_text
 from sparse_engine.config.config import Config
 from sparse_engine.data.arrays import ImageArrays
 from sparse_engine.data.catalog import TABLE
@@ -26,70 +25,52 @@ from sparse_engine.training.grouped import start_group
 from sparse_engine.training.network import build_network
 
 COLUMNS = ("sparsity", "one by one, ms", "as one, ms", "as one / one by one")
+FLAGS = {
+    "threads": 1, "model": "wrn16-8", "batch": 32, "members": 3, "block": "64x64",
+    "sparsities": [0.8, 0.9], "rounds": 3,
+}  # fmt: skip
 INFO = TABLE["cifar10"]
 
 
-def measure(config: Config, device: torch.device, rounds: int) -> list[str]:
-    """Return a row: medians, and quantiles of the rounds' ratios."""
-    batch, members = config.batch_size or 1, config.members or 1
-    empty = torch.zeros(batch, INFO.channels, INFO.height, INFO.width, dtype=torch.uint8)
-    split = ImageArrays(empty, torch.zeros(batch, dtype=torch.long))
-    group, _ = start_group(config, split, INFO, device, steps=1)
-    alone = [build_network(config, INFO, device, member) for member in range(members)]
-    contenders = {
-        "as one": {"step": trainer_step(group, config, INFO, members * batch)},
-        "one by one": {
-            f"{n}": trainer_step(own, config, INFO, batch) for n, own in enumerate(alone)
-        },
-    }
-    # Three steps before a graph is recorded, and that one.
-    times = in_turn(
-        contenders, rounds, clock_of(device.type), warm_up=5 if device.type == "cuda" else 1
-    )
-    together, apart = times["as one"][STEP], times["one by one"][STEP]
-    ratios = [ours / theirs for ours, theirs in zip(together, apart, strict=True)]
-    low, high = quantile(ratios, 0.2), quantile(ratios, 0.8)
-    middle = quantile(together, 0.5) / quantile(apart, 0.5)
-    spread = [
-        f"{1e3 * quantile(t, 0.5):.0f} ({1e3 * quantile(t, 0.2):.0f}-{1e3 * quantile(t, 0.8):.0f})"
-        for t in (apart, together)
-    ]
-    return [f"{config.sparsity:g}", *spread, f"{middle:.2f} ({low:.2f}-{high:.2f})"]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="wrn16-8")
-    parser.add_argument("--batch", type=int, default=32, help="images of a member")
-    parser.add_argument("--members", type=int, default=3)
-    parser.add_argument("--block", default="64x64")
-    parser.add_argument("--sparsities", nargs="*", type=float, default=[0.8, 0.9])
-    parser.add_argument("--rounds", type=int, default=3)
-    flags = parser.parse_args(arguments)
+def rows(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Yield a row for each sparsity: medians, and percentiles of the rounds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    config = Config(
-        method="dst-ensemble",
-        topology="static",
-        dataset="cifar10",
-        data_dir=".",
-        model=flags.model,
-        batch_size=flags.batch,
-        members=flags.members,
-        epochs=flags.members,
-        block=flags.block,
-        distribution="uniform",
-        dtype="bf16" if device.type == "cuda" else "fp32",
-        parallel="grouped",
-    )
-    rows = [
-        measure(resolve(replace(config, sparsity=sparsity)), device, flags.rounds)
-        for sparsity in flags.sparsities
-    ]
-    print(markdown(COLUMNS, rows))
+    batch, members = options.batch, options.members
+    # Three steps before a graph is recorded, and that one.
+    warm_up = 5 if device.type == "cuda" else 1
+    for sparsity in options.sparsities:
+        config = resolve(
+            Config(
+                method="dst-ensemble",
+                topology="static",
+                dataset="cifar10",
+                data_dir=".",
+                model=options.model,
+                batch_size=batch,
+                members=members,
+                epochs=members,
+                block=options.block,
+                distribution="uniform",
+                dtype="bf16" if device.type == "cuda" else "fp32",
+                parallel="grouped",
+                sparsity=sparsity,
+            )
+        )
+        empty = torch.zeros(batch, INFO.channels, INFO.height, INFO.width, dtype=torch.uint8)
+        split = ImageArrays(empty, torch.zeros(batch, dtype=torch.long))
+        group, _ = start_group(config, split, INFO, device, steps=1)
+        alone = [build_network(config, INFO, device, member) for member in range(members)]
+        steps = {
+            "alone": {
+                f"{n}": trainer_step(net, config, INFO, batch) for n, net in enumerate(alone)
+            },
+            "group": {STEP: trainer_step(group, config, INFO, members * batch)},
+        }
+        times = in_turn(steps, options.rounds, clock_of(device.type), warm_up)
+        apart, together = times["alone"][STEP], times["group"][STEP]
+        ratio = ratio_text(together, apart)
+        yield [f"{sparsity:g}", time_text(apart), time_text(together), ratio]
 
 
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, COLUMNS, rows, FLAGS)

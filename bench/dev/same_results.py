@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,9 +72,9 @@ def _report(name: str, old: Path, new: Path) -> bool:
         paths = [Path(folder, side) for side in ("old", "new")]
         for checkout, path in zip((old, new), paths):
             make(RUNS[name], checkout.resolve(), path)
-        found = next(differences(*paths), None)
-    print(f"{name}: {'the same' if found is None else found}", flush=True)
-    return found is None
+        difference = next(differences(*paths), None)
+    print(f"{name}: {difference or 'the same'}", flush=True)
+    return difference is None
 
 
 def make(run: Run, checkout: Path, folder: Path) -> None:
@@ -87,24 +86,59 @@ def make(run: Run, checkout: Path, folder: Path) -> None:
     folder.mkdir()
     process = _start(checkout, folder, "--out", "run", "--device", "cpu", *run.flags)
     if run.stop_after:
-        _stop(process, folder / "run" / "metrics.csv", run.stop_after)
+        rows = folder / "run" / "metrics.csv"
+        while process.poll() is None and _epochs(rows) < run.stop_after:
+            time.sleep(0.001)
+        process.terminate()
+        _, words = process.communicate()
+        if (code := process.returncode) != 128 + signal.SIGTERM:
+            raise RunFailure(f"a run was not stopped but ended with {code}: {words[-2000:]}")
         process = _start(checkout, folder, "--resume", "run")
     _, words = process.communicate()
     if process.returncode:
         raise RunFailure(f"{checkout} cannot train {' '.join(run.flags)}: {words[-2000:]}")
 
 
+def _epochs(rows: Path) -> int:
+    """Return of how many epochs a training has told, below the heading of its CSV."""
+    return len(rows.read_bytes().splitlines()) - 1 if rows.exists() else 0
+
+
 def differences(old: Path, new: Path) -> Iterator[str]:
     """Say where two folders of make differ."""
-    pairs = zip_longest(_rows(old), _rows(new), fillvalue={})
-    for number, (first, second) in enumerate(pairs, 1):
-        yield from _changes(f"metrics.csv, row {number}", first, second)
-    yield from _changes("metrics.json", _result(old), _result(new))
-    first, second = ({p.name: p for p in (f / "run").glob("member_*.pt")} for f in (old, new))
-    if not first or first.keys() != second.keys():
-        yield f"tickets: {sorted(first)} and {sorted(second)}"
-    for name in sorted(first.keys() & second.keys()):
-        yield from _changes(name, _tensors(first[name]), _tensors(second[name]))
+    first, second = _contents(old), _contents(new)
+    if first["tickets: names"] == []:
+        yield "tickets: there are none"
+    for name in {**first, **second}:
+        if name not in first or name not in second:
+            yield f"{name} is only in the {'old' if name in first else 'new'}"
+        elif first[name] != second[name]:
+            shown = "" if isinstance(first[name], tuple) else f": {first[name]} and {second[name]}"
+            yield f"{name} differs{shown}"
+
+
+def _contents(folder: Path) -> dict[str, Any]:
+    """Return everything that a run has left and that is compared, by file and name."""
+    import torch
+
+    run = folder / "run"
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        parts = {f"metrics.csv, row {n}": row for n, row in enumerate(csv.DictReader(file), 1)}
+    parts["metrics.json"] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    tickets = sorted(run.glob("member_*.pt"))
+    parts["tickets"] = {"names": [path.name for path in tickets]}
+    for path in tickets:
+        state = torch.load(path, weights_only=True)["model"]
+        # What a tensor is made of, since no NaN equals itself.
+        parts[path.name] = {
+            name: (t.dtype, t.shape, t.numpy().tobytes()) for name, t in state.items()
+        }
+    return {
+        f"{part}: {name}": value
+        for part, values in parts.items()
+        for name, value in values.items()
+        if name not in MEASURED
+    }
 
 
 def _start(checkout: Path, folder: Path, *flags: str) -> subprocess.Popen[str]:
@@ -119,50 +153,6 @@ def _start(checkout: Path, folder: Path, *flags: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def _stop(process: subprocess.Popen[str], rows: Path, epochs: int) -> None:
-    """Ask a training to stop as soon as it has told of so many epochs."""
-    while process.poll() is None and not (
-        rows.exists() and len(rows.read_bytes().splitlines()) > epochs
-    ):
-        time.sleep(0.001)
-    process.terminate()
-    _, words = process.communicate()
-    if process.returncode != 128 + signal.SIGTERM:
-        raise RunFailure(
-            f"a run was not stopped but ended with {process.returncode}: {words[-2000:]}"
-        )
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    with (folder / "run" / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        return [_kept(row) for row in csv.DictReader(file)]
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    return _kept(json.loads((folder / "run" / "metrics.json").read_text(encoding="utf-8")))
-
-
-def _kept(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name not in MEASURED}
-
-
-def _tensors(path: Path) -> dict[str, Any]:
-    """Return what tensors of a ticket are made of, since no NaN equals itself."""
-    import torch
-
-    state = torch.load(path, weights_only=True)["model"]
-    return {n: (t.dtype, t.shape, t.numpy().tobytes()) for n, t in state.items()}
-
-
-def _changes(where: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    for name in [*old, *(n for n in new if n not in old)]:
-        if name not in old or name not in new:
-            yield f"{where}: {name} is only in the {'old' if name in old else 'new'}"
-        elif old[name] != new[name]:
-            shown = "" if isinstance(old[name], tuple) else f": {old[name]} and {new[name]}"
-            yield f"{where}: {name} differs{shown}"
 
 
 if __name__ == "__main__":

@@ -10,17 +10,17 @@ network's, steps taken in turn; and the score, the harmonic mean of a channel's 
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
+from bench.dev.harness import print_table
+from bench.speed.steps import trainer_step
+from bench.speed.timing import clock_of, quantile, steps_in_turn
 from sparse_engine.config.config import Config
-from sparse_engine.data.catalog import TABLE, DatasetInfo
-from sparse_engine.device import DTYPES, autocast
-from sparse_engine.layers.plan import LayerPlan
+from sparse_engine.data.catalog import TABLE
+from sparse_engine.device import DTYPES
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.models.workload import dense_flops, forward_flops, layer_calls
 from sparse_engine.runs.model import plain_model
@@ -29,41 +29,17 @@ from sparse_engine.sparsity.layer_times import measure, measure_layer_times
 from sparse_engine.sparsity.time_budget import score, time_ratio, timed_plans
 from sparse_engine.training.budget import matching_sparsity
 from sparse_engine.training.network import build_network, plan_network
-from sparse_kernels.timing import once
+
+COLUMNS = ("distribution", "sparsity", "FLOPs", "layers, expected", "layers", "step", "score")
+FLAGS = {
+    "dataset": ("cifar10", *(name for name in TABLE if name != "cifar10")), "model": "wrn16-8",
+    "block": "32x32", "batch_size": 32, "time_budget": 0.35, "threads": 1, "rounds": 5,
+    "dtype": ("fp32", *(name for name in DTYPES if name != "fp32")),
+}  # fmt: skip
 
 
-def training_step(
-    config: Config, info: DatasetInfo, device: torch.device, sparsity: float
-) -> Callable[[], None]:
-    """Return a step of the network that a run of this configuration would have."""
-    network = build_network(config, info, device, sparsity=sparsity)
-    size = (config.batch_size, info.channels, info.height, info.width)
-    x = torch.randn(size, device=device).contiguous(memory_format=torch.channels_last)
-    y = torch.randint(info.classes, size[:1], device=device)
-
-    def step() -> None:
-        network.optimizer.zero_grad()
-        with autocast(device, config.dtype):
-            loss = F.cross_entropy(network.model(x), y)
-        loss.backward()
-        network.optimizer.step()
-
-    return step
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", default="cifar10", choices=TABLE)
-    parser.add_argument("--model", default="wrn16-8")
-    parser.add_argument("--block", default="32x32")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--dtype", default="fp32", choices=DTYPES)
-    parser.add_argument("--time-budget", type=float, default=0.35)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def rows(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Yield a row for the dense network, in seconds, and for each distribution."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     info, share = TABLE[options.dataset], options.time_budget
     given = {k: getattr(options, k) for k in ("dataset", "model", "block", "batch_size", "dtype")}
@@ -77,49 +53,49 @@ def main() -> None:
     curves = measure_layer_times(full, problems, model, device, dtype)
     flops = dense_flops(model, image)
 
-    plans: dict[str, list[LayerPlan]] = {"timed": timed_plans(full, curves, share)}
+    plans = {"timed": timed_plans(full, curves, share)}
     for name in ("erk", "uniform"):
         other = replace(config, distribution=name)
         sparsity, _ = matching_sparsity(
             lambda s, other=other: plan_network(other, model, s),
-            lambda found: time_ratio(found, curves),
+            lambda plan: time_ratio(plan, curves),
             share,
         )
         plans[name] = plan_network(other, model, sparsity)
 
-    steps = {"dense": training_step(config, info, device, 0.0)}
-    for name, found in plans.items():
-        densities = {plan.name: plan.density for plan in found}
+    networks = {"dense": build_network(config, info, device, sparsity=0.0)}
+    for name, plan in plans.items():
+        densities = {layer.name: layer.density for layer in plan}
         own = replace(config, distribution="timed", densities=densities)
-        steps[name] = training_step(own, info, device, total_sparsity(found))
-    taken = {name: [] for name in steps}
-    for _ in range(options.rounds + 1):
-        for name, step in steps.items():
-            taken[name].append(once(step, device.type == "cuda"))
-    seconds = {name: statistics.median(times[1:]) for name, times in taken.items()}
+        networks[name] = build_network(own, info, device, sparsity=total_sparsity(plan))
+    steps = {n: trainer_step(net, config, info, config.batch_size) for n, net in networks.items()}
+    # Three steps before a graph is recorded, and that one.
+    warm_up = 5 if device.type == "cuda" else 1
+    times = steps_in_turn(steps, options.rounds, clock_of(device.type), warm_up)
+    seconds = {name: quantile(own, 0.5) for name, own in times.items()}
+    layers = sum(curve.dense for curve in curves.values())
+    whole = ("0", "1", "1", f"1 ({layers:.3f} s)", f"1 ({seconds['dense']:.3f} s)")
+    yield ["dense", *whole, f"{score(full):.1f}"]
 
-    print(f"torch {torch.__version__}, {options}")
-    print(f"dense: layers {sum(c.dense for c in curves.values()):.3f} s, step", end=" ")
-    print(f"{seconds['dense']:.3f} s, score {score(full):.1f}")
-    print("| distribution | sparsity | FLOPs | layers, expected | layers | step | score |")
-    print("|---" * 7 + "|")
-    for name, found in plans.items():
+    for name, plan in plans.items():
         anew = [
             measure(p, call, model.get_submodule(p.name), (p.active, p.total), device, dtype)
             if not p.is_dense
             else (curves[p.name].dense,) * 2
-            for p in found
+            for p in plan
             for call in problems[p.name]
         ]
-        ratio = forward_flops(flops, {p.name: p.density for p in found}) / sum(flops.values())
-        expected = time_ratio(found, curves)
-        print(
-            f"| {name} | {total_sparsity(found):.3f} | {ratio:.3f} | {expected:.3f} "
-            f"| {sum(s for s, _ in anew) / sum(d for _, d in anew):.3f} "
-            f"| {seconds[name] / seconds['dense']:.3f} | {score(found):.1f} |",
-            flush=True,
-        )
+        multiplied = forward_flops(flops, {p.name: p.density for p in plan}) / sum(flops.values())
+        yield [
+            name,
+            f"{total_sparsity(plan):.3f}",
+            f"{multiplied:.3f}",
+            f"{time_ratio(plan, curves):.3f}",
+            f"{sum(s for s, _ in anew) / sum(d for _, d in anew):.3f}",
+            f"{seconds[name] / seconds['dense']:.3f}",
+            f"{score(plan):.1f}",
+        ]
 
 
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, COLUMNS, rows, FLAGS)

@@ -12,10 +12,10 @@ of the largest images, not a time. Forward and backward of a step, without the o
 from __future__ import annotations
 
 import argparse
+import math
 import os
-import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,8 +24,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sparse_engine import fuse, sparsify, to_rows
-from sparse_engine.models.build import build_model
+from bench.dev.harness import print_table
+from bench.speed.networks import Network
+from bench.speed.variant import DENSE, Case, Variant, Workload
 from sparse_kernels.dispatch.backend import VARIABLE
 
 # Operators that read some inputs twice: which ones, by position.
@@ -35,6 +36,16 @@ READ_TWICE = {
     "native_batch_norm_backward": (0, 1),
     "cudnn_batch_norm_backward": (0, 1),
     "convolution_backward": (0,),
+}
+COLUMNS = ("network", "GB", "convolutions, linear", "the rest", "operators")
+FLAGS = {
+    "model": "wrn28-10", "batch": 128, "image": 32, "sparsity": 0.9, "block": 32,
+    "operators": False,
+}  # fmt: skip
+VARIANTS = {
+    "dense, eager": DENSE,
+    "sparse": Variant("auto", rows=True),
+    "sparse, fused": Variant("auto", rows=True, fuse=True),
 }
 FREE = ("empty", "new_empty", "_unsafe_view")
 MULTIPLY = ("conv", "mm", "linear")
@@ -80,8 +91,7 @@ def size(x: Any) -> int:
     """Return the bytes of a tensor, which what was expanded has not; 0 of anything else."""
     if not isinstance(x, Tensor):
         return 0
-    distinct = [n for n, stride in zip(x.shape, x.stride()) if stride]
-    return torch.Size(distinct).numel() * x.element_size()
+    return math.prod(n for n, stride in zip(x.shape, x.stride()) if stride) * x.element_size()
 
 
 def count_step(model: nn.Module, images: tuple[int, ...], dtype: torch.dtype) -> Traffic:
@@ -94,44 +104,23 @@ def count_step(model: nn.Module, images: tuple[int, ...], dtype: torch.dtype) ->
     return traffic
 
 
-def variants(sparsity: float, block: int) -> dict[str, Callable[[nn.Module], nn.Module]]:
-    """Return what is done to a dense network, by name."""
-
-    def sparse(model: nn.Module) -> nn.Module:
-        sparsify(model, sparsity, "uniform", (block, block))
-        return to_rows(model)
-
-    return {
-        "dense, eager": lambda model: model.to(memory_format=torch.channels_last),
-        "sparse": sparse,
-        "sparse, fused": lambda model: fuse(sparse(model)),
-    }
-
-
-def main() -> int:
-    """Print the table; return the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="wrn28-10")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--image", type=int, default=32)
-    parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--block", type=int, default=32)
-    parser.add_argument("--operators", action="store_true", help="a row for each operator too")
-    options = parser.parse_args()
+def rows(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Yield a row for each network, and for each of its operators if asked for."""
     # What the kernels would do: fake tensors need neither a GPU nor the interpreter itself.
     os.environ |= {VARIABLE: "triton", "TRITON_INTERPRET": "1"}
-    images = (options.batch, 3, options.image, options.image)
-    print("| network | GB | convolutions, linear | the rest | operators |\n|---|---|---|---|---|")
-    for name, change in variants(options.sparsity, options.block).items():
-        sizes = {"height": options.image, "width": options.image}
-        model = change(build_model(options.model, classes=10, channels=3, **sizes))
-        found = count_step(model, images, torch.bfloat16)
-        totals = [f"{found.total(kind) / 1e9:.3g}" for kind in ("", "multiply", "others")]
-        print(f"| {name} | {' | '.join(totals)} | {sum(found.calls.values())} |")
-        for operator, moved in found.bytes.most_common() if options.operators else ():
-            print(f"| - {operator} | {moved / 1e9:.2f} | | | {found.calls[operator]} |")
-    return 0
+    image = (3, options.image, options.image)
+    network = Network(options.model, image, options.batch, options.batch)
+    case = Case(network, options.sparsity, "uniform", f"{options.block}x{options.block}")
+    for name, variant in VARIANTS.items():
+        workload = Workload(case, variant, "cpu")
+        model = workload.case.model().to(memory_format=torch.channels_last)
+        workload.rearrange(model)
+        traffic = count_step(model, (options.batch, *image), torch.bfloat16)
+        totals = [f"{traffic.total(kind) / 1e9:.3g}" for kind in ("", "multiply", "others")]
+        yield [name, *totals, f"{sum(traffic.calls.values())}"]
+        for operator, moved in traffic.bytes.most_common() if options.operators else ():
+            yield [f"- {operator}", f"{moved / 1e9:.2f}", "", "", f"{traffic.calls[operator]}"]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print_table(__doc__, COLUMNS, rows, FLAGS)

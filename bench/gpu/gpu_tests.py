@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from bench.speed.machine import ROOT
+
 LIMIT = 40.0  # seconds
 FILES = ("tests/kernels/test_gpu.py", "tests/training/test_step.py")
 # Graphs, streams and waiting; not those that fill the memory, tune, or repeat thousands of times.
@@ -61,6 +61,6 @@ def run_tests(
 
 
 def _first_failure(text: str) -> str:
-    found = re.search(r"^(?:FAILED|ERROR) (.+)$", text, re.MULTILINE)
-    lines = text.strip().splitlines()
-    return found[1] if found else (lines[-1] if lines else "no output")
+    failure = re.search(r"^(?:FAILED|ERROR) (.+)$", text, re.MULTILINE)
+    lines = text.strip().splitlines() or ["no output"]
+    return failure[1] if failure else lines[-1]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -21,17 +22,19 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from bench.gpu.driver import facts, gpu_name
+from bench.gpu.supervisor import supervise
 from bench.report.records import REHEARSAL, now, read_all
 from bench.speed.journal import Journal
+from bench.speed.machine import ROOT, facts, gpu_name
 from sparse_engine.errors import InputError
 
-ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "tests" / "helpers"
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 BUDGET = 3600.0  # seconds; a rehearsal leaves nothing out
@@ -41,36 +44,39 @@ PLANNED = re.compile(r"^job \d+ of (\d+): ", re.M)
 NO_ROW = re.compile(r"^(?:no row: (.*)|the worker ended with code .* in job (\d+);.*)$", re.M)
 
 
-def rehearse(options: argparse.Namespace, supervise: Callable[..., int], command: list[str]) -> int:
+def rehearse(options: argparse.Namespace, command: list[str]) -> int:
     """Go through the plan and print what came of it as JSON; return the exit code.
 
     Args:
         options: of the command line; without --out everything goes to a temporary folder.
-        supervise: bench.gpu's.
         command: of a worker, without its folder.
 
     Raises:
         InputError: an unknown target, no Triton, or a checkout without tests/.
     """
-    _check(options.rehearse)
+    target = options.rehearse
+    if target not in TARGETS:
+        raise InputError(f"--rehearse knows no '{target}'; choose from {', '.join(TARGETS)}")
+    if importlib.util.find_spec("triton") is None:
+        raise InputError("--rehearse compiles kernels and needs triton, which is not here")
+    if not HELPERS.is_dir():
+        raise InputError(f"--rehearse needs the project's folder 'tests'; '{HELPERS}' is not there")
     if name := gpu_name():
-        print(
-            f"there is a GPU here ({name}); this compiles for {options.rehearse} only", flush=True
-        )
-    began = time.monotonic()
+        print(f"there is a GPU here ({name}); this compiles for {target} only", flush=True)
+    began, run = time.monotonic(), now()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        run = now()
-        journal = Journal.begun(folder, facts(REHEARSAL, f"{options.rehearse} {run}"), run)
+        journal = Journal.begun(folder, facts(REHEARSAL, f"{target} {run}"), run)
         path = folder / "bench-gpu.log"
         with path.open("w", encoding="utf-8") as log:
             code = supervise([*command, "--out", str(folder)], BUDGET, log, journal)
-        found = _summary(folder, path.read_text(encoding="utf-8"), run)
-    if code and not found["failed"]:
-        found |= {"failed": 1, "failures": [f"the worker ended with code {code}"]}
-    print(json.dumps({"target": options.rehearse, **found, "seconds": _since(began)}), flush=True)
-    return int(bool(found["failed"]))
+        summary = _summary(folder, path.read_text(encoding="utf-8"), run)
+    if code and not summary["failed"]:
+        summary |= {"failed": 1, "failures": [f"the worker ended with code {code}"]}
+    summary["seconds"] = round(time.monotonic() - began, 1)
+    print(json.dumps({"target": target, **summary}), flush=True)
+    return int(bool(summary["failed"]))
 
 
 def begin(options: argparse.Namespace) -> Rehearsal:
@@ -85,10 +91,10 @@ def begin(options: argparse.Namespace) -> Rehearsal:
     from bench import kernels
     from bench.gpu import gpu_tests, plan
     from bench.report import records
-    from bench.speed import energy, measure
+    from bench.speed import measure
 
     torch.compile = lambda model=None, **_: model if model is not None else lambda given: given
-    energy.joules = lambda: None
+    measure.joules = lambda: None
     kernels.peers = lambda _: []
     measure.ROUNDS = (1, 1)
     records.device_name = lambda _: REHEARSAL
@@ -107,22 +113,21 @@ class Rehearsal:
     def jobs(self, jobs: Sequence[Any]) -> list[Any]:
         """Return the plan's jobs as they are rehearsed."""
         return [
-            replace(job, seconds=self.seconds, run=lambda job=job, n=n: self._run(n, job))
-            for n, job in enumerate(jobs)
+            replace(job, seconds=self.seconds, run=partial(self._run, number, job))
+            for number, job in enumerate(jobs)
         ]
 
     def _run(self, number: int, job: Any) -> None:
-        restore = _arm(self.faults.get(number), self.gpu)
-        compiler = self.gpu.launches.compiler
+        compiler, fault = self.gpu.launches.compiler, self.faults.get(number)
         before = set(compiler.compiled)
         try:
-            with contextlib.redirect_stdout(_WithoutTimes()):
+            with contextlib.redirect_stdout(_WithoutTimes()), _fault(fault, self.gpu):
                 job.run()
             self.gpu.launches.finish()
         finally:
-            restore()
-            done = [found for key, found in compiler.compiled.items() if key not in before]
-            note = {"job": job.name, "kernels": len(done), "seconds": sum(c.seconds for c in done)}
+            compiled = [kernel for key, kernel in compiler.compiled.items() if key not in before]
+            seconds = sum(kernel.seconds for kernel in compiled)
+            note = {"job": job.name, "kernels": len(compiled), "seconds": seconds}
             with self.notes.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(note) + "\n")
 
@@ -141,25 +146,12 @@ class _WithoutTimes(io.TextIOBase):
         return len(text)
 
 
-def _check(target: str) -> None:
-    if target not in TARGETS:
-        raise InputError(f"--rehearse knows no '{target}'; choose from {', '.join(TARGETS)}")
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "--rehearse compiles kernels and needs triton, which is not here"
-        ) from None
-    if not HELPERS.is_dir():
-        raise InputError(f"--rehearse needs the project's folder 'tests'; '{HELPERS}' is not there")
-
-
 def _summary(folder: Path, log: str, run: str) -> dict[str, Any]:
     """Return what the workers have left, and which jobs failed."""
     path = folder / NOTES
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     notes = [json.loads(line) for line in lines]
-    failures = [found[1] or f"job {found[2]} ended its worker" for found in NO_ROW.finditer(log)]
+    failures = [lost[1] or f"job {lost[2]} ended its worker" for lost in NO_ROW.finditer(log)]
     planned = PLANNED.search(log)
     return {
         "jobs": int(planned[1]) if planned else 0,
@@ -171,12 +163,8 @@ def _summary(folder: Path, log: str, run: str) -> dict[str, Any]:
     }
 
 
-def _since(began: float) -> float:
-    return round(time.monotonic() - began, 1)
-
-
-def _arm(fault: str | None, gpu: Any) -> Callable[[], None]:
-    """Let something go wrong in the job that begins; return what puts it right again."""
+def _fault(fault: str | None, gpu: Any) -> contextlib.AbstractContextManager[Any]:
+    """Let something go wrong inside: "compile", "capture", "memory", "kill" or "hang"."""
     import torch
 
     if fault == "kill":
@@ -184,13 +172,8 @@ def _arm(fault: str | None, gpu: Any) -> Callable[[], None]:
     if fault == "hang":
         time.sleep(BUDGET)
     if fault is None:
-        return lambda: None
+        return contextlib.nullcontext()
     where, name = (torch.cuda, "graph") if fault == "capture" else (gpu.launches, "launch")
-    usual = getattr(where, name)
     kind = torch.cuda.OutOfMemoryError if fault == "memory" else RuntimeError
-
-    def failing(*_: Any, **__: Any) -> Any:
-        raise kind(f"{fault} fails in a rehearsal")
-
-    setattr(where, name, failing)
-    return lambda: setattr(where, name, usual)
+    error = kind(f"{fault} fails in a rehearsal")
+    return mock.patch.object(where, name, side_effect=error)

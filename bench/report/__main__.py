@@ -8,54 +8,23 @@ Figures need matplotlib (extra `plots`); without it there are none, and it says 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report import tables
 from bench.report.figures import draw_all
 from bench.report.records import REHEARSAL, REPORTS, Row, file_name, read_all
-from bench.report.tables import latest, sections, speed_table
+from bench.report.tables import latest, sections, speed_table, with_block
+from sparse_engine.config.flags import Parser, run_command
 from sparse_engine.errors import InputError
 
 README = Path(__file__).parents[2] / "README.md"
-BEGIN, END = "<!-- speed table -->", "<!-- end of speed table -->"
-
-
-def readme_block(rows: list[Row]) -> str:
-    """Return what stands in the README from one mark to the other."""
-    return f"{BEGIN}\n\n{speed_table(rows)}\n\n{END}"
-
-
-def with_block(text: str, block: str) -> str:
-    """Return a README with another block between the marks.
-
-    Raises:
-        InputError: it has no marks.
-    """
-    return tables.with_block(text, (BEGIN, END), block, "README.md", "its speed table")
-
-
-def measured(rows: list[Row]) -> list[Row]:
-    """Return rows as they are.
-
-    Raises:
-        InputError: some come from a rehearsal.
-    """
-    if any(row["device"] == REHEARSAL for row in rows):
-        raise InputError(
-            f"rows of device '{REHEARSAL}' were not measured, and there is no report on them; "
-            "move their CSV away"
-        )
-    return rows
 
 
 def by_device(rows: list[Row]) -> dict[str, list[Row]]:
     """Return the rows of each device."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["device"], []).append(row)
-    return found
+    devices = dict.fromkeys(row["device"] for row in rows)
+    return {device: [row for row in rows if row["device"] == device] for device in devices}
 
 
 def document(rows: list[Row]) -> str:
@@ -63,10 +32,10 @@ def document(rows: list[Row]) -> str:
     parts = [
         "# Reports",
         "Written by `python -m bench.report` from the CSVs beside it: the last row of each thing "
-        "measured. `/ dense` is the median over the best dense contender's median of the same run; "
-        "in brackets the 20th and 80th percentile of the rounds' ratios, where contenders took "
+        "measured. `/ dense` is the median over the best dense variant's median of the same run; "
+        "in brackets the 20th and 80th percentile of the rounds' ratios, where variants took "
         'turns. `runs`: "sparse" if 80 % or more of the sparse FLOPs ran on triton or gemm. A '
-        "contender whose check failed has no row.",
+        "variant whose check failed has no row.",
     ]
     for device, own in by_device(rows).items():
         facts = sorted({_quoted(row) for row in own})
@@ -79,27 +48,27 @@ def document(rows: list[Row]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Read all, print or write all."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m bench.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--reports", type=Path, default=REPORTS, help="folder of the CSVs")
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
-    options = parser.parse_args()
-    try:
-        rows = measured(read_all(options.reports))
-        text, readme = document(latest(rows)), README.read_text(encoding="utf-8")
-        changed = with_block(readme, readme_block(rows))
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None
+    options = parser.parse_strictly(arguments)
+    rows = read_all(options.reports)
+    if any(row["device"] == REHEARSAL for row in rows):
+        raise InputError(
+            f"rows of device '{REHEARSAL}' were not measured, and there is no report on them; "
+            "move their CSV away"
+        )
+    text, readme = document(latest(rows)), README.read_text(encoding="utf-8")
+    readme = with_block(readme, "speed table", speed_table(rows), "README.md")
     if options.print:
-        print(text)
-        return
+        return print(text)
     (options.reports / "README.md").write_text(text, encoding="utf-8")
     if options.reports.resolve() == REPORTS.resolve():
-        README.write_text(changed, encoding="utf-8")
+        README.write_text(readme, encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
-        print("no figures: they need matplotlib, pip install -e '.[plots]'")
-        return
+        return print("no figures: they need matplotlib, pip install -e '.[plots]'")
     for device, own in by_device(latest(rows)).items():
         for path in draw_all(own, options.reports, _slug(device)):
             print(path)
@@ -118,4 +87,4 @@ def _quoted(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.report.records import Row, is_dense
-from bench.report.tables import time_ratio
+from bench.report.tables import time_ratio, whole_steps
 
 PARTS = ("forward", "backward", "optimizer", "topology update")
 
 
 def draw_all(rows: Sequence[Row], target: Path, prefix: str) -> list[Path]:
     """Draw every figure of one device that there are rows for; return the files."""
-    training = [row for row in rows if row["report"] == "training"]
-    steps = [row for row in training if row["phase"] == "step"]
+    training, steps = [row for row in rows if row["report"] == "training"], whole_steps(rows)
     figures: dict[str, tuple[Sequence[Row], Callable[[Any, Sequence[Row]], None]]] = {
         "speedup": ([row for row in steps if row["sparsity"]], draw_speedups),
         "breakdown": (training, draw_breakdown),
@@ -72,10 +71,7 @@ def draw_breakdown(axes: Any, rows: Sequence[Row]) -> None:
     whole = [0.0 if left[n] else times.get((n, "step"), 0.0) for n in names]
     if any(whole):
         axes.barh(names, whole, label="whole step")
-    axes.invert_yaxis()
-    axes.set(xlabel="ms")
-    axes.tick_params(axis="y", labelsize=6)
-    axes.legend(fontsize=6)
+    _finish_bars(axes, "ms")
 
 
 def draw_memory(axes: Any, rows: Sequence[Row]) -> None:
@@ -83,8 +79,12 @@ def draw_memory(axes: Any, rows: Sequence[Row]) -> None:
     names = [_name(row) for row in rows]
     for column, label, height in (("peak_mb", "peak", 0.8), ("state_mb", "state", 0.5)):
         axes.barh(names, [float(row[column] or 0) for row in rows], height=height, label=label)
+    _finish_bars(axes, "MB (state: parameters, gradients, optimizer)")
+
+
+def _finish_bars(axes: Any, unit: str) -> None:
     axes.invert_yaxis()
-    axes.set(xlabel="MB (state: parameters, gradients, optimizer)")
+    axes.set(xlabel=unit)
     axes.tick_params(axis="y", labelsize=6)
     axes.legend(fontsize=6)
 

@@ -1,7 +1,7 @@
 """The one CSV of all reports: its columns, where it lies, and what a figure is quoted with.
 
 Rows are facts and are only ever appended; speed-ups are worked out by who reads them. Times are of
-one `phase`; `dense_ms` is that of the best dense contender of the same run, `against` its name.
+one `phase`; `dense_ms` is that of the best dense variant of the same run, `against` its name.
 Imports no torch, so that what only reads starts at once.
 """
 
@@ -20,13 +20,14 @@ from sparse_engine.errors import InputError
 
 REPORTS = Path(__file__).parents[1] / "reports"
 REHEARSAL = "rehearsal"  # the device of rows that nothing was measured for
-# run: start, in UTC. subject: network or layer. label: "sparse" where 80 % of the sparse FLOPs or
-# more ran on triton or gemm. n: repetitions. ratio_p20, ratio_p80: of time / dense time, round by
-# round, where contenders took turns. flops_ratio: promised, of the dense FLOPs. tflops: useful ones
-# a second, dense_tflops: those the dense network would need. roofline: share of the GPU's bound.
-# peak_mb: tensors on the GPU. state_mb: parameters, gradients and optimizer state. energy_j: of one
-# repetition. kernel_share: of sparse FLOPs, on triton or gemm. error: the largest relative one of a
-# layer's results, or of an ensemble's; step_error: of a whole step's gradients.
+# run: start, in UTC. subject: network or layer. contender: the variant of it. label: "sparse" where
+# 80 % of the sparse FLOPs or more ran on triton or gemm. n: repetitions. ratio_p20, ratio_p80: of
+# time / dense time, round by round, where variants took turns. flops_ratio: promised, of the dense
+# FLOPs. tflops: useful ones a second, dense_tflops: those the dense network would need. roofline:
+# share of the GPU's bound. peak_mb: tensors on the GPU. state_mb: parameters, gradients and
+# optimizer state. energy_j: of one repetition. kernel_share: of sparse FLOPs, on triton or gemm.
+# error: the largest relative one of a layer's results, or of an ensemble's; step_error: of a whole
+# step's gradients.
 COLUMNS = (
     "run", "report", "device", "driver", "threads", "torch", "triton", "commit", "dtype",
     "subject", "batch", "contender", "label", "sparsity", "density", "distribution", "block",
@@ -51,25 +52,15 @@ class Records:
             InputError: the file has other columns.
         """
         self.path, self.facts = path, dict(facts)
-        self.rows: list[Row] = []
-        if path.exists() and path.stat().st_size:
-            self.rows = [row for row in read(path) if row["run"] == self.facts["run"]]
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(COLUMNS)
+        self.rows = [row for row in read(path) if row["run"] == self.facts["run"]]
+        _begin(path, COLUMNS)
 
     def add(self, **values: Any) -> Row:
         """Append a row; columns not given stay empty, numbers get five digits."""
-        row = dict.fromkeys(COLUMNS, "")
-        for name, value in {**self.facts, **values}.items():
-            if name not in row:
-                raise KeyError(f"'{name}' is no column of the reports")
-            row[name] = text_of(value)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
-        self.rows.append(row)
-        return row
+        if unknown := sorted(values.keys() - COLUMNS):
+            raise KeyError(f"'{unknown[0]}' is no column of the reports")
+        self.rows.append(append_row(self.path, COLUMNS, {**self.facts, **values}))
+        return self.rows[-1]
 
 
 def append_row(path: Path, columns: Sequence[str], values: Mapping[str, Any]) -> Row:
@@ -77,27 +68,25 @@ def append_row(path: Path, columns: Sequence[str], values: Mapping[str, Any]) ->
 
     Columns not given stay empty.
     """
+    _begin(path, columns)
     row = {name: text_of(values.get(name)) for name in columns}
-    fresh = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+        csv.DictWriter(file, columns).writerow(row)
     return row
 
 
-def best_dense(rows: Iterable[Row], subject: str, phase: str) -> dict[str, Any]:
-    """Return the columns dense_ms and against of a phase: the fastest dense contender's median.
+def _begin(path: Path, columns: Sequence[str]) -> None:
+    if path.exists() and path.stat().st_size:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(columns)
 
-    Without any dense contender in these rows they are empty.
-    """
-    found = [
-        row for row in rows if is_dense(row) and row["subject"] == subject and row["phase"] == phase
-    ]
-    best = min(found, key=lambda row: float(row["p50_ms"]), default=None)
-    return {"dense_ms": float(best["p50_ms"]), "against": best["contender"]} if best else {}
+
+def best_dense(rows: Iterable[Row], **same: str) -> Row | None:
+    """Return the fastest dense row of those that have the same cells, such as subject and phase."""
+    dense = (r for r in rows if is_dense(r) and all(r[n] == cell for n, cell in same.items()))
+    return min(dense, key=lambda row: float(row["p50_ms"]), default=None)
 
 
 def is_dense(row: Row) -> bool:
@@ -105,18 +94,20 @@ def is_dense(row: Row) -> bool:
     return row["contender"].split()[0] == "dense"
 
 
-def read(path: Path) -> list[Row]:
-    """Return the rows of a CSV.
+def read(path: Path, columns: Sequence[str] = COLUMNS, flag: str = "--out") -> list[Row]:
+    """Return the rows of a CSV; none of a file that is not there, or empty.
 
     Raises:
-        InputError: its columns are not those of the reports.
+        InputError: it has other columns; `flag` is what names another file.
     """
+    if not path.exists() or not path.stat().st_size:
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if tuple(reader.fieldnames or ()) != tuple(columns):
             raise InputError(
-                f"'{path}' has other columns than these reports write; move it away or use another "
-                "--out"
+                f"'{path}' has other columns than are written here; move it away or use another "
+                f"{flag}"
             )
         return list(reader)
 
@@ -198,17 +189,15 @@ def commit() -> str:
 
 
 def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-    return found[1].strip() if found else ""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return model[1].strip() if model else ""
 
 
 def _output(*command: str) -> str:
     try:
-        found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        text = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except OSError:
-        found = ""
-    return found or "-"
+        text = ""
+    return text or "-"

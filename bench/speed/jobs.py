@@ -7,7 +7,9 @@ later job would fail too; a fresh process may go on. A journal keeps what has en
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -16,7 +18,6 @@ from dataclasses import dataclass
 import torch
 
 from bench.speed.journal import DEVICE_LOST, DONE, FAILED, Journal
-from bench.speed.measure import free
 
 # What has given no row in this process: a job that adds to it has failed.
 without_row: list[str] = []
@@ -110,6 +111,15 @@ def say_no_row(name: str, error: BaseException) -> None:
     if torch.cuda.is_available() and not _is_usable():
         print("the GPU is lost to this process", flush=True)
         raise SystemExit(DEVICE_LOST) from None
+
+
+def free() -> None:
+    """Give back the GPU's memory of what is gone."""
+    if torch.cuda.is_available():
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _is_usable() -> bool:

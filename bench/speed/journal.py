@@ -47,12 +47,12 @@ class Journal:
 
     def ended(self, again: bool = False) -> set[str]:
         """Return the names of the jobs that need not run: with `again` only those without fault."""
-        found = {
+        outcomes = {
             line["job"]: line["outcome"]
             for line in self._lines()
             if line["run"] == self.run and "job" in line
         }
-        return {job for job, outcome in found.items() if outcome == DONE or not again}
+        return {job for job, outcome in outcomes.items() if outcome == DONE or not again}
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():

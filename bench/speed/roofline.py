@@ -9,8 +9,16 @@ here is a measurement. The table is of an H200.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from bench.report.tables import markdown
+
+COLUMNS = (
+    "layer", "block", "density", "pass", "GFLOP", "MB", "MB through L2",
+    "µs tensor / memory / L2", "predicted", "measured",
+)  # fmt: skip
 
 
 class Rates(NamedTuple):
@@ -30,29 +38,6 @@ BLOCKS = (32, 64, 128)
 DENSITIES = (0.2, 0.1)
 
 
-class Bound(NamedTuple):
-    """One pass of one layer: FLOPs, bytes of device memory and of L2, and the times they take."""
-
-    channels: int
-    size: int
-    block: int
-    density: float
-    passes: str
-    flops: float
-    memory: float
-    l2: float
-
-    @property
-    def microseconds(self) -> tuple[float, float, float]:
-        """Times that the tensor cores, device memory and L2 allow."""
-        return tuple(1e6 * t for t in least_times(self.flops, self.memory, self.l2))
-
-    @property
-    def efficiency(self) -> float:
-        """Predicted share of the dense rate, per active FLOP."""
-        return self.microseconds[0] / max(self.microseconds)
-
-
 def least_times(flops: float, memory: float, l2: float, rates: Rates = H200) -> tuple[float, ...]:
     """Return the seconds that the tensor cores, device memory and L2 need at least."""
     return flops / rates.tensor, memory / rates.memory, l2 / rates.l2
@@ -66,19 +51,6 @@ def nearest_bound(flops: float, memory: float, l2: float, rates: Rates = H200) -
 def rates_of(device: str) -> Rates | None:
     """Return the rates of a device by its name, as in the reports; None where they are unknown."""
     return next((rates for name, rates in RATES.items() if device.startswith(name)), None)
-
-
-def bounds() -> Iterator[Bound]:
-    """Yield the passes of WRN-28-10's 3x3 layers in bf16; forward and input gradient are alike."""
-    for channels, size in LAYERS:
-        for block in BLOCKS:
-            for density in DENSITIES:
-                blocks = density * TAPS * (-(-channels // block)) ** 2
-                positions = BATCH * size * size
-                facts = (channels, size, block, density)
-                for passes in ("forward, input gradient", "weight gradient"):
-                    work = traffic(passes, positions, 2 * channels, blocks, (block, block))
-                    yield Bound(*facts, passes, *work)
 
 
 def traffic(
@@ -102,22 +74,26 @@ def traffic(
     return flops, images + stored, rows + positions / BM * stored
 
 
-def table() -> str:
-    """Return the Markdown table."""
-    lines = [
-        "| layer | block | density | pass | GFLOP | MB | MB through L2 | µs tensor / memory / L2 "
-        "| predicted | measured |",
-        "|" + "---|" * 10,
-    ]
-    for b in bounds():
-        times = " / ".join(f"{t:.0f}" for t in b.microseconds)
-        lines.append(
-            f"| {b.channels} at {b.size}x{b.size} | {b.block} | {b.density} | {b.passes} | "
-            f"{b.flops / 1e9:.1f} | {b.memory / 1e6:.0f} | {b.l2 / 1e6:.0f} | {times} | "
-            f"{b.efficiency:.0%} | not measured |"
-        )
-    return "\n".join(lines)
+def predictions() -> Iterator[list[str]]:
+    """Yield the cells of WRN-28-10's 3x3 layers in bf16; forward and input gradient are alike."""
+    passes = ("forward, input gradient", "weight gradient")
+    choices = itertools.product(LAYERS, BLOCKS, DENSITIES, passes)
+    for (channels, size), block, density, which in choices:
+        blocks = density * TAPS * (-(-channels // block)) ** 2
+        work = traffic(which, BATCH * size * size, 2 * channels, blocks, (block, block))
+        times = [1e6 * seconds for seconds in least_times(*work)]
+        yield [
+            f"{channels} at {size}x{size}",
+            f"{block}",
+            f"{density}",
+            which,
+            f"{work[0] / 1e9:.1f}",
+            *(f"{moved / 1e6:.0f}" for moved in work[1:]),
+            " / ".join(f"{time:.0f}" for time in times),
+            f"{times[0] / max(times):.0%}",
+            "not measured",
+        ]
 
 
 if __name__ == "__main__":
-    print(table())
+    print(markdown(COLUMNS, predictions()))

@@ -9,23 +9,20 @@ code is 1 if something is wrong, 2 if Triton cannot build what launches its kern
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from bench.speed.correctness import relative_error
-from bench.speed.fused_check import fused_errors
-from bench.speed.problems import Layer, dense_passes, make_problem, sparse_passes
-from bench.speed.toolchain import check_tools
-from sparse_engine.errors import InputError
+from bench.speed.correctness import LAYER_LIMITS, fused_errors, relative_error
+from bench.speed.machine import check_tools
+from bench.speed.problems import Layer, Problem, make_problem, right_results, sparse_passes
+from sparse_engine.config.flags import Parser, run_command
+from sparse_engine.errors import RunFailure
 from sparse_kernels import Norm
 from sparse_kernels.dispatch.backend import VARIABLE, forced_backend
 from sparse_kernels.memory_order import in_order
-from sparse_kernels.operators.reference import gather_blocks
 
 
 class Check(NamedTuple):
@@ -63,7 +60,6 @@ TINY = (
     Check(SMALL, (32, 32), fused=True),
     Check(SMALL, (16, 32), "channels_last", fused=True),
 )
-LARGEST_ERROR = 2e-2  # as in kernels.py
 
 
 def smoke(device: str, tiny: bool = False) -> None:
@@ -76,7 +72,7 @@ def smoke(device: str, tiny: bool = False) -> None:
 
     Raises:
         InputError: Triton cannot build its launchers.
-        ArithmeticError: some are wrong, or could not run.
+        RunFailure: some are wrong, or could not run.
     """
     if device == "cuda":
         check_tools()
@@ -91,62 +87,42 @@ def smoke(device: str, tiny: bool = False) -> None:
             words = (str(failure).strip() or "no message").splitlines()[0][:100]
             wrong.append(f"{check} cannot run: {type(failure).__name__}: {words}")
             continue
-        right += [error for error in errors.values() if error < LARGEST_ERROR]
-        wrong += [f"{check} {n} {e:.1e}" for n, e in errors.items() if not e < LARGEST_ERROR]
+        right += [error for error in errors.values() if error < LAYER_LIMITS["cuda"]]
+        wrong += [f"{check} {n} {e:.1e}" for n, e in errors.items() if not e < LAYER_LIMITS["cuda"]]
     count, largest = len(right) + len(wrong), max(right, default=0.0)
     print(f"{backend}: {len(right)} of {count} results right, error at most {largest:.1e}")
     if wrong:
-        raise ArithmeticError(f"wrong: {'; '.join(wrong)}")
+        raise RunFailure(f"wrong: {'; '.join(wrong)}")
 
 
-def _errors(check: Check, device: str, backend: str) -> Mapping[str, float]:
+def _errors(check: Check, device: str, backend: str) -> dict[str, float]:
+    problem = make_problem(check.layer, check.block, 0.3, device)
     if check.fused:
         with forced_backend(backend):
-            return _fused(check, device)
-    return dict(_plain(check, device, backend))
+            return _fused(problem, check.order)
+    passes, right = sparse_passes(problem, check.order, backend), right_results(problem)
+    return {
+        name: relative_error(run().float(), right[name].float()) for name, run in passes.items()
+    }
 
 
-def _plain(check: Check, device: str, backend: str) -> Iterator[tuple[str, float]]:
-    problem = make_problem(check.layer, check.block, 0.3, device)
-    layout, right = problem.layout, {n: run() for n, run in dense_passes(problem).items()}
-    dense = right["weight gradient"].reshape(layout.shape)
-    right["weight gradient"] = gather_blocks(dense, layout.tensors(), layout.sizes())
-    for name, run in sparse_passes(problem, check.order, backend).items():
-        yield name, relative_error(run().float(), right[name].float())
-
-
-def _fused(check: Check, device: str) -> Mapping[str, float]:
+def _fused(problem: Problem, order: str) -> dict[str, float]:
     """Return the errors of a convolution between norm with ReLU, residual and statistics."""
-    problem = make_problem(check.layer, check.block, 0.3, device)
-    x, residual = in_order(problem.x, check.order), in_order(problem.grad, check.order)
+    x, residual = in_order(problem.x, order), in_order(problem.grad, order)
     variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
     weight, bias = torch.rand_like(mean) + 0.5, torch.randn_like(mean)
-    pad = check.layer.weight[2] // 2
-    return fused_errors(
-        x,
-        problem.values,
-        problem.layout,
-        None,
-        1,
-        pad,
-        norm=Norm(mean, variance, weight, bias),
-        residual=residual,
-        statistics=True,
-    )
+    norm, geometry = Norm(mean, variance, weight, bias), problem.layer.geometry
+    around = {"norm": norm, "residual": residual, "statistics": True}
+    return fused_errors(x, problem.values, problem.layout, None, *geometry, **around)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, and return the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(arguments: Sequence[str]) -> None:
+    """Check; what is wrong is a failure."""
+    parser = Parser(prog="python -m bench.speed.smoke", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="small sizes, for the interpreter")
-    options = parser.parse_args(arguments)
-    try:
-        smoke("cuda" if torch.cuda.is_available() else "cpu", options.tiny)
-    except (InputError, ArithmeticError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    return 0
+    tiny = parser.parse_strictly(arguments).tiny
+    smoke("cuda" if torch.cuda.is_available() else "cpu", tiny)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,34 +1,42 @@
-"""A contender's training step and its phases."""
+"""Training steps: a variant's with its phases, and the trainer's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.speed.variant import Case, Contender
+from bench.speed.variant import Case, Unavailable, Variant, Workload
 from sparse_engine import densify
+from sparse_engine.config.config import Config
+from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.sparsity.topology import Topology
+from sparse_engine.training.finite import FiniteGuard
+from sparse_engine.training.network import Network
+from sparse_engine.training.step import TrainingStep
 from sparse_kernels.dispatch.backend import forced_backend
 
 
-class Step(Contender):
-    """One contender, ready to take training steps with SGD on one batch."""
+class Step(Workload):
+    """A variant that takes training steps with SGD on one batch."""
 
     loss: Tensor | None = None
 
-    def __init__(self, case: Case, name: str, device: str) -> None:
+    def __init__(self, case: Case, variant: Variant, device: str) -> None:
         """Build the network and its optimizer.
 
         Raises:
-            Unavailable: an option that is not there.
+            Unavailable: a variant of predictions.
             InputError: blocks that do not fit the network.
         """
-        super().__init__(case, name, device)
+        super().__init__(case, variant, device)
+        if variant.grouped or variant.vmapped:
+            raise Unavailable("training steps are neither grouped nor vmapped")
         model = self.case.model()
         self.describe(model)
         self.layouts = {
@@ -36,20 +44,17 @@ class Step(Contender):
             for name, layer in model.named_modules()
             if isinstance(layer, SparseLayer)
         }
-        masked = self.kind == "mask-multiply"
+        masked = variant.kind == "mask-multiply"
         self.model = densify(model) if masked else model
         self.model.to(device=device, memory_format=torch.channels_last).train()
         self.masks = self._masks() if masked else []
         self.x, self.y = case.network.inputs(device)
         self.rearrange(self.model)
+        parameters = self.model.parameters()
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=0.01,
-            momentum=0.9,
-            weight_decay=5e-4,
-            fused=True,
+            parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True
         )
-        self.network = torch.compile(self.model) if "compiled" in self.options else self.model
+        self.network = torch.compile(self.model) if variant.compiled else self.model
 
     def phases(self) -> dict[str, Callable[[], Any]]:
         """Return what a step does in order, by name: one phase where it is captured whole."""
@@ -57,9 +62,9 @@ class Step(Contender):
             return {"step": self.run}
         return {"forward": self.forward, "backward": self.backward, "optimizer": self.optimize}
 
-    def updating_phases(self) -> dict[str, Callable[[], Any]]:
-        """Return a step that collects dense gradients, and the topology update after it."""
-        topology = Topology(self.model, self.optimizer, "rigl")
+    def updating_phases(self, rule: str = "rigl") -> dict[str, Callable[[], Any]]:
+        """Return a step that collects what a rule asks for, and the topology update after it."""
+        topology = Topology(self.model, self.optimizer, rule)
 
         def armed_step() -> None:
             topology.arm()
@@ -76,11 +81,11 @@ class Step(Contender):
         self.backward()
         self.optimize()
 
-    def capture_step(self) -> None:
+    def capture(self) -> None:
         """Capture the whole step, which `run` then replays.
 
         Raises:
-            Unavailable: it cannot be captured here.
+            Unavailable: there is no GPU.
         """
         self.loss = None  # see backward
 
@@ -91,13 +96,13 @@ class Step(Contender):
             self.optimize()
             return loss.detach()
 
-        with forced_backend(self.backend):
-            self.capture(step, self.x, self.y)
+        with forced_backend(self.variant.backend):
+            self.record(step, self.x, self.y)
 
     def forward(self) -> None:
         """Forget the gradients and compute the loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        with forced_backend(self.backend):
+        with forced_backend(self.variant.backend):
             self.loss = self._loss(self.x, self.y)
 
     def backward(self) -> None:
@@ -107,11 +112,11 @@ class Step(Contender):
         on: in a capture they would make the default stream wait, which ends the capture.
         """
         loss, self.loss = self.loss, None
-        with forced_backend(self.backend):
+        with forced_backend(self.variant.backend):
             loss.backward()
 
     def optimize(self) -> None:
-        """Change the weights, and mask them where a contender does."""
+        """Change the weights, and mask them where the variant does."""
         self.optimizer.step()
         with torch.no_grad():
             for weight, mask in self.masks:
@@ -122,7 +127,7 @@ class Step(Contender):
         tensors = [t for p in self.model.parameters() for t in (p, p.grad) if t is not None]
         states = self.optimizer.state.values()
         tensors += [t for state in states for t in state.values() if isinstance(t, Tensor)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.nbytes for t in tensors)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
@@ -132,3 +137,24 @@ class Step(Contender):
         """Return the sparse layers' weights, dense here, and masks of their shapes."""
         weights = [self.model.get_submodule(name).weight for name in self.layouts]
         return [(weight, (weight != 0).to(weight.dtype)) for weight in weights]
+
+
+def trainer_step(
+    network: Network, config: Config, info: DatasetInfo, images: int
+) -> Callable[[], None]:
+    """Return a network's training step on `images` random images; on a GPU captured."""
+    device = network.rate.device
+    x = torch.randn(images, info.channels, info.height, info.width, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.randint(info.classes, (images,), device=device)
+    network.model.train()
+    guard, graph = FiniteGuard(device, config.dtype == "fp16", 0), device.type == "cuda"
+    return partial(
+        TrainingStep(network, _mean_loss, guard, config.dtype, graph, config.compile), x, y
+    )
+
+
+def _mean_loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum over members of the mean cross-entropy."""
+    mean = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
+    return mean * logits.shape[:-2].numel()

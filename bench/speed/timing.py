@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from sparse_engine.training import cuda_graph
 
 Key = TypeVar("Key", bound=Hashable)
 Phases = Mapping[str, Callable[[], Any]]
-Times = dict[str, dict[str, list[float]]]  # seconds by contender, phase and round
-STEP = "step"  # all phases of a contender together
+STEP = "step"  # all phases of a variant together
 FLUSH = 2**28  # bytes; twice the L2 of the largest GPU there is
 
 
@@ -31,19 +31,23 @@ class Clock(NamedTuple):
     finish: Callable[[], None]
 
 
-def clock_of(device: str, threads: int = 1) -> Clock:
+WALL = Clock(time.perf_counter, lambda a, b: b - a, lambda: None)
+
+
+def clock_of(device: str) -> Clock:
     """Return the clock of a device."""
     if device == "cuda":
         return Clock(_event, lambda a, b: a.elapsed_time(b) / 1e3, torch.cuda.synchronize)
-    read = time.process_time if threads == 1 else time.perf_counter
-    return Clock(read, lambda a, b: b - a, lambda: None)
+    return WALL._replace(mark=time.process_time) if torch.get_num_threads() == 1 else WALL
 
 
-def in_turn(contenders: Mapping[str, Phases], rounds: int, clock: Clock, warm_up: int = 1) -> Times:
-    """Run all phases of every contender in turn, and time them.
+def in_turn(
+    variants: Mapping[Key, Phases], rounds: int, clock: Clock, warm_up: int = 1
+) -> dict[Key, dict[str, list[float]]]:
+    """Run all phases of every variant in turn, and time them.
 
     Args:
-        contenders: by name.
+        variants: their phases by name.
         rounds: that are kept.
         clock: of the device.
         warm_up: rounds before, which are not.
@@ -51,17 +55,25 @@ def in_turn(contenders: Mapping[str, Phases], rounds: int, clock: Clock, warm_up
     Returns:
         Seconds of each phase in each round, and of all together as the phase "step".
     """
-    marks: dict[str, list[list[Any]]] = {name: [] for name in contenders}
+    marks: dict[Key, list[list[Any]]] = {name: [] for name in variants}
     for number in range(warm_up + rounds):
-        for name, phases in contenders.items():
-            taken = [clock.mark()]
+        for name, phases in variants.items():
+            moments = [clock.mark()]
             for run in phases.values():
                 run()
-                taken.append(clock.mark())
+                moments.append(clock.mark())
             if number >= warm_up:
-                marks[name].append(taken)
+                marks[name].append(moments)
     clock.finish()
-    return {name: _phases(contenders[name], taken, clock) for name, taken in marks.items()}
+    return {name: _phases(variants[name], rounds, clock) for name, rounds in marks.items()}
+
+
+def steps_in_turn(
+    steps: Mapping[Key, Callable[[], Any]], rounds: int, clock: Clock, warm_up: int = 1
+) -> dict[Key, list[float]]:
+    """Return the seconds of each round of functions that take turns, by name; see in_turn."""
+    times = in_turn({name: {STEP: run} for name, run in steps.items()}, rounds, clock, warm_up)
+    return {name: phases[STEP] for name, phases in times.items()}
 
 
 def replays(passes: Mapping[Key, Callable[[], Any]]) -> dict[Key, Callable[[], None] | Exception]:
@@ -69,15 +81,15 @@ def replays(passes: Mapping[Key, Callable[[], Any]]) -> dict[Key, Callable[[], N
 
     The functions are warmed up first, on a stream of their own.
     """
-    found: dict[Key, Callable[[], None] | Exception] = {}
+    graphs: dict[Key, Callable[[], None] | Exception] = {}
     for key, run in passes.items():
         try:
             for _ in range(cuda_graph.WARMUP):
                 cuda_graph.on_side_stream(run)
-            found[key], _ = cuda_graph.record(run)
+            graphs[key], _ = cuda_graph.record(run)
         except Exception as error:
-            found[key] = error
-    return found
+            graphs[key] = error
+    return graphs
 
 
 def cold(passes: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list[float]]:
@@ -100,32 +112,48 @@ def cold(passes: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list
 
 
 def _phases(phases: Phases, rounds: Sequence[list[Any]], clock: Clock) -> dict[str, list[float]]:
-    found = {STEP: [clock.seconds(marks[0], marks[-1]) for marks in rounds]}
-    for place, name in enumerate(phases):
-        if name != STEP:
-            found[name] = [clock.seconds(marks[place], marks[place + 1]) for marks in rounds]
-    return found
+    spans = {STEP: (0, -1)} | {n: (place, place + 1) for place, n in enumerate(phases) if n != STEP}
+    return {
+        name: [clock.seconds(marks[first], marks[last]) for marks in rounds]
+        for name, (first, last) in spans.items()
+    }
 
 
 def quantile(values: Sequence[float], share: float) -> float:
     """Return a quantile, interpolated linearly."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return float(np.quantile(values, share))
 
 
-def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    """Return the columns n, p20_ms, p50_ms and p80_ms."""
-    found = {f"p{q}_ms": 1e3 * quantile(seconds, q / 100) for q in (20, 50, 80)}
-    return {"n": len(seconds), **found}
+def speeds(seconds: Sequence[float], flops: float, share: float) -> dict[str, float | None]:
+    """Return the columns n, p20_ms, p50_ms, p80_ms, and of rates, None where there are no FLOPs.
+
+    Args:
+        seconds: of some repetitions.
+        flops: that the dense network or layer would need for one.
+        share: of them that are promised.
+    """
+    times = {f"p{q}_ms": 1e3 * quantile(seconds, q / 100) for q in (20, 50, 80)}
+    rate = flops / (1e-3 * times["p50_ms"]) / 1e12
+    rates = {"tflops": rate * share or None, "dense_tflops": rate or None}
+    return {"n": len(seconds), **times, "flops_ratio": share, **rates}
 
 
 def ratios(seconds: Sequence[float], dense: Sequence[float]) -> dict[str, float]:
     """Return the columns ratio_p20 and ratio_p80 of rounds that both took part in."""
     each = [ours / theirs for ours, theirs in zip(seconds, dense)]
     return {f"ratio_p{q}": quantile(each, q / 100) for q in (20, 80)}
+
+
+def time_text(seconds: Sequence[float]) -> str:
+    """Return the median in ms and, in brackets, the 20th and 80th percentile."""
+    low, middle, high = (f"{1e3 * quantile(seconds, q / 100):.3g}" for q in (20, 50, 80))
+    return f"{middle} ({low}-{high})"
+
+
+def ratio_text(seconds: Sequence[float], dense: Sequence[float]) -> str:
+    """Return the ratio of medians and, in brackets, percentiles of the rounds' own ratios."""
+    low, high = ratios(seconds, dense).values()
+    return f"{quantile(seconds, 0.5) / quantile(dense, 0.5):.2f} ({low:.2f}-{high:.2f})"
 
 
 def _event() -> Any:

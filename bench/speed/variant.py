@@ -1,35 +1,87 @@
-"""What is compared: a network with a choice of blocks, and one way to run it.
-
-A contender's name is its description: how its layers run, then options, such as
-"auto rows captured". `dense` is the dense network; `mask-multiply` a dense one whose weights are
-multiplied by masks after each step, as public implementations of sparse training do; `auto`,
-`triton`, `gemm` and `masked` are our backends. All are in channels_last, in bf16 on a GPU.
-"""
+"""What is compared: a network with a choice of blocks, in several variants of running it."""
 
 from __future__ import annotations
 
-import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.speed.networks import Network
-from sparse_engine import sparsify, to_rows
+from sparse_engine import fuse, sparsify, to_rows
+from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.blocks import parse_block
-from sparse_engine.layers.surgery import model_densities
+from sparse_engine.layers.surgery import model_densities, weight_shape
 from sparse_engine.models.workload import dense_flops, forward_flops
+from sparse_engine.training.cuda_graph import captured
 from sparse_kernels.dispatch.backend import BACKENDS
 
 KINDS = ("dense", "mask-multiply", *BACKENDS)
-OPTIONS = ("rows", "fuse", "compiled", "captured")
 
 
 class Unavailable(RuntimeError):
-    """A contender that this version or machine does not have."""
+    """A variant that this machine, or this kind of measurement, does not have."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a network, written as its kind and options, such as "auto rows captured".
+
+    All are in channels_last, in bf16 on a GPU.
+
+    kind: a backend of ours; "dense", the dense network; or "mask-multiply", a dense one whose
+        weights are multiplied by masks after each step, as public implementations of sparse
+        training do.
+    rows: activations in the order of rows, see to_rows.
+    fuse: convolutions together with the norms around them, see fuse.
+    grouped, vmapped: members of an ensemble as one network, ours or torch.func's.
+    compiled: by torch.compile.
+    captured: replayed from a CUDA graph.
+    """
+
+    kind: str
+    rows: bool = False
+    fuse: bool = False
+    grouped: bool = False
+    vmapped: bool = False
+    compiled: bool = False
+    captured: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """Understand a variant's name.
+
+        Raises:
+            InputError: it is none.
+        """
+        kind, *options = text.split() or [""]
+        if kind not in KINDS or not set(options) <= set(OPTIONS):
+            raise InputError(
+                f"variant '{text}' is unknown: take one of {', '.join(KINDS)}, then any of "
+                f"{', '.join(OPTIONS)}"
+            )
+        return cls(kind, **dict.fromkeys(options, True))
+
+    def __str__(self) -> str:
+        return " ".join([self.kind, *(name for name in OPTIONS if getattr(self, name))])
+
+    @property
+    def backend(self) -> str:
+        """The backend that sparse layers are forced on."""
+        return self.kind if self.kind in BACKENDS else "auto"
+
+
+OPTIONS = tuple(name for name in Variant.__dataclass_fields__ if name != "kind")
+DENSE = Variant("dense")
+
+
+def variants(*names: str) -> tuple[Variant, ...]:
+    """Return the variants of some names; InputError for what is none."""
+    return tuple(map(Variant.parse, names))
 
 
 @dataclass(frozen=True)
@@ -50,6 +102,10 @@ class Case:
         """Return the case of the dense network."""
         return Case(self.network)
 
+    def of(self, variant: Variant) -> Case:
+        """Return the case that a variant runs: the dense network has no blocks."""
+        return self.dense() if variant.kind == "dense" else self
+
     def model(self, seed: int = 0) -> nn.Module:
         """Return the network, its weights and blocks drawn by one seed.
 
@@ -59,77 +115,58 @@ class Case:
         torch.manual_seed(seed)
         model = self.network.build()
         if self.sparsity:
-            sparsify(
-                model,
-                self.sparsity,
-                self.distribution,
-                parse_block(self.block),
-                init="random",
-                generator=torch.Generator().manual_seed(seed),
-            )
+            blocks, generator = parse_block(self.block), torch.Generator().manual_seed(seed)
+            choice = (self.sparsity, self.distribution, blocks)
+            sparsify(model, *choice, init="random", generator=generator)
         return model
 
 
-class Contender:
-    """A case and how it runs; `model` is the network, whatever is wrapped around it."""
+class Workload:
+    """A case in one variant, ready to run; `model` is the network, whatever is wrapped around it.
+
+    A subclass says what runs: `run` takes one step of it, `phases` are its parts by name.
+    """
 
     model: nn.Module
     members = 1
-    known_options = OPTIONS
     replay: Callable[..., Any] | None = None
 
-    def __init__(self, case: Case, name: str, device: str) -> None:
-        """Understand the name.
-
-        Raises:
-            Unavailable: it is no contender.
-        """
-        self.kind, *self.options = name.split()
-        if self.kind not in KINDS or not set(self.options) <= set(self.known_options):
-            raise Unavailable(f"contender '{name}' is unknown")
-        self.case = case.dense() if self.kind == "dense" else case
-        self.name, self.device = name, device
-        self.backend = self.kind if self.kind in BACKENDS else "auto"
+    def __init__(self, case: Case, variant: Variant, device: str) -> None:
+        self.case, self.variant, self.device = case.of(variant), variant, device
+        self.columns: dict[str, Any] = {}  # of the reports, as they become known
 
     def describe(self, model: nn.Module) -> None:
-        """Note the FLOPs and densities of the case's model, before it is changed in any way."""
+        """Note what the case's model promises, before it is changed in any way.
+
+        flops: of the dense network, by layer; flops_ratio: those promised, over all of them;
+        density: the share of all convolution and linear weights that is stored.
+        """
         self.flops = dense_flops(model, self.case.network.image)
-        self.densities = model_densities(model)
-        layers = dict(model.named_modules())
-        self.sizes = {
-            name: layers[name].dense_weight().numel()
-            if name in self.densities
-            else layers[name].weight.numel()
-            for name in self.flops
-        }
+        layers, densities = dict(model.named_modules()), model_densities(model)
+        sizes = {name: math.prod(weight_shape(layers[name])) for name in self.flops}
+        ratio, self.density = (
+            forward_flops(parts, densities) / sum(parts.values()) for parts in (self.flops, sizes)
+        )
+        self.flops_ratio = self.members * ratio
 
     def rearrange(self, model: nn.Module) -> None:
         """Apply the options that change a model in place."""
-        if "rows" in self.options:
+        if self.variant.rows:
             to_rows(model)
-        if "fuse" in self.options:
-            feature("sparse_engine", "fuse")(model)
+        if self.variant.fuse:
+            fuse(model)
 
-    def capture(self, function: Callable[..., Any], *inputs: torch.Tensor) -> None:
-        """Record a function in a CUDA graph.
+    def record(self, function: Callable[..., Any], *inputs: Tensor) -> None:
+        """Record a function in a CUDA graph, which `replay` then replays.
 
         Raises:
-            Unavailable: there is no GPU, or no sparse_engine.training.cuda_graph.
+            Unavailable: there is no GPU.
         """
         if self.device != "cuda":
             raise Unavailable("only what runs on a CUDA GPU can be captured")
-        replay = feature("sparse_engine.training.cuda_graph", "captured")(function, *inputs)
+        replay = captured(function, *inputs)
         replay(*inputs)  # the first call records
         self.replay = replay
-
-    def flops_ratio(self) -> float:
-        """Return the FLOPs promised, of the dense network's."""
-        ratio = forward_flops(self.flops, self.densities) / sum(self.flops.values())
-        return self.members * ratio
-
-    def density(self) -> float:
-        """Return the share of all convolution and linear weights that is stored."""
-        return forward_flops(self.sizes, self.densities) / sum(self.sizes.values())
 
     def kernel_share(self) -> float | None:
         """Return the share of sparse FLOPs on triton or gemm; None without sparse layers."""
@@ -139,15 +176,3 @@ class Contender:
         flops = {n: self.flops[n] * m.density for n, m in layers.items()}
         ours = [n for n, m in layers.items() if (m.ran_on or "").startswith(("triton", "gemm"))]
         return sum(flops[n] for n in ours) / sum(flops.values())
-
-
-def feature(module: str, name: str) -> Any:
-    """Return a function that other versions may lack.
-
-    Raises:
-        Unavailable: it is not there.
-    """
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        raise Unavailable(f"{module}.{name} is not there") from None

@@ -34,7 +34,11 @@ def main(arguments: Sequence[str]) -> None:
 
     table = Table(path)
     if options.dry_run:
-        return _list(study, set(table.rows))
+        for grid in study.grids:
+            print(f"{grid.name}:")
+            for run in grid.runs:
+                print(f"  {run}: {'done' if run.key in table.rows else 'to do'}")
+        return
     if options.write:
         from bench.study.table import write
 
@@ -71,14 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--time", action="store_true", help="time steps, in turn with dense ones")
     parser.add_argument("--write", type=Path, help="Markdown file whose tables are replaced")
     return parser
-
-
-def _list(study: Study, done: set[str]) -> None:
-    for grid in study.grids:
-        print(f"{grid.name}:")
-        for run in grid.runs:
-            place = ", ".join(f"{axis} {value}" for axis, value in run.point)
-            print(f"  {run.key} {place}, seed {run.seed}: {'done' if run.key in done else 'to do'}")
 
 
 def _data_folder(study: Study, data_dir: str | None, out: Path) -> str | None:

@@ -46,15 +46,13 @@ class Data:
     @property
     def name(self) -> str:
         """The name of the small set, or of the data set itself where all of it is taken."""
-        if self.whole:
-            return self.dataset
-        sizes = (f"{self.pixels}px" if self.pixels else "", self.train, self.test)
-        return "-".join(str(part) for part in (self.dataset, *sizes) if part)
+        pixels = self.pixels and f"{self.pixels}px"
+        return "-".join(f"{p}" for p in (self.dataset, pixels, self.train, self.test) if p)
 
     @property
     def whole(self) -> bool:
         """Whether it is the data set itself."""
-        return not (self.pixels or self.train or self.test)
+        return self.name == self.dataset
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,9 @@ class Run:
     settings: Settings
     point: tuple[tuple[str, Any], ...]
     seed: int
+
+    def __str__(self) -> str:
+        return f"{self.key} {_words(dict(self.point))}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -101,33 +102,33 @@ def read_study(path: Path) -> Study:
     Raises:
         InputError: no such file, no JSON, unknown names, or settings that contradict each other.
     """
-    found = read_json(path, "study")
     where = f"study '{path}'"
-    found = _object(found, where, ("title", "data", "settings", "grids"), ("data", "grids"))
-    data = _data(found["data"], f"{where}, data")
-    shared = _object(found.get("settings", {}), f"{where}, settings")
-    grids = _object(found["grids"], f"{where}, grids")
+    names = ("title", "data", "settings", "grids")
+    study = _object(read_json(path, "study"), where, names, ("data", "grids"))
+    data = _data(study["data"], f"{where}, data")
+    shared = _object(study.get("settings", {}), f"{where}, settings")
+    grids = _object(study["grids"], f"{where}, grids")
     read = (_grid(name, grids[name], shared, data, f"{where}, grid '{name}'") for name in grids)
-    return Study(path.stem, found.get("title", path.stem), data, shared, tuple(read))
+    return Study(path.stem, study.get("title", path.stem), data, shared, tuple(read))
 
 
-def _data(found: Any, where: str) -> Data:
-    found = _object(found, where, ("dataset", "pixels", "train", "test"), ("dataset",))
-    for name, value in found.items():
+def _data(given: Any, where: str) -> Data:
+    given = _object(given, where, ("dataset", "pixels", "train", "test"), ("dataset",))
+    for name, value in given.items():
         kind = str if name == "dataset" else int
-        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 1):
+        if type(value) is not kind or (kind is int and value < 1):
             raise InputError(f"{where}: {name} should be a {kind.__name__}, found {value!r}")
-    return Data(**found)
+    return Data(**given)
 
 
-def _grid(name: str, found: Any, shared: Settings, data: Data, where: str) -> Grid:
-    found = _object(found, where, ("settings", "variants", "seeds", "against"), ("seeds",))
-    seeds = found["seeds"]
+def _grid(name: str, given: Any, shared: Settings, data: Data, where: str) -> Grid:
+    given = _object(given, where, ("settings", "variants", "seeds", "against"), ("seeds",))
+    seeds = given["seeds"]
     seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
         raise InputError(f"{where}: seeds should be a count or a list of numbers, found {seeds!r}")
-    points = list(_points(found, where))
-    against = found.get("against", {})
+    points = list(_points(given, where))
+    against = given.get("against", {})
     against = {"variant": against} if isinstance(against, str) else against
     axes = {axis for point, _ in points for axis in point}
     for axis in _object(against, f"{where}, against"):
@@ -141,10 +142,10 @@ def _grid(name: str, found: Any, shared: Settings, data: Data, where: str) -> Gr
     return Grid(name, tuple(runs), against)
 
 
-def _points(found: Mapping[str, Any], where: str) -> Iterator[tuple[Settings, Settings]]:
+def _points(given: Mapping[str, Any], where: str) -> Iterator[tuple[Settings, Settings]]:
     """Yield the points of a grid: their place by axis, and their settings."""
-    settings = _object(found.get("settings", {}), f"{where}, settings")
-    variants = _object(found.get("variants", {"": {}}), f"{where}, variants")
+    settings = _object(given.get("settings", {}), f"{where}, settings")
+    variants = _object(given.get("variants", {"": {}}), f"{where}, variants")
     axes = {axis: values for axis, values in settings.items() if isinstance(values, list)}
     for values in itertools.product(*axes.values()):
         place = dict(zip(axes, values))
@@ -155,11 +156,9 @@ def _points(found: Mapping[str, Any], where: str) -> Iterator[tuple[Settings, Se
 
 
 def _run(settings: Settings, point: Settings, seed: int, data: Data, where: str) -> Run:
-    described = ", ".join(f"{axis} {value}" for axis, value in point.items())
-    place = f"{where}, {described}" if described else where
-    for name in OWN:
-        if name in settings:
-            raise InputError(f"{place}: '{name}' is set by the study itself; leave it out")
+    place = f"{where}, {_words(point)}" if point else where
+    if given := [name for name in OWN if name in settings]:
+        raise InputError(f"{place}: '{given[0]}' is set by the study itself; leave it out")
     if not data.whole and not ("epochs" in settings and "model" in settings):
         raise InputError(f"{place}: a part of a data set has no recipe; say model and epochs")
     checked = check_values({**settings, "seed": seed}, place)
@@ -173,16 +172,20 @@ def _run(settings: Settings, point: Settings, seed: int, data: Data, where: str)
     return Run(hashlib.sha256(text.encode()).hexdigest()[:12], whole, tuple(point.items()), seed)
 
 
+def _words(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{axis} {value}" for axis, value in point.items())
+
+
 def _object(
-    found: Any, where: str, known: tuple[str, ...] | None = None, needed: tuple[str, ...] = ()
+    given: Any, where: str, known: tuple[str, ...] | None = None, needed: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Return a JSON object after a look at its names."""
-    if not isinstance(found, dict):
-        raise InputError(f"{where} should be an object, found {type(found).__name__}")
-    for name in found if known else ():
+    if not isinstance(given, dict):
+        raise InputError(f"{where} should be an object, found {type(given).__name__}")
+    for name in given if known else ():
         if name not in known:
             raise InputError(f"{where}: unknown name '{name}'{nearest(name, known)}")
     for name in needed:
-        if name not in found:
+        if name not in given:
             raise InputError(f"{where}: '{name}' is missing")
-    return found
+    return given

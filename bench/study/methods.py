@@ -13,116 +13,76 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from bench.report.tables import markdown
+from bench.study.grid import Data, Grid, Run, Study
+from bench.study.runs import Runner, Table
 from bench.study.small_data import cut
 
 NAME = "cifar10-small"
-MEMBERS = ("--members", "3")
-# In the order of the table; a teacher's run comes before its pupils.
-METHODS: dict[str, tuple[str, ...]] = {
-    "dense": (),
-    "static": (),
-    "set": (),
-    "rigl": (),
-    "snfs": (),
-    "granet": (),
-    "sup-tickets": (),
-    "lottery": (),
-    "kd-ticket": (),
-    "mc-dropout": ("--dropout", "0.1"),
-    "batch-ensemble": MEMBERS,
-    "mimo": MEMBERS,
-    "treenet": MEMBERS,
-    "snapshot": MEMBERS,
-    "fge": MEMBERS,
-    "edst": MEMBERS,
-    "dst-ensemble": MEMBERS,
-    "ltr": MEMBERS,
-    "pf": MEMBERS,
-    "deep-ensemble": MEMBERS,
-}
-PUPILS = ("kd-ticket",)
 DENSE = ("dense", "mc-dropout", "batch-ensemble", "mimo", "treenet", "snapshot", "fge")
+SEVERAL_MEMBERS = (
+    "batch-ensemble", "mimo", "treenet", "snapshot", "fge", "edst", "dst-ensemble", "ltr", "pf",
+    "deep-ensemble",
+)  # fmt: skip
+# In the order of the table.
+METHODS = (
+    "dense", "static", "set", "rigl", "snfs", "granet", "sup-tickets", "lottery", "kd-ticket",
+    "mc-dropout", *SEVERAL_MEMBERS,
+)  # fmt: skip
+PUPILS = ("kd-ticket",)  # whose teachers' runs come first
 COLUMNS = ("accuracy", "nll", "ece", "training FLOPs", "test_flops_ratio")
 
 
-def prepare(folder: Path, train: int, test: int) -> None:
-    """Write the small set from folder/cifar10.npz."""
-    cut(folder / "cifar10.npz", folder / f"{NAME}.npz", (train, test), 16)
-
-
-def command(method: str, seed: int, out: Path, common: Sequence[str]) -> list[str]:
-    """Return the command line of one run."""
-    flags = list(METHODS[method])
-    if method in PUPILS:
-        flags += ["--teacher", str(out / f"dense-{seed}")]
-    if method not in (*DENSE, "deep-ensemble"):
-        flags += ["--sparsity", "0.8", "--block", "1x1"]
-    folder = ["--out", str(out / f"{method}-{seed}"), "--seed", str(seed), "--device", "cpu"]
-    return [
-        sys.executable,
-        "-m",
-        "sparse_engine.train",
-        "--method",
-        method,
-        *flags,
-        *common,
-        *folder,
-    ]
-
-
-def train(method: str, seed: int, out: Path, common: Sequence[str]) -> None:
-    """Run one method with one seed, unless it is finished; a run that was cut off is resumed."""
-    folder = out / f"{method}-{seed}"
-    if (folder / "metrics.json").exists():
-        return
-    arguments = command(method, seed, out, common)
-    if (folder / "config.json").exists():
-        arguments = [sys.executable, "-m", "sparse_engine.train", "--resume", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
-    last = (done.stderr if done.returncode else done.stdout).strip().splitlines()[-1:]
-    print(f"{method} {seed}: exit {done.returncode} {''.join(last)[:300]}", flush=True)
+def study(methods: Iterable[str], seeds: int, out: Path, shared: Mapping[str, Any]) -> Study:
+    """Return methods as runs of several seeds that share some settings."""
+    runs = []
+    for seed, method in itertools.product(range(seeds), methods):
+        settings = {**shared, "dataset": NAME, "method": method, "seed": seed}
+        if method in SEVERAL_MEMBERS:
+            settings["members"] = 3
+        if method == "mc-dropout":
+            settings["dropout"] = 0.1
+        if method in PUPILS:
+            settings["teacher"] = str(out / f"dense-{seed}")
+        if method not in (*DENSE, "deep-ensemble"):
+            settings |= {"sparsity": 0.8, "block": "1x1"}
+        runs.append(Run(f"{method}-{seed}", settings, (("method", method),), seed))
+    return Study("methods", "All methods", Data(NAME), {}, (Grid("methods", tuple(runs), {}),))
 
 
 def results(out: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the finished runs by method."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    finished: dict[str, list[dict[str, Any]]] = {}
     for method in METHODS:
         paths = sorted(out.glob(f"{method}-[0-9]*/metrics.json"))
-        runs = [json.loads(path.read_text()) for path in paths]
-        if runs:
-            found[method] = runs
+        if runs := [json.loads(path.read_text()) for path in paths]:
+            finished[method] = runs
     # Against one dense network of this table; a run's own ratio is against its own epochs.
-    dense = statistics.mean([run["train_flops"] for run in found.get("dense", [])] or [1.0])
-    for run in itertools.chain.from_iterable(found.values()):
-        run["training FLOPs"] = run["train_flops"] / dense
-    return found
+    dense = mean([run["train_flops"] for run in finished.get("dense", [])] or [1.0])
+    for runs in finished.values():
+        for run in runs:
+            run["training FLOPs"] = run["train_flops"] / dense
+    return finished
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> str:
+def markdown_table(finished: dict[str, list[dict[str, Any]]]) -> str:
     """Return a Markdown table: mean and, in brackets, lowest and highest over several seeds."""
-    lines = ["| method | n | tickets | mean member | " + " | ".join(COLUMNS) + " |"]
-    lines.append("|---" * (4 + len(COLUMNS)) + "|")
-    for method, runs in found.items():
-        members = statistics.mean(statistics.mean(run["member_accuracy"]) for run in runs)
-        cells = [method, f"{len(runs)}", f"{len(runs[0]['member_accuracy'])}", f"{members:.3f}"]
+    cells = []
+    for method, runs in finished.items():
+        members = [run["member_accuracy"] for run in runs]
+        facts = [f"{len(runs)}", f"{len(members[0])}", f"{mean(map(mean, members)):.3f}"]
         for column in COLUMNS:
             values = [run[column] for run in runs]
             several = len(values) > 1 and column in COLUMNS[:3]
             spread = f" ({min(values):.3f}-{max(values):.3f})" if several else ""
-            cells.append(f"{statistics.mean(values):.3f}{spread}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            facts.append(f"{mean(values):.3f}{spread}")
+        cells.append([method, *facts])
+    return markdown(("method", "n", "tickets", "mean member", *COLUMNS), cells)
 
 
 def main() -> None:
@@ -134,22 +94,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--model", default="wrn10-1")
-    parser.add_argument("--scale", default="0.4", help="of the recipe's 30 epochs a network")
+    parser.add_argument("--scale", type=float, default=0.4, help="of the recipe's 30 epochs")
     parser.add_argument("--write", type=Path, help="Markdown file whose table is replaced")
     options = parser.parse_args()
     if options.prepare:
-        return prepare(options.data_dir, *options.prepare)
+        folder = options.data_dir
+        return cut(folder / "cifar10.npz", folder / f"{NAME}.npz", options.prepare, 16)
     if options.data_dir:
-        common = ["--dataset", NAME, "--data-dir", str(options.data_dir)]
-        common += ["--model", options.model, "--scale", options.scale]
-        for seed in range(options.seeds):
-            for group in (set(METHODS) - set(PUPILS), PUPILS):
-                with ThreadPoolExecutor(options.processes) as pool:
-                    chosen = [m for m in METHODS if m in group]
-                    list(
-                        pool.map(partial(train, seed=seed, out=options.out, common=common), chosen)
-                    )
-    written = table(results(options.out))
+        shared = {"model": options.model, "scale": options.scale}
+        table, place = Table(options.out / "runs.csv"), (options.out, str(options.data_dir), "cpu")
+        for methods in ([method for method in METHODS if method not in PUPILS], PUPILS):
+            chosen = study(methods, options.seeds, options.out, shared)
+            Runner(chosen, table, *place, keep=True).run(options.processes)
+    written = markdown_table(results(options.out))
     print(written)
     if options.write:
         text = options.write.read_text(encoding="utf-8")

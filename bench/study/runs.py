@@ -5,7 +5,6 @@ A run that has a row is not made again, one that was stopped is resumed from its
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -20,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.report.records import append_row, environment, now
+from bench.report.records import append_row, environment, now, read
 from bench.study.grid import Run, Study
-from sparse_engine.errors import InputError
 
 TRAIN = (sys.executable, "-m", "sparse_engine.train")
 # settings: all that was said of the run, JSON; member_accuracy: mean; seconds_per_epoch: of
@@ -38,7 +36,7 @@ COLUMNS = (
 
 
 class Table:
-    """The CSV of a study: a row for each run that has ended well."""
+    """The CSV of a study: a row for each run that has ended well, by key."""
 
     def __init__(self, path: Path) -> None:
         """Read what is there.
@@ -47,16 +45,7 @@ class Table:
             InputError: the file has other columns.
         """
         self.path, self._lock = path, threading.Lock()
-        self.rows: dict[str, dict[str, str]] = {}
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                if tuple(reader.fieldnames or ()) != COLUMNS:
-                    raise InputError(
-                        f"'{path}' has other columns than a study; move it away, or name another "
-                        "--table"
-                    )
-                self.rows = {row["key"]: row for row in reader}
+        self.rows = {row["key"]: row for row in read(path, COLUMNS, "--table")}
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Append a row."""
@@ -89,11 +78,11 @@ class Runner:
 
         Processes that are at work then write a checkpoint and stop; so they do at Ctrl-C.
         """
-        waiting = [run for run in self.study.runs() if run.key not in self.table.rows]
+        waiting = self._waiting()
         print(f"{len(waiting)} of {len(self.study.runs())} runs to make", flush=True)
-        timer = threading.Timer(seconds, self.stop) if seconds else None
-        if timer:
-            timer.start()
+        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, self.stop)
+        timer.daemon = True
+        timer.start()
         try:
             with ThreadPoolExecutor(processes) as pool:
                 try:
@@ -102,14 +91,16 @@ class Runner:
                     self.stop()
                     raise
         finally:
-            if timer:
-                timer.cancel()
+            timer.cancel()
 
     def stop(self) -> None:
         """Begin no other run, and let those at work stop after a checkpoint."""
         self._over.set()
         for child in list(self._children):
             child.send_signal(signal.SIGTERM)
+
+    def _waiting(self) -> list[Run]:
+        return [run for run in self.study.runs() if run.key not in self.table.rows]
 
     def _make(self, run: Run) -> None:
         if self._over.is_set():
@@ -124,12 +115,8 @@ class Runner:
             words = f"accuracy {result['accuracy']:.4f}"
         elif not self._over.is_set():
             self.failed.append(run.key)
-        place = ", ".join(f"{axis} {value}" for axis, value in run.point)
-        spent = time.monotonic() - began
-        left = sum(run.key not in self.table.rows for run in self.study.runs())
-        print(
-            f"{run.key} {place}, seed {run.seed}: {words}, {spent:.0f} s, {left} left", flush=True
-        )
+        spent, left = time.monotonic() - began, len(self._waiting())
+        print(f"{run}: {words}, {spent:.0f} s, {left} left", flush=True)
 
     def _train(self, run: Run, folder: Path) -> tuple[int, str]:
         """Train in a process of its own; return its exit code and last words."""
@@ -157,13 +144,12 @@ class Runner:
         return code, f"exit {code}, {lines[-1][:300]}" if lines else f"exit {code}"
 
     def _row(self, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
-        facts = environment("cpu" if result["device"] == "cpu" else "cuda")
         config = json.loads((self.out / run.key / "config.json").read_text(encoding="utf-8"))
         members = result["member_accuracy"]
         return {
-            **{name: value for name, value in config.items() if name in COLUMNS},
-            **{name: value for name, value in result.items() if name in COLUMNS},
-            **facts,
+            **config,
+            **result,
+            **environment("cpu" if result["device"] == "cpu" else "cuda"),
             "key": run.key,
             "settings": json.dumps(run.settings, sort_keys=True),
             "member_accuracy": sum(members) / len(members),

@@ -12,10 +12,7 @@ SPLITS = ("train", "test")
 
 
 def cut(
-    source: Path,
-    target: Path,
-    counts: tuple[int | None, int | None],
-    pixels: int | None,
+    source: Path, target: Path, counts: tuple[int | None, int | None], pixels: int | None
 ) -> None:
     """Write the first images of each split, averaged to `pixels` a side.
 
@@ -32,13 +29,13 @@ def cut(
     if not source.is_file():
         raise InputError(f"'{source}' is not there; it is what the small set is cut from")
     arrays = {}
-    with np.load(source) as found:
+    with np.load(source) as whole:
         for split, count in zip(SPLITS, counts):
-            labels = found[f"{split}_labels"]
+            labels = whole[f"{split}_labels"]
             if count is not None and count > len(labels):
                 raise InputError(f"'{source}' has {len(labels)} {split} images, not {count}")
             arrays[f"{split}_labels"] = labels[:count]
-            images = found[f"{split}_images"][:count]
+            images = whole[f"{split}_images"][:count]
             arrays[f"{split}_images"] = images if pixels is None else averaged(images, pixels)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part.npz")

@@ -47,12 +47,12 @@ def points_of(grid: Grid, rows: Rows, times: Rows) -> list[Point]:
     by_place: dict[tuple[tuple[str, Any], ...], list[Run]] = {}
     for run in grid.runs:
         by_place.setdefault(run.point, []).append(run)
-    found = []
+    points = []
     for place, runs in by_place.items():
         own = {run.seed: rows[run.key] for run in runs if run.key in rows}
         if own:
-            found.append(Point(place, own, times.get(point_of(runs[0]))))
-    return found
+            points.append(Point(place, own, times.get(point_of(runs[0]))))
+    return points
 
 
 def difference(point: Point, points: Sequence[Point], against: Mapping[str, Any]) -> str:
@@ -62,23 +62,13 @@ def difference(point: Point, points: Sequence[Point], against: Mapping[str, Any]
     Empty for the point that others are compared with.
     """
     place = {**dict(point.place), **against}
-    other = next((p for p in points if dict(p.place) == place), None)
-    if not against or other is None or other is point:
+    other = next((p for p in points if dict(p.place) == place), point)
+    pairs = [(row, other.rows[seed]) for seed, row in point.rows.items() if seed in other.rows]
+    if not against or other is point or not pairs:
         return ""
-    found = paired(point, other)
-    if not found:
-        return ""
-    error = f" ± {statistics.stdev(found) / math.sqrt(len(found)):.2f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):+.2f}{error}"
-
-
-def paired(point: Point, other: Point) -> list[float]:
-    """Return differences in accuracy, in points, of the seeds that two points share."""
-    return [
-        100 * (float(row["accuracy"]) - float(other.rows[seed]["accuracy"]))
-        for seed, row in point.rows.items()
-        if seed in other.rows
-    ]
+    each = [100 * (float(ours["accuracy"]) - float(theirs["accuracy"])) for ours, theirs in pairs]
+    error = f" ± {statistics.stdev(each) / math.sqrt(len(each)):.2f}" if len(each) > 1 else ""
+    return f"{statistics.mean(each):+.2f}{error}"
 
 
 def table(grid: Grid, rows: Rows, times: Rows) -> str:
@@ -86,46 +76,42 @@ def table(grid: Grid, rows: Rows, times: Rows) -> str:
     points = points_of(grid, rows, times)
     if not points:
         return "no rows yet"
-    axes, dense = [axis for axis, _ in points[0].place] or ["run"], dense_flops(rows)
+    axes = [axis for axis, _ in points[0].place] or ["run"]
+    # The FLOPs of one dense training, of the largest network.
+    dense = [float(row["train_flops"]) for row in rows.values() if row["method"] == "dense"]
     lines = []
     for point in points:
-        cells = [str(value) for _, value in point.place] or [grid.name]
-        spread = (
-            f" ± {100 * statistics.stdev(a):.2f}" if len(a := point.values("accuracy")) > 1 else ""
+        accuracy = [100 * value for value in point.values("accuracy")]
+        spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
+        lines.append(
+            [
+                *([str(value) for _, value in point.place] or [grid.name]),
+                str(len(accuracy)),
+                f"{statistics.mean(accuracy):.2f}{spread}",
+                difference(point, points, grid.against),
+                f"{point.mean('nll'):.3f}",
+                f"{point.mean('ece'):.3f}",
+                f"{point.mean('parameters') / 1e6:.3f} M",
+                f"{point.mean('train_flops') / max(dense):.2f}" if dense else "",
+                _time(point.time) if point.time else "",
+            ]
         )
-        cells += [
-            str(len(a)),
-            f"{100 * statistics.mean(a):.2f}{spread}",
-            difference(point, points, grid.against),
-            f"{point.mean('nll'):.3f}",
-            f"{point.mean('ece'):.3f}",
-            f"{point.mean('parameters') / 1e6:.3f} M",
-            f"{point.mean('train_flops') / dense:.2f}" if dense else "",
-            time_of(point),
-        ]
-        lines.append(cells)
     return markdown((*axes, *HEAD), lines)
 
 
-def dense_flops(rows: Rows) -> float:
-    """Return the training FLOPs of one dense network: the largest; 0 without any dense run."""
-    found = [float(row["train_flops"]) for row in rows.values() if row["method"] == "dense"]
-    return max(found, default=0.0)
-
-
-def time_of(point: Point) -> str:
+def _time(time: Mapping[str, str]) -> str:
     """Return the time of the whole training over the dense one's, and the rounds' spread."""
-    if point.time is None:
-        return ""
-    scale = float(point.time["training_ratio"]) / float(point.time["step_ratio"])
-    low, high = (scale * float(point.time[f"ratio_{q}"]) for q in ("p20", "p80"))
-    return f"{float(point.time['training_ratio']):.2f} ({low:.2f}-{high:.2f})"
+    training, step, low, high = (
+        float(time[name]) for name in ("training_ratio", "step_ratio", "ratio_p20", "ratio_p80")
+    )
+    scale = training / step
+    return f"{training:.2f} ({scale * low:.2f}-{scale * high:.2f})"
 
 
 def pareto(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the (time, accuracy) that no other is both as fast and as good as, by time."""
     front: list[tuple[float, float]] = []
-    for place in sorted(places, key=lambda found: (found[0], -found[1])):
+    for place in sorted(places, key=lambda place: (place[0], -place[1])):
         if not front or place[1] > front[-1][1]:
             front.append(place)
     return front
@@ -133,14 +119,13 @@ def pareto(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def places_of(study: Study, rows: Rows, times: Rows) -> dict[str, list[Labelled]]:
     """Return label, time and accuracy of every timed point, by the name of its grid."""
-    found: dict[str, list[Labelled]] = {}
+    places: dict[str, list[Labelled]] = {}
     for grid in study.grids:
         for point in points_of(grid, rows, times):
             if point.time is not None:
-                ratio, accuracy = float(point.time["training_ratio"]), point.mean("accuracy")
-                labelled = (point.name or grid.name, (ratio, 100 * accuracy))
-                found.setdefault(grid.name, []).append(labelled)
-    return found
+                place = float(point.time["training_ratio"]), 100 * point.mean("accuracy")
+                places.setdefault(grid.name, []).append((point.name or grid.name, place))
+    return places
 
 
 def draw(title: str, places: Mapping[str, Sequence[Labelled]], target: Path) -> bool:
@@ -184,15 +169,11 @@ def block(study: Study, rows: Rows, times: Rows, figure: str | None) -> str:
 def quoted(rows: Rows, times: Rows) -> str:
     """Return what the figures are quoted with."""
 
-    def columns(found: Rows, names: tuple[str, ...]) -> list[str]:
-        return sorted({", ".join(row[name] for name in names) for row in found.values()})
+    def distinct(table: Rows, *names: str) -> str:
+        return "; ".join(sorted({", ".join(row[n] for n in names) for row in table.values()}))
 
-    names = ("device", "dtype", "torch")
-    said = f"{len(rows)} runs; " + "; ".join(columns(rows, names)) + "."
-    if times:
-        threads = columns(times, ("device", "threads", "n"))
-        said += " Times (device, threads, rounds): " + "; ".join(threads) + "."
-    return said
+    timed = f" Times (device, threads, rounds): {distinct(times, 'device', 'threads', 'n')}."
+    return f"{len(rows)} runs; {distinct(rows, 'device', 'dtype', 'torch')}." + timed * bool(times)
 
 
 def write(study: Study, rows: Rows, times_path: Path, document: Path) -> None:
@@ -201,12 +182,11 @@ def write(study: Study, rows: Rows, times_path: Path, document: Path) -> None:
     Raises:
         InputError: the file is not there, or has no marks of this study.
     """
-    begin, end = f"<!-- study {study.name} -->", f"<!-- end of study {study.name} -->"
     text = document.read_text(encoding="utf-8") if document.is_file() else ""
-    put = partial(with_block, text, (begin, end), where=f"'{document}'", what="the tables")
-    put(block="")  # before anything is drawn
+    put = partial(with_block, text, f"study {study.name}", where=f"'{document}'")
+    put(body="")  # before anything is drawn
     times = read_times(times_path)
     picture = document.parent / f"{document.stem}-{study.name}.png"
     drawn = draw(study.title, places_of(study, rows, times), picture)
     body = block(study, rows, times, picture.name if drawn else None)
-    document.write_text(put(block=f"{begin}\n\n{body}\n\n{end}"), encoding="utf-8")
+    document.write_text(put(body=body), encoding="utf-8")

@@ -6,7 +6,6 @@ is timed against the dense one: a usual training step, and one that updates the 
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Callable
@@ -15,9 +14,9 @@ from typing import Any
 
 import torch
 
-from bench.report.records import append_row, environment, now
-from bench.speed.timing import STEP, clock_of, in_turn, ratios
-from bench.speed.trainer_step import trainer_step
+from bench.report.records import append_row, environment, now, read
+from bench.speed.steps import trainer_step
+from bench.speed.timing import clock_of, ratios, steps_in_turn
 from bench.study.grid import Run, Study
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import check_values
@@ -35,6 +34,7 @@ COLUMNS = (
     "point", "step_ratio", "ratio_p20", "ratio_p80", "update_ratio", "training_ratio",
     "dense_ms", "n", "dtype", "device", "driver", "threads", "torch", "triton", "commit", "run",
 )  # fmt: skip
+SHARED_WITH_DENSE = ("model", "batch_size", "dtype", "epochs", "dense_epochs", "dropout")
 METHODS = ("dense", "static", "set", "rigl", "edst", "dst-ensemble", "deep-ensemble")
 
 
@@ -45,10 +45,7 @@ def point_of(run: Run) -> str:
 
 def read_times(path: Path) -> dict[str, dict[str, str]]:
     """Return the last row of each point; none without a file."""
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["point"]: row for row in csv.DictReader(file)}
+    return {row["point"]: row for row in read(path, COLUMNS, "--table")}
 
 
 def time_study(
@@ -69,7 +66,9 @@ def time_study(
     info = dataset_info(study.data.name, data_dir)
     facts = {**environment(device.type), "run": now(), "n": rounds}
     done = read_times(path)
-    dense = _resolved(_shared_with_dense(study), study, data_dir)
+    # What the study says of all runs, as far as it is of a dense one.
+    dense = {n: v for n, v in study.settings.items() if n in SHARED_WITH_DENSE}
+    dense = _resolved({**dense, "dataset": study.data.name, "method": "dense"}, study, data_dir)
     for run in study.runs():
         point = point_of(run)
         if point in done:
@@ -78,54 +77,35 @@ def time_study(
         if config.method not in METHODS:
             print(f"no time of method '{config.method}': its networks change size", flush=True)
             continue
-        config = resolve_budget(config, info, device)
-        done[point] = row = _row(config, dense, info, device, rounds, facts)
-        row["point"] = point
-        append_row(path, COLUMNS, row)
-        print(f"{row['step_ratio']:.3f} {row['training_ratio']:.3f} {run.point}", flush=True)
+        times = _times(resolve_budget(config, info, device), dense, info, device, rounds)
+        done[point] = append_row(path, COLUMNS, {**facts, **times, "point": point})
+        print(f"{times['step_ratio']:.3f} {times['training_ratio']:.3f} {run.point}", flush=True)
 
 
-def _row(
-    config: Config,
-    dense: Config,
-    info: DatasetInfo,
-    device: torch.device,
-    rounds: int,
-    facts: dict[str, Any],
+def _times(
+    config: Config, dense: Config, info: DatasetInfo, device: torch.device, rounds: int
 ) -> dict[str, Any]:
     phases = plan_phases(config, info.train_size)
-    steps = sum(phase.steps for phase in phases)
     schedules = [(phase.steps, phase.update_schedule()) for phase in phases]
-    updates = sum(schedule.updates_in(n) for n, schedule in schedules if schedule)
-    contenders = {
-        "dense": {STEP: _step(dense, info, device)},
-        "step": {STEP: _step(config, info, device)},
-    }
+    updates = sum(schedule.updates_in(steps) for steps, schedule in schedules if schedule)
+    steps = {"dense": _step(dense, info, device), "step": _step(config, info, device)}
     if updates:
-        contenders["update"] = {STEP: _step(config, info, device, update=True)}
-    clock = clock_of(device.type, torch.get_num_threads())
-    seconds = {n: t[STEP] for n, t in in_turn(contenders, rounds, clock, warm_up=4).items()}
+        steps["update"] = _step(config, info, device, update=True)
+    seconds = steps_in_turn(steps, rounds, clock_of(device.type), warm_up=4)
     ratio = {
-        name: statistics.median(a / b for a, b in zip(taken, seconds["dense"]))
-        for name, taken in seconds.items()
+        name: statistics.median(ours / theirs for ours, theirs in zip(own, seconds["dense"]))
+        for name, own in seconds.items()
     }
-    whole = ratio["step"] * (steps - updates) + ratio.get("update", 0.0) * updates
+    count = sum(phase.steps for phase in phases)
+    whole = ratio["step"] * (count - updates) + ratio.get("update", 0.0) * updates
     return {
-        **facts,
         **ratios(seconds["step"], seconds["dense"]),
         "step_ratio": ratio["step"],
         "update_ratio": ratio.get("update"),
-        "training_ratio": whole / (steps * config.dense_epochs / config.epochs),
+        "training_ratio": whole / (count * config.dense_epochs / config.epochs),
         "dense_ms": 1e3 * statistics.median(seconds["dense"]),
         "dtype": config.dtype,
     }
-
-
-def _shared_with_dense(study: Study) -> dict[str, Any]:
-    """Return what the study says of all runs, as far as it is of a dense one."""
-    kept = ("model", "batch_size", "dtype", "epochs", "dense_epochs", "dropout")
-    shared = {name: value for name, value in study.settings.items() if name in kept}
-    return {**shared, "dataset": study.data.name, "method": "dense"}
 
 
 def _resolved(settings: dict[str, Any], study: Study, data_dir: str | None) -> Config:
@@ -140,11 +120,9 @@ def _step(
     network = build_network(config, info, device)
     step = trainer_step(network, config, info, config.batch_size)
 
-    def run() -> None:
-        if update:
-            network.topology.arm()
+    def updating_step() -> None:
+        network.topology.arm()
         step()
-        if update:
-            network.topology.update(config.drop or 0.3)
+        network.topology.update(config.drop or 0.3)
 
-    return run
+    return updating_step if update else step

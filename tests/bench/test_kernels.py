@@ -1,21 +1,18 @@
 """The report on layers at tiny sizes: its rows, and its refusal of wrong results."""
 
 import csv
-import sys
 
 import pytest
-import torch
 
 from bench import kernels
 from bench.report.records import Records
-from bench.speed import peers, problems
+from bench.speed import problems
 
 
 def run(monkeypatch, folder, *flags: str) -> list[dict[str, str]]:
     """Run the command and return all rows of its CSV."""
-    monkeypatch.setattr(sys, "argv", ["kernels", "--tiny", "--out", str(folder), *flags])
     monkeypatch.setattr(kernels, "TINY", (kernels.TINY[-1],))
-    kernels.main()
+    kernels.main(["--tiny", "--out", str(folder), *flags])
     with (folder / "cpu-kernels.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -28,7 +25,7 @@ def test_rows_have_what_a_figure_is_quoted_with(monkeypatch, tmp_path):
     for row in rows:
         assert None not in row.values()
         assert float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
-        assert float(row["error"]) < kernels.LARGEST_ERROR
+        assert float(row["error"]) < 1e-3
         assert row["torch"]
         assert row["commit"]
 
@@ -113,13 +110,3 @@ def test_what_cannot_be_captured_gives_no_row(refused, kept, subject, monkeypatc
     assert refused not in {f"{r['contender']} {r['phase']}" for r in subject.records.rows}
     assert {row["n"] for row in subject.records.rows} == {str(kernels.GPU_ROUNDS)}
     assert f"no row: linear 32x64 {refused} not captured: RuntimeError" in capsys.readouterr().out
-
-
-@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
-def test_peers_compute_the_same_layer():
-    layer = problems.Layer("linear", (64, 32), (), 8, 8)
-    problem = problems.make_problem(layer, (16, 16), 0.5, "cpu")
-    assert list(peers.peers(problem)) == []  # on a GPU only
-    name, forward, right = peers.block_sparse_rows(problem)
-    torch.testing.assert_close(forward(), right)
-    assert name == "torch BSR"

@@ -22,7 +22,11 @@ from sparse_engine.train import main as train
 ROOT = Path(__file__).parents[2]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    )
 }
 METHODS_PAGE = PAGES["docs/methods.md"]
 # Where a path that a page names may begin.
@@ -44,6 +48,9 @@ def test_flags_exist(page):
         for path in (ROOT / folder).rglob("*.py"):
             source = path.read_text(encoding="utf-8")
             known |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source))
+            for table in re.findall(r"^FLAGS = \{(.*?)\}", source, re.DOTALL | re.MULTILINE):
+                names = re.findall(r'"(\w+)":', table)
+                known |= {f"--{name.replace('_', '-')}" for name in names}
     told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", PAGES[page]))
     assert told <= known, told - known
 
@@ -66,7 +73,7 @@ def anchors(text):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES.keys() - {"docs/architecture.md"})
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - {"docs/architecture.md"}))
 def test_files_exist(page):
     for name in re.findall(r"`([\w./-]+\.[a-z]\w*)`", PAGES[page]):
         if not re.search(r"\.(py|md|json|csv|toml|png)$", name) or WRITTEN.fullmatch(name):

@@ -45,7 +45,7 @@ def test_times_and_memory_may_differ(tmp_path):
         ({"rows": ROWS[:1]}, "metrics.csv, row 2: epoch is only in the old"),
         ({"result": {**RESULT, "accuracy": 0.6}}, "metrics.json: accuracy differs: 0.5 and 0.6"),
         ({"result": {**RESULT, "more": 1}}, "metrics.json: more is only in the new"),
-        ({"tickets": 2}, "tickets: ['member_1.pt'] and ['member_1.pt', 'member_2.pt']"),
+        ({"tickets": 2}, "tickets: names differs: ['member_1.pt'] and ['member_1.pt', 'member_2"),
         ({"state": {"weight": STATE["weight"]}}, "member_1.pt: count is only in the old"),
         ({"state": {**STATE, "count": torch.tensor(3.0)}}, "member_1.pt: count differs"),
         ({"state": {**STATE, "weight": -STATE["weight"].abs()}}, "member_1.pt: weight differs"),
@@ -65,7 +65,7 @@ def test_one_bit_of_a_ticket_is_seen(tmp_path):
 
 def test_no_tickets_are_not_the_same(tmp_path):
     old, new = write(tmp_path / "old", tickets=0), write(tmp_path / "new", tickets=0)
-    assert list(same_results.differences(old, new)) == ["tickets: [] and []"]
+    assert list(same_results.differences(old, new)) == ["tickets: there are none"]
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 """Bytes that blocks move, counted: what the documents say of fused ones is what they do."""
 
-import sys
+from argparse import Namespace
 
 import pytest
 import torch
@@ -51,15 +51,16 @@ def test_passes_over_activations_of_a_block(name, eager, fused, triton_backend, 
         assert third == pytest.approx(expected, abs=0.03)
 
 
-def test_the_table(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["traffic", "--model", "wrn10-1", "--batch", "8"])
+def test_the_rows(monkeypatch):
+    options = Namespace(model="wrn10-1", batch=8, image=32, sparsity=0.9, block=32, operators=True)
     for name in (traffic.VARIABLE, "TRITON_INTERPRET"):
         monkeypatch.setenv(name, "")  # restored afterwards
-    assert traffic.main() == 0
-    table = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[0] for row in table] == ["| dense, eager", "| sparse", "| sparse, fused"]
-    others = [float(row[3]) for row in table]
-    assert others[2] < others[1]
+    rows = list(traffic.rows(options))
+    networks = [row for row in rows if not row[0].startswith("- ")]
+    assert [row[0] for row in networks] == ["dense, eager", "sparse", "sparse, fused"]
+    assert float(networks[2][3]) < float(networks[1][3])
+    assert {len(row) for row in rows} == {len(traffic.COLUMNS)}
+    assert "- convolution" in {row[0] for row in rows}
 
 
 def test_what_is_expanded_is_counted_once():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import __main__ as gpu
-from bench.gpu import rehearsal
+from bench.gpu import rehearsal, supervisor
 from bench.report.records import REHEARSAL, read_all
 
 ROOT = Path(__file__).parents[3]
@@ -23,7 +23,7 @@ def rehearsed(capsys, *arguments: str) -> tuple[int, dict, str]:
 
 
 def test_each_fault_costs_its_own_row_and_no_other(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu, "SILENCE", 4.0)
+    monkeypatch.setattr(supervisor, "SILENCE", 4.0)
     faults = [f"--fault={fault}" for fault in FAULTS]
     code, found, text = rehearsed(capsys, "--tiny", "--out", str(tmp_path), *faults)
     assert code == 1
@@ -89,8 +89,8 @@ def test_bad_input_is_one_line(arguments, message, monkeypatch, capsys):
 
 def test_with_a_gpu_it_says_that_it_only_compiles(monkeypatch, capsys):
     monkeypatch.setattr(rehearsal, "gpu_name", lambda: "NVIDIA H200")
-    options = gpu.parsed(["--rehearse", "sm_80"])
-    assert rehearsal.rehearse(options, lambda *_: 0, ["python"]) == 0
+    monkeypatch.setattr(rehearsal, "supervise", lambda *_: 0)
+    assert gpu.main(["--rehearse", "sm_80"]) == 0
     assert "there is a GPU here (NVIDIA H200); this compiles for sm_80 only" in (
         capsys.readouterr().out
     )

@@ -39,19 +39,19 @@ def test_a_column_that_is_none_is_refused(tmp_path):
         Records(tmp_path / "a.csv", {"run": "now"}).add(speed=1.0)
 
 
-def test_the_best_dense_contender_of_a_subject_and_phase(tmp_path):
-    found = Records(tmp_path / "a.csv", {"run": "now"})
-    for subject, contender, phase, time in (
+def test_the_best_dense_row_of_a_subject_and_phase(tmp_path):
+    records = Records(tmp_path / "a.csv", {"run": "now"})
+    for subject, variant, phase, time in (
         ("net", "dense", "step", 4.0),
         ("net", "dense captured", "step", 3.0),
         ("net", "auto rows", "step", 1.0),
         ("net", "dense", "forward", 2.0),
         ("other", "dense", "step", 0.5),
     ):
-        found.add(subject=subject, contender=contender, phase=phase, p50_ms=time)
-    expected = {"dense_ms": 3.0, "against": "dense captured"}
-    assert best_dense(found.rows, "net", "step") == expected
-    assert best_dense(found.rows, "net", "backward") == {}
+        records.add(subject=subject, contender=variant, phase=phase, p50_ms=time)
+    best = best_dense(records.rows, subject="net", phase="step")
+    assert (best["p50_ms"], best["contender"]) == ("3", "dense captured")
+    assert best_dense(records.rows, subject="net", phase="backward") is None
 
 
 def test_files_are_named_after_the_device():

@@ -4,13 +4,13 @@ import pytest
 
 from bench import kernels
 from bench.report import records
-from bench.speed import measure
-from bench.speed.measure import Ready
+from bench.report.records import Records
 from bench.speed.networks import TINY
 from bench.speed.problems import Layer, make_problem
 from bench.speed.roofline import H200, nearest_bound, rates_of
 from bench.speed.steps import Step
-from bench.speed.variant import Case
+from bench.speed.variant import Case, Variant
+from bench.training import Training
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,11 @@ def test_the_nearest_bound_is_the_largest_time():
 
 
 @pytest.mark.parametrize("device", ["NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA L40S"])
-def test_rows_of_steps_and_layers(device, monkeypatch):
+def test_rows_of_steps_and_layers(device, monkeypatch, tmp_path):
     monkeypatch.setattr(records, "device_name", lambda _: device)
-    step = Step(Case(TINY, 0.8, "uniform", "16x16"), "gemm", "cpu")
-    ready = Ready(step, 0.0, 0.0, None)
-    (row,) = measure.rows("training", ready, {"step": [1e-3]}, lambda phase: {})
+    step = Step(Case(TINY, 0.8, "uniform", "16x16"), Variant("gemm"), "cpu")
+    training = Training(Records(tmp_path / "a.csv", {"run": "now"}), "cpu")
+    (row,) = training.rows(step, {"step": [1e-3]})
     expected = 1e12 * row["tflops"] / H200.tensor if "H" in device else None
     assert row["roofline"] == expected
     layer = Layer("linear 32x64", (32, 64), (), 128)

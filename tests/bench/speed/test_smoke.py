@@ -1,15 +1,9 @@
 """The smoke test runs what a device has, and finds what is wrong, fused or not."""
 
 import pytest
-import torch
 
-from bench.speed import layer_check, smoke, toolchain
-from bench.speed.correctness import WrongResult
-from bench.speed.networks import Network
-from bench.speed.steps import Step
-from bench.speed.variant import Case
-from sparse_engine.layers import fused
-from sparse_kernels.dispatch.backend import forced_backend
+from bench.speed import machine, smoke
+from sparse_engine.errors import InputError, RunFailure
 from sparse_kernels.operators import fused_convolution
 from sparse_kernels.triton import gather
 
@@ -55,7 +49,7 @@ def test_the_kernels_in_the_interpreter(monkeypatch, capsys):
 def test_a_wrong_launcher_is_found(module, launcher, spoiled, found, monkeypatch, capsys):
     monkeypatch.setattr(smoke, "TINY", smoke.TINY[1:2])
     spoil(monkeypatch, module, launcher, spoiled)
-    with pytest.raises(ArithmeticError, match=found):
+    with pytest.raises(RunFailure, match=found):
         smoke.smoke("cpu", tiny=True)
     assert "of 8 results right" in capsys.readouterr().out
 
@@ -67,24 +61,22 @@ def test_a_kernel_that_cannot_be_compiled_costs_its_own_result(monkeypatch, caps
 
     monkeypatch.setattr(smoke, "TINY", smoke.TINY[:2])
     monkeypatch.setattr(smoke, "_fused", refuse)
-    with pytest.raises(ArithmeticError, match=r"fused cannot run: RuntimeError: at 12:4: unsup"):
+    with pytest.raises(RunFailure, match=r"fused cannot run: RuntimeError: at 12:4: unsup"):
         smoke.smoke("cpu", tiny=True)
     assert "triton: 3 of 4 results right" in capsys.readouterr().out
 
 
 def test_a_cpu_checks_what_it_has(capsys):
-    assert smoke.main(["--tiny"]) == 0
+    smoke.main(["--tiny"])
     assert capsys.readouterr().out.startswith("gemm: 19 of 19 results right")
 
 
-def test_wrong_and_missing_tools_are_exit_codes(monkeypatch, capsys):
-    monkeypatch.setattr(smoke, "_errors", lambda *_: {"forward": 0.5})
-    assert smoke.main(["--tiny"]) == 1
+def test_a_gpu_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setattr(smoke.torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
-    assert smoke.main([]) == 2
-    assert "error: no C compiler: Triton needs one" in capsys.readouterr().err
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="no C compiler: Triton needs one"):
+        smoke.main([])
 
 
 def test_the_checks_of_a_gpu():
@@ -92,29 +84,6 @@ def test_the_checks_of_a_gpu():
     assert {(64, 64), (32, 32)} <= set(fused_convolution)
     for check in fused_convolution.values():
         assert (check.layer.batch, check.order) == (128, "rows")
-
-
-def test_a_fused_step_is_checked_call_by_call(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    network = Network("wrn10-1", (3, 4, 4), 2, 2)
-    step = Step(Case(network, 0.5, "uniform", "16x16"), "triton rows fuse", "cpu")
-    block, errors = step.model.blocks[0], {}
-
-    def forward(step):
-        """Run one convolution of the network, for the interpreter is slow."""
-        with forced_backend(step.backend):
-            source = fused.normalised(block.norm2, torch.randn(2, 16, 4, 4))
-            fused.convolve(block.conv2, source, torch.randn(2, 16, 4, 4))
-
-    real, refuse = fused_convolution.shares, layer_check.refuse
-    monkeypatch.setattr(layer_check, "_forward", forward)
-    monkeypatch.setattr(layer_check, "refuse", lambda e, m: errors.update(e) or refuse(e, m))
-    assert layer_check.check_layers(step) < 1e-5
-    names = ("output", "mean", "x gradient", "residual gradient", "norm bias gradient")
-    assert {f"blocks.0.conv2 fused {name}" for name in names} <= set(errors)
-    monkeypatch.setattr(fused_convolution, "shares", lambda *arguments: real(*arguments) * 1.001)
-    with pytest.raises(WrongResult, match=r"fused values gradient is off by 1.0e-03"):
-        layer_check.check_layers(step)
 
 
 def test_a_wrong_plain_pass_is_found(monkeypatch, capsys):
@@ -128,5 +97,5 @@ def test_a_wrong_plain_pass_is_found(monkeypatch, capsys):
         return {**passes, "input gradient": lambda: passes["input gradient"]().zero_()}
 
     monkeypatch.setattr(smoke, "sparse_passes", wrong)
-    with pytest.raises(ArithmeticError, match="input gradient"):
+    with pytest.raises(RunFailure, match="input gradient"):
         smoke.smoke("cpu")

@@ -1,4 +1,4 @@
-"""Contenders take turns, the clock is read between phases; a GPU's passes are cold replays."""
+"""Variants take turns, the clock is read between phases; a GPU's passes are cold replays."""
 
 import itertools
 from types import SimpleNamespace
@@ -7,32 +7,37 @@ import pytest
 import torch
 
 from bench.speed import timing
-from bench.speed.timing import Clock, in_turn, milliseconds, quantile, ratios
+from bench.speed.timing import Clock, in_turn, quantile, ratios, speeds
 
 
-def test_contenders_take_turns_and_phases_add_up():
+def test_variants_take_turns_and_phases_add_up():
     ticks, order = itertools.count(), []
     clock = Clock(lambda: float(next(ticks)), lambda a, b: b - a, lambda: None)
 
     def phase(name):
         return lambda: order.append(name)
 
-    contenders = {
+    variants = {
         "a": {"forward": phase("a1"), "backward": phase("a2")},
         "b": {"step": phase("b")},
     }
-    times = in_turn(contenders, 3, clock, warm_up=1)
+    times = in_turn(variants, 3, clock, warm_up=1)
     assert order == ["a1", "a2", "b"] * 4
     assert times["a"] == {"step": [2.0] * 3, "forward": [1.0] * 3, "backward": [1.0] * 3}
     assert times["b"] == {"step": [1.0] * 3}
+    assert list(times["a"]) == ["step", "forward", "backward"]  # as rows are written
 
 
 def test_quantiles_are_interpolated():
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert quantile([0.0, 1.0], 0.2) == pytest.approx(0.2)
     assert quantile([5.0], 0.8) == 5.0
-    found = milliseconds([1.0, 2.0, 3.0])
-    assert found == pytest.approx({"n": 3, "p20_ms": 1400, "p50_ms": 2000, "p80_ms": 2600})
+    columns = speeds([1.0, 2.0, 3.0], 8e12, 0.25)
+    times = {"n": 3, "p20_ms": 1400, "p50_ms": 2000, "p80_ms": 2600}
+    assert columns == pytest.approx(
+        {**times, "flops_ratio": 0.25, "tflops": 1.0, "dense_tflops": 4.0}
+    )
+    assert speeds([1.0], 0.0, 0.25)["tflops"] is None
 
 
 def test_ratios_are_of_the_same_round():

@@ -2,21 +2,33 @@
 
 import json
 
-import numpy as np
+import pytest
 
 from bench.study import methods
+from sparse_engine.config.config import Config
+from sparse_engine.config.values import check_values
 from sparse_engine.methods.registry import METHODS
+from sparse_engine.methods.resolve import resolve
 
 
 def test_every_method_is_trained():
     assert set(methods.METHODS) == set(METHODS)
+    assert len(methods.METHODS) == len(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_run_has_settings_that_agree(method, tmp_path):
+    (run,) = methods.study([method], 1, tmp_path, {"model": "mlp", "scale": 0.4}).runs()
+    assert run.key == f"{method}-0"
+    checked = check_values(run.settings, "flags")
+    resolve(Config(**{**checked, "dataset": "cifar10"}))
 
 
 def test_a_pupil_is_given_the_dense_run_of_its_seed(tmp_path):
-    arguments = methods.command("kd-ticket", 2, tmp_path, ["--model", "mlp"])
-    assert arguments[arguments.index("--teacher") + 1] == str(tmp_path / "dense-2")
-    assert arguments[arguments.index("--seed") + 1] == "2"
-    assert "--sparsity" not in methods.command("dense", 0, tmp_path, [])
+    dense, pupil = methods.study(["dense", "kd-ticket"], 3, tmp_path, {}).runs()[-2:]
+    assert pupil.settings["teacher"] == str(tmp_path / "dense-2")
+    assert pupil.settings["seed"] == dense.seed == 2
+    assert "sparsity" not in dense.settings
 
 
 def test_the_table_has_mean_and_range_over_finished_runs(tmp_path):
@@ -31,21 +43,8 @@ def test_the_table_has_mean_and_range_over_finished_runs(tmp_path):
         folder.mkdir()
         (folder / "metrics.json").write_text(json.dumps(run))
     (tmp_path / "edst-2").mkdir()  # not finished
-    dense, edst = methods.table(methods.results(tmp_path)).splitlines()[2:]
+    dense, edst = methods.markdown_table(methods.results(tmp_path)).splitlines()[2:]
     cells = [cell.strip() for cell in edst.strip("|").split("|")]
     assert cells[:5] == ["edst", "2", "2", "0.350", "0.450 (0.400-0.500)"]
     assert cells[7] == "0.500"  # of the dense run's FLOPs
     assert "(" not in dense
-
-
-def test_the_small_set_is_averaged_over_two_by_two_pixels(tmp_path):
-    images = np.arange(4 * 3 * 32 * 32).reshape(4, 3, 32, 32).astype(np.uint8)
-    splits = {f"{s}_images": images for s in ("train", "test")}
-    labels = {f"{s}_labels": np.arange(4) for s in ("train", "test")}
-    np.savez(tmp_path / "cifar10.npz", **splits, **labels)
-    methods.prepare(tmp_path, 3, 2)
-    with np.load(tmp_path / f"{methods.NAME}.npz") as found:
-        assert found["train_images"].shape == (3, 3, 16, 16)
-        assert found["test_labels"].tolist() == [0, 1]
-        expected = images[0, 1, 4:6, 8:10].astype(float).mean().round()
-        assert found["train_images"][0, 1, 2, 4] == expected

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bench.speed import energy, measure
+from bench.speed import measure
 from bench.speed.timing import STEP, Clock
 
 WATTS, TICK, STEP_SECONDS = 500.0, 0.1, 0.007
@@ -30,23 +30,23 @@ def steps(passed: list[float]) -> dict:
 
 def test_joules_of_a_step_are_right_within_a_move_of_the_counter(passed, monkeypatch):
     counter = lambda: WATTS * TICK * math.floor(passed[0] / TICK)  # noqa: E731
-    monkeypatch.setattr(energy, "joules", counter)
+    monkeypatch.setattr(measure, "joules", counter)
     for start in (0.001, 0.03, 0.06, 0.099):
         passed[0] = start
-        times, found = measure.measure(steps(passed), "cuda", 0)
-        assert found[STEP] == pytest.approx(WATTS * STEP_SECONDS, rel=0.05)
+        times, joules = measure.measure(steps(passed), "cuda", 0)
+        assert joules == pytest.approx(WATTS * STEP_SECONDS, rel=0.05)
         assert len(times["dense"][STEP]) == measure.ROUNDS[1]
 
 
 @pytest.mark.parametrize("counted", [None, 7.0])
 def test_without_a_counter_that_moves_nothing_is_repeated_or_said(counted, passed, monkeypatch):
-    monkeypatch.setattr(energy, "joules", lambda: counted)
-    _, found = measure.measure(steps(passed), "cuda", 0)
-    assert found == {}
-    assert (passed[0] < energy.SECONDS / 2) == (counted is None)
+    monkeypatch.setattr(measure, "joules", lambda: counted)
+    _, joules = measure.measure(steps(passed), "cuda", 0)
+    assert joules is None
+    assert (passed[0] < measure.ENERGY_SECONDS / 2) == (counted is None)
 
 
-def test_contenders_that_take_turns_have_no_energy_of_their_own(passed, monkeypatch):
-    monkeypatch.setattr(energy, "joules", lambda: passed[0])
+def test_variants_that_take_turns_have_no_energy_of_their_own(passed, monkeypatch):
+    monkeypatch.setattr(measure, "joules", lambda: passed[0])
     both = {**steps(passed), "sparse": {STEP: lambda: None}}
-    assert measure.measure(both, "cuda", 0)[1] == {}
+    assert measure.measure(both, "cuda", 0)[1] is None

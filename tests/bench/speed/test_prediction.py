@@ -1,14 +1,28 @@
-"""Folded batch norms change no prediction, dense or sparse."""
+"""Predictions by tickets: captured, vmapped, and with batch norms folded, which changes none."""
 
 import pytest
 import torch
 from torch import nn
 
-from bench.speed.folding import fold, foldable
+from bench.speed.networks import TINY
+from bench.speed.prediction import Prediction, fold, foldable
+from bench.speed.variant import Case, Unavailable, Variant
 from sparse_engine import sparsify
 from sparse_engine.layers.batch_norm import estimate_batch_norm
 from sparse_engine.layers.modules import SparseConv2d
 from sparse_engine.models.build import build_model
+
+CASE = Case(TINY, 0.8, "uniform", "16x16")
+
+
+def test_a_captured_prediction_has_no_nodes(captures):
+    Prediction(CASE, Variant("masked", captured=True), "cpu").capture()
+    assert captures == [("masked captured", False)]
+
+
+def test_only_dense_tickets_are_vmapped():
+    with pytest.raises(Unavailable, match="only masked tickets"):
+        Prediction(CASE, Variant("gemm", vmapped=True), "cpu")
 
 
 @pytest.mark.parametrize(("name", "norms", "left"), [("wrn10-2", 7, 3), ("resnet8", 9, 0)])

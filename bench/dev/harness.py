@@ -1,0 +1,55 @@
+"""What the makers' own benchmarks share: flags made of defaults, and a table row by row."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bench.report.tables import markdown_lines
+from sparse_engine.errors import InputError
+
+
+def print_table(
+    doc: str | None,
+    columns: Sequence[str],
+    rows: Callable[[argparse.Namespace], Iterable[Sequence[str]]],
+    defaults: Mapping[str, Any],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Print a Markdown table, each row as soon as it is there; a command's main.
+
+    Args:
+        doc: of the command's file.
+        columns: their headings.
+        rows: makes the cells, of the options.
+        defaults: of the flags by name; that of a flag with several values is a list, that of one
+            with a choice a tuple of all values, its own first.
+        arguments: of the command line, sys.argv unless given.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in defaults.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(flag, action="store_true")
+        elif isinstance(default, list):
+            kind = type(default[0])
+            parser.add_argument(flag, nargs="*", type=kind, default=default, help=f"{default}")
+        elif isinstance(default, tuple):
+            parser.add_argument(flag, choices=default, default=default[0], help=f"[{default[0]}]")
+        else:
+            parser.add_argument(flag, type=type(default), default=default, help=f"[{default}]")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(getattr(options, "threads", torch.get_num_threads()))
+    print(f"{platform.machine()}, torch {torch.__version__}, {options}")
+    try:
+        for line in markdown_lines(columns, rows(options)):
+            print(line, flush=True)
+    except InputError as error:
+        sys.exit(f"error: {error}")

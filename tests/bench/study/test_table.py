@@ -1,0 +1,91 @@
+"""The tables and the figure of a study tell the truth."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from study_files import row_of, study_file
+
+from bench.study.grid import read_study
+from bench.study.table import draw, pareto, places_of, points_of, table, write
+from bench.study.times import point_of
+from sparse_engine.errors import InputError
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    study = read_study(study_file(tmp_path))
+    accuracies = {("8x8", 0): 0.5, ("8x8", 1): 0.8, ("16x16", 0): 0.6, ("16x16", 1): 0.7}
+    rows = {
+        run.key: row_of(run, accuracies[dict(run.point)["block"], run.seed]) for run in study.runs()
+    }
+    small, large = table(study.grids[0], rows, {}).splitlines()[2:]
+    cells = [cell.strip() for cell in small.strip("|").split("|")]
+    assert cells[:4] == ["8x8", "2", "65.00 ± 21.21", "+0.00 ± 10.00"]
+    assert [cell.strip() for cell in large.strip("|").split("|")][3] == ""
+    only = {key: row for key, row in rows.items() if row["accuracy"] != "0.7"}
+    assert points_of(study.grids[0], only, {})[1].values("accuracy") == [0.6]
+    assert "-10.00" in table(study.grids[0], only, {})
+
+
+def test_the_front_keeps_what_nothing_beats():
+    places = [(1.0, 90.0), (0.5, 85.0), (0.5, 80.0), (0.7, 84.0), (0.2, 60.0), (1.2, 90.0)]
+    assert pareto(places) == [(0.2, 60.0), (0.5, 85.0), (1.0, 90.0)]
+
+
+def test_only_what_stands_between_the_marks_is_written(tmp_path):
+    study = read_study(study_file(tmp_path))
+    rows = {run.key: row_of(run, 0.5) for run in study.runs()}
+    document = tmp_path / "blocks.md"
+    with pytest.raises(InputError, match="needs the marks <!-- study tiny -->"):
+        write(study, rows, tmp_path / "none.csv", document)
+    document.write_text("a\n<!-- study tiny -->\nold\n<!-- end of study tiny -->\nb\n")
+    write(study, rows, tmp_path / "none.csv", document)
+    text = document.read_text()
+    assert text.split("<!--")[0] == "a\n"
+    assert text.split("-->")[-1] == "\nb\n"
+    assert "old" not in text
+    assert "| 8x8 | 2 | 50.00 ± 0.00 |" in text
+
+
+class Canvas:
+    """The calls of matplotlib.figure.Figure and its axes that the study's figure uses."""
+
+    def __init__(self, **_):
+        self.said = []
+
+    def subplots(self):
+        return self
+
+    def savefig(self, path, dpi):
+        Path(path).write_text("\n".join(self.said))
+
+    def __getattr__(self, name):
+        if name not in ("scatter", "annotate", "plot", "set", "legend"):
+            raise AttributeError(name)
+        return lambda *values, **_: self.said.append(f"{name} {values}")
+
+
+def test_every_timed_point_is_drawn_and_the_front(tmp_path, monkeypatch, draw_with):
+    places = {
+        "blocks": [("8x8", (0.5, 80.0)), ("16x16", (0.4, 85.0))],
+        "dense": [("", (1.0, 90.0))],
+    }
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not draw("tiny", places, tmp_path / "none.png")
+    monkeypatch.undo()
+    draw_with(Canvas)
+    assert draw("tiny", places, tmp_path / "some.png")
+    said = (tmp_path / "some.png").read_text()
+    assert "scatter ((0.5, 0.4), (80.0, 85.0))" in said
+    assert "plot ((0.4, 1.0), (85.0, 90.0))" in said
+    assert not draw("tiny", {}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_a_point_without_a_time_has_no_place(tmp_path):
+    study = read_study(study_file(tmp_path))
+    rows = {run.key: row_of(run, 0.5) for run in study.runs()}
+    point = points_of(study.grids[0], rows, {})[0]
+    key = point_of(next(run for run in study.runs() if run.key == point.rows[0]["key"]))
+    times = {key: {"training_ratio": "0.4"}}
+    assert places_of(study, rows, times) == {"blocks": [(point.name, (0.4, 50.0))]}

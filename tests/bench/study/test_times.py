@@ -1,0 +1,43 @@
+"""Networks of a study are timed against the dense one, each point once."""
+
+from dataclasses import replace
+
+import pytest
+from study_files import digits, study_file
+
+import bench.study.times
+from bench.study.__main__ import main
+from bench.study.grid import read_study
+from bench.study.times import point_of, read_times
+
+
+def test_the_times_are_of_every_point_and_its_whole_training(tmp_path):
+    grids = {
+        "blocks": {"settings": {"method": ["set", "static"], "block": "8x8"}, "seeds": 2},
+        "dense": {"settings": {"method": "dense", "sparsity": 0}, "seeds": 1},
+    }
+    settings = {"model": "mlp", "epochs": 2, "dense_epochs": 1, "sparsity": 0.5}
+    path = study_file(tmp_path, grids=grids, settings=settings)
+    command = [str(path), "--data-dir", str(digits(tmp_path)), "--out", str(tmp_path / "out")]
+    main([*command, "--time"])
+    study, rows = read_study(path), read_times(tmp_path / "tiny-times.csv")
+    assert set(rows) == {point_of(run) for run in study.runs()}
+    assert len(rows) == 3
+    for row in rows.values():
+        steps = float(row["training_ratio"]) / float(row["step_ratio"])
+        assert row["update_ratio"] or steps == pytest.approx(2, rel=1e-3)
+
+
+def test_a_budget_of_time_is_settled_before_it_is_timed(tmp_path, monkeypatch):
+    given = {"method": "static", "distribution": "timed", "time_budget": 0.5}
+    settings = {"model": "mlp", "epochs": 2}
+    path = study_file(tmp_path, grids={"timed": {"settings": given, "seeds": 1}}, settings=settings)
+    seen = []
+
+    def resolve_budget(config, info, device):
+        seen.append(config.distribution)
+        return replace(config, distribution="uniform", time_budget=None, sparsity=0.5)
+
+    monkeypatch.setattr(bench.study.times, "resolve_budget", resolve_budget)
+    main([str(path), "--data-dir", str(digits(tmp_path)), "--out", str(tmp_path / "out"), "--time"])
+    assert seen == ["timed"]
