@@ -30,3 +30,10 @@ def test_a_damaged_file_is_ignored_and_said(text, tmp_path, caplog):
     path.write_text(text)
     assert Measurements(path, checked_tile).entries == {}
     assert "cannot be used" in caplog.text
+
+
+def test_tiles_of_earlier_versions_are_read(tmp_path):
+    path = tmp_path / "tiles.json"
+    path.write_text('{"a": [64, 32, 4, 3, true], "b": [16, 0, 8, 5, false]}')
+    tiles = {"a": Tile(64, 32, 4, 3, tma=True), "b": Tile(16, 0, 8, 5)}
+    assert Measurements(path, checked_tile).entries == tiles
