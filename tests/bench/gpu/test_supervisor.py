@@ -69,23 +69,21 @@ def test_a_worker_may_print_anything(tmp_path):
         assert supervisor.watch([sys.executable, "-c", code], 60, log) == (0, (0, "\ufffd"))
 
 
-def test_a_worker_that_cannot_start_is_not_repeated(tmp_path):
+@pytest.mark.parametrize(
+    ("program", "code", "words"),
+    [
+        ("import nothing_there", 1, "No module named"),
+        ("print('error: no'); raise SystemExit(2)", supervisor.BAD_INPUT, "error: no"),
+    ],
+)
+def test_a_worker_that_cannot_begin_is_not_repeated(program, code, words, tmp_path):
     with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, "-c", "import nothing_there"]
-        code = supervisor.supervise(command, 60, log, Journal(tmp_path, "run"))
-    assert code == 1
-    assert (tmp_path / "log").read_text().count("No module named") == 1
+        command = [sys.executable, "-c", program]
+        assert supervisor.supervise(command, 60, log, Journal(tmp_path, "run")) == code
+    assert (tmp_path / "log").read_text().count(words) == 1
 
 
 def test_nothing_is_started_without_time(tmp_path):
+    journal = Journal(tmp_path, "run")
     with (tmp_path / "log").open("w") as log:
-        assert (
-            supervisor.supervise(["not a command"], supervisor.LEAST, log, Journal(tmp_path, "run"))
-            == 0
-        )
-
-
-def test_a_worker_that_refuses_its_input_is_not_repeated(tmp_path):
-    with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, "-c", "print('error: no'); raise SystemExit(2)"]
-        assert supervisor.supervise(command, 60, log, Journal(tmp_path, "run")) == 2
+        assert supervisor.supervise(["not a command"], supervisor.LEAST, log, journal) == 0
