@@ -7,8 +7,6 @@ The rows' phase is "prediction": of one batch, by all members (speed/prediction.
 another, grouped, or stacked by torch.func.vmap.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from bench.speed.comparison import Comparison, Times, compare

@@ -10,8 +10,6 @@ A case whose result is wrong gives no row. Efficiency is per active FLOP: dense 
 time; 100 % is the dense library's own rate.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

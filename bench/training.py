@@ -8,8 +8,6 @@ On a GPU every variant runs alone, in bf16, and the best dense one is what the o
 with. On a CPU all variants of a case take turns with the dense network, in fp32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 

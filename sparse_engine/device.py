@@ -1,7 +1,5 @@
 """Where a run computes, and how: device, backend, data type, the same bits again."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

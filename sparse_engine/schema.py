@@ -1,7 +1,5 @@
 """What a value read from a file must look like: one clear error where it does not."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

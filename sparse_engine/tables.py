@@ -1,7 +1,5 @@
 """Rows of cells as aligned text or as a Markdown table. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 Rows = Sequence[Sequence[str]]

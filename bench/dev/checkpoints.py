@@ -3,8 +3,6 @@
 A checkpoint is what a run writes: model, momenta, blocks and all else (trainer_state.state_of).
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from collections.abc import Iterator

@@ -9,8 +9,6 @@ instructions. A configuration is bad if it spills or uses a stack, needs more sh
 the chip has, or lacks tensor cores where there are some (wgmma on sm_90 for tiles of 64 rows).
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import hashlib

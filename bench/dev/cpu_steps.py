@@ -4,8 +4,6 @@ Ratios to the same dense network in channels_last, of steps taken in turn; `rows
 to_rows. Clocks are as in cpu_table.py.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 from collections.abc import Iterator

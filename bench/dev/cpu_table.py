@@ -6,8 +6,6 @@ are fitted to this table. One thread is timed by its CPU time, which other proce
 little; with --threads of more, by the clock, on a machine that should have nothing else to do.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What compiled code says about itself, read by the disassembler that comes with Triton."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tempfile

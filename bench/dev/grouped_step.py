@@ -7,8 +7,6 @@ Both are the trainer's own steps, without topology updates: on a GPU in bf16, ca
 single networks fused as a run has them; on a CPU in fp32. They take turns; ratios are of rounds.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """What the makers' own benchmarks share: flags made of defaults, and a table row by row."""
 
-from __future__ import annotations
-
 import argparse
 import platform
 import sys

@@ -4,8 +4,6 @@ Ratios of medians of what takes turns, so that both sides see the same machine; 
 about time. The dense baseline is channels_last with the same data type and optimizer.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 

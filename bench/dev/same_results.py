@@ -7,8 +7,6 @@ resumed; rows, results and tickets are compared, all but times and memory. One l
 1 if one differs, or cannot be made.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

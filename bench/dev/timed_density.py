@@ -7,8 +7,6 @@ measured densities say and measured anew at the very blocks; a whole training st
 network's, steps taken in turn; and the score, the harmonic mean of a channel's connections.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace

@@ -9,8 +9,6 @@ convolution reads again through L2, and all that fits into it, is not seen: a lo
 of the largest images, not a time. Forward and backward of a step, without the optimizer.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

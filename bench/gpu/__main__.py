@@ -11,8 +11,6 @@ Tables and figures are made later:
 `python -m bench.report --reports DIR --print`.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

@@ -1,7 +1,5 @@
 """The project's own tests of the GPU, those that take seconds, in a process of their own."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -4,8 +4,6 @@ The first five groups, estimated honestly, fit into 300 seconds: is it right, th
 the steps that matter, and their layers. A second call with the same --out does what is left.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace

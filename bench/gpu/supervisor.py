@@ -1,7 +1,5 @@
 """Workers in processes of their own: one that dies, hangs or takes too long costs one job."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -6,8 +6,6 @@
 Figures need matplotlib (extra `plots`); without it there are none, and it says so.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures of the reports, as small PNG files, with matplotlib; imports no torch."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Sequence

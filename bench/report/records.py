@@ -5,8 +5,6 @@ one `phase`; `dense_ms` is that of the best dense variant of the same run, `agai
 Imports no torch, so that what only reads starts at once.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import re

@@ -1,7 +1,5 @@
 """Rows of the reports as Markdown. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 from bench.report.records import Row, best_dense, is_dense

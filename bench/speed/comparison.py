@@ -1,7 +1,5 @@
 """Reports on whole networks: variants are checked, timed in turn, and written down."""
 
-from __future__ import annotations
-
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence

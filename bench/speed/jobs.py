@@ -5,8 +5,6 @@ costs one line. An error that leaves the GPU unusable ends the process with DEVI
 later job would fail too; a fresh process may go on. A journal keeps what has ended.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 import sys

@@ -1,7 +1,5 @@
 """What this machine has: a GPU by its driver, a C compiler, versions. Imports no torch."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os

@@ -3,8 +3,6 @@
 Energy is read from the driver's own library, without any package; there is none without it.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import os

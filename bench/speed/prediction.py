@@ -5,8 +5,6 @@ weights stacked by torch.func, as is usual elsewhere. Batch norms are folded whe
 in the dense network too.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What the benchmarks of layers time: layers with random blocks, our passes and others'."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

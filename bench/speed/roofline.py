@@ -7,8 +7,6 @@ and L2 are assumptions (about those seen on such chips), that of memory is the d
 here is a measurement. The table is of an H200.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -7,8 +7,6 @@ Plain passes are compared with the dense library, fused ones with their definiti
 code is 1 if something is wrong, 2 if Triton cannot build what launches its kernels.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import NamedTuple

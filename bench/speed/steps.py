@@ -1,7 +1,5 @@
 """Training steps: a variant's with its phases, and the trainer's own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

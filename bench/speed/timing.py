@@ -5,8 +5,6 @@ disturb little. A GPU is timed by events on its stream, read after all rounds, s
 ahead as they do in training; what is too short for that, a single layer's pass, is captured first.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence

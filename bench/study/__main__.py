@@ -9,8 +9,6 @@ What a file holds: see grid.py. The CSVs lie beside it. A study can be stopped a
 Ctrl-C or --budget, and goes on with the same command.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -14,8 +14,6 @@ others and with the variants. `data` without `pixels` and `train` is a data set 
 two grids share is made once. Imports no torch.
 """  # noqa: E501 - the example is JSON as people write it
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -8,8 +8,6 @@ The small set has every second pixel averaged away (16x16) and the first images 
 that is finished is not repeated, so the command can be interrupted and given again.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

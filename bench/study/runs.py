@@ -3,8 +3,6 @@
 A run that has a row is not made again, one that was stopped is resumed from its checkpoint.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A small part of a data set of images, as DIR/NAME.npz."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

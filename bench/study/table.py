@@ -1,7 +1,5 @@
 """Tables and figure of a study: means over seeds, differences paired by seed, the Pareto front."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import statistics

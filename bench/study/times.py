@@ -4,8 +4,6 @@ Runs of a study share a machine, so their own seconds say little. Here one netwo
 is timed against the dense one: a usual training step, and one that updates the topology.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Callable

@@ -4,8 +4,6 @@ A file is read once a process, so that what another process measures meanwhile c
 this one. It lies in $SPARSE_ENGINE_CACHE, or in ~/.cache/sparse-engine.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -5,8 +5,6 @@ what is launched. It runs only when asked, never inside a launch, so no captured
 step contains it. Where several processes train together, the first one tunes and tells the others.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import logging

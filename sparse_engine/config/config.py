@@ -1,7 +1,5 @@
 """The settings of a run: one frozen dataclass, whose fields are also flags. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any

@@ -1,7 +1,5 @@
 """Flags made from the fields of Config; errors are one line on stderr and exit code 2."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

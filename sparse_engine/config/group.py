@@ -1,7 +1,5 @@
 """How a setting is declared: a dataclass field that is also a flag. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Settings from a JSON file or from flags, checked for type and limits. Imports no torch."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """What a run trains on and what it is evaluated on, and the batches of either."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

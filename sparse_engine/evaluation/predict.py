@@ -1,7 +1,5 @@
 """Predictions of a model on a data split, and the metrics of members and of their ensemble."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 

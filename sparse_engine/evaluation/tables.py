@@ -1,7 +1,5 @@
 """The tables of an evaluation, and what its runs cost together. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """nn.MultiheadAttention whose four projections are modules, so that each can be made sparse."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Container, Iterator, MutableMapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Batch-norm statistics of weights that no training step has seen."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """Which layers of a model can be sparse, why others cannot, and which models are not touched."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence

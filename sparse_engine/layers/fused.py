@@ -8,8 +8,6 @@ sparse_kernels.operators.fused_convolution. Where it does not, it runs as a modu
 layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

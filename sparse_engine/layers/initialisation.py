@@ -4,8 +4,6 @@ Source: Evci, Ioannou, Keskin, Dauphin, *Gradient Flow in Sparse Neural Networks
 Tickets Win*, AAAI 2022, section 3.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """What a model stores, layer by layer: blocks, density, weights and bytes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ arrives there in another order, forward or backward, is copied once. "Rows" is t
 names here, and nothing else.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections import defaultdict

@@ -4,8 +4,6 @@ A layer becomes as sparse or full as the state says. No kernel sees an index tha
 not have.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

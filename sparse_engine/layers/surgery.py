@@ -4,8 +4,6 @@ Within a phase shapes never change; here they do, so a layer is replaced by a ne
 optimizer state of the blocks that stay is carried over.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Graphs of networks (torch.fx): layers, and what works on each channel by itself."""
 
-from __future__ import annotations
-
 import operator
 from typing import Any
 

@@ -3,8 +3,6 @@
 Each function yields the messages of all that is wrong with a configuration of a method.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 from sparse_engine.config.config import Config

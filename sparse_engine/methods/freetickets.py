@@ -1,7 +1,5 @@
 """The schedules of FreeTickets (Liu et al. 2022, appendix C), as shares that scale with a run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sparse_engine.config.config import Config

@@ -3,8 +3,6 @@
 A shape has one function, `at(step, steps)`: the multiple at a step (from 0) of a phase of `steps`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise

@@ -11,8 +11,6 @@ dense network is pruned gradually to the sparsity (Zhu & Gupta 2017, eq. 1), its
 go back to those at 5 % of the run, and this ticket is trained M times with different data orders.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A method is one record: its phases, and what else the rest of the program asks of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

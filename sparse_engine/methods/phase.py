@@ -1,7 +1,5 @@
 """A method is a list of phases; this file says what a phase is. Imports no torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

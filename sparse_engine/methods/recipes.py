@@ -3,8 +3,6 @@
 CIFAR and ImageNet: FreeTickets (Liu et al. 2022), appendix C. The others are ours.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 

@@ -1,7 +1,5 @@
 """Methods by name. Imports no torch, so that a wrong name is told at once."""
 
-from __future__ import annotations
-
 from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.methods import (

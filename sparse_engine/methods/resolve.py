@@ -1,7 +1,5 @@
 """Every open setting of a run decided, and contradictions refused. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any

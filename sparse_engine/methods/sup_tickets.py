@@ -6,8 +6,6 @@ goes into the running average. Training goes on from the ticket, not from the av
 saved is the average after the last cycle.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sparse_engine.config.config import Config

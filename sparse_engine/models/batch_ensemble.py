@@ -1,7 +1,5 @@
 """BatchEnsemble: members share weights up to rank-one factors (Wen et al. 2020, section 3)."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -4,8 +4,6 @@
 Where no sparse layer of a block runs on the Triton kernels, the block runs as it did before.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The forwards that `fuse` gives to torchvision's ResNets; imported where torchvision is."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet

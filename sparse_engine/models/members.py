@@ -1,7 +1,5 @@
 """Networks that predict as several members."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from functools import partial

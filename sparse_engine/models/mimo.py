@@ -1,7 +1,5 @@
 """MIMO: M subnetworks in one, each with its own input and its own head (Havasi et al. 2021)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

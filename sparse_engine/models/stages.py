@@ -1,7 +1,5 @@
 """Networks as lists of stages, which one after another do what their forward does."""
 
-from __future__ import annotations
-
 from itertools import groupby
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """TreeNet: members with a common trunk and branches of their own (Lee et al. 2015, section 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ A multiplication and an addition count as two. Sparse layers count their active 
 activations and additions are left out, as in the papers.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Container, Mapping, Sequence

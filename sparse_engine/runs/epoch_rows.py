@@ -1,7 +1,5 @@
 """The rows of metrics.csv, one an epoch."""
 
-from __future__ import annotations
-
 import csv
 import re
 from pathlib import Path

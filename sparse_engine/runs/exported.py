@@ -5,8 +5,6 @@ sparse_kernels is installed; a dense state dict and ONNX hold every weight, zero
 take the time of a dense network.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import io

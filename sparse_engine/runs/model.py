@@ -11,8 +11,6 @@ where x are images [N, C, H, W] and y labels [N]; the phase's loss compares the 
 several members offers `member_models()`, each of them as a model with logits of its own.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from sparse_engine.config.config import Config

@@ -1,7 +1,5 @@
 """A network's active blocks in a file of the safetensors format, which many libraries read."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping

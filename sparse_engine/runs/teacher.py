@@ -1,7 +1,5 @@
 """A finished run as a teacher: soft labels of its tickets, the weights a ticket is pruned by."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """Sup-tickets' weight averaging (Yin et al. 2022): the mean of tickets, made sparse again."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Mapping
 

@@ -3,8 +3,6 @@
 Erdos-Renyi densities: erdos_renyi.py. A budget of seconds is spent in timed.py.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """One layer's update: which slots get which blocks, in place, and what must hold afterwards."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

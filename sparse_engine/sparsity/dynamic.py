@@ -1,7 +1,5 @@
 """DynamicSparsity: topology updates in a user's own training loop."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Sources: Mocanu et al. 2018; Evci et al. 2020, section 3.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

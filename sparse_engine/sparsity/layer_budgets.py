@@ -3,8 +3,6 @@
 All counts are of groups: single blocks, or with taps="all" the blocks of all taps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

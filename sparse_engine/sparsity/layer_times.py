@@ -6,8 +6,6 @@ is kept by device, versions and source of the kernels in $SPARSE_ENGINE_CACHE
 (~/.cache/sparse-engine), so that a second run decides as the first did.
 """
 
-from __future__ import annotations
-
 import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ A block's score is its L1 norm over the size of its layer's average block, so th
 narrower blocks compete as equals; with 1x1 blocks it is the magnitude of the papers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

@@ -8,8 +8,6 @@ score is a momentum of the gradient's norm: one number a block, over the last st
 update. So gradients that point to and fro do not cancel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ layers' densities too. A block counts by its score for each weight, which is the
 blocks have one size; with 1x1 blocks it is the criterion of the papers.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """sparsify and densify: whole models to sparse layers and back, in place."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence

@@ -5,8 +5,6 @@ a distribution costs what was asked for. What is saved with a run is what was de
 is resumed, repeated and evaluated without measuring again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What a run costs: FLOPs of training and test against one dense network, parameters and bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache

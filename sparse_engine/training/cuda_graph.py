@@ -8,8 +8,6 @@ and live as long as any graph of autograd does that has them. Such a graph of an
 default stream makes a recording fail: who records lets go of every loss before.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 from collections.abc import Callable

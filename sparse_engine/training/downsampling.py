@@ -6,8 +6,6 @@ of blocks that are stored tap by tap has the union of its taps' blocks, which is
 own, several times as dense, to be made in each such step.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

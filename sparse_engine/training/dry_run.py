@@ -1,7 +1,5 @@
 """What a run would cost, layer by layer and phase by phase; nothing is trained or written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -5,8 +5,6 @@ and a CUDA graph can hold it all. The optimizer reads `found` and leaves a bad s
 first step that may not be left out on, it leaves out all, so the weights stay what they were.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

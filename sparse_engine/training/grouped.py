@@ -4,8 +4,6 @@ To the trainer it is a network like others: its batch is the members' batches on
 and what is saved of it is what the members are by themselves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count

@@ -3,8 +3,6 @@
 A state is {"accuracy": on the held-out split, "model": a state dict}, an average's its "count" too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A network of a run: the model, its optimizer and its topology."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

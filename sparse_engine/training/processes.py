@@ -5,8 +5,6 @@ decides (topology, schedules, checkpoints) is computed alike by all, from number
 Only the first process touches the run folder.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager

@@ -1,7 +1,5 @@
 """Where a run is among its phases."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """The result of a run: its JSON line, and what is printed before it."""
 
-from __future__ import annotations
-
 import json
 import resource
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """A training run from its configuration to its last line of output."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial

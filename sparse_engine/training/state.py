@@ -4,8 +4,6 @@ Each part is declared, checked and read by its owner, in the owner's file: by st
 check_state(state), which raises InputError unless it can be loaded, and load_state_dict(state).
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One training step, run as it is or replayed as a CUDA graph."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The training loop: it runs any list of phases, and every method is such a list."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A run in training: all that its checkpoints hold, and what actions do with it between phases."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch

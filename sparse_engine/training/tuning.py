@@ -1,7 +1,5 @@
 """Tune a model's sparse layers: time kernel configurations for what a training step launches."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

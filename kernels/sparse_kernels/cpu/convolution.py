@@ -7,8 +7,6 @@ them it would meet pixels of the next row, so the columns that it carries over a
 its turn.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence

@@ -6,8 +6,6 @@ measured to save time, or else should (all in cost_model.py); and the masked pat
 the blocks, then the dense operator) anywhere else.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -6,8 +6,6 @@ its call costs more than its arithmetic. What is left at density zero are the co
 panels, which a layer of few channels feels most.
 """
 
-from __future__ import annotations
-
 import functools
 
 import torch

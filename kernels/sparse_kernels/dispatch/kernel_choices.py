@@ -4,8 +4,6 @@ A run that is continued, or shared by several processes, then takes the same ker
 whatever has been measured meanwhile.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 

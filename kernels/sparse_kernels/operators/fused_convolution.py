@@ -12,8 +12,6 @@ norm (TileSums.batch_norm); input gradient, weight gradient, one that adds what 
 and share, and the gradient of the norm.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """What a pass does besides multiplying: transform of the input, residual, statistics."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

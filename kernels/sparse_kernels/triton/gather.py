@@ -1,7 +1,5 @@
 """Launchers of forward and input gradient: check what a kernel needs, pick variant and tile."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Activations come as [N, C, H, W] in HWNC or channels_last order; a linear layer 
 pixel. Triton is imported when first needed, so that the package works where there is none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which tile a launch runs with: the one being tried, the one tuned, or the table's."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

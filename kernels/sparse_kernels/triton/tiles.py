@@ -4,8 +4,6 @@ Chosen from what the compiler says without a GPU (no spill, shared memory within
 where it exists); nothing here has been timed yet. Tuned tiles win over it (tuner.py).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 # Bytes of shared memory that one program may use.

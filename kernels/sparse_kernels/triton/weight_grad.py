@@ -1,7 +1,5 @@
 """Launcher of the weight gradient: pick variant and tile, share the positions, add the sums."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 

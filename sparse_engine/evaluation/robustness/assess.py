@@ -1,7 +1,5 @@
 """All that was asked for beyond the test split: corrupted, foreign and attacked images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 FGSM: Goodfellow et al. 2015. PGD: Madry et al. 2018. Pixels lie in [0, 1] before normalisation.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any

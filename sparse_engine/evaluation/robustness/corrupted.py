@@ -1,7 +1,5 @@
 """Corrupted test images: the released sets where their files are, else made from the test split."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

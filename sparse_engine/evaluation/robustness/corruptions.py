@@ -6,8 +6,6 @@ grow in proportion. Two families differ from the released sets: frost is drawn, 
 photographs, and glass takes each pixel from a random neighbour, where they swap pairs in turn.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable

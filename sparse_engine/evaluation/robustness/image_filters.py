@@ -3,8 +3,6 @@
 Images are float tensors [N, C, H, W]; what lies beyond an edge is the edge itself.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """What an evaluation is asked for: its flags, checked. Imports no torch."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Foreign images, and what tickets say of them: confidence, entropy and energy."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Tickets as models of pixels, which every evaluation that makes its own images needs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 

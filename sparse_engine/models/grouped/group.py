@@ -4,8 +4,6 @@ The first member's graph is traced (torch.fx) and copied; layers are replaced by
 members (layers.py), and what works on each channel or number by itself is kept.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ members, and the same kernels run them in one launch. Where they all read one in
 does. The slices' stride is a multiple of the block; weights of the padding are zero.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
