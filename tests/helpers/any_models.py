@@ -24,6 +24,8 @@ from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.vgg import VGG, make_layers
 
+from sparse_engine.layers.base import SparseLayer
+
 CLASSES = 4
 LAYERS = [1, 1, 1, 1]
 
@@ -147,3 +149,11 @@ if importlib.util.find_spec("timm"):
     MODELS["timm resnet"] = partial(_timm, "test_resnet")
 if importlib.util.find_spec("transformers"):
     MODELS["transformers vit"] = _hugging_face_vit
+
+
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+BLOCK = (4, 4)
+
+
+def sparse_layers(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}

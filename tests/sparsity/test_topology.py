@@ -4,137 +4,25 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-from sparse_engine import SparseConv2d, SparseLinear, densify, sparsify
-from sparse_engine.errors import InputError
-from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.surgery import state_tensors
-from sparse_engine.sparsity.drop_and_grow import (
-    assert_invariants,
-    select_drop_and_grow,
-    swap_blocks,
+from topologies import (
+    BLOCKS,
+    OPTIMIZERS,
+    backward,
+    block_ids,
+    naive_norms,
+    network,
+    sparse_layers,
+    train_step,
 )
+from torch import nn
+
+from sparse_engine import SparseLinear, densify
+from sparse_engine.errors import InputError
+from sparse_engine.layers.surgery import state_tensors
 from sparse_engine.sparsity.topology import Topology
 from sparse_kernels import BlockLayout
-
-BLOCKS = [(4, 4), (5, 3), (1, 1)]
-OPTIMIZERS = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-3),
-    "nesterov": lambda parameters: torch.optim.SGD(parameters, 0.1, 0.9, nesterov=True),
-    "adam": lambda parameters: torch.optim.Adam(parameters, amsgrad=True),
-    "adamw": torch.optim.AdamW,
-}
-
-
-def network(block=(4, 4), sparsity: float = 0.6, seed: int = 0, taps: str = "each") -> nn.Module:
-    """Return a small sparse network with convolutions, a linear layer and ragged blocks."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.Tanh(),
-        nn.Conv2d(8, 13, (3, 2), stride=2),
-        nn.Tanh(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(52, 10),
-    ).double()
-    sparsify(model, sparsity, "uniform", block, init="random", taps=taps)
-    return model
-
-
-def backward(model: nn.Module, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64)
-    F.cross_entropy(model(x), torch.arange(6)).backward()
-
-
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> None:
-    optimizer.zero_grad()
-    backward(model, seed)
-    optimizer.step()
-
-
-def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
-
-
-def block_ids(model: nn.Module) -> list[torch.Tensor]:
-    return [layer.layout.block_ids.clone() for layer in sparse_layers(model).values()]
-
-
-def naive_norms(dense: torch.Tensor, block: tuple[int, int]) -> list[float]:
-    """Return the L1 norm of each block of a weight [O, C, R, S] or [O, C], in the order of ids."""
-    dense = dense.reshape(*dense.shape[:2], *(dense.shape[2:] or (1, 1)))
-    out_channels, in_channels, taps_h, taps_w = dense.shape
-    bo, bc = block
-    return [
-        dense[o : o + bo, c : c + bc, r, s].abs().sum().item()
-        for o in range(0, out_channels, bo)
-        for c in range(0, in_channels, bc)
-        for r in range(taps_h)
-        for s in range(taps_w)
-    ]
-
-
-@st.composite
-def swaps(draw):
-    rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    total = rows * columns
-    active = draw(st.integers(1, total))
-    ids = draw(st.permutations(range(total)))[:active] + [total] * draw(st.integers(0, 4))
-    ids = draw(st.permutations(ids))
-    drop = draw(st.permutations(range(len(ids))))
-    grow = draw(st.permutations(range(total)))
-    return (rows, columns), ids, active, drop, grow, draw(st.integers(0, active))
-
-
-@settings(max_examples=150, deadline=None)
-@given(swaps())
-def test_select_drop_and_grow_equals_a_naive_loop(case):
-    shape, ids, active, drop, grow, count = case
-    total = shape[0] * shape[1]
-    layout = BlockLayout(shape, (1, 1), torch.tensor(ids), active)
-    slots, grown = select_drop_and_grow(
-        layout, torch.tensor(drop).float(), torch.tensor(grow).float(), count
-    )
-
-    used = [slot for slot, block in enumerate(ids) if block < total]
-    dropped = sorted(used, key=lambda slot: drop[slot])[:count]
-    kept = {ids[slot] for slot in used if slot not in dropped}
-    inactive = [block for block in range(total) if block not in kept]
-    best = sorted(inactive, key=lambda block: -grow[block])[:count]
-    assert slots.tolist() == dropped
-    assert grown.tolist() == best
-
-
-@settings(max_examples=80, deadline=None)
-@given(swaps(), st.data())
-def test_a_count_may_change(case, data):
-    shape, ids, active, drop, grow, dropped = case
-    total = shape[0] * shape[1]
-    layout = BlockLayout(shape, (1, 1), torch.tensor(ids), active)
-    kept = active - dropped
-    grown = data.draw(st.integers(0, min(total, len(ids)) - kept))
-    layer = SparseLinear(shape[1], shape[0], layout=layout)
-    slots, new = select_drop_and_grow(
-        layout, torch.tensor(drop).float(), torch.tensor(grow).float(), dropped, grown
-    )
-    swap_blocks(layer, None, slots, new, kept + grown)
-    assert layout.active == kept + grown
-    if layout.active:
-        assert layout.validate(layout.block_ids) == layout.active
-    strongest = sorted((z for z, b in enumerate(ids) if b < total), key=lambda z: -drop[z])[:kept]
-    old = {ids[z] for z in strongest}
-    best = sorted((b for b in range(total) if b not in old), key=lambda b: -grow[b])[:grown]
-    found = layout.block_ids.tolist()
-    assert {b for b in found if b < total} == old | set(best)
-    assert all(found[z] == ids[z] for z in strongest)
-    assert not layer.values[[z for z in range(len(ids)) if z not in strongest]].any()
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -188,19 +76,6 @@ def test_rigl_grows_the_inactive_blocks_with_the_largest_dense_gradient(block):
         assert sorted((norms[b] for b in grown), reverse=True) == pytest.approx(best)
 
 
-@pytest.mark.parametrize("taps", ["each", "all"])
-@pytest.mark.parametrize(("drop", "grow"), [(2, 2), (2, 1), (0, 2)])
-def test_a_swap_never_asks_the_device_for_a_number(taps, drop, grow):
-    with FakeTensorMode():
-        ids = torch.cat([torch.arange(18), torch.full((18,), 144)])
-        layout = BlockLayout((64, 64, 3, 3), (16, 16), ids, 18, taps)
-        scores = torch.rand(36), torch.rand(layout.total)
-        layer = SparseConv2d(64, 64, 3, layout=layout)
-        active = 18 + (grow - drop) * layout.group
-        swap_blocks(layer, None, *select_drop_and_grow(layout, *scores, drop, grow), active)
-        assert layer.layout.active == active
-
-
 def test_static_changes_nothing():
     model = network()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
@@ -211,15 +86,6 @@ def test_static_changes_nothing():
     topology.update(0.5)
     assert not topology.needs_gradient
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-def test_a_dropped_block_may_be_grown_again_from_zero():
-    layer = SparseLinear(4, 4, density=0.5, block=(1, 1))
-    dropped = int(layer.layout.block_ids[3])
-    drop_score = torch.ones(8).index_fill_(0, torch.tensor([3]), 0)
-    grow_score = torch.zeros(16).index_fill_(0, torch.tensor([dropped]), 1)
-    slots, grown = select_drop_and_grow(layer.layout, drop_score, grow_score, 1)
-    assert (slots.tolist(), grown.tolist()) == ([3], [dropped])
 
 
 @pytest.mark.parametrize("rule", ["set", "rigl"])
@@ -330,48 +196,6 @@ def test_exploration_rate_weighs_layers_by_their_weights():
     )
     assert Topology(model, None, "set").exploration_rate() == (8 + 16) / (16 + 48)
     assert Topology(nn.Linear(2, 2), None, "set").exploration_rate() == 1.0
-
-
-def ragged_layer() -> SparseLinear:
-    """Return a layer whose slots 0 to 2 hold the first, the last and no block."""
-    layout = BlockLayout((6, 10), (4, 4), torch.tensor([0, 5, 6]), active=2)
-    return SparseLinear(10, 6, layout=layout)
-
-
-def test_invariants_hold_for_a_fresh_layer():
-    assert_invariants(ragged_layer(), None, torch.tensor([], dtype=torch.long))
-
-
-def test_invariants_see_a_lost_block():
-    layer = ragged_layer()
-    layer.layout.update_(torch.tensor([0, 0, 6]))
-    with pytest.raises(AssertionError, match="count of active blocks"):
-        assert_invariants(layer, None, torch.tensor([], dtype=torch.long))
-
-
-def test_invariants_see_a_grown_block_that_is_not_zero():
-    with pytest.raises(AssertionError, match="grown block does not start at zero"):
-        assert_invariants(ragged_layer(), None, torch.tensor([0]))
-
-
-@pytest.mark.parametrize("place", [(2, 0, 0), (1, 3, 0), (1, 0, 2)])
-def test_invariants_see_a_value_outside_the_weight(place):
-    layer = ragged_layer()
-    with torch.no_grad():
-        layer.values[place] = 1
-    with pytest.raises(AssertionError, match="outside the weight"):
-        assert_invariants(layer, None, torch.tensor([], dtype=torch.long))
-
-
-def test_invariants_see_old_momentum():
-    layer = ragged_layer()
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-    layer(torch.ones(1, 10)).sum().backward()
-    optimizer.step()
-    with torch.no_grad():
-        layer.values[0] = 0
-    with pytest.raises(AssertionError, match="momentum"):
-        assert_invariants(layer, optimizer, torch.tensor([0]))
 
 
 @settings(max_examples=25, deadline=None)
