@@ -56,11 +56,11 @@ def gradual(budgets: Budgets, rate: float, pruned: float) -> dict[str, Exchange]
     Args:
         pruned: share of the pruning that is done after this update.
     """
-    swaps = {}
+    exchanges = {}
     for name, b in budgets.items():
         target = min(b.active, b.final + int((b.slots - b.final) * (1 - pruned) + 0.5))
-        swaps[name] = Exchange(target - int(rate * target + 0.5), target)
-    return swaps
+        exchanges[name] = Exchange(target - int(rate * target + 0.5), target)
+    return exchanges
 
 
 def redistributed(

@@ -1,4 +1,4 @@
-"""Topology updates: score, count, swap. One function does every update of every rule.
+"""Topology updates: score, count, exchange. One function does every update of every rule.
 
 Source of the exploration rate: Liu et al. 2021 (ITOP).
 """
@@ -137,16 +137,17 @@ class Topology:
             name: score(layer, self._generator(layer, number))
             for number, (name, layer) in enumerate(self.layers.items())
         }
-        swaps = self._swaps(rate, pruned, grow_scores)
+        exchanges = self._exchanges(rate, pruned, grow_scores)
         for name, layer in self.layers.items():
-            swap, group = swaps[name], layer.layout.group
-            drop, grow = layer.layout.active // group - swap.kept, swap.active - swap.kept
+            exchange, group = exchanges[name], layer.layout.group
+            drop = layer.layout.active // group - exchange.kept
+            grow = exchange.active - exchange.kept
             if drop or grow:
                 strength = layer.values.abs().sum((1, 2))
                 slots, ids = select_drop_and_grow(
                     layer.layout, strength, grow_scores[name], drop, grow
                 )
-                swap_blocks(layer, self.optimizer, slots, ids, swap.active * group)
+                swap_blocks(layer, self.optimizer, slots, ids, exchange.active * group)
                 assert_invariants(layer, self.optimizer, slots)
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
@@ -163,7 +164,7 @@ class Topology:
             found[name] = int((ids * (places * 2_654_435_761 % 1_000_003)).sum())
         return found
 
-    def _swaps(
+    def _exchanges(
         self, rate: float, pruned: float | None, grow_scores: dict[str, Tensor]
     ) -> dict[str, Exchange]:
         budgets = {name: _budget(layer) for name, layer in self.layers.items()}

@@ -22,28 +22,28 @@ class GroupTopology(Topology):
     """Topology updates of each member by itself, as if it were trained alone."""
 
     def __init__(
-        self, together: GroupedMembers, optimizer: Optimizer, rule: str, seeds: Sequence[int]
+        self, grouped: GroupedMembers, optimizer: Optimizer, rule: str, seeds: Sequence[int]
     ) -> None:
         """Watch the sparse layers.
 
         Args:
-            together: the members.
-            optimizer: of together.parameters().
+            grouped: the members.
+            optimizer: of grouped.parameters().
             rule: "static", "set", "rigl" or "granet".
             seeds: of each member's choices.
         """
         if rule not in RULES:
             raise InputError(f"members train together by {', '.join(RULES)}, not '{rule}'")
-        members = nn.ModuleList(together.members)
+        members = nn.ModuleList(grouped.members)
         super().__init__(members, optimizer, rule)
         self.seeds = list(seeds)
         self.parts = [
-            Topology(model, _MemberState(optimizer, together, number), rule, seed)  # type: ignore
+            Topology(model, _MemberState(optimizer, grouped, number), rule, seed)  # type: ignore
             for number, (model, seed) in enumerate(zip(members, seeds, strict=True))
         ]
         for number, part in enumerate(self.parts):
             part.ever_active = {n: self.ever_active[f"{number}.{n}"] for n in part.ever_active}
-        self._grouped = list(together.sparse_layers().values())
+        self._grouped = list(grouped.sparse_layers().values())
 
     def of(self, model: nn.Module, optimizer: Optimizer | None) -> GroupTopology:
         """Return the topology of members that were grouped again, with nothing explored yet."""
@@ -88,9 +88,9 @@ class GroupTopology(Topology):
 class _MemberState:
     """What an optimizer holds of one member, as views."""
 
-    def __init__(self, optimizer: Optimizer, together: GroupedMembers, member: int) -> None:
+    def __init__(self, optimizer: Optimizer, members: GroupedMembers, member: int) -> None:
         self._optimizer, self._places = optimizer, {}
-        for grouped, layers in together.sparse_layers().values():
+        for grouped, layers in members.sparse_layers().values():
             first = sum(layer.layout.slots for layer in layers[:member])
             place = slice(first, first + layers[member].layout.slots)
             self._places[layers[member].values] = (grouped.values, place)

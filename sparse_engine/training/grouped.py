@@ -51,7 +51,7 @@ class GroupedNetwork(Network):
         return nn.ModuleList(self.members)
 
     def _changed(self) -> None:
-        self.model = _together(self.members, self.fused)
+        self.model = _as_one_model(self.members, self.fused)
 
 
 class MemberLoaders:
@@ -107,15 +107,15 @@ def start_group(
         models.append(build_model(config, info, device, member, sparsity, start))
         loaders.append(loader)
     in_rows = runs_fused(config, models[0], device)
-    together = _together(models, in_rows)
-    optimizer, rate = build_optimizer(config, together, device)
-    topology = GroupTopology(together, optimizer, rule_of(config), seeds)
+    grouped = _as_one_model(models, in_rows)
+    optimizer, rate = build_optimizer(config, grouped, device)
+    topology = GroupTopology(grouped, optimizer, rule_of(config), seeds)
     norm_decay = config.norm_decay != "off"
-    network = GroupedNetwork(together, optimizer, topology, rate, norm_decay, fused=in_rows)
+    network = GroupedNetwork(grouped, optimizer, topology, rate, norm_decay, fused=in_rows)
     return network, MemberLoaders(loaders, steps)
 
 
-def _together(models: Sequence[nn.Module], in_rows: bool) -> GroupedMembers:
+def _as_one_model(models: Sequence[nn.Module], in_rows: bool) -> GroupedMembers:
     for model in models:
         # Members that were grouped before are views, and need not lie as a model's weights do.
         model.to(memory_format=torch.channels_last)
