@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from finished_runs import config_of
 
@@ -12,6 +13,8 @@ from sparse_engine.layers.surgery import model_density, used_layouts
 from sparse_engine.runs.files import load_file
 from sparse_engine.sparsity.sparsify import dense_state_dict
 from sparse_engine.training.network import dense_model
+
+BLOCKS = pytest.mark.parametrize("block", ["1x1", "8x8"])
 
 
 def watch(monkeypatch, kind):

@@ -4,24 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from finished_runs import config_of, train_with
-from watched_actions import assert_same_masks, masks_of, ticket_models, watch, weights_of
+from finished_runs import config_of
+from watched_actions import BLOCKS, assert_same_masks, masks_of, ticket_models, watch, weights_of
 
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.layers.surgery import model_density
 from sparse_engine.methods import actions, pruning_actions
 from sparse_engine.training.network import build_network
 
-FLAGS = ["--model", "mlp", "--batch-size", "256", "--device", "cpu"]
 CPU = torch.device("cpu")
-BLOCKS = pytest.mark.parametrize("block", ["1x1", "8x8"])
-pytestmark = pytest.mark.usefixtures("own_folder")
-
-
-@pytest.fixture
-def run(capsys):
-    """Train with some flags into the folder `out`; return the JSON object."""
-    return train_with(FLAGS, capsys)
 
 
 @BLOCKS

@@ -4,24 +4,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from finished_runs import config_of, train_with
+from finished_runs import config_of
 from pruning import strongest
-from watched_actions import assert_on_blocks, masks_of, ticket_models, watch, weights_of
+from watched_actions import BLOCKS, assert_on_blocks, masks_of, ticket_models, watch, weights_of
 
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.methods import actions
 from sparse_engine.training.network import dense_model
 
-FLAGS = ["--model", "mlp", "--batch-size", "256", "--device", "cpu"]
 CPU = torch.device("cpu")
-BLOCKS = pytest.mark.parametrize("block", ["1x1", "8x8"])
-pytestmark = pytest.mark.usefixtures("own_folder")
-
-
-@pytest.fixture
-def run(capsys):
-    """Train with some flags into the folder `out`; return the JSON object."""
-    return train_with(FLAGS, capsys)
 
 
 @BLOCKS

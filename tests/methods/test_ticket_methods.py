@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from finished_runs import config_of, train_with
+from finished_runs import config_of
 from pruning import strongest
 from watched_actions import (
+    BLOCKS,
     assert_exact_budget,
     assert_same_masks,
     masks_of,
@@ -20,16 +21,7 @@ from sparse_engine.models.workload import dense_flops, forward_flops
 from sparse_engine.training.network import build_network, dense_model
 from sparse_engine.training.trainer import Trainer
 
-FLAGS = ["--model", "mlp", "--batch-size", "256", "--device", "cpu"]
 CPU = torch.device("cpu")
-BLOCKS = pytest.mark.parametrize("block", ["1x1", "8x8"])
-pytestmark = pytest.mark.usefixtures("own_folder")
-
-
-@pytest.fixture
-def run(capsys):
-    """Train with some flags into the folder `out`; return the JSON object."""
-    return train_with(FLAGS, capsys)
 
 
 @BLOCKS
