@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, first_line
 from sparse_engine.layers.base import SparseLayer
 
 _POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -45,7 +45,7 @@ def traced(model: nn.Module, aim: str) -> fx.Graph:
         return _Tracer().trace(model)
     # A forward that meets tensors without numbers may fail in any way.
     except Exception as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(f"a {type(model).__name__} cannot be {aim}: {reason}") from None
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sparse_engine.errors import InputError, nearest
+from sparse_engine.errors import InputError, first_line, nearest
 from sparse_engine.layers.surgery import separate_projections
 
 
@@ -43,7 +43,7 @@ def torchvision_model(
         model = _construct(name, classes, height, width)
         _pass_without_data(model, height, width)
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(
             f"torchvision/{name} cannot take images of {height}x{width} pixels ({reason}); "
             "choose one of our own models, such as 'resnet18'"

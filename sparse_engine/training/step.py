@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from sparse_engine.device import autocast
-from sparse_engine.errors import RunFailure
+from sparse_engine.errors import RunFailure, first_line
 from sparse_engine.training.cuda_graph import Repeated
 from sparse_engine.training.finite import FiniteGuard, statistics, undo
 from sparse_engine.training.network import Network
@@ -73,7 +73,7 @@ class TrainingStep:
         except RuntimeError as error:
             if self._graph.is_recorded:
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             logging.getLogger(__name__).warning("the step runs without a CUDA graph: %s", reason)
         # Only here is the failure gone, and with it the half step that its frames held.
         self._graph = None
@@ -105,7 +105,7 @@ def _compiled_pair(model: nn.Module) -> Pair:
         try:
             return (compiled(x), y) if own is None else compiled(x, y)
         except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise RunFailure(f"torch.compile failed: {reason}; leave out --compile") from None
 
     return pair
