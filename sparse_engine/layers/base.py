@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_engine.layers.block_ids import BlockIds
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.plan import LayerPlan, strongest_blocks
 from sparse_kernels import BlockLayout
@@ -23,19 +24,18 @@ PARTS = ("weight", "values", "block_ids")
 WEIGHT_READ = "dense (weight read)"
 
 
-class SparseLayer(nn.Module):
-    """What the sparse layers share: compact values [Z, BC, BO], their layout and a bias.
+class SparseLayer(BlockIds):
+    """What the sparse layers share: compact values [Z, BC, BO], where they lie, and a bias.
 
-    The layout's index lists are no buffers: DDP would broadcast them at every step. A state dict
-    holds `values`, `block_ids` and `bias`; one with a dense `weight` loads as well and keeps the
-    strongest blocks by L1 norm, as many as the layer has.
+    A state dict holds `values`, `block_ids` and `bias`; one with a dense `weight` loads as well and
+    keeps the strongest blocks by L1 norm, as many as the layer has. The layout's index lists are no
+    buffers: DDP would broadcast them at every step.
     """
 
     final_active: int | None = None  # blocks after gradual pruning, where a rule prunes
 
     values: nn.Parameter
     bias: nn.Parameter | None
-    layout: BlockLayout
     ran_on: str | None = None
     """What its first forward ran on, and whether it copied its input; WEIGHT_READ if other code
     has only read its weight; None before."""
@@ -56,13 +56,12 @@ class SparseLayer(nn.Module):
         device = torch.get_default_device() if device is None else torch.device(device)
         if layout is None:
             layout = LayerPlan.full("", shape, block, taps).at(density).random(generator)
-        self.layout = layout
-        bo, bc = self.layout.block
-        values = torch.empty(self.layout.slots, bc, bo, device=device, dtype=dtype)
-        self.values = nn.Parameter(values)
+        self._hold(layout, device)
+        bo, bc = layout.block
+        self.values = nn.Parameter(torch.empty(layout.slots, bc, bo, device=device, dtype=dtype))
         empty_bias = torch.empty(shape[0], device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty_bias is None else nn.Parameter(empty_bias))
-        self._move_layout()
+        self._move_ids()
         self.reset_parameters(generator)
 
     @torch.no_grad()
@@ -70,6 +69,7 @@ class SparseLayer(nn.Module):
         """Draw the values that nn.Conv2d and nn.Linear would draw for a dense weight."""
         if self.values.is_meta:
             return
+        self._move_ids()
         dense = self.values.new_empty(self.layout.shape)
         nn.init.kaiming_uniform_(dense, a=math.sqrt(5), generator=generator)
         self.values.copy_(gather_blocks(dense, self.layout.tensors(), self.layout.sizes()))
@@ -85,16 +85,17 @@ class SparseLayer(nn.Module):
     @property
     def block(self) -> tuple[int, int]:
         """(BO, BC), after clamping to the layer's channels."""
-        return self.layout.block
+        return self._layout.block
 
     @property
     def taps(self) -> str:
         """Whether "each" tap has blocks of its own, or "all" taps of a pair share one fate."""
-        return self.layout.taps
+        return self._layout.taps
 
     def dense_weight(self) -> Tensor:
         """Return the weight [O, C, R, S] or [O, C], zero outside the blocks; differentiable."""
-        dense = scatter_blocks(self.values, self.layout.tensors(), self.layout.sizes())
+        layout = self.layout
+        dense = scatter_blocks(self.values, layout.tensors(), layout.sizes())
         if self._probe is not None:
             dense = dense + self._probe.leaf
         return dense.reshape(self._weight_shape())
@@ -153,36 +154,23 @@ class SparseLayer(nn.Module):
         known = self.ran_on not in (None, WEIGHT_READ)
         if known or torch.compiler.is_compiling() or x.is_meta:
             return
-        backend = backend_of(x, self.layout.tensors(), self.layout.sizes(), positions)
+        backend = backend_of(x, self._layout.tensors(), self._layout.sizes(), positions)
         copied = backend == "triton" and x.ndim == 4 and order_of(x) == "contiguous"
         self.ran_on = backend + (", copied from NCHW" if copied else "")
 
     def _weight_shape(self) -> tuple[int, ...]:
-        return self.layout.shape
-
-    def _move_layout(self) -> None:
-        # On the meta device the lists would lose their numbers, which to_empty() cannot restore.
-        if not self.values.is_meta:
-            self.layout = self.layout.to(self.values.device)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> SparseLayer:
-        super()._apply(fn, recurse)
-        self._move_layout()
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "block_ids"] = self.layout.block_ids
+        return self._layout.shape
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
+        self._follow()
         own = dict(state_dict)
         unusual = [n for n in PARTS if prefix + n in own and not self._can_take(own[prefix + n])]
         if unusual:
             error_msgs.append(f"{prefix}{unusual[0]} should be an ordinary tensor with numbers")
             return
-        values, ids = own.get(prefix + "values"), own.pop(prefix + "block_ids", None)
+        values, ids = own.get(prefix + "values"), own.get(prefix + "block_ids")
         if values is None and prefix + "weight" in own:
             weight = own.pop(prefix + "weight").detach()
             if tuple(weight.shape) != self._weight_shape():
@@ -197,21 +185,21 @@ class SparseLayer(nn.Module):
             values = gather_blocks(dense, chosen.tensors(), chosen.sizes())
             own[prefix + "values"] = values
         if ids is None:
-            missing_keys.append(prefix + "block_ids")
             if values is not None:  # nobody knows where they belong: keep the present ones
                 own[prefix + "values"] = self.values
         else:
             try:
-                active = self.layout.validate(ids)
+                active = self._layout.validate(ids)
             except ValueError as error:
                 error_msgs.append(f"{prefix}block_ids: {error}")
                 return
             if values is not None and values.shape == self.values.shape:
-                self.layout.update_(ids.to(self.layout.device), active)
+                self._layout.update_(ids.to(self._layout.device), active)
+            own[prefix + "block_ids"] = self._layout.block_ids.clone()
         super()._load_from_state_dict(
             own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._move_layout()
+        self._move_ids()
 
     def _can_take(self, value: Any) -> bool:
         """Return whether a part of a state dict is a tensor that can be copied from."""
@@ -220,7 +208,7 @@ class SparseLayer(nn.Module):
         return usual and not (empty or value.is_quantized or value.is_nested)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_probe": None}
+        return {**super().__getstate__(), "_probe": None}
 
     def _describe_blocks(self) -> str:
         taps = ", taps='all'" if self.layout.group > 1 else ""

@@ -127,7 +127,7 @@ def is_fused(conv: nn.Module, x: Tensor) -> bool:
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
         and x.dtype == compute_dtype(x)
-        and backend_of(x, conv.layout.tensors(), conv.layout.sizes()) == "triton"
+        and backend_of(x, conv._layout.tensors(), conv._layout.sizes()) == "triton"
     )
 
 

@@ -69,7 +69,7 @@ def swap_blocks(
     `active` blocks are in use afterwards, as many as before unless said.
     """
     ids = layer.layout.block_ids.index_copy(0, slots, block_ids.to(torch.int32))
-    layer.layout.update_(ids, active)
+    layer.change_blocks_(ids, active)
     layer.values.index_fill_(0, slots, 0)
     if optimizer is not None:
         zero_slots(optimizer, layer.values, slots)

@@ -82,7 +82,7 @@ class GroupTopology(Topology):
             out_stride, in_stride = (width // len(layers) for width in grouped.layout.shape[:2])
             given = MemberSlices(layers[0].layout.shape[1], in_stride, False)
             fresh = diagonal_layout([layer.layout for layer in layers], given, out_stride)
-            grouped.layout.update_(fresh.block_ids, fresh.active)
+            grouped.change_blocks_(fresh.block_ids, fresh.active)
 
 
 class _MemberState:

@@ -252,6 +252,8 @@ def kernels_of_a_step(blocks: int, monkeypatch) -> Counter[str]:
 def test_a_fused_layer_takes_seven_kernels_a_step(triton_backend, monkeypatch):
     found = kernels_of_a_step(3, monkeypatch) - kernels_of_a_step(2, monkeypatch)
     assert found.pop("_to_copy") == 2  # of the values of two layers
+    # Once for each of two layers a CPU looks whether somebody has written to its block ids.
+    assert (found.pop("equal"), found.pop("is_same_size")) == (2, 2)
     assert found == {
         "gather_pointers": 4,
         "weight_grad_pointers": 2,
@@ -277,7 +279,7 @@ def test_autocast_computes_statistics_in_float32(triton_backend):
         y = model(x)
     assert "conv2d_fused" in log.names
     assert y.dtype == torch.float16
-    assert {b.dtype for b in model.blocks.buffers()} == {torch.float32, torch.int64}
+    assert {b.dtype for b in model.blocks.buffers() if b.is_floating_point()} == {torch.float32}
     torch.testing.assert_close(y.float(), model(x), rtol=0.02, atol=0.02)
 
 

@@ -202,14 +202,14 @@ def _clean_values(layer: SparseLayer) -> Tensor:
 
 def _runs_masked(layer: Any, x: Tensor, positions: int) -> bool:
     """Return whether a member's layer would run masked; together they are as dense as one."""
-    out_channels, in_channels, *rest = layer.layout.sizes()
+    out_channels, in_channels, *rest = layer._layout.sizes()
     if layer.is_collecting:
         return False  # the operator's output is what a probe looks at
     members, dtype = layer.members, x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
     sizes = (out_channels // members, in_channels // members, *rest)
-    density = layer.layout.slots * members / layer.layout.total
+    density = layer._layout.slots * members / layer._layout.total
     # A choice by the batch, which only a CPU makes, cannot be a constant of compiled code.
     positions_known = None if torch.compiler.is_compiling() else positions
     return _backend(x.device, dtype, sizes, density, positions_known) == "masked"

@@ -1,0 +1,252 @@
+"""Where a layer's blocks lie, as a buffer that other people's code may copy, send or average.
+
+Tools that see parameters and buffers only (averages, DistributedDataParallel, checkpoints) move
+`values` from one network to another; what these mean lies in `block_ids`. The index lists that
+kernels follow are made from a copy of the ids, and made anew where the buffer has other numbers.
+Ids that other code has written are checked first: no kernel sees one that is not.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparse_engine.errors import InputError
+from sparse_kernels import BlockLayout
+
+REMEDY = (
+    "if this network is an average, name it in DynamicSparsity(averages=[...]); "
+    "if the ids are meant, load them with load_state_dict or call sparse_engine.refresh(model)"
+)
+
+
+class BlockIds(nn.Module):
+    """A module with a layout, which follows its buffer `block_ids` [Z], int32.
+
+    On a CPU every look at `layout` compares the buffer's numbers with those that the lists were
+    made from. On a GPU that would be a wait in every forward, so there it compares the tensor and
+    its version counter: code that leaves no trace there (a write through `.data`) must call
+    `sparse_engine.refresh(model)`. Compiled code and CUDA graphs do not look.
+    """
+
+    block_ids: Tensor
+    _layout: BlockLayout
+    # The buffer last looked at, and the versions that it and the lists' own ids had then.
+    _known: tuple[Tensor, int, int] | None = None
+    _leader: weakref.ref[BlockIds] | None = None  # of an average: the layer whose ids it has
+    _origin: weakref.ref[BlockIds] | None = None  # the layer that this one was copied from
+    copies: weakref.WeakSet[BlockIds] | None = None
+    """Copies of this layer that copy.deepcopy has made and that are still alive."""
+
+    def _hold(self, layout: BlockLayout, device: torch.device) -> None:
+        """Take a layout; the buffer is on a device, which may be meta, where it has no numbers."""
+        self._layout = layout
+        self.register_buffer("block_ids", layout.block_ids.to(device, copy=True))
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Which block lies in which slot: the blocks that the buffer says.
+
+        Raises:
+            InputError: other code has written ids that are no layout.
+        """
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            self._follow()
+        return self._layout
+
+    @layout.setter
+    def layout(self, layout: BlockLayout) -> None:
+        self._layout = layout
+        self._write_ids()
+
+    def change_blocks_(self, block_ids: Tensor, active: int | None = None) -> None:
+        """Give the slots other blocks, in place and without a wait; see BlockLayout.update_."""
+        self.layout.update_(block_ids, active)
+        self._write_ids()
+
+    def follow_blocks_of(self, leader: BlockIds) -> None:
+        """From now on have the ids of another layer, whatever is written into the buffer."""
+        self._leader = weakref.ref(leader)
+
+    def refresh(self) -> None:
+        """Make the lists anew from the buffer's numbers; waits for a GPU.
+
+        Raises:
+            InputError: they are no layout.
+        """
+        if not self.block_ids.is_meta:
+            self._take(self.block_ids)
+
+    def _follow(self) -> None:
+        ids = self._buffers["block_ids"]
+        # Subclasses of Tensor (fake ones, traced ones) have no numbers to look at.
+        if type(ids) is not Tensor:
+            return
+        if self._known is not None and _version(self._layout.block_ids) != self._known[2]:
+            self._write_ids()  # somebody has called layout.update_
+        if self._is_known(ids):
+            if self._known is None:
+                self._note_ids()
+        elif ids.is_meta:
+            self._move_ids()  # of a layer that was given values after it was made without
+        elif self._is_known_by_numbers(ids):
+            self._note_ids()
+        elif (self._leader is not None and self._leader() is not None) or self._is_rounded(ids):
+            self._write_ids()
+        else:
+            self._check_is_no_average(ids)
+            self._take(ids)
+
+    def _is_known(self, ids: Tensor) -> bool:
+        """Return whether the numbers are known to be those of the lists, without a wait."""
+        if ids.is_meta:
+            return self._parameters["values"].is_meta
+        if not ids.is_cuda:
+            return self._is_known_by_numbers(ids)
+        if self._known is None or self._known[0] is not ids:
+            return False
+        if _version(ids) == self._known[1] + 1 and _is_sent_by_ddp():
+            # It sends all buffers before every forward: no reason to wait, unless they differ.
+            same = (ids == self._layout.block_ids).all()
+            torch._assert_async(same, "block_ids differ between the processes of a network")
+            self._note_ids()
+        return _version(ids) == self._known[1]
+
+    def _is_known_by_numbers(self, ids: Tensor) -> bool:
+        known = self._layout.block_ids
+        return (ids.dtype, ids.device) == (known.dtype, known.device) and torch.equal(ids, known)
+
+    def _take(self, ids: Tensor) -> None:
+        """Make the lists from ids that other code has written."""
+        try:
+            active = self._layout.validate(ids)
+        except ValueError as error:
+            raise InputError(
+                f"other code has written block_ids of a {type(self).__name__} that are no layout "
+                f"({error}): {REMEDY}"
+            ) from None
+        self._layout.update_(ids.to(self._layout.device), active)
+        self._write_ids()
+
+    def _is_rounded(self, ids: Tensor) -> bool:
+        """Return whether ids are means of equal ids: a copy whose blocks have not changed since.
+
+        A mean of equal integers, cut to an integer, may be one less.
+        """
+        source = self._source()
+        return (
+            source is not None
+            and source.equal(self._layout.block_ids)
+            and _are_between(ids, source, source)
+        )
+
+    def _check_is_no_average(self, ids: Tensor) -> None:
+        """Raise InputError for means of a copy's ids and of those of the layer it is made from."""
+        source, own = self._source(), self._layout.block_ids
+        if source is not None and not ids.equal(source) and _are_between(ids, source, own):
+            raise InputError(
+                f"the block_ids of a copy of a {type(self).__name__} are means of block ids, which "
+                f"say nothing: {REMEDY}"
+            )
+
+    def _source(self) -> Tensor | None:
+        """Return the present ids of the layer that this is a copy of, if they can be compared."""
+        origin = None if self._origin is None else self._origin()
+        own = self._layout.block_ids
+        found = own if origin is None else origin._layout.block_ids
+        fits = (found.shape, found.device) == (own.shape, own.device)
+        return found if origin is not None and fits else None
+
+    def _write_ids(self) -> None:
+        """Write the lists' ids into the buffer: into the same tensor, if it can hold them."""
+        ids, own = self._layout.block_ids, self._buffers["block_ids"]
+        if (own.shape, own.dtype, own.device) != (ids.shape, ids.dtype, ids.device):
+            self._buffers["block_ids"] = ids.clone()
+        elif ids.is_cuda or type(ids) is not Tensor or not torch.equal(own, ids):
+            with torch.no_grad():
+                own.copy_(ids)
+        self._note_ids()
+
+    def _note_ids(self) -> None:
+        ids, own = self._buffers["block_ids"], self._layout.block_ids
+        self._known = (ids, _version(ids), _version(own))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> BlockIds:
+        if not torch.compiler.is_compiling():
+            self._follow()  # before the numbers move, and perhaps get lost: to_empty, meta
+        super()._apply(fn, recurse)
+        self._move_ids()
+        return self
+
+    def _move_ids(self) -> None:
+        """Follow the values to their device, with the numbers that the lists have."""
+        device = self._parameters["values"].device
+        # On the meta device the lists would lose their numbers, which to_empty() cannot restore.
+        if device.type == "meta":
+            self._buffers["block_ids"] = self._buffers["block_ids"].to(device)
+        else:
+            self._layout = self._layout.to(device)
+            self._write_ids()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if not torch.compiler.is_compiling():
+            self._follow()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._follow()
+        apart = ("_known", "_leader", "_origin", "copies")
+        return {k: v for k, v in self.__dict__.items() if k not in apart}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        layout = state.pop("layout", None)  # as pickled before ids were a buffer
+        super().__setstate__(state)
+        if layout is not None:
+            self._hold(layout, self._parameters["values"].device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockIds:
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin._origin = weakref.ref(self)
+        if self.copies is None:
+            self.copies = weakref.WeakSet()
+        self.copies.add(twin)
+        return twin
+
+
+def refresh(model: nn.Module) -> None:
+    """Look at the `block_ids` of every sparse layer of a model, and make its lists from them.
+
+    For code that writes into the buffers and leaves no trace: on a GPU through `.data`, or where
+    the model is compiled or captured. Waits for the device.
+
+    Raises:
+        InputError: ids that are no layout.
+    """
+    for module in model.modules():
+        if isinstance(module, BlockIds):
+            module.refresh()
+
+
+def _are_between(ids: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Return whether ids may be means of two, cut to integers."""
+    if ids.shape != first.shape or ids.device != first.device:
+        return False
+    low, high = torch.minimum(first, second) - 1, torch.maximum(first, second)
+    return bool(((ids >= low) & (ids <= high)).all())
+
+
+def _is_sent_by_ddp() -> bool:
+    """Return whether the forward is that of a DistributedDataParallel which sends its buffers."""
+    parallel = DistributedDataParallel._active_ddp_module
+    return parallel is not None and parallel.broadcast_buffers
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
