@@ -42,6 +42,9 @@ class BlockIds(nn.Module):
     _origin: weakref.ref[BlockIds] | None = None  # the layer that this one was copied from
     copies: weakref.WeakSet[BlockIds] | None = None
     """Copies of this layer that copy.deepcopy has made and that are still alive."""
+    is_updated = False
+    """Whether a rule of topology updates changes this layer's blocks."""
+    _first: tuple[int, float] | None = None  # of a copy: what tells that its values have changed
 
     def _hold(self, layout: BlockLayout, device: torch.device) -> None:
         """Take a layout; the buffer is on a device, which may be meta, where it has no numbers."""
@@ -72,6 +75,17 @@ class BlockIds(nn.Module):
     def follow_blocks_of(self, leader: BlockIds) -> None:
         """From now on have the ids of another layer, whatever is written into the buffer."""
         self._leader = weakref.ref(leader)
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether a copy's values have been written to since it was made; waits for no GPU."""
+        return self._first is not None and self._first != self._fingerprint()
+
+    def _fingerprint(self) -> tuple[int, float]:
+        values = self._parameters["values"].detach()
+        # Writes through `.data` leave the version as it was.
+        total = 0.0 if values.is_cuda or values.is_meta else float(values.double().sum())
+        return _version(self._parameters["values"]), total
 
     def refresh(self) -> None:
         """Make the lists anew from the buffer's numbers; waits for a GPU.
@@ -200,7 +214,7 @@ class BlockIds(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self._follow()
-        apart = ("_known", "_leader", "_origin", "copies")
+        apart = ("_known", "_leader", "_origin", "copies", "_first", "is_updated")
         return {k: v for k, v in self.__dict__.items() if k not in apart}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -213,7 +227,7 @@ class BlockIds(nn.Module):
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        twin._origin = weakref.ref(self)
+        twin._origin, twin._first = weakref.ref(self), twin._fingerprint()
         if self.copies is None:
             self.copies = weakref.WeakSet()
         self.copies.add(twin)

@@ -1,14 +1,18 @@
 """One layer's update: which slots get which blocks, in place, and what must hold afterwards."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.nn import Parameter
 
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.surgery import state_tensors, zero_slots
 from sparse_kernels import BlockLayout
 from sparse_kernels.operators.reference import gather_blocks
+
+# Of a parameter [Z, ...], some of its slots, and unless a bool on the device is true.
+ResetSlots = Callable[[Parameter, Tensor, Tensor | None], None]
 
 
 def select_drop_and_grow(
@@ -59,24 +63,46 @@ def _by_group(scores: Tensor, layout: BlockLayout) -> Tensor:
 @torch.no_grad()
 def swap_blocks(
     layer: SparseLayer,
-    optimizer: Optimizer | None,
+    reset: ResetSlots | None,
     slots: Tensor,
     block_ids: Tensor,
     active: int | None = None,
+    stays: Tensor | None = None,
+    instead: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Put other blocks into some slots, in place: their values and momenta start at zero.
+    """Put other blocks into some slots, in place: values and gradients there become zero.
 
-    `active` blocks are in use afterwards, as many as before unless said.
+    Args:
+        layer: its optimizers keep what they have of other slots.
+        reset: gives slots the optimizer's initial state; None where there is no optimizer.
+        slots: [N], those that change; block_ids: [N], what they get.
+        active: blocks in use afterwards, as many as before unless said.
+        stays: bool on the device: if true only `instead` is done, and nothing without it.
+        instead: slots and block_ids of the same count of active blocks.
     """
-    ids = layer.layout.block_ids.index_copy(0, slots, block_ids.to(torch.int32))
+    values, old = layer.values, layer.layout.block_ids
+    ids, changed = _changed(old, slots, block_ids)
+    if stays is not None:
+        same = (old, torch.zeros_like(changed)) if instead is None else _changed(old, *instead)
+        ids, changed = torch.where(stays, same[0], ids), torch.where(stays, same[1], changed)
     layer.change_blocks_(ids, active)
-    layer.values.index_fill_(0, slots, 0)
-    if optimizer is not None:
-        zero_slots(optimizer, layer.values, slots)
+    changed = changed[:, None, None]
+    values.masked_fill_(changed, 0)
+    if values.grad is not None:
+        # Of blocks that are gone: an optimizer that steps later would move the new ones by it.
+        values.grad.masked_fill_(changed, 0)
+    if reset is not None:
+        reset(values, slots, stays)
 
 
-def assert_invariants(layer: SparseLayer, optimizer: Optimizer | None, changed: Tensor) -> None:
-    """Check a layer after an update: block count, zeros where nothing is stored, no old momentum.
+def _changed(block_ids: Tensor, slots: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ids after changes in some slots, and which slots these are, bool [Z]."""
+    changed = torch.zeros_like(block_ids, dtype=torch.bool).index_fill_(0, slots, True)
+    return block_ids.index_copy(0, slots, changes.to(torch.int32)), changed
+
+
+def assert_invariants(layer: SparseLayer) -> None:
+    """Check a layer after an update: the count of blocks, whole groups, zeros outside the weight.
 
     Raises:
         AssertionError: at once on a CPU; on a GPU the check runs on the device, without a sync.
@@ -85,12 +111,9 @@ def assert_invariants(layer: SparseLayer, optimizer: Optimizer | None, changed: 
     _check(layout.mask().sum() == layout.active, "the count of active blocks changed")
     whole = layout.expand_groups(layout.group_ids).clamp(max=layout.total)
     _check((layout.block_ids == whole).all(), "a group has lost a tap")
-    _check(~values.index_select(0, changed).any(), "a grown block does not start at zero")
     if any(n % b for n, b in zip(layout.shape[:2], layout.block)) or layout.active < layout.slots:
         real = gather_blocks(values.new_ones(layout.shape), layout.tensors(), layout.sizes())
         _check(~values.masked_fill(real > 0, 0).any(), "a value outside the weight is not zero")
-    for state in state_tensors(optimizer, layer.values) if optimizer is not None else ():
-        _check(~state.index_select(0, changed).any(), "a grown block has momentum")
 
 
 def _check(condition: Tensor, message: str) -> None:

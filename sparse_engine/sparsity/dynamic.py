@@ -2,20 +2,26 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
+from sparse_engine.layers.base import SparseLayer
 from sparse_engine.schema import check_like, demand
+from sparse_engine.sparsity.averages import Averages
+from sparse_engine.sparsity.owners import Owners
+from sparse_engine.sparsity.processes import Group, ProcessesOfGroup, processes_of
+from sparse_engine.sparsity.step_gradients import Seen, StepGradients, averaged
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.sparsity.update_schedule import UpdateSchedule
 
 
 class DynamicSparsity:
-    """Dynamic sparse training in one's own loop: make it once, call step() after optimizer.step().
+    """Dynamic sparse training in one's own loop: make it once, call step() in every step.
 
     A loop is then
 
@@ -23,13 +29,17 @@ class DynamicSparsity:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         dynamic = DynamicSparsity(model, optimizer, rule="rigl", total_steps=10_000)
         for x, y in batches:
-            loss(model(x), y).backward(); optimizer.step(); dynamic.step(); optimizer.zero_grad()
+            loss(model(x), y).backward(); optimizer.step(); optimizer.zero_grad(); dynamic.step()
+
+    The order of the last three is free. Blocks move in layers that are trained: their values
+    require a gradient, an optimizer holds them, and they took part in the step. They grow by the
+    gradient that the optimizer saw, over however many backward passes.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         rule: str = "rigl",
         interval: int = 100,
         drop: float = 0.3,
@@ -38,12 +48,16 @@ class DynamicSparsity:
         total_steps: int | None = None,
         schedule: str = "cosine",
         seed: int = 0,
+        averages: Sequence[nn.Module] = (),
+        process_group: Group = None,
+        accumulate: bool = True,
     ) -> None:
         """Prepare the updates.
 
         Args:
             model: after sparsify.
-            optimizer: built after sparsify.
+            optimizer: built after sparsify; several where several train the model. One that is
+                made later is noticed when it steps.
             rule: "static", "set", "rigl", "snfs" (after sparsify with a `headroom`) or "granet"
                 (after sparsify with a `start_sparsity`).
             interval: steps from one update to the next.
@@ -52,40 +66,60 @@ class DynamicSparsity:
             total_steps: length of the run; without it a share says nothing, so updates go on at
                 a constant rate (and a log line says so).
             schedule: "cosine" or "constant" drop rate.
-            seed: of the random choices.
+            seed: of the random choices; with several processes that of the first counts.
+            averages: averages of the model's weights (EMA, SWA, mean teachers) as copies of it, an
+                AveragedModel or a timm EMA's `.module`: they are given the model's blocks.
+            process_group: of the processes that train the model together: None is the default group
+                of torch.distributed, if there is one; False is for models that train by themselves.
+            accumulate: False promises that a step is a single backward pass in a single process;
+                dense gradients are then freed layer by layer within it.
         """
-        dynamic = rule != "static"
-        if dynamic and not any(True for _ in _sparse_parameters(model, optimizer)):
-            raise InputError("no sparse layer's values are in the optimizer: call sparsify first")
-        if stop is not None and not 0 < stop < math.inf:
-            raise InputError(f"stop must be above 0 and finite, or None, found {stop}")
-        if stop is not None and stop <= 1:
-            if total_steps is None:
-                logging.getLogger(__name__).info(
-                    "without total_steps, topology updates never stop and keep their rate"
-                )
-            stop = None if total_steps is None else stop * total_steps
-        last = None if stop is None else math.ceil(stop)
-        self.schedule = UpdateSchedule(interval, drop, last, schedule)
-        if dynamic and total_steps is not None and not self.schedule.updates_in(total_steps):
-            raise InputError(
-                f"a run of {total_steps} steps is too short for a topology update every "
-                f"{interval} steps; make it longer, the interval shorter, or stop later"
-            )
-        self.topology = Topology(model, optimizer, rule, seed)
+        self.schedule = UpdateSchedule(interval, drop, _last_step(stop, total_steps), schedule)
+        if rule != "static" and total_steps is not None:
+            _check_length(self.schedule, total_steps)
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+        self._owners = Owners(optimizer, {n: layer.values for n, layer in layers.items()})
+        if rule != "static" and not self._owners.trained():
+            _check_optimizers(model, self._owners)
+        self.topology = Topology(model, self._owners, rule, seed, accumulate=accumulate)
         if rule == "granet":
             self._check_pruning()
         self.steps = 0
+        self._group = process_group
+        self._join()
+        self._gradients = StepGradients(layers, self._owners)
+        self._averages = Averages(layers, averages)
+        self._outcome: dict[str, str | Tensor | None] = {}
         self._arm_if_next()
 
     def step(self) -> bool:
-        """Count one training step, update the topology if it is time; return whether it was."""
+        """Count one training step, update the topology if it is time.
+
+        Returns:
+            Whether it was: False also in a step that GradScaler left out, or without a gradient.
+
+        Raises:
+            RunFailure: blocks differ between the processes that train the model.
+        """
         self.steps += 1
-        rate = self.schedule.rate(self.steps)
-        if rate:
-            self.topology.update(rate, self.schedule.pruned_share(self.steps))
+        if self._group is None:
+            self._join()
+        rate, updated = self.schedule.rate(self.steps), False
+        if self._gradients.is_armed:
+            found = self._read_gradients()
+            updated = rate > 0 and self._update(rate, found)
+        self._gradients.pass_by()
         self._arm_if_next()
-        return rate > 0
+        return updated
+
+    @property
+    def last_update(self) -> dict[str, str]:
+        """What the last update did to each layer: "updated", or why its blocks stayed.
+
+        That is "not trained", "took no part in the step" or "gradient not finite". Empty before the
+        first update. Waits for a GPU.
+        """
+        return {name: _words(outcome) for name, outcome in self._outcome.items()}
 
     def exploration_rate(self) -> float:
         """Return the share of weights that were ever active (ITOP)."""
@@ -107,10 +141,63 @@ class DynamicSparsity:
         self.steps = state["steps"]
         self.topology.disarm()
         self.topology.load_state_dict(state["topology"])
+        self._averages.follow()
         self._arm_if_next()
 
+    def _read_gradients(self) -> dict[str, Seen]:
+        """Return what the step has seen of each layer, scored."""
+        layers = self.topology.layers
+        trained = {name: layers[name] for name in sorted(self._owners.trained())}
+        found = averaged(self._gradients.read(), trained, self.topology.processes)
+        for name, seen in found.items():
+            if seen.gradient is not None:
+                layers[name].add_scores(seen.gradient)
+        return found
+
+    def _update(self, rate: float, found: Mapping[str, Seen]) -> bool:
+        """Update the layers of which something was seen; return whether there were any."""
+        trained = self._owners.trained()
+        self._averages.warn_of_others()
+        stays = {name: seen.left_out for name, seen in found.items()}
+        updated = self.topology.update(rate, self.schedule.pruned_share(self.steps), stays)
+        self._averages.follow()
+        self._outcome = {
+            name: updated.get(name, _why_kept(name, trained, found)) for name in self.topology.layers
+        }
+        return bool(updated)
+
     def _arm_if_next(self) -> None:
-        self.topology.arm_before(self.schedule, self.steps + 1)
+        """Collect in the next step, if an update looks at it."""
+        following, topology = self.steps + 1, self.topology
+        if topology.looks_at(self.schedule, following) or self.schedule.rate(following):
+            topology.arm(self._owners.trained())
+            self._gradients.arm()
+        elif topology.is_armed:
+            topology.disarm()
+
+    def _join(self) -> None:
+        """Begin with the blocks of the first of the processes that train the model, if several do.
+
+        Raises:
+            InputError: the processes have different models.
+        """
+        topology = self.topology
+        processes = processes_of(self._group)
+        if topology.processes.size > 1 or not isinstance(processes, ProcessesOfGroup):
+            return
+        if not topology.accumulate:
+            raise InputError("accumulate=False is for a model that a single process trains")
+        layers = topology.layers
+        sizes = [(name, layer.layout.shape, layer.values.shape) for name, layer in layers.items()]
+        processes.check_same((topology.rule, self.schedule, self.steps, sizes))
+        device = next(iter(layers.values())).values.device
+        seed = torch.tensor(topology.seed, device=device)
+        tensors = [t for layer in layers.values() for t in (layer.values, layer.block_ids)]
+        processes.send_from_first([seed, *tensors])
+        for layer in layers.values():
+            layer.refresh()
+        topology.processes, topology.seed = processes, int(seed)
+        topology.begin_exploring()
 
     def _check_pruning(self) -> None:
         if self.schedule.stop is None:
@@ -121,8 +208,47 @@ class DynamicSparsity:
             )
 
 
-def _sparse_parameters(model: nn.Module, optimizer: Optimizer):
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        if name.endswith("values") and id(parameter) in owned:
-            yield parameter
+def _last_step(stop: float | None, total_steps: int | None) -> int | None:
+    """Return the first step without updates, None for never."""
+    if stop is not None and not 0 < stop < math.inf:
+        raise InputError(f"stop must be above 0 and finite, or None, found {stop}")
+    if stop is not None and stop <= 1:
+        if total_steps is None:
+            logging.getLogger(__name__).info(
+                "without total_steps, topology updates never stop and keep their rate"
+            )
+        stop = None if total_steps is None else stop * total_steps
+    return None if stop is None else math.ceil(stop)
+
+
+def _check_length(schedule: UpdateSchedule, total_steps: int) -> None:
+    if not schedule.updates_in(total_steps):
+        raise InputError(
+            f"a run of {total_steps} steps is too short for a topology update every "
+            f"{schedule.interval} steps; make it longer, the interval shorter, or stop later"
+        )
+
+
+def _check_optimizers(model: nn.Module, owners: Owners) -> None:
+    """Raise InputError unless layers without an optimizer may still be given one.
+
+    A frozen layer may be trained later; an optimizer that holds weights which the model no longer
+    has was built too early.
+    """
+    known = {id(p) for p in model.parameters()}
+    held = [p for o in owners.optimizers for group in o.param_groups for p in group["params"]]
+    sparse = any(isinstance(m, SparseLayer) for m in model.modules())
+    if not sparse or not held or any(id(p) not in known for p in held):
+        raise InputError("no sparse layer's values are in the optimizer: call sparsify first")
+
+
+def _why_kept(name: str, trained: set[str], found: Mapping[str, Seen]) -> str:
+    if name not in trained:
+        return "not trained"
+    return "gradient not finite" if name in found else "took no part in the step"
+
+
+def _words(outcome: str | Tensor | None) -> str:
+    if isinstance(outcome, str):
+        return outcome
+    return "gradient not finite" if outcome is not None and bool(outcome) else "updated"

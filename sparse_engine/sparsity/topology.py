@@ -6,8 +6,9 @@ Source of the exploration rate: Liu et al. 2021 (ITOP).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,43 +17,18 @@ from torch.optim import Optimizer
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.schema import check_like, demand
+from sparse_engine.layers.optimizer_state import reset_slots
 from sparse_engine.sparsity.drop_and_grow import (
+    ResetSlots,
     assert_invariants,
     select_drop_and_grow,
     swap_blocks,
 )
 from sparse_engine.sparsity.layer_budgets import Budget, Exchange, gradual, redistributed, steady
+from sparse_engine.sparsity.owners import Owners
+from sparse_engine.sparsity.processes import ONE_PROCESS, Processes
 from sparse_engine.sparsity.rules import RULES
 from sparse_engine.sparsity.update_schedule import UpdateSchedule
-
-
-class Processes(Protocol):
-    """What an update asks of the processes that train a model together."""
-
-    size: int
-
-    def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of a tensor over the processes."""
-        ...
-
-    def check_equal(self, found: Mapping[str, int], what: str) -> None:
-        """Raise RunFailure unless a dictionary of numbers is the same everywhere."""
-
-
-class _OneProcess:
-    """A process that trains by itself."""
-
-    size = 1
-
-    def mean(self, x: Tensor) -> Tensor:
-        """Return the tensor."""
-        return x
-
-    def check_equal(self, found: Mapping[str, int], what: str) -> None:
-        """Compare with nobody."""
-
-
-ONE_PROCESS = _OneProcess()
 
 
 class Topology:
@@ -61,20 +37,24 @@ class Topology:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | None,
+        optimizer: Optimizer | Owners | None,
         rule: str = "rigl",
         seed: int = 0,
         processes: Processes = ONE_PROCESS,
+        accumulate: bool = False,
     ) -> None:
         """Watch the sparse layers of a model.
 
         Args:
             model: after sparsify.
-            optimizer: its state is kept in step with the blocks; None when there is none.
+            optimizer: its state, or that of all owners, is kept in step with the blocks; None when
+                there is none.
             rule: "static", "set", "rigl", "snfs" or "granet".
             seed: the draws of an update depend on it and on the number of updates before.
-            processes: those that train the model together: dense gradients are averaged, one
-                layer at a time, and then scored.
+            processes: those that train the model together.
+            accumulate: whether layers hold their dense gradient until somebody scores it (see
+                step_gradients.py). Otherwise every step is one backward pass, in which dense
+                gradients are averaged over the processes, one layer at a time, and scored.
         """
         if rule not in RULES:
             choices = ", ".join(RULES)
@@ -82,14 +62,19 @@ class Topology:
             raise InputError(f"unknown topology rule '{rule}'{hint}; choose from {choices}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
         self.optimizer, self.rule, self.seed = optimizer, rule, seed
-        self.processes = processes
-        self._reduce = processes.mean if processes.size > 1 else None
+        self.processes, self.accumulate = processes, accumulate
         self.updates = 0
-        self.ever_active = {n: m.layout.mask().flatten() for n, m in self.layers.items()}
+        for layer in self.layers.values():
+            layer.is_updated = rule != "static"
+        self.begin_exploring()
 
     def of(self, model: nn.Module, optimizer: Optimizer | None) -> Topology:
         """Return a topology of other layers that decides as this one, with nothing explored yet."""
-        return Topology(model, optimizer, self.rule, self.seed, self.processes)
+        return Topology(model, optimizer, self.rule, self.seed, self.processes, self.accumulate)
+
+    def begin_exploring(self) -> None:
+        """Take the present blocks for the only ones that were ever active."""
+        self.ever_active = {n: m.layout.mask().flatten() for n, m in self.layers.items()}
 
     @property
     def needs_gradient(self) -> bool:
@@ -101,18 +86,28 @@ class Topology:
         """Whether the next backward collects dense gradients."""
         return any(layer.is_collecting for layer in self.layers.values())
 
-    def arm(self) -> None:
-        """Collect dense gradients by block from the next backward, if the rule needs them."""
-        for layer in self.layers.values() if self.needs_gradient else ():
-            self._arm(layer)
+    def arm(self, names: Collection[str] | None = None) -> None:
+        """Collect dense gradients by block from the next backward, if the rule needs them.
+
+        names: of the layers that do, all unless given.
+        """
+        for name, layer in self.layers.items() if self.needs_gradient else ():
+            if names is None or name in names:
+                self._arm(layer)
 
     def _arm(self, layer: SparseLayer, scores: Tensor | None = None) -> None:
-        layer.collect(RULES[self.rule].memory, scores, self._reduce)
+        scored_at_once = self.processes.size > 1 and not self.accumulate
+        reduce = self.processes.mean if scored_at_once else None
+        layer.collect(RULES[self.rule].memory, scores, reduce, self.accumulate)
+
+    def looks_at(self, schedule: UpdateSchedule, step: int) -> bool:
+        """Return whether an update depends on the gradients of step `step` (counted from 1)."""
+        last = step + RULES[self.rule].gradient_steps - 1
+        return schedule.updates_in(last) > schedule.updates_in(step - 1)
 
     def arm_before(self, schedule: UpdateSchedule, step: int) -> None:
         """Collect in step `step` (counted from 1) if an update that looks at it is to come."""
-        last = step + RULES[self.rule].gradient_steps - 1
-        if schedule.updates_in(last) > schedule.updates_in(step - 1):
+        if self.looks_at(schedule, step):
             self.arm()
 
     def disarm(self) -> None:
@@ -121,57 +116,86 @@ class Topology:
             layer.stop()
 
     @torch.no_grad()
-    def update(self, rate: float, pruned: float | None = None) -> None:
+    def update(
+        self,
+        rate: float,
+        pruned: float | None = None,
+        stays: Mapping[str, Tensor | None] | None = None,
+    ) -> dict[str, Tensor | None]:
         """Replace the share `rate` of every layer's active blocks.
 
         Args:
             rate: from 0 to 1.
             pruned: share of gradual pruning done after this update (UpdateSchedule.pruned_share);
                 None leaves the counts as they are. Rules other than granet do not look at it.
+            stays: the layers to update, all unless given. Each with a bool on its device that says
+                that the layer stays as it is after all, or None.
+
+        Returns:
+            The layers that were updated; each with a bool on its device that is true if it stayed
+            as it was, since its scores are not finite or `stays` said so. None if that cannot be.
+            On a GPU gradual pruning, which needs no score, goes on in such a layer.
         """
-        score = RULES[self.rule].grow_score
-        if score is None:
-            return
+        rule = RULES[self.rule]
+        if rule.grow_score is None:
+            return {}
         # All scores first: an error in one must not leave half of the layers updated.
-        grow_scores = {
-            name: score(layer, self._generator(layer, number))
-            for number, (name, layer) in enumerate(self.layers.items())
-        }
-        exchanges = self._exchanges(rate, pruned, grow_scores)
-        for name, layer in self.layers.items():
-            exchange, group = exchanges[name], layer.layout.group
+        scores, kept = {}, {}
+        for number, (name, layer) in enumerate(self.layers.items()):
+            if stays is None or name in stays:
+                found = rule.grow_score(layer, self._generator(layer, number))
+                stay = None if stays is None else stays[name]
+                if self.needs_gradient:
+                    stay = _either(~found.sum().isfinite(), stay)
+                if stay is None or stay.is_cuda or not stay:
+                    scores[name], kept[name] = found, stay if stay is None or stay.is_cuda else None
+        exchanges = self._exchanges(rate, pruned, scores)
+        for name, exchange in exchanges.items():
+            layer, group = self.layers[name], self.layers[name].layout.group
             drop = layer.layout.active // group - exchange.kept
             grow = exchange.active - exchange.kept
             if drop or grow:
                 strength = layer.values.abs().sum((1, 2))
-                slots, ids = select_drop_and_grow(
-                    layer.layout, strength, grow_scores[name], drop, grow
-                )
-                swap_blocks(layer, self.optimizer, slots, ids, exchange.active * group)
-                assert_invariants(layer, self.optimizer, slots)
+                select = partial(select_drop_and_grow, layer.layout, strength, scores[name])
+                change = select(drop, grow)
+                # What of it needs no score, for a layer that is to stay as it is.
+                less = select(drop - grow, 0) if kept[name] is not None and drop > grow else None
+                swap_blocks(layer, self._reset, *change, exchange.active * group, kept[name], less)
+                assert_invariants(layer)
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
         if self.processes.size > 1:
             what = f"the blocks after update {self.updates}"
             self.processes.check_equal(self._checksums(), what)
+        return kept
 
-    def _checksums(self) -> dict[str, int]:
-        """Return a number of which block lives in which slot, by layer; synchronises."""
+    @property
+    def _reset(self) -> ResetSlots | None:
+        """What gives slots of a parameter the optimizer's initial state."""
+        if isinstance(self.optimizer, Owners):
+            return self.optimizer.reset_slots
+        return None if self.optimizer is None else partial(reset_slots, self.optimizer)
+
+    def _checksums(self) -> dict[str, Tensor]:
+        """Return a number of which block lives in which slot, by layer."""
         found = {}
         for name, layer in self.layers.items():
             ids = layer.layout.block_ids.long() + 1
             places = torch.arange(1, len(ids) + 1, device=ids.device)
-            found[name] = int((ids * (places * 2_654_435_761 % 1_000_003)).sum())
+            found[name] = (ids * (places * 2_654_435_761 % 1_000_003)).sum()
         return found
 
     def _exchanges(
         self, rate: float, pruned: float | None, grow_scores: dict[str, Tensor]
     ) -> dict[str, Exchange]:
-        budgets = {name: _budget(layer) for name, layer in self.layers.items()}
+        budgets = {name: _budget(self.layers[name]) for name in grow_scores}
         if self.rule == "granet" and pruned is not None:
             return gradual(budgets, rate, pruned)
         if self.rule == "snfs" and budgets:
-            return redistributed(budgets, rate, contributions(self.layers, grow_scores))
+            found = contributions({n: self.layers[n] for n in budgets}, grow_scores)
+            found = {n: number for n, number in found.items() if math.isfinite(number)}
+            budgets = {n: budgets[n] for n in found}
+            return redistributed(budgets, rate, found) if budgets else {}
         return steady(budgets, rate)
 
     def exploration_rate(self) -> float:
@@ -244,3 +268,7 @@ def _budget(layer: SparseLayer) -> Budget:
     final = layout.active if layer.final_active is None else layer.final_active
     size = math.prod(layout.shape) / layout.total * group
     return Budget(layout.active // group, layout.slots // group, final // group, size)
+
+
+def _either(first: Tensor, second: Tensor | None) -> Tensor:
+    return first if second is None else first | second

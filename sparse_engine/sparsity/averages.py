@@ -1,0 +1,80 @@
+"""Averages of a network whose blocks change: EMA, SWA, mean teachers.
+
+An average of `values` slot by slot means something only where both networks have the same block in
+a slot. So an average has the blocks of its network, always; what a slot holds begins from zero when
+its block changes, as the network's does. It then is the average of dense weights since the last
+change, on the present blocks.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from sparse_engine.errors import InputError
+from sparse_engine.layers.base import SparseLayer
+
+
+class Averages:
+    """The averages of a network's weights that have its blocks."""
+
+    def __init__(self, layers: Mapping[str, SparseLayer], models: Sequence[nn.Module]) -> None:
+        """Let averages have a network's blocks from now on.
+
+        Args:
+            layers: the network's sparse layers by name.
+            models: copies of the network, wrapped or not: an AveragedModel, the `.module` of
+                timm's EMA classes, a copy.deepcopy.
+
+        Raises:
+            InputError: a model has other layers.
+        """
+        self._layers, self._warned = layers, False
+        self._pairs: list[tuple[SparseLayer, SparseLayer]] = []
+        for number, model in enumerate(models):
+            own = [m for m in model.modules() if isinstance(m, SparseLayer)]
+            if [m.values.shape for m in own] != [m.values.shape for m in layers.values()]:
+                raise InputError(
+                    f"averages[{number}] has other sparse layers than the model: give an average "
+                    "that is a copy of it, made after sparsify"
+                )
+            self._pairs += zip(layers.values(), own)
+        self._named = {id(own) for _, own in self._pairs}
+        for layer, own in self._pairs:
+            own.follow_blocks_of(layer)
+        self.follow()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Give the averages the network's present blocks; slots that change become zero."""
+        for layer, own in self._pairs:
+            ids = layer.layout.block_ids.to(own.layout.device)
+            changed = (own.layout.block_ids != ids)[:, None, None]
+            own.values.masked_fill_(changed, 0)
+            own.change_blocks_(ids, layer.layout.active)
+
+    def warn_of_others(self) -> None:
+        """Warn once if a copy of the network that is no average by name seems to be one.
+
+        Called before blocks change. A copy seems to be an average if it has the network's blocks,
+        has been written to since it was made, and is trained by no rule of its own.
+        """
+        for name, layer in self._layers.items() if not self._warned else ():
+            for copy in layer.copies or ():
+                if id(copy) not in self._named and _seems_an_average(copy, layer):
+                    self._warned = True
+                    warnings.warn(
+                        f"the blocks of layer '{name}' change, and a copy of the network that is "
+                        "being written to does not hear of it: if it is an average (EMA, SWA, a "
+                        "mean teacher), name it in DynamicSparsity(averages=[...])",
+                        stacklevel=2,
+                    )
+                    return
+
+
+def _seems_an_average(copy: SparseLayer, layer: SparseLayer) -> bool:
+    if copy.is_updated or not copy.has_changed:
+        return False
+    # Numbers on a GPU would be a wait.
+    return copy.block_ids.is_cuda or copy.block_ids.equal(layer.block_ids)

@@ -1,0 +1,151 @@
+"""What the optimizers' steps have seen of each layer, in a user's own loop.
+
+The gradient that counts is that of the optimizer's step. It is taken when an optimizer has stepped,
+so that a later zero_grad changes nothing, and passes that zero_grad threw away before count for
+nothing. Where topology updates come before the optimizer's step, the gradient that is there counts;
+which of both a loop does is seen in its first steps. A step that torch.amp.GradScaler leaves out
+takes no gradient: then nothing is updated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparse_engine.layers.base import SparseLayer
+from sparse_engine.sparsity.owners import Owners
+from sparse_engine.sparsity.processes import Processes, ProcessesOfGroup
+from sparse_kernels.operators.gradient_watch import GradientWatch
+
+
+class Seen(NamedTuple):
+    """What a step has seen of a layer that took part in it.
+
+    gradient: the dense one, [O, C, R, S]; None where no rule asks for it.
+    left_out: bool, on the device: whether the step was left out there, by a fused optimizer under
+        GradScaler; None if it was not.
+    """
+
+    gradient: Tensor | None
+    left_out: Tensor | None
+
+
+class StepGradients:
+    """Watches the layers that a loop trains, from arm() until read()."""
+
+    def __init__(self, layers: Mapping[str, SparseLayer], owners: Owners) -> None:
+        """Watch layers by name; owners tells of every step of the optimizers that hold them."""
+        self._layers, self._owners = layers, owners
+        self._watches: dict[str, GradientWatch] = {}
+        self._seen: dict[str, Seen] = {}
+        # Whether optimizers step before topology is updated; None until it is known.
+        self._steps_first: bool | None = None
+        self._has_passed = False
+        self._early = {n: GradientWatch(layers[n].values) for n in owners.trained()}
+        owners.on_step = self._on_step
+
+    def arm(self) -> None:
+        """Watch what takes part in the coming step; layers that collect gradients do so anyway."""
+        self._seen = {}
+        self._watches = {n: GradientWatch(self._layers[n].values) for n in self._owners.trained()}
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether the coming step is watched."""
+        return bool(self._watches)
+
+    def disarm(self) -> None:
+        """Stop watching."""
+        for watch in self._watches.values():
+            watch.close()
+        self._watches, self._seen = {}, {}
+
+    def read(self) -> dict[str, Seen]:
+        """Return what is seen of each layer that took part in the step, and disarm."""
+        found = dict(self._seen)
+        if self._steps_first is not True:
+            for name, watch in self._watches.items():
+                if name not in found and watch.took_part:
+                    found[name] = Seen(self._take(name), None)
+            found = _all_or_none(found)
+        self.disarm()
+        return found
+
+    def pass_by(self) -> None:
+        """Note that a step of the loop has come to where topology is updated."""
+        self._has_passed = True
+        for watch in self._early.values():
+            watch.forget()
+
+    def _on_step(self, optimizer: Optimizer) -> None:
+        """Take the gradients of the layers that an optimizer holds, which has just stepped."""
+        self._learn_order()
+        for name, watch in self._watches.items():
+            if watch.took_part and optimizer in self._owners.of(self._layers[name].values):
+                found = getattr(optimizer, "found_inf", None)
+                left_out = None if found is None else found.reshape(()) > 0
+                self._seen[name] = Seen(self._take(name), left_out)
+                watch.forget()
+
+    def _take(self, name: str) -> Tensor | None:
+        return self._layers[name].take_gradient()
+
+    def _learn_order(self) -> None:
+        if self._steps_first is not None:
+            return
+        if any(watch.took_part for watch in self._early.values()):
+            self._steps_first = True
+        elif self._has_passed:
+            self._steps_first = False
+        if self._steps_first is not None:
+            for watch in self._early.values():
+                watch.close()
+            self._early = {}
+
+
+def _all_or_none(found: dict[str, Seen]) -> dict[str, Seen]:
+    """Say of all layers that the step is left out if a gradient of any is not finite.
+
+    GradScaler, whose step is still to come, will leave it out.
+    """
+    gradients = [seen.gradient for seen in found.values() if seen.gradient is not None]
+    if not gradients:
+        return found
+    finite = torch.stack([g.abs().amax().isfinite() for g in gradients]).all()
+    return {name: seen._replace(left_out=~finite) for name, seen in found.items()}
+
+
+def averaged(
+    found: Mapping[str, Seen], layers: Mapping[str, SparseLayer], processes: Processes
+) -> dict[str, Seen]:
+    """Return what all processes together have seen: means of gradients, of all layers in order.
+
+    Args:
+        found: by this process.
+        layers: that the processes train, the same in all.
+        processes: a single one has nothing to average.
+    """
+    if not isinstance(processes, ProcessesOfGroup) or not layers:
+        return dict(found)
+    device = next(iter(layers.values())).values.device
+    took_part = torch.tensor([float(name in found) for name in layers]).to(device)
+    left_out = torch.stack([_flag(found.get(name), device) for name in layers])
+    took_part, left_out = processes.sum_(torch.stack([took_part, left_out])) > 0
+    averages = {}
+    for number, (name, layer) in enumerate(layers.items()):
+        own = found.get(name)
+        gradient = None if own is None else own.gradient
+        if layer.is_collecting:
+            zeros = layer.values.new_zeros(layer.layout.shape) if gradient is None else gradient
+            gradient = processes.mean(zeros)
+        averages[name] = Seen(gradient, left_out[number] | ~took_part[number])
+    return averages
+
+
+def _flag(seen: Seen | None, device: torch.device) -> Tensor:
+    left_out = None if seen is None else seen.left_out
+    return torch.zeros((), device=device) if left_out is None else left_out.float().to(device)

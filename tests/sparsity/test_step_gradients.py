@@ -1,0 +1,211 @@
+"""Blocks grow by the gradient that the optimizer saw, whatever the loop is like.
+
+Every loop here ends a step with the gradient of one batch; the reference is a plain loop of one
+backward pass a step on the same batches, whose blocks must be the same after every update.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sparse_engine import DynamicSparsity, sparsify
+from sparse_engine.layers.base import SparseLayer
+
+STEPS, INTERVAL = 7, 3
+
+
+class Net(nn.Module):
+    """Two sparse layers, the second of which may be recomputed in backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 16, 3, padding=1), nn.Linear(16 * 16, 8)
+        self.recompute: bool | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, 2, 4, 4] to [N, 8]."""
+        x = self.conv(x).tanh().flatten(1)
+        if self.recompute is None:
+            return self.head(x)
+        return checkpoint(self.head, x, use_reentrant=self.recompute)
+
+
+Dynamic = Callable[..., DynamicSparsity]
+Run = tuple[nn.Module, torch.optim.Optimizer, DynamicSparsity, Tensor, Tensor]
+
+
+def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(model(x), y)
+
+
+def plain(model, optimizer, dynamic, x, y):
+    loss(model, x, y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return dynamic.step()
+
+
+def topology_first(model, optimizer, dynamic, x, y):
+    loss(model, x, y).backward()
+    updated = dynamic.step()
+    optimizer.step()
+    optimizer.zero_grad()
+    return updated
+
+
+def cleared_last(model, optimizer, dynamic, x, y):
+    optimizer.zero_grad(set_to_none=False)
+    loss(model, x, y).backward()
+    optimizer.step()
+    return dynamic.step()
+
+
+def accumulated(parts: int) -> Callable:
+    def step(model, optimizer, dynamic, x, y):
+        for own_x, own_y in zip(x.chunk(parts), y.chunk(parts)):
+            (loss(model, own_x, own_y) / parts).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=parts == 2)
+        return dynamic.step()
+
+    return step
+
+
+def thrown_away(to_none: bool) -> Callable:
+    def step(model, optimizer, dynamic, x, y):
+        (1e6 * model(x).sum()).backward()
+        model.zero_grad(set_to_none=to_none)
+        return plain(model, optimizer, dynamic, x, y)
+
+    return step
+
+
+def cancelled(model, optimizer, dynamic, x, y):
+    for sign in (1, -1):
+        (sign * model(x).sum()).backward()
+    return plain(model, optimizer, dynamic, x, y)
+
+
+def of_another_network(model, optimizer, dynamic, x, y):
+    """As a generator's step passes through its discriminator, before and after its own step."""
+    noise = torch.zeros_like(x, requires_grad=True)
+    (1e6 * model(x + noise).sum()).backward()
+    optimizer.zero_grad()
+    loss(model, x, y).backward()
+    optimizer.step()
+    (1e6 * model(x + noise).sum()).backward()
+    updated = dynamic.step()
+    optimizer.zero_grad()
+    return updated
+
+
+def by_hand(model, optimizer, dynamic, x, y):
+    parameters = list(model.parameters())
+    for p, g in zip(parameters, torch.autograd.grad(loss(model, x, y), parameters)):
+        p.grad = g
+    optimizer.step()
+    return dynamic.step()
+
+
+def in_a_closure(model, optimizer, dynamic, x, y):
+    def closure():
+        optimizer.zero_grad()
+        value = loss(model, x, y)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return dynamic.step()
+
+
+def scaled(model, optimizer, dynamic, x, y):
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(loss(model, x, y)).backward()
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(model.parameters(), 1e3)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return dynamic.step()
+
+
+def recomputed(reentrant: bool) -> Callable:
+    def step(model, optimizer, dynamic, x, y):
+        model.recompute = reentrant
+        return plain(model, optimizer, dynamic, x, y)
+
+    return step
+
+
+LOOPS = {
+    "topology first": topology_first,
+    "cleared at the start": cleared_last,
+    "2 micro-batches": accumulated(2),
+    "16 micro-batches": accumulated(16),
+    "a pass thrown away": thrown_away(True),
+    "a pass set to zero": thrown_away(False),
+    "passes that cancel": cancelled,
+    "passes of another network": of_another_network,
+    "torch.autograd.grad": by_hand,
+    "a closure": in_a_closure,
+    "GradScaler and clipping": scaled,
+    "checkpoint, reentrant": recomputed(True),
+    "checkpoint": recomputed(False),
+}
+
+
+def made(rule: str, optimizer: Callable = torch.optim.SGD, **arguments):
+    torch.manual_seed(0)
+    model = Net()
+    more = {"granet": {"start_sparsity": 0.4}, "snfs": {"headroom": 0.25}}.get(rule, {})
+    sparsify(model, 0.7, "uniform", (4, 4), **more)
+    trained = optimizer(model.parameters(), lr=0.1)
+    dynamic = DynamicSparsity(
+        model,
+        trained,
+        rule,
+        INTERVAL,
+        0.5,
+        stop=None if rule != "granet" else 0.9,
+        total_steps=STEPS,
+        schedule="constant",
+        **arguments,
+    )
+    return model, trained, dynamic
+
+
+def masks(model: nn.Module) -> list[Tensor]:
+    return [m.layout.mask() for m in model.modules() if isinstance(m, SparseLayer)]
+
+
+def trained(loop: Callable, rule: str = "rigl") -> list[list[Tensor]]:
+    """Return the blocks after every step."""
+    model, optimizer, dynamic = made(rule)
+    found = []
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(16, 2, 4, 4, generator=generator)
+        loop(model, optimizer, dynamic, x, torch.arange(16) % 8)
+        found.append(masks(model))
+    return found
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_blocks_are_those_of_a_plain_loop(name):
+    assert all_equal(trained(LOOPS[name]), trained(plain))
+
+
+@pytest.mark.parametrize("rule", ["granet", "set", "snfs"])
+def test_other_rules_see_the_same(rule):
+    expected = trained(plain, rule)
+    assert not all_equal(expected[:1], expected[-1:])
+    for loop in (accumulated(2), topology_first, thrown_away(True)):
+        assert all_equal(trained(loop, rule), expected)
+
+
+def all_equal(first: list[list[Tensor]], second: list[list[Tensor]]) -> bool:
+    return all(torch.equal(a, b) for x, y in zip(first, second) for a, b in zip(x, y))
