@@ -111,12 +111,14 @@ class DenseGradientSum(DenseGradientProbe):
         """Called by the watch."""
         self._look()
 
-    def after_landing(self) -> None:
+    def after_landing(self, is_plain: bool) -> None:
         """Called by the watch: what the pass has brought belongs to values.grad."""
-        for arrived in (self._landing, self._returned):
-            gradient = arrived.pop(current_pass(), None)
-            if gradient is not None:
+        known = self._popped(lambda number: number == current_pass())
+        if is_plain:
+            for gradient in known:
                 self._sum = gradient if self._sum is None else self._sum.add_(gradient)
+        else:
+            self._match(known)
         # Nobody has written them to values.grad until now, or they would have been matched.
         self._returned.clear()
 
@@ -144,13 +146,22 @@ class DenseGradientSum(DenseGradientProbe):
         if target is None:
             self._sum = None
         elif self._watch.is_touched:
-            known = [] if self._sum is None else [self._sum]
-            for arrived in (self._landing, self._returned):
-                earlier = [number for number in arrived if number != current_pass()]
-                known += [arrived.pop(number) for number in earlier]
-            if known:
-                self._sum = matching(target, known, self._restricted)
+            self._match(self._popped(lambda number: number != current_pass()))
         self._watch.note()
+
+    def _popped(self, is_chosen: Callable[[int], bool]) -> list[Tensor]:
+        """Return the waiting dense gradients of some passes, which wait no more."""
+        return [
+            arrived.pop(number)
+            for arrived in (self._landing, self._returned)
+            for number in list(arrived)
+            if is_chosen(number)
+        ]
+
+    def _match(self, gradients: list[Tensor]) -> None:
+        known = gradients if self._sum is None else [self._sum, *gradients]
+        if known and self._values.grad is not None:
+            self._sum = matching(self._values.grad, known, self._restricted)
 
     @torch.no_grad()
     def _restricted(self, dense: Tensor) -> Tensor:

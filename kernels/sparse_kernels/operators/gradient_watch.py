@@ -32,8 +32,11 @@ class Listener(Protocol):
     def before_landing(self) -> None:
         """The parameter's gradient of a pass is there; parameter.grad is as it was before."""
 
-    def after_landing(self) -> None:
-        """parameter.grad has the gradient of the pass. Not called under torch.autograd.grad."""
+    def after_landing(self, is_plain: bool) -> None:
+        """parameter.grad has the gradient of the pass. Not called under torch.autograd.grad.
+
+        is_plain: whether it was added as it came, without hooks of others that change it.
+        """
 
 
 class GradientWatch:
@@ -102,7 +105,7 @@ class GradientWatch:
         """Note that the gradient of the pass that runs is in parameter.grad."""
         self._arrived, self._announced = True, NO_PASS
         if (listener := self._listening()) is not None:
-            listener.after_landing()
+            listener.after_landing(self._is_plain)
         self._mark()
 
     def _announce(self) -> None:
@@ -118,6 +121,14 @@ class GradientWatch:
     def _is_replaced(self) -> bool:
         known = None if self._known is None else self._known()
         return self.parameter.grad is not known
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether parameter.grad changed since the mark as autograd changes it, and no hook did."""
+        fresh = self._is_replaced or self._version is None
+        expected = 0 if fresh else self._version + 1
+        alone = len(getattr(self.parameter, "_backward_hooks", None) or ()) == 1
+        return alone and self.parameter.grad._version == expected
 
     def _mark(self) -> None:
         grad = self.parameter.grad
