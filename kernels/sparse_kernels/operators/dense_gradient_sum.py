@@ -18,7 +18,7 @@ from sparse_kernels.layout import BlockLayout
 from sparse_kernels.operators import reference
 from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.gradient_match import matching
-from sparse_kernels.operators.gradient_watch import GradientWatch, current_pass
+from sparse_kernels.operators.gradient_watch import NO_PASS, GradientWatch, current_pass
 from sparse_kernels.operators.observation import Observation, observe, observe_weight
 
 MOST_WAITING = 2  # dense gradients of passes; one more, and the earliest two become their sum
@@ -41,6 +41,7 @@ class DenseGradientSum(DenseGradientProbe):
         super().__init__(layout, values, memory, reduce)
         self._values = values
         self._watch = GradientWatch(values, self)
+        self._taken_in = NO_PASS
         self._begin()
 
     def _begin(self) -> None:
@@ -48,6 +49,7 @@ class DenseGradientSum(DenseGradientProbe):
         # By pass: those that have reached the leaf, and those that nothing but `receive` has seen.
         self._landing: dict[int, Tensor] = {}
         self._returned: dict[int, Tensor] = {}
+        self._landed_in, self._landed_plainly = NO_PASS, True
 
     @property
     def gradient(self) -> Tensor | None:
@@ -76,6 +78,7 @@ class DenseGradientSum(DenseGradientProbe):
         """Return the gradient and begin anew: whatever happens to values.grad later."""
         gradient = self.gradient
         self._begin()
+        self._taken_in = current_pass()
         self._watch.forget()
         return gradient
 
@@ -113,14 +116,18 @@ class DenseGradientSum(DenseGradientProbe):
 
     def after_landing(self, is_plain: bool) -> None:
         """Called by the watch: what the pass has brought belongs to values.grad."""
-        known = self._popped(lambda number: number == current_pass())
-        if is_plain:
-            for gradient in known:
-                self._sum = gradient if self._sum is None else self._sum.add_(gradient)
-        else:
-            self._match(known)
+        self._landed_in, self._landed_plainly = current_pass(), is_plain
+        self._settle(self._popped(lambda number: number == self._landed_in))
         # Nobody has written them to values.grad until now, or they would have been matched.
         self._returned.clear()
+
+    def _settle(self, gradients: list[Tensor]) -> None:
+        """Add what the pass that runs has added to values.grad."""
+        if not self._landed_plainly:
+            self._match(gradients)
+            return
+        for gradient in gradients:
+            self._sum = gradient if self._sum is None else self._sum.add_(gradient)
 
     def _is_seen(self, values: Tensor) -> bool:
         if not torch.compiler.is_compiling():
@@ -128,7 +135,11 @@ class DenseGradientSum(DenseGradientProbe):
         return values.requires_grad and torch.is_grad_enabled()
 
     def _receive(self, gradient: Tensor) -> None:
-        self._put(self._landing, gradient.detach())
+        # Of a compiled layer the values may be first, and be taken.
+        if self._landed_in == current_pass():
+            self._settle([gradient.detach()])
+        elif self._taken_in != current_pass():
+            self._put(self._landing, gradient.detach())
 
     def _put(self, arrived: dict[int, Tensor], gradient: Tensor) -> None:
         number = current_pass()
@@ -159,9 +170,11 @@ class DenseGradientSum(DenseGradientProbe):
         ]
 
     def _match(self, gradients: list[Tensor]) -> None:
-        known = gradients if self._sum is None else [self._sum, *gradients]
-        if known and self._values.grad is not None:
-            self._sum = matching(self._values.grad, known, self._restricted)
+        """Make of the sum and of others what is in values.grad."""
+        known, target = gradients if self._sum is None else [self._sum, *gradients], self._values.grad
+        self._sum = None
+        if known and target is not None:
+            self._sum = matching(target, known, self._restricted)
 
     @torch.no_grad()
     def _restricted(self, dense: Tensor) -> Tensor:

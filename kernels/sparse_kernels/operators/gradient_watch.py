@@ -101,14 +101,17 @@ class GradientWatch:
         self._arrived = self.took_part
         self._mark()
 
-    def land(self) -> None:
-        """Note that the gradient of the pass that runs is in parameter.grad."""
+    def land(self, _: Tensor | None = None) -> None:
+        """Note that the gradient of the pass that runs is in parameter.grad; again does nothing."""
+        if not self.is_landing:
+            return
         self._arrived, self._announced = True, NO_PASS
         if (listener := self._listening()) is not None:
             listener.after_landing(self._is_plain)
         self._mark()
 
-    def _announce(self) -> None:
+    def _announce(self, gradient: Tensor) -> None:
+        self._incoming = (gradient.data_ptr(), gradient._version)
         if (listener := self._listening()) is not None:
             listener.before_landing()
         self.note()
@@ -125,10 +128,13 @@ class GradientWatch:
     @property
     def _is_plain(self) -> bool:
         """Whether parameter.grad changed since the mark as autograd changes it, and no hook did."""
-        fresh = self._is_replaced or self._version is None
-        expected = 0 if fresh else self._version + 1
-        alone = len(getattr(self.parameter, "_backward_hooks", None) or ()) == 1
-        return alone and self.parameter.grad._version == expected
+        grad, hooks = self.parameter.grad, self.parameter._backward_hooks or {}
+        if grad is None or not all(hasattr(hook, "only_looks") for hook in hooks.values()):
+            return False
+        if not self._is_replaced:
+            return grad._version == self._version + 1
+        address, version = self._incoming
+        return grad._version == (version if grad.data_ptr() == address else 0)
 
     def _mark(self) -> None:
         grad = self.parameter.grad
@@ -136,16 +142,17 @@ class GradientWatch:
         self._version = None if grad is None else grad._version
 
 
-def _weakly(owner: Any, method: Callable[[Any], None]) -> Callable[[Tensor], None]:
+def _weakly(owner: Any, method: Callable[[Any, Tensor], None]) -> Callable[[Tensor], None]:
     """Return a hook that calls a method of its owner without keeping it alive.
 
     A strong reference would close a circle through autograd, which is never collected.
     """
     reference = weakref.ref(owner)
 
-    def hook(_: Tensor) -> None:
+    def hook(tensor: Tensor) -> None:
         alive = reference()
         if alive is not None:
-            method(alive)
+            method(alive, tensor)
 
+    hook.only_looks = True  # type: ignore[attr-defined]
     return hook

@@ -1,14 +1,21 @@
 """DenseGradientSum against the grad of a dense weight put through the very same loop."""
 
 import copy
+import pickle
+import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from sparse_engine import SparseConv2d, SparseLinear, sparsify
+from sparse_kernels.memory_order import in_order
 from sparse_kernels.operators.reference import gather_blocks
 
 X = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(1))
@@ -277,3 +284,123 @@ def test_loops(loop, doubles):
     loop(sparse, [sparse.conv.values, sparse.shared.values, sparse.head.values])
     loop(twin, [twin.conv.weight, twin.shared.weight, twin.head.weight])
     assert_same(sparse, twin)
+
+
+@pytest.mark.parametrize("hooks_first", [True, False])
+def test_an_optimizer_in_backward_takes_each_gradient(hooks_first, doubles):
+    sparse, twin = pair()
+    wanted, found = [], []
+    twin.shared.weight.register_post_accumulate_grad_hook(lambda w: wanted.append(freed(w)))
+    step = lambda w: found.append((sparse.shared.probe.take(), freed(w)))  # noqa: E731
+    if hooks_first:
+        sparse.shared.values.register_post_accumulate_grad_hook(step)
+    sparse.shared.collect(accumulate=True)
+    if not hooks_first:
+        sparse.shared.values.register_post_accumulate_grad_hook(step)
+    for model in (sparse, twin):
+        micro_batches(model, None)
+    assert len(found) == len(wanted) == 4
+    for (dense, _), right in zip(found, wanted):
+        torch.testing.assert_close(dense[:, :, 0, 0], right)
+
+
+def freed(weight):
+    gradient, weight.grad = weight.grad, None
+    return gradient
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "autocast", "saved on cpu", "rows", "compiled"])
+def test_circumstances(how, monkeypatch):
+    sparse, twin = pair(torch.bfloat16 if how == "bfloat16" else torch.float32)
+    if how == "bfloat16":
+        monkeypatch.setattr(f"{__name__}.X", X.bfloat16())
+    if how == "rows":
+        monkeypatch.setattr(f"{__name__}.X", in_order(X, "rows"))
+    for layer in (sparse.conv, sparse.shared, sparse.head):
+        layer.collect(accumulate=True)
+    for model in (sparse, twin):
+        called = torch.compile(model, fullgraph=True, backend="aot_eager") if how == "compiled" else model
+        weights = [m.values if hasattr(m, "values") else m.weight for m in (model.conv, model.shared, model.head)]
+        around = torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast")
+        saved = torch.autograd.graph.save_on_cpu() if how == "saved on cpu" else nullcontext()
+        with around, saved:
+            thrown_away_as_zeros(called, weights)
+            if how not in ("compiled", "autocast", "bfloat16"):
+                gradient_penalty(called, weights)
+                added_by_hand(called, weights)
+    low = {"rtol": 0.05, "atol": 0.01} if how in ("bfloat16", "autocast") else {"rtol": 1e-4, "atol": 1e-6}
+    assert_same(sparse, twin, **low)
+
+
+def test_functional_calls(doubles):
+    sparse, twin = pair()
+    for layer in (sparse.conv, sparse.shared, sparse.head):
+        layer.collect(accumulate=True)
+    for model in (sparse, twin):
+        copies = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+        loss_of(lambda x: functional_call(model, copies, (x,))).backward()
+        for name, parameter in model.named_parameters():
+            parameter.grad = copies[name].grad * 2
+    assert_same(sparse, twin)
+
+
+def test_what_is_taken_stays_and_a_new_sum_begins(doubles):
+    sparse, twin = pair()
+    sparse.conv.collect(memory=0.5, accumulate=True)
+    probe = sparse.conv.probe
+    assert (probe.took_part, probe.take(), probe.scores) == (False, None, None)
+    for model in (sparse, twin):
+        loss_of(model).backward()
+    kept = probe.take()
+    sparse.zero_grad(set_to_none=False)
+    assert not probe.took_part
+    assert probe.gradient is None
+    torch.testing.assert_close(kept, twin.conv.weight.grad)
+    probe.add_scores(kept)
+    first = probe.scores.clone()
+    loss_of(sparse).backward()
+    torch.testing.assert_close(sparse.conv.collected, 1.5 * first)
+    torch.testing.assert_close(probe.scores, first)
+    sparse.zero_grad()
+    sparse.head(torch.ones(1, 32).double()).sum().backward()
+    assert (probe.gradient, probe.took_part) == (None, False)
+    probe.add_scores(kept * float("nan"))
+    assert sparse.conv.stop().isnan().all()
+
+
+def test_nothing_is_left_behind(doubles):
+    """No hooks, no cycles that keep gradients, and no memory until backward."""
+    sparse, _ = pair()
+    layer = sparse.shared
+    layer.collect(accumulate=True)
+    assert layer.probe.leaf.untyped_storage().nbytes() == 8
+    alive = weakref.ref(layer.probe)
+    loss = loss_of(sparse)
+    loss.backward(retain_graph=True)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(sparse)))
+    assert copied.shared.probe is None
+    assert not copied.shared.values._backward_hooks
+    layer.stop()
+    assert alive() is None
+    assert not layer.values._backward_hooks
+    assert not layer.values._post_accumulate_grad_hooks
+    loss.backward()
+
+
+def test_ddp(tmp_path, doubles):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for views in (True, False):
+            sparse, twin = pair()
+            for layer in (sparse.conv, sparse.shared, sparse.head):
+                layer.collect(accumulate=True)
+            spread = DistributedDataParallel(sparse, gradient_as_bucket_view=views)
+            for model in (spread, twin):
+                for _ in range(2):
+                    loss_of(model).backward()
+                    loss_of(model, slice(4)).backward()
+                    model.zero_grad(set_to_none=False)
+                    loss_of(model, slice(4, 7)).backward()
+            assert_same(sparse, twin)
+    finally:
+        dist.destroy_process_group()
