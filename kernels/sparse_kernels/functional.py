@@ -48,12 +48,13 @@ def block_conv2d(
         y = block_conv2d(x[None], values, layout, bias, stride, padding, dilation, probe)
         return y[0]
     x, geometry = convolution_geometry(x, layout, stride, padding, dilation)
-    x, values, bias = prepare(x, values, layout, bias, x.shape[1])
+    given = values if probe is None else probe.view(values)
+    x, values, bias = prepare(x, given, layout, bias, x.shape[1])
     index, sizes = layout.tensors(), layout.sizes()
 
     def run(x: Tensor) -> Tensor:
         y = conv2d(x, values, index, sizes, *geometry, bias)
-        return y if probe is None else probe.observe(y, x, *geometry)
+        return y if probe is None else probe.observe(y, x, given, *geometry)
 
     return by_library(run, x) if _is_masked(x, layout, geometry) else run(x)
 
@@ -112,11 +113,12 @@ def block_linear(
         raise ValueError("x must be [..., C], found a tensor without dimensions")
     if layout.shape[2:] != (1, 1):
         raise ValueError(f"a linear layer needs a layout (O, C), found {layout.shape}")
-    x, values, bias = prepare(x, values, layout, bias, x.shape[-1])
     if x.ndim == 1:
         return block_linear(x[None], values, layout, bias, probe)[0]
+    given = values if probe is None else probe.view(values)
+    x, values, bias = prepare(x, given, layout, bias, x.shape[-1])
     y = linear(x, values, layout.tensors(), layout.sizes(), bias)
-    return y if probe is None else probe.observe(y, x)
+    return y if probe is None else probe.observe(y, x, given)
 
 
 def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:

@@ -17,6 +17,7 @@ from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.memory_order import order_of
 from sparse_kernels.operators.dense_gradient import DenseGradientProbe
+from sparse_kernels.operators.dense_gradient_sum import DenseGradientSum
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 # Of a state dict, dense or sparse.
@@ -94,10 +95,11 @@ class SparseLayer(BlockIds):
 
     def dense_weight(self) -> Tensor:
         """Return the weight [O, C, R, S] or [O, C], zero outside the blocks; differentiable."""
+        values = self.values if self._probe is None else self._probe.view(self.values)
         layout = self.layout
-        dense = scatter_blocks(self.values, layout.tensors(), layout.sizes())
+        dense = scatter_blocks(values, layout.tensors(), layout.sizes())
         if self._probe is not None:
-            dense = dense + self._probe.leaf
+            dense = self._probe.observe_weight(dense, values)
         return dense.reshape(self._weight_shape())
 
     @property
@@ -120,17 +122,28 @@ class SparseLayer(BlockIds):
         memory: float = 1.0,
         scores: Tensor | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        accumulate: bool = True,
     ) -> None:
-        """From now on collect, in every backward, the L1 norm of the dense gradient by block.
+        """From now on collect the L1 norms of the dense gradient by block.
 
         Args:
-            memory: factor of earlier backward passes; below 1 a layer that collects goes on.
+            memory: factor of earlier scores; below 1 a layer that collects goes on.
             scores: [OB * CB * R * S], of backward passes before.
             reduce: makes of the dense gradient the one that is scored.
+            accumulate: True holds the dense gradient that belongs to `values.grad`, in loops of
+                any kind. False scores and frees it in backward, which is right where every step
+                is one backward pass.
         """
         if self._probe is None or memory == 1.0:
-            self._probe = DenseGradientProbe(self.layout, self.values, memory, reduce)
+            self.stop()
+            kind = DenseGradientSum if accumulate else DenseGradientProbe
+            self._probe = kind(self.layout, self.values, memory, reduce)
             self._probe.scores = scores
+
+    @property
+    def probe(self) -> DenseGradientProbe | None:
+        """What collects, None where nothing does; a DenseGradientSum with accumulate=True."""
+        return self._probe
 
     @property
     def is_collecting(self) -> bool:
@@ -139,12 +152,27 @@ class SparseLayer(BlockIds):
 
     @property
     def collected(self) -> Tensor | None:
-        """The scores since collect(), None if no backward came by."""
-        return None if self._probe is None else self._probe.scores
+        """The scores since collect(), those of present gradients included; None without any."""
+        return None if self._probe is None else self._probe.collected
+
+    def take_gradient(self) -> Tensor | None:
+        """Return the dense gradient [O, C, R, S] that belongs to values.grad, and begin anew.
+
+        None if there is none, or none is held: without accumulate it is scored in backward.
+        """
+        return self._probe.take() if isinstance(self._probe, DenseGradientSum) else None
+
+    def add_scores(self, gradient: Tensor) -> None:
+        """Add the block norms of a dense gradient [O, C, R, S] to the scores, while collecting."""
+        if self._probe is not None:
+            self._probe.add_scores(gradient)
 
     def stop(self) -> Tensor | None:
         """Stop collecting; return the scores [OB * CB * R * S], None if no backward came by."""
-        scores, self._probe = self.collected, None
+        scores = self.collected
+        if self._probe is not None:
+            self._probe.close()
+        self._probe = None
         return scores
 
     arm, disarm, is_armed = collect, stop, is_collecting  # their names until the next release

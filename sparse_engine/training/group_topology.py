@@ -118,4 +118,4 @@ def _hand_out(grouped: SparseLayer, layers: Sequence[Any]) -> None:
             shape = (members, rows // members, members, columns // members, *taps)
             own_rows, own_columns = layer.layout.grid[:2]
             own = scores.view(shape)[member, :own_rows, member, :own_columns].flatten()
-        layer.collect(scores=own)
+        layer.collect(scores=own, accumulate=False)

@@ -5,6 +5,8 @@ probe is a leaf tensor of the dense shape that costs no memory (all its strides 
 operator's output is passed through `observe`, whose backward gives the probe the dense gradient;
 as soon as autograd has summed it over all uses of the layer, it is reduced to one score a block and
 freed, so no more than one layer's dense gradient exists at a time.
+
+That is right for steps of one backward pass; DenseGradientSum is for all others.
 """
 
 import weakref
@@ -24,39 +26,65 @@ class DenseGradientProbe:
     def __init__(
         self,
         layout: BlockLayout,
-        like: Tensor,
+        values: Tensor,
         memory: float = 1.0,
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Watch a layer with `layout` whose values have the dtype and device of `like`.
+        """Watch a layer with `layout` and these values, [Z, BC, BO].
 
         Every backward multiplies the scores of those before by `memory`, and adds its own, of the
         gradient that `reduce` makes of the dense one: its mean over processes, for example.
         """
         self.layout, self.memory, self._make_scored = layout, memory, reduce
         self.scores: Tensor | None = None
-        self.leaf = like.new_zeros(()).expand(layout.shape).detach().requires_grad_()
+        self.leaf = values.new_zeros(()).expand(layout.shape).detach().requires_grad_()
         # A strong reference would close a circle through autograd, which is never collected.
         probe = weakref.ref(self)
 
-        def score(leaf: Tensor) -> None:
+        def receive(leaf: Tensor) -> None:
             alive = probe()
             if alive is not None:
-                alive._score(leaf)
+                alive._receive(leaf.grad)
+            leaf.grad = None
 
-        self.leaf.register_post_accumulate_grad_hook(score)
+        self.leaf.register_post_accumulate_grad_hook(receive)
 
-    def observe(self, y: Tensor, x: Tensor, *geometry: Sequence[int]) -> Tensor:
-        """Return y, the output for x; geometry = stride, padding, dilation of a convolution."""
+    @property
+    def collected(self) -> Tensor | None:
+        """The scores of all that has arrived, [OB * CB * R * S]; None if nothing has."""
+        return self.scores
+
+    def view(self, values: Tensor) -> Tensor:
+        """Return the values that an operator should be given, for observe to see its gradient."""
+        return values
+
+    def observe(self, y: Tensor, x: Tensor, values: Tensor, *geometry: Sequence[int]) -> Tensor:
+        """Return y, what an operator makes of x and of values that come from view().
+
+        geometry: stride, padding, dilation of a convolution.
+        """
         return _Observe.apply(y, x, self.leaf, self.layout.sizes(), geometry)
 
-    def _score(self, leaf: Tensor) -> None:
-        gradient = leaf.grad.float()
+    def observe_weight(self, dense: Tensor, values: Tensor) -> Tensor:
+        """Return the dense weight [O, C, R, S] of values that come from view()."""
+        return dense + self.leaf
+
+    def add_scores(self, gradient: Tensor) -> None:
+        """Add the block norms of a dense gradient [O, C, R, S] to the scores; inf and nan stay."""
+        gradient = gradient.float()
         if self._make_scored is not None:
             gradient = self._make_scored(gradient)
+        self.scores = self._added(gradient)
+
+    def close(self) -> None:
+        """Leave the layer alone from now on."""
+
+    def _added(self, gradient: Tensor) -> Tensor:
         scores = reference.block_norms(gradient, self.layout.sizes())
-        self.scores = scores if self.scores is None else self.memory * self.scores + scores
-        leaf.grad = None
+        return scores if self.scores is None else self.memory * self.scores + scores
+
+    def _receive(self, gradient: Tensor) -> None:
+        self.add_scores(gradient)
 
 
 class _Observe(torch.autograd.Function):
@@ -70,8 +98,14 @@ class _Observe(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
         (x,) = ctx.saved_tensors
-        if ctx.geometry:
-            dense = reference.conv2d_dense_weight_grad(x, grad, ctx.sizes, *ctx.geometry)
-        else:
-            dense = reference.linear_dense_weight_grad(x, grad)
+        dense = dense_weight_grad(x, grad, ctx.sizes, ctx.geometry)
         return grad, None, dense.to(ctx.dtype), None, None
+
+
+def dense_weight_grad(
+    x: Tensor, grad: Tensor, sizes: Sequence[int], geometry: Sequence[Sequence[int]]
+) -> Tensor:
+    """Return the gradient [O, C, R, S] of a dense weight, of a convolution if it has a geometry."""
+    if geometry:
+        return reference.conv2d_dense_weight_grad(x, grad, sizes, *geometry)
+    return reference.linear_dense_weight_grad(x, grad)
