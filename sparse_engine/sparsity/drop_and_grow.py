@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.surgery import state_tensors, zero_slots
+from sparse_engine.layers.optimizer_state import state_tensors, zero_slots
 from sparse_kernels import BlockLayout
 from sparse_kernels.operators.reference import gather_blocks
 
