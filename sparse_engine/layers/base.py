@@ -254,3 +254,8 @@ def with_spare_slots(layout: BlockLayout, headroom: float) -> BlockLayout:
     slots = min(layout.total, layout.slots + spare)
     ids = F.pad(layout.block_ids, (0, slots - layout.slots), value=layout.total)
     return BlockLayout(layout.shape, layout.block, ids, layout.active, layout.taps)
+
+
+def weight_parameter(layer: nn.Module) -> nn.Parameter:
+    """Return the parameter that holds a layer's weight."""
+    return layer.values if isinstance(layer, SparseLayer) else layer.weight

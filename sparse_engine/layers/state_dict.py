@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
-from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.base import SparseLayer, weight_parameter
 from sparse_engine.layers.surgery import (
     budget_layers,
     change_layout,
     replace_modules,
-    weight_parameter,
     weight_shape,
 )
 from sparse_engine.schema import check_like, demand

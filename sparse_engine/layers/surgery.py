@@ -7,11 +7,9 @@ optimizer state of the blocks that stay is carried over.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import Parameter
+from torch import nn
 from torch.optim import Optimizer
 
 from sparse_engine.layers.attention import ProjectedAttention, why_whole
@@ -23,9 +21,8 @@ from sparse_engine.layers.candidates import (
     skip_reasons,
 )
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
-from sparse_engine.schema import check_like, demand
+from sparse_engine.layers.optimizer_state import carry_state
 from sparse_kernels import BlockLayout
-from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 Layouts = Mapping[str, BlockLayout | None]
 
@@ -82,30 +79,6 @@ def replace_modules(
         setattr(model.get_submodule(parent), child, module.to(memory_format=torch.channels_last))
 
 
-@torch.no_grad()
-def carry_state(optimizer: Optimizer, old: nn.Module, new: nn.Module) -> None:
-    """Give the weight of a new layer the old one's place in the optimizer, and its state.
-
-    State of blocks that both have is kept, that of others is zero.
-    """
-    before, after = weight_parameter(old), weight_parameter(new)
-    for group in optimizer.param_groups:
-        group["params"] = [after if p is before else p for p in group["params"]]
-    state = optimizer.state.pop(before, None)
-    if state:
-        optimizer.state[after] = {
-            key: _moved(value, old, new)
-            if isinstance(value, Tensor) and value.shape == before.shape
-            else value
-            for key, value in state.items()
-        }
-
-
-def weight_parameter(layer: nn.Module) -> nn.Parameter:
-    """Return the parameter that holds a layer's weight."""
-    return layer.values if isinstance(layer, SparseLayer) else layer.weight
-
-
 def model_densities(model: nn.Module) -> dict[str, float]:
     """Return the density of every sparse layer by name."""
     return {n: m.density for n, m in model.named_modules() if isinstance(m, SparseLayer)}
@@ -131,16 +104,6 @@ def _compact(layer: nn.Module) -> BlockLayout | None:
     layout = layer.layout
     ids = layout.block_ids.sort().values[: layout.active]
     return BlockLayout(layout.shape, layout.block, ids.clone(), layout.active, layout.taps)
-
-
-def _moved(state: Tensor, old: nn.Module, new: nn.Module) -> Tensor:
-    dense = state
-    if isinstance(old, SparseLayer):
-        dense = scatter_blocks(state, old.layout.tensors(), old.layout.sizes())
-    if isinstance(new, SparseLayer):
-        dense = dense.reshape(new.layout.shape)
-        return gather_blocks(dense, new.layout.tensors(), new.layout.sizes())
-    return dense.reshape(new.weight.shape)
 
 
 def replace_children(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
@@ -192,48 +155,3 @@ def separated_projections(model: nn.Module) -> Iterator[None]:
 def has_sparse_layers(module: nn.Module) -> bool:
     """Return whether a module is a sparse layer or has one inside."""
     return any(isinstance(m, SparseLayer) for m in module.modules())
-
-
-def state_tensors(optimizer: Optimizer, parameter: Parameter) -> list[Tensor]:
-    """Return the state that has the parameter's shape: momenta of SGD, Adam, AdamW and others."""
-    state = optimizer.state.get(parameter, {})
-    return [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
-
-
-def zero_slots(optimizer: Optimizer, parameter: Parameter, slots: Tensor) -> None:
-    """Zero the state of some slots of values [Z, BC, BO]: a grown block starts without momentum.
-
-    Source: Evci et al. 2020, whose code resets the momentum of new connections.
-    """
-    for state in state_tensors(optimizer, parameter):
-        state.index_fill_(0, slots, 0)
-
-
-def start_momenta(optimizer: Optimizer) -> None:
-    """Give every parameter of SGD the momentum 0, from which the first step is like any other."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group.get("momentum") else ():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-class Momenta:
-    """The state of an optimizer as a checkpoint holds it; what the optimizer is set to stays."""
-
-    def __init__(self, optimizer: Optimizer, rate: Tensor) -> None:
-        """Be those of an optimizer, whose learning rate is a tensor."""
-        self._optimizer, self._rate = optimizer, rate
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
-        return self._optimizer.state_dict()
-
-    def check_state(self, state: Any) -> None:
-        """Raise InputError unless a state has the momenta of these parameters."""
-        demand(isinstance(state, Mapping), "optimizer", "an object", state)
-        check_like(state.get("state"), self.state_dict()["state"], "optimizer.state")
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from the momenta in state_dict()."""
-        self._optimizer.load_state_dict({**self.state_dict(), "state": state["state"]})
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate

@@ -15,15 +15,11 @@ from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.device import DTYPES
 from sparse_engine.layers.initialisation import draw_by_fan_in
 from sparse_engine.layers.modules import SparseConv2d
+from sparse_engine.layers.optimizer_state import Momenta, start_momenta
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.rows import to_rows
 from sparse_engine.layers.state_dict import check_model, load_state
-from sparse_engine.layers.surgery import (
-    Momenta,
-    model_densities,
-    replace_modules,
-    start_momenta,
-)
+from sparse_engine.layers.surgery import model_densities, replace_modules
 from sparse_engine.models.fused import fuse
 from sparse_engine.models.members import training_pair
 from sparse_engine.runs.model import dense_model

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from sparse_engine import sparsify
-from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.surgery import change_layouts, used_layouts, weight_parameter
+from sparse_engine.layers.base import SparseLayer, weight_parameter
+from sparse_engine.layers.surgery import change_layouts, used_layouts
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.training.network import Network
 from sparse_kernels import BlockLayout

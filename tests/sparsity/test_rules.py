@@ -12,7 +12,7 @@ from sparse_engine import DynamicSparsity, densify, sparsify
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.candidates import dense_layers
-from sparse_engine.layers.surgery import state_tensors
+from sparse_engine.layers.optimizer_state import state_tensors
 from sparse_engine.sparsity.distribution import Sparsity
 from sparse_engine.sparsity.topology import Topology, contributions
 from sparse_engine.sparsity.update_schedule import UpdateSchedule

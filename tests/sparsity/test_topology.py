@@ -20,7 +20,7 @@ from torch import nn
 
 from sparse_engine import SparseLinear, densify
 from sparse_engine.errors import InputError
-from sparse_engine.layers.surgery import state_tensors
+from sparse_engine.layers.optimizer_state import state_tensors
 from sparse_engine.sparsity.topology import Topology
 from sparse_kernels import BlockLayout
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.surgery import change_layout, replace_modules, state_tensors
+from sparse_engine.layers.optimizer_state import state_tensors
+from sparse_engine.layers.surgery import change_layout, replace_modules
 from sparse_engine.sparsity.channel_permutation.groups import ChannelGroup
 
 

@@ -1,0 +1,226 @@
+"""The state that an optimizer has of a layer's blocks: found, moved along, and started anew."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from sparse_engine.layers.base import SparseLayer, weight_parameter
+from sparse_engine.layers.fresh_state import Path, fresh_state, tensors_in
+from sparse_engine.layers.wrapped_optimizers import kept_aside, own_state, with_wrapped
+from sparse_engine.schema import check_like, demand
+from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
+
+
+@torch.no_grad()
+def carry_state(optimizer: Optimizer, old: nn.Module, new: nn.Module) -> None:
+    """Give the weight of a new layer the old one's place in the optimizer, and its state.
+
+    State of blocks that both have is kept, that of others is zero.
+    """
+    before, after = weight_parameter(old), weight_parameter(new)
+    for group in optimizer.param_groups:
+        group["params"] = [after if p is before else p for p in group["params"]]
+    state = optimizer.state.pop(before, None)
+    if state:
+        optimizer.state[after] = {
+            key: _moved(value, old, new)
+            if isinstance(value, Tensor) and value.shape == before.shape
+            else value
+            for key, value in state.items()
+        }
+
+
+def state_tensors(optimizer: Optimizer, parameter: Parameter) -> list[Tensor]:
+    """Return the state that has the parameter's shape: momenta of SGD, Adam, AdamW and others."""
+    state = optimizer.state.get(parameter, {})
+    return [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
+
+
+def zero_slots(optimizer: Optimizer, parameter: Parameter, slots: Tensor) -> None:
+    """Zero the state of some slots of values [Z, BC, BO]: a grown block starts without momentum.
+
+    Source: Evci et al. 2020, whose code resets the momentum of new connections.
+    """
+    for state in state_tensors(optimizer, parameter):
+        state.index_fill_(0, slots, 0)
+
+
+def start_momenta(optimizer: Optimizer) -> None:
+    """Give every parameter of SGD the momentum 0, from which the first step is like any other."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+class Momenta:
+    """The state of an optimizer as a checkpoint holds it; what the optimizer is set to stays."""
+
+    def __init__(self, optimizer: Optimizer, rate: Tensor) -> None:
+        """Be those of an optimizer, whose learning rate is a tensor."""
+        self._optimizer, self._rate = optimizer, rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return self._optimizer.state_dict()
+
+    def check_state(self, state: Any) -> None:
+        """Raise InputError unless a state has the momenta of these parameters."""
+        demand(isinstance(state, Mapping), "optimizer", "an object", state)
+        check_like(state.get("state"), self.state_dict()["state"], "optimizer.state")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the momenta in state_dict()."""
+        self._optimizer.load_state_dict({**self.state_dict(), "state": state["state"]})
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate
+
+
+def _moved(state: Tensor, old: nn.Module, new: nn.Module) -> Tensor:
+    dense = state
+    if isinstance(old, SparseLayer):
+        dense = scatter_blocks(state, old.layout.tensors(), old.layout.sizes())
+    if isinstance(new, SparseLayer):
+        dense = dense.reshape(new.layout.shape)
+        return gather_blocks(dense, new.layout.tensors(), new.layout.sizes())
+    return dense.reshape(new.weight.shape)
+
+
+@torch.no_grad()
+def reset_slots(
+    optimizer: Any, parameter: Parameter, slots: Tensor, unless: Tensor | None = None
+) -> None:
+    """Give some slots of values [Z, BC, BO] the state of blocks that an optimizer has just met.
+
+    What is per slot becomes the optimizer's own initial value (fresh_state), in optimizers inside
+    it too; counters of steps stay, and so does what is per row or column of all blocks together.
+    A matrix over pairs of slots (a preconditioner such as kron's Q) gets the initial rows and
+    columns of these slots. State that says nothing of its slots (an 8-bit format's scale for parts
+    of several blocks, factors of the weight laid out in another way) is left as it is.
+    Where an optimizer cannot be asked, what has Z as its first dimension becomes zero. Nothing is
+    waited for.
+
+    Args:
+        optimizer: an Optimizer, a wrapper of one, or anything with a `state` by parameter.
+        parameter: the values, of which the slots have become zero.
+        slots: their numbers.
+        unless: a bool on the device [], where True nothing changes; None is False.
+    """
+    if not slots.numel():
+        return
+    done: set[int] = set()
+    # The innermost first: they know what their own state begins with.
+    for one in reversed(with_wrapped(optimizer)):
+        own = tensors_in(own_state(one, parameter))
+        aside = tensors_in(list(kept_aside(one, parameter)))
+        for is_own, (path, state) in [*((True, s) for s in own), *((False, s) for s in aside)]:
+            if id(state) not in done and state is not parameter:
+                done.add(id(state))
+                initial = _initial(one, parameter, path, state) if is_own else None
+                _write(state, initial or _zero(parameter, state), slots, unless)
+
+
+class _Initial(NamedTuple):
+    """What a tensor of state begins with."""
+
+    value: Tensor
+    widths: tuple[int, ...]  # by dimension: entries a slot, 0 where a dimension is of no slots
+
+
+def _zero(parameter: Parameter, state: Tensor) -> _Initial:
+    """Return zero for every slot, if the first dimension is the slots."""
+    is_per_slot = state.ndim > 0 and len(state) == len(parameter)
+    return _Initial(torch.zeros([1] * state.ndim), (int(is_per_slot),) + (0,) * (state.ndim - 1))
+
+
+def _initial(optimizer: Any, parameter: Parameter, path: Path, state: Tensor) -> _Initial | None:
+    """Return what a tensor of an optimizer's state begins with; None if that cannot be told."""
+    known = False
+    for sizes in _sizes(parameter):
+        # An optimizer may hold few slots in another form than many. All of them are asked for
+        # only where that is seen.
+        if max(sizes) > len(parameter) and not known:
+            break
+        few, more = (fresh_state(optimizer, parameter, n).get(path) for n in sizes)
+        known |= few is not None
+        if few is not None and more is not None:
+            widths = _widths(few, more, state, (*sizes, len(parameter)))
+            if widths is not None:
+                return _Initial(few, widths)
+    return None
+
+
+def _sizes(parameter: Parameter) -> Iterator[tuple[int, int]]:
+    """Yield pairs of numbers of slots, in which dimensions over slots differ."""
+    many = min(len(parameter), 1 + max(128, *parameter.shape[1:]))
+    yield 2, 3
+    yield many, many + 1
+    if many > 1:
+        yield many, many - 1
+    yield len(parameter), len(parameter) + 1
+
+
+def _widths(few: Tensor, more: Tensor, state: Tensor, slots: tuple[int, ...]) -> Any:
+    """Return entries a slot by dimension, from three numbers of slots; None if they disagree."""
+    if not few.ndim == more.ndim == state.ndim:
+        return None
+    widths = []
+    for lengths in zip(few.shape, more.shape, state.shape):
+        width = lengths[0] // slots[0]
+        if len(set(lengths)) == 1:
+            widths.append(0)
+        elif all(length == width * n for length, n in zip(lengths, slots)):
+            widths.append(width)
+        else:
+            return None
+    return tuple(widths)
+
+
+def _write(state: Tensor, initial: _Initial, slots: Tensor, unless: Tensor | None) -> None:
+    """Set some slots of a tensor of state to its initial value, in place."""
+    places = [d for d, width in enumerate(initial.widths) if width]
+    if len(places) == 1:
+        _write_rows(state, places[0], initial, slots, unless)
+    elif len(places) == 2 and initial.widths == (1, 1):
+        _write_pairs(state, initial.value, slots, unless)
+
+
+def _write_rows(
+    state: Tensor, place: int, initial: _Initial, slots: Tensor, unless: Tensor | None
+) -> None:
+    parts = (-1, initial.widths[place])
+    rows = state.unflatten(place, parts)
+    value = initial.value.unflatten(place, parts).narrow(place, 0, 1)
+    number = _number(value)
+    if unless is None and number is not None:
+        rows.index_fill_(place, slots, number)
+        return
+    old = rows.index_select(place, slots)
+    if number is not None:
+        new = torch.full_like(old, number)
+    else:
+        new = value.to(old.device, old.dtype, non_blocking=True).expand_as(old)
+    rows.index_copy_(place, slots, new if unless is None else torch.where(unless, old, new))
+
+
+def _number(value: Tensor) -> complex | None:
+    """Return the number that all of a tensor is; None if there are several, or on a device."""
+    if value.device.type != "cpu" or not value.numel():
+        return None
+    first = value.flatten()[0]
+    return first.item() if bool((value == first).all()) else None
+
+
+def _write_pairs(state: Tensor, value: Tensor, slots: Tensor, unless: Tensor | None) -> None:
+    """Give a matrix [Z, Z] the initial rows and columns of some slots, on and off the diagonal."""
+    value = value.to(state.device, state.dtype, non_blocking=True)
+    changed = torch.zeros(len(state), dtype=torch.bool, device=state.device)
+    changed.index_fill_(0, slots, True)
+    if unless is not None:
+        changed &= ~unless
+    new = torch.where(changed[:, None] | changed, value[0, -1], state)
+    new.diagonal().copy_(torch.where(changed, value[0, 0], new.diagonal()))
+    state.copy_(new)
