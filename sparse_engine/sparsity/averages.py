@@ -1,9 +1,9 @@
 """Averages of a network whose blocks change: EMA, SWA, mean teachers.
 
 An average of `values` slot by slot means something only where both networks have the same block in
-a slot. So an average has the blocks of its network, always; what a slot holds begins from zero when
-its block changes, as the network's does. It then is the average of dense weights since the last
-change, on the present blocks.
+a slot. So an average has the blocks of its network, always: when these change, it keeps the means
+of blocks that stay, and blocks that come begin from zero, as in the network. It then is the average
+of dense weights, on the present blocks.
 """
 
 import warnings
@@ -47,11 +47,16 @@ class Averages:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Give the averages the network's present blocks; slots that change become zero."""
+        """Give the averages the network's present blocks, and the means of those that stay."""
         for layer, own in self._pairs:
-            ids = layer.layout.block_ids.to(own.layout.device)
-            changed = (own.layout.block_ids != ids)[:, None, None]
-            own.values.masked_fill_(changed, 0)
+            before, total = own.layout.block_ids.long(), own.layout.total
+            ids = layer.layout.block_ids.to(before.device)
+            slots = torch.arange(len(before), device=before.device)
+            place = torch.full((total + 1,), -1, device=before.device)
+            # The last element is that of unused slots, which hold zeros anyway.
+            place = place.index_copy(0, before, slots).index_select(0, ids)
+            kept = own.values.index_select(0, place.clamp(min=0))
+            own.values.copy_(kept.masked_fill((place < 0)[:, None, None], 0))
             own.change_blocks_(ids, layer.layout.active)
 
     def warn_of_others(self) -> None:
@@ -68,7 +73,7 @@ class Averages:
                         f"the blocks of layer '{name}' change, and a copy of the network that is "
                         "being written to does not hear of it: if it is an average (EMA, SWA, a "
                         "mean teacher), name it in DynamicSparsity(averages=[...])",
-                        stacklevel=2,
+                        stacklevel=4,  # the loop that calls step()
                     )
                     return
 

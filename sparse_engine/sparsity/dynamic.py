@@ -162,7 +162,8 @@ class DynamicSparsity:
         updated = self.topology.update(rate, self.schedule.pruned_share(self.steps), stays)
         self._averages.follow()
         self._outcome = {
-            name: updated.get(name, _why_kept(name, trained, found)) for name in self.topology.layers
+            name: updated.get(name, _why_kept(name, trained, found))
+            for name in self.topology.layers
         }
         return bool(updated)
 

@@ -107,8 +107,7 @@ def processes_of(group: Group) -> Processes:
         return ONE_PROCESS
     if group is not None and not isinstance(group, dist.ProcessGroup):
         raise InputError(
-            "process_group must be None, False or a group that this process is in, "
-            f"found {group!r}"
+            f"process_group must be None, False or a group that this process is in, found {group!r}"
         )
     if dist.get_world_size(group) == 1:
         return ONE_PROCESS

@@ -255,8 +255,9 @@ def pair(dtype=torch.float64):
 
 
 def assert_same(sparse, twin, **tolerance):
-    for layer, dense in zip((sparse.conv, sparse.shared, sparse.head),
-                            (twin.conv, twin.shared, twin.head)):
+    for layer, dense in zip(
+        (sparse.conv, sparse.shared, sparse.head), (twin.conv, twin.shared, twin.head)
+    ):
         found, wanted = layer.probe.gradient, dense.weight.grad
         assert (found is None) == (wanted is None) == (layer.values.grad is None)
         if wanted is None:
@@ -319,8 +320,15 @@ def test_circumstances(how, monkeypatch):
     for layer in (sparse.conv, sparse.shared, sparse.head):
         layer.collect(accumulate=True)
     for model in (sparse, twin):
-        called = torch.compile(model, fullgraph=True, backend="aot_eager") if how == "compiled" else model
-        weights = [m.values if hasattr(m, "values") else m.weight for m in (model.conv, model.shared, model.head)]
+        called = (
+            torch.compile(model, fullgraph=True, backend="aot_eager")
+            if how == "compiled"
+            else model
+        )
+        weights = [
+            m.values if hasattr(m, "values") else m.weight
+            for m in (model.conv, model.shared, model.head)
+        ]
         around = torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast")
         saved = torch.autograd.graph.save_on_cpu() if how == "saved on cpu" else nullcontext()
         with around, saved:
@@ -328,7 +336,11 @@ def test_circumstances(how, monkeypatch):
             if how not in ("compiled", "autocast", "bfloat16"):
                 gradient_penalty(called, weights)
                 added_by_hand(called, weights)
-    low = {"rtol": 0.05, "atol": 0.01} if how in ("bfloat16", "autocast") else {"rtol": 1e-4, "atol": 1e-6}
+    low = (
+        {"rtol": 0.05, "atol": 0.01}
+        if how in ("bfloat16", "autocast")
+        else {"rtol": 1e-4, "atol": 1e-6}
+    )
     assert_same(sparse, twin, **low)
 
 
