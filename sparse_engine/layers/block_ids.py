@@ -13,6 +13,7 @@ import weakref
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -97,6 +98,8 @@ class BlockIds(nn.Module):
             self._take(self.block_ids)
 
     def _follow(self) -> None:
+        if DistributedDataParallel._active_ddp_module is not None:
+            _begin_alike(DistributedDataParallel._active_ddp_module)
         ids = self._buffers["block_ids"]
         # Subclasses of Tensor (fake ones, traced ones) have no numbers to look at.
         if type(ids) is not Tensor:
@@ -254,6 +257,20 @@ def _are_between(ids: Tensor, first: Tensor, second: Tensor) -> bool:
         return False
     low, high = torch.minimum(first, second) - 1, torch.maximum(first, second)
     return bool(((ids >= low) & (ids <= high)).all())
+
+
+@torch.no_grad()
+def _begin_alike(parallel: DistributedDataParallel) -> None:
+    """Give the network of a DistributedDataParallel the first process's ids, in its first forward.
+
+    It sends parameters when it is made, but buffers only if it sends them before every forward.
+    """
+    if not getattr(parallel, "has_sparse_layers_alike", False):
+        parallel.has_sparse_layers_alike = True
+        group = parallel.process_group
+        for module in parallel.modules():
+            if isinstance(module, BlockIds) and not module.block_ids.is_meta:
+                dist.broadcast(module.block_ids, dist.get_global_rank(group, 0), group=group)
 
 
 def _is_sent_by_ddp() -> bool:
