@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from sparse_engine.layers.trial_step import Copier, trial_step
-from sparse_engine.layers.wrapped_optimizers import group_of
+from sparse_engine.layers.wrapped_optimizers import Path, group_of, tensors_in
 
-Path = tuple[Any, ...]  # keys and positions that lead to a tensor
 State = dict[Path, Tensor]
 
 _CPU = torch.device("cpu")
@@ -38,25 +37,6 @@ class _Asked(NamedTuple):
 
 
 _ASKED: WeakKeyDictionary[Optimizer, dict[int, _Asked]] = WeakKeyDictionary()
-
-
-def tensors_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Yield every tensor in a state with its path; tensors made of others are taken apart."""
-    if isinstance(value, Tensor):
-        parts = getattr(value, "__tensor_flatten__", None)
-        if parts is None or type(value).__name__ == "DTensor":
-            yield path, value
-        else:
-            for name in parts()[0]:
-                yield from tensors_in(getattr(value, name), (*path, name))
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from tensors_in(part, (*path, key))
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            yield from tensors_in(part, (*path, number))
-    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module | Optimizer):
-        yield from tensors_in(vars(value), path)
 
 
 def fresh_state(optimizer: Optimizer, parameter: Parameter, slots: int) -> State:

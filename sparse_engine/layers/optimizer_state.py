@@ -9,8 +9,14 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer, weight_parameter
-from sparse_engine.layers.fresh_state import Path, fresh_state, tensors_in
-from sparse_engine.layers.wrapped_optimizers import kept_aside, own_state, with_wrapped
+from sparse_engine.layers.fresh_state import fresh_state
+from sparse_engine.layers.wrapped_optimizers import (
+    Path,
+    kept_aside,
+    own_state,
+    tensors_in,
+    with_wrapped,
+)
 from sparse_engine.schema import check_like, demand
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
@@ -111,16 +117,18 @@ def reset_slots(
     """
     if not slots.numel():
         return
-    done: set[int] = set()
+    done: dict[int, Tensor] = {}
     # The innermost first: they know what their own state begins with.
     for one in reversed(with_wrapped(optimizer)):
-        own = tensors_in(own_state(one, parameter))
-        aside = tensors_in(list(kept_aside(one, parameter)))
-        for is_own, (path, state) in [*((True, s) for s in own), *((False, s) for s in aside)]:
-            if id(state) not in done and state is not parameter:
-                done.add(id(state))
-                initial = _initial(one, parameter, path, state) if is_own else None
-                _write(state, initial or _zero(parameter, state), slots, unless)
+        for path, state in tensors_in(own_state(one, parameter)):
+            if id(state) not in done:
+                done[id(state)] = state
+                initial = _initial(one, parameter, path, state) or _zero(parameter, state)
+                _write(state, initial, slots, unless)
+        for state in kept_aside(one, parameter):
+            if id(state) not in done:
+                done[id(state)] = state
+                _write(state, _zero(parameter, state), slots, unless)
 
 
 class _Initial(NamedTuple):
@@ -155,11 +163,11 @@ def _initial(optimizer: Any, parameter: Parameter, path: Path, state: Tensor) ->
 
 def _sizes(parameter: Parameter) -> Iterator[tuple[int, int]]:
     """Yield pairs of numbers of slots, in which dimensions over slots differ."""
+    # Some factor the two longest dimensions: the first of equal ones counts as shorter.
     many = min(len(parameter), 1 + max(128, *parameter.shape[1:]))
-    yield 2, 3
-    yield many, many + 1
-    if many > 1:
-        yield many, many - 1
+    nearest = (-1, 1) if many in parameter.shape[1:] else (1, -1)
+    for step in nearest[:: 1 if many > 1 else -1][: 2 if many > 1 else 1]:
+        yield many, many + step
     yield len(parameter), len(parameter) + 1
 
 

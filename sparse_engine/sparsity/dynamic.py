@@ -237,7 +237,8 @@ def _check_optimizers(model: nn.Module, owners: Owners) -> None:
     has was built too early.
     """
     known = {id(p) for p in model.parameters()}
-    held = [p for o in owners.optimizers for group in o.param_groups for p in group["params"]]
+    groups = [group for one in owners.optimizers for group in one.param_groups]
+    held = [p for group in groups for p in group["params"]]
     sparse = any(isinstance(m, SparseLayer) for m in model.modules())
     if not sparse or not held or any(id(p) not in known for p in held):
         raise InputError("no sparse layer's values are in the optimizer: call sparsify first")

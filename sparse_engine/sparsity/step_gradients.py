@@ -86,8 +86,10 @@ class StepGradients:
     def _on_step(self, optimizer: Optimizer) -> None:
         """Take the gradients of the layers that an optimizer holds, which has just stepped."""
         self._learn_order()
-        for name, watch in self._watches.items():
-            if watch.took_part and optimizer in self._owners.of(self._layers[name].values):
+        held = self._owners.names_in(optimizer) if self._watches else ()
+        for name in held:
+            watch = self._watches.get(name)
+            if watch is not None and watch.took_part:
                 found = getattr(optimizer, "found_inf", None)
                 left_out = None if found is None else found.reshape(()) > 0
                 self._seen[name] = Seen(self._take(name), left_out)
