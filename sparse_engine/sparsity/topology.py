@@ -18,6 +18,7 @@ from sparse_engine.layers.base import SparseLayer
 from sparse_engine.schema import check_like, demand
 from sparse_engine.sparsity.drop_and_grow import (
     assert_invariants,
+    clear_padding,
     select_drop_and_grow,
     swap_blocks,
 )
@@ -139,15 +140,18 @@ class Topology:
         }
         exchanges = self._exchanges(rate, pruned, grow_scores)
         for name, layer in self.layers.items():
-            exchange, group = exchanges[name], layer.layout.group
-            drop = layer.layout.active // group - exchange.kept
-            grow = exchange.active - exchange.kept
-            if drop or grow:
+            exchange, layout = exchanges[name], layer.layout
+            drop = [n - kept for n, kept in zip(layout.groups_by_kind, exchange.kept)]
+            grow = [n - kept for n, kept in zip(exchange.active, exchange.kept)]
+            clear_padding(layer)
+            if any(drop) or any(grow):
                 strength = layer.values.abs().sum((1, 2))
                 slots, ids = select_drop_and_grow(
                     layer.layout, strength, grow_scores[name], drop, grow
                 )
-                swap_blocks(layer, self.optimizer, slots, ids, exchange.active * group)
+                active = sum(exchange.active) * layout.group
+                swap_blocks(layer, self.optimizer, slots, ids, active)
+                layout.groups_by_kind = exchange.active
                 assert_invariants(layer, self.optimizer, slots)
                 self.ever_active[name] |= layer.layout.mask().flatten()
         self.updates += 1
@@ -177,11 +181,15 @@ class Topology:
     def exploration_rate(self) -> float:
         """Return R_s, the share of the sparse layers' weights that were ever active (ITOP).
 
-        A ragged edge block counts as the layer's average block. Synchronises.
+        Synchronises.
         """
-        weights = {n: math.prod(layer.layout.shape) for n, layer in self.layers.items()}
-        ever = sum(int(mask.sum()) / len(mask) * weights[n] for n, mask in self.ever_active.items())
-        return ever / sum(weights.values()) if weights else 1.0
+        layouts = {name: layer.layout for name, layer in self.layers.items()}
+        weights = sum(math.prod(layout.shape) for layout in layouts.values())
+        ever = 0
+        for name, layout in layouts.items():
+            groups = self.ever_active[name][:: layout.group].nonzero().flatten()
+            ever += layout.kinds.weights_of(layout.kinds.count(groups))
+        return ever / weights if weights else 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of updates, the ever-active masks, and gradients collected so far."""
@@ -232,9 +240,7 @@ def contributions(
     the sizes of what the update does depend on it.
     """
     sums = [(scores[n] * m.layout.mask().flatten()).sum() for n, m in layers.items()]
-    sizes = [
-        m.layout.active * (math.prod(m.layout.shape) / m.layout.total) for m in layers.values()
-    ]
+    sizes = [m.layout.active_weights for m in layers.values()]
     found = torch.stack(sums).tolist()
     return {n: total / size for n, total, size in zip(layers, found, sizes)}
 
@@ -242,5 +248,4 @@ def contributions(
 def _budget(layer: SparseLayer) -> Budget:
     layout, group = layer.layout, layer.layout.group
     final = layout.active if layer.final_active is None else layer.final_active
-    size = math.prod(layout.shape) / layout.total * group
-    return Budget(layout.active // group, layout.slots // group, final // group, size)
+    return Budget(layout.kinds, layout.groups_by_kind, layout.slots // group, final // group)
