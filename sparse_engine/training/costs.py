@@ -1,7 +1,7 @@
 """What a run costs: FLOPs of training and test against one dense network, parameters and bytes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
@@ -84,10 +84,7 @@ def run_costs(
     )
     steps = sum(phase.steps for phase in phases)
     dense_images = config.dense_epochs / config.epochs * steps * config.batch_size
-    tickets = [
-        [replace(p, active=round(layers.get(p.name, 1.0) * p.total)) for p in full]
-        for layers in densities.tickets
-    ]
+    tickets = [[p.at(layers.get(p.name, 1.0)) for p in full] for layers in densities.tickets]
     parameters = sum(p.numel() for p in model.parameters())
     dropped = (p.weights - p.stored for plans in tickets for p in plans if not p.is_dense)
     stored = len(tickets) * parameters - sum(dropped)
