@@ -115,8 +115,11 @@ def _changed(block_ids: Tensor, slots: Tensor, changes: Tensor) -> tuple[Tensor,
     return block_ids.index_copy(0, slots, changes.to(torch.int32)), changed
 
 
-def assert_invariants(layer: SparseLayer) -> None:
-    """Check a layer after an update: the count of active blocks, and whole groups.
+def assert_invariants(layer: SparseLayer, slots: Tensor, stays: Tensor | None = None) -> None:
+    """Check a layer after an update: the count of active blocks, whole groups, zeros in new ones.
+
+    Args:
+        slots: [N], those that changed; unless `stays`, a bool on the device.
 
     Raises:
         AssertionError: at once on a CPU; on a GPU the check runs on the device, without a sync.
@@ -125,6 +128,8 @@ def assert_invariants(layer: SparseLayer) -> None:
     _check(layout.mask().sum() == layout.active, "the count of active blocks changed")
     whole = layout.expand_groups(layout.group_ids).clamp(max=layout.total)
     _check((layout.block_ids == whole).all(), "a group has lost a tap")
+    zero = ~layer.values.detach().index_select(0, slots).any()
+    _check(zero if stays is None else zero | stays, "a grown block does not start at zero")
 
 
 def _check(condition: Tensor, message: str) -> None:

@@ -185,9 +185,10 @@ class Topology:
             if stay is not None and any(less):
                 instead = select(less, [0] * len(less))
             active = sum(exchange.active) * layout.group
-            swap_blocks(layer, self._reset, *select(drop, grow), active, stay, instead)
+            slots, ids = select(drop, grow)
+            swap_blocks(layer, self._reset, slots, ids, active, stay, instead)
             layer.layout.groups_by_kind = exchange.active
-            assert_invariants(layer)
+            assert_invariants(layer, slots, stay)
             self.ever_active[name] |= layer.layout.mask().flatten()
 
     @property

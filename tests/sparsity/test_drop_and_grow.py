@@ -103,7 +103,7 @@ def test_invariants_see_a_group_that_lost_a_tap():
     ids[[0, 1]] = ids[[1, 0]]
     layer.layout.update_(ids)
     with pytest.raises(AssertionError, match="a group has lost a tap"):
-        assert_invariants(layer, None, torch.tensor([], dtype=torch.long))
+        assert_invariants(layer, torch.tensor([], dtype=torch.long))
 
 
 def test_own_and_dense_states_load():
@@ -210,19 +210,19 @@ def ragged_layer() -> SparseLinear:
 
 
 def test_invariants_hold_for_a_fresh_layer():
-    assert_invariants(ragged_layer(), None, torch.tensor([], dtype=torch.long))
+    assert_invariants(ragged_layer(), torch.tensor([], dtype=torch.long))
 
 
 def test_invariants_see_a_lost_block():
     layer = ragged_layer()
     layer.layout.update_(torch.tensor([0, 0, 6]))
     with pytest.raises(AssertionError, match="count of active blocks"):
-        assert_invariants(layer, None, torch.tensor([], dtype=torch.long))
+        assert_invariants(layer, torch.tensor([], dtype=torch.long))
 
 
 def test_invariants_see_a_grown_block_that_is_not_zero():
     with pytest.raises(AssertionError, match="grown block does not start at zero"):
-        assert_invariants(ragged_layer(), None, torch.tensor([0]))
+        assert_invariants(ragged_layer(), torch.tensor([0]))
 
 
 @pytest.mark.parametrize("place", [(2, 0, 0), (1, 3, 0), (1, 0, 2)])
@@ -233,14 +233,3 @@ def test_a_value_outside_the_weight_is_cleared(place):
         layer.values[place] = torch.nan
     clear_padding(layer)
     assert layer.values.equal(clean)
-
-
-def test_invariants_see_old_momentum():
-    layer = ragged_layer()
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-    layer(torch.ones(1, 10)).sum().backward()
-    optimizer.step()
-    with torch.no_grad():
-        layer.values[0] = 0
-    with pytest.raises(AssertionError, match="momentum"):
-        assert_invariants(layer, optimizer, torch.tensor([0]))
