@@ -111,7 +111,7 @@ class GradientWatch:
         self._mark()
 
     def _announce(self, gradient: Tensor) -> None:
-        self._incoming = (gradient.data_ptr(), gradient._version)
+        self._incoming = (gradient.untyped_storage()._cdata, gradient._version)
         if (listener := self._listening()) is not None:
             listener.before_landing()
         self.note()
@@ -133,8 +133,8 @@ class GradientWatch:
             return False
         if not self._is_replaced:
             return grad._version == self._version + 1
-        address, version = self._incoming
-        return grad._version == (version if grad.data_ptr() == address else 0)
+        storage, version = self._incoming
+        return grad._version == (version if grad.untyped_storage()._cdata == storage else 0)
 
     def _mark(self) -> None:
         grad = self.parameter.grad
