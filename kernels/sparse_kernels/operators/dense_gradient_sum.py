@@ -21,7 +21,7 @@ from sparse_kernels.operators.gradient_match import matching
 from sparse_kernels.operators.gradient_watch import NO_PASS, GradientWatch, current_pass
 from sparse_kernels.operators.observation import Observation, observe, observe_weight
 
-MOST_WAITING = 2  # dense gradients of passes; one more, and the earliest two become their sum
+MOST_WAITING = 3  # dense gradients of passes; with one more, the earliest two become their sum
 
 
 class DenseGradientSum(DenseGradientProbe):
@@ -146,6 +146,7 @@ class DenseGradientSum(DenseGradientProbe):
         if number in arrived:
             arrived[number].add_(gradient)
             return
+        self._look()
         arrived[number] = gradient
         if len(arrived) > MOST_WAITING:
             earliest, next_one, *_ = arrived

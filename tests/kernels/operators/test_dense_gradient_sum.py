@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 import weakref
 from contextlib import nullcontext
 
@@ -15,6 +16,7 @@ from gradient_loops import (
     X,
     added_by_hand,
     gradient_penalty,
+    hooked,
     loss_of,
     micro_batches,
     thrown_away_as_zeros,
@@ -74,6 +76,20 @@ def test_loops(loop, doubles):
     for model in (sparse, twin):
         loop(model, weights_of(model))
     assert_same(sparse, twin)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph=True")
+@pytest.mark.filterwarnings("ignore:grad and param do not obey")  # the twin's
+def test_loops_one_after_another(doubles):
+    """Nothing thrown away between them but by themselves."""
+    choose = random.Random(0)
+    for _ in range(20):
+        sparse, twin = pair()
+        for loop in choose.choices([loop for loop in LOOPS if loop is not hooked], k=3):
+            for model in (sparse, twin):
+                loop(model, weights_of(model))
+            sparse.reentrant = twin.reentrant = None
+        assert_same(sparse, twin)
 
 
 @pytest.mark.parametrize("hooks_first", [True, False])
