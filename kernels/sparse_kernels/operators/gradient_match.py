@@ -19,7 +19,8 @@ def matching(
     """Return the combination of dense gradients that `target` is at the active blocks.
 
     Where no combination is near, as after averaging over processes or with noise on it, their sum;
-    zero where the target is. The dense gradients are overwritten.
+    zero where the target is. One that is zero at the active blocks, of which the target tells
+    nothing, counts whole. The dense gradients are overwritten.
 
     Args:
         target: values.grad, [Z, BC, BO].
@@ -29,10 +30,12 @@ def matching(
     exact = torch.promote_types(target.dtype, torch.float32)
     wanted = target.detach().to(exact).flatten()
     largest = wanted.abs().max()
-    known = [restrict(d).to(exact).flatten() / largest for d in dense]
-    factors, is_near = _least_squares(wanted / largest, known, torch.finfo(target.dtype).eps)
+    known = [restrict(d).to(exact).flatten() for d in dense]
+    scaled = [vector / largest for vector in known]
+    factors, is_near = _least_squares(wanted / largest, scaled, torch.finfo(target.dtype).eps)
     # No product with a factor of zero or one: it would make nan of inf.
-    factors = torch.where(is_near, factors, 1).where(largest != 0, 0)
+    is_told = torch.stack([vector.any() for vector in known])
+    factors = torch.where(is_near, factors, 1).where(largest != 0, 0).where(is_told, 1)
     for gradient, factor in zip(dense, factors.to(dense[0].dtype), strict=True):
         gradient.mul_(factor).masked_fill_(factor == 0, 0)
     total = dense[0]

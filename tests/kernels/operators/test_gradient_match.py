@@ -57,3 +57,11 @@ def test_infinities_stay_where_they_count():
     dense[0][0, 0], dense[0][1, 5] = INF, NAN
     found = matching(restrict(dense[0]).clone(), [dense[0].clone()], restrict)
     torch.testing.assert_close(found, dense[0], equal_nan=True)
+
+
+@pytest.mark.parametrize("factor", [0, 0.5])
+def test_one_of_which_the_active_blocks_tell_nothing_counts_whole(factor):
+    silent, dense = gradients(2)
+    silent[:, :3] = 0
+    wanted = silent + factor * dense
+    torch.testing.assert_close(matching(restrict(wanted), [silent, dense], restrict), wanted)

@@ -34,6 +34,11 @@ def added(weight):
     weight.grad += returned(weight)
 
 
+def assigned_in_inference_mode(weight):
+    with torch.inference_mode():
+        weight.grad = torch.ones(3)
+
+
 def clipped(weight):
     passed(weight)
     nn.utils.clip_grad_norm_(weight, 0.1)
@@ -47,6 +52,7 @@ CASES = [
     (passed, True),
     (assigned, True),
     (added, True),
+    (assigned_in_inference_mode, True),
     (clipped, True),
     (inputs_named, True),
     (returned, False),
