@@ -145,14 +145,16 @@ class DynamicSparsity:
         self._arm_if_next()
 
     def _read_gradients(self) -> dict[str, Seen]:
-        """Return what the step has seen of each layer, scored."""
-        layers = self.topology.layers
+        """Return what the step has seen of each layer, scored; layers without a score left out."""
+        layers, needed = self.topology.layers, self.topology.needs_gradient
         trained = {name: layers[name] for name in sorted(self._owners.trained())}
         found = averaged(self._gradients.read(), trained, self.topology.processes)
         for name, seen in found.items():
             if seen.gradient is not None:
                 layers[name].add_scores(seen.gradient)
-        return found
+        return {
+            n: seen for n, seen in found.items() if not needed or layers[n].collected is not None
+        }
 
     def _update(self, rate: float, found: Mapping[str, Seen]) -> bool:
         """Update the layers of which something was seen; return whether there were any."""

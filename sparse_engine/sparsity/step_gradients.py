@@ -75,7 +75,7 @@ class StepGradients:
         for name in self._watches:
             self._take(name)  # what other passes have left since the step is nobody's
         self.disarm()
-        return found
+        return {name: _unless_zero(seen) for name, seen in found.items()}
 
     def pass_by(self) -> None:
         """Note that a step of the loop has come to where topology is updated."""
@@ -109,6 +109,17 @@ class StepGradients:
             for watch in self._early.values():
                 watch.close()
             self._early = {}
+
+
+def _unless_zero(seen: Seen) -> Seen:
+    """Say that nothing was seen if it is all zeros: a pass that zero_grad threw away was the last.
+
+    That is known on the device alone.
+    """
+    if seen.gradient is None:
+        return seen
+    nothing = ~seen.gradient.any()
+    return seen._replace(left_out=nothing if seen.left_out is None else seen.left_out | nothing)
 
 
 def _all_or_none(found: dict[str, Seen]) -> dict[str, Seen]:
