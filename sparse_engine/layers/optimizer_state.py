@@ -146,14 +146,13 @@ def _zero(parameter: Parameter, state: Tensor) -> _Initial:
 
 def _initial(optimizer: Any, parameter: Parameter, path: Path, state: Tensor) -> _Initial | None:
     """Return what a tensor of an optimizer's state begins with; None if that cannot be told."""
-    known = False
+    is_known = False
     for sizes in _sizes(parameter):
-        # An optimizer may hold few slots in another form than many. All of them are asked for
-        # only where that is seen.
-        if max(sizes) > len(parameter) and not known:
+        # Few slots may have another form of state than many; all are tried where that was seen.
+        if sizes[0] > 1 + max(_MANY, *parameter.shape[1:]) and not is_known:
             break
         few, more = (fresh_state(optimizer, parameter, n).get(path) for n in sizes)
-        known |= few is not None
+        is_known |= few is not None
         if few is not None and more is not None:
             widths = _widths(few, more, state, (*sizes, len(parameter)))
             if widths is not None:
@@ -161,14 +160,19 @@ def _initial(optimizer: Any, parameter: Parameter, path: Path, state: Tensor) ->
     return None
 
 
+_MANY = 128  # above the limits from which optimizers keep factors of a state
+
+
 def _sizes(parameter: Parameter) -> Iterator[tuple[int, int]]:
-    """Yield pairs of numbers of slots, in which dimensions over slots differ."""
+    """Yield pairs of numbers of slots: in what is per slot, lengths differ as they do."""
+    yield 2, 3
+    slots, block = len(parameter), parameter.shape[1:]
+    many = min(slots, 1 + max(_MANY, *block))
     # Some factor the two longest dimensions: the first of equal ones counts as shorter.
-    many = min(len(parameter), 1 + max(128, *parameter.shape[1:]))
-    nearest = (-1, 1) if many in parameter.shape[1:] else (1, -1)
-    for step in nearest[:: 1 if many > 1 else -1][: 2 if many > 1 else 1]:
-        yield many, many + step
-    yield len(parameter), len(parameter) + 1
+    steps = (-1, 1) if many in block else (1, -1)
+    yield from ((many, many + step) for step in steps if many + step > 0)
+    if many < slots:
+        yield slots, slots + 1
 
 
 def _widths(few: Tensor, more: Tensor, state: Tensor, slots: tuple[int, ...]) -> Any:
