@@ -194,6 +194,10 @@ def _widths(few: Tensor, more: Tensor, state: Tensor, slots: tuple[int, ...]) ->
 def _write(state: Tensor, initial: _Initial, slots: Tensor, unless: Tensor | None) -> None:
     """Set some slots of a tensor of state to its initial value, in place."""
     places = [d for d, width in enumerate(initial.widths) if width]
+    if state.is_floating_point() and state.element_size() == 1:
+        # Of 8-bit floats no number can be written, but their bytes can.
+        value = initial.value.to(state.dtype).view(torch.uint8)
+        state, initial = state.view(torch.uint8), initial._replace(value=value)
     if len(places) == 1:
         _write_rows(state, places[0], initial, slots, unless)
     elif len(places) == 2 and initial.widths == (1, 1):

@@ -1,6 +1,8 @@
 """State of exchanged blocks becomes what an optimizer has of weights it has just met."""
 
+import gc
 import types
+import weakref
 from collections import defaultdict
 
 import pytest
@@ -68,6 +70,7 @@ class Inner(optim.Optimizer):
         state = self.state[p]
         if not state:
             state["codes"] = torch.full_like(p, 7, dtype=torch.uint8)
+            state["float8"] = torch.full_like(p, 2).to(torch.float8_e4m3fn)
             state["scale"] = torch.full_like(p[:, 0, 0], start)
             state["flat"] = torch.full_like(p.flatten(), start)
             state["across"] = [torch.full_like(p.transpose(0, 2), start)]
@@ -77,6 +80,9 @@ class Inner(optim.Optimizer):
             state["object"] = types.SimpleNamespace(part=torch.empty_like(p))
             state["object"].part.fill_(start)
         for path, t in state_of(self, p).items():
+            if t.dtype is torch.float8_e4m3fn:
+                t.copy_(t.float() + 1)
+                continue
             t.add_(1 if "codes" in path else p.grad.abs().mean())
         p.sub_(p.grad, alpha=0.1)
 
@@ -97,6 +103,9 @@ def test_state_of_other_forms_and_attributes_of_all_kinds():
         assert (tensor[KEPT] != 0.5).all(), key
     assert (state["codes"][SLOTS] == 7).all()
     assert (state["codes"][KEPT] == 10).all()
+    assert state["float8"].float().mean((1, 2)).tolist() == [
+        2.0 if s in SLOTS else 5.0 for s in range(12)
+    ]
     assert torch.equal(state["mean"], before[0, "mean"])
     assert torch.equal(state["pairs"][SLOTS], torch.eye(SHAPE[0])[SLOTS])
     assert torch.equal(state["pairs"][:, SLOTS], torch.eye(SHAPE[0])[:, SLOTS])
@@ -104,6 +113,10 @@ def test_state_of_other_forms_and_attributes_of_all_kinds():
     assert optimizer.calls == 3
     assert torch.equal(optimizer.numbers.get_state(), draws)
     assert all(torch.equal(p, weights[n]) for n, p in enumerate(parameters))
+    reference = weakref.ref(optimizer)
+    del optimizer, state
+    gc.collect()
+    assert reference() is None
 
 
 def test_options_of_the_moment_count():
@@ -120,6 +133,32 @@ def test_options_of_the_moment_count():
     optimizer.param_groups[0]["lr"].data.fill_(0.75)
     reset_slots(optimizer, parameters[0], SLOTS)
     assert (optimizer.state[parameters[0]]["step_size"][SLOTS] == 0.75).all()
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.Rprop])
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1, device="meta")])
+def test_a_device_is_not_waited_for(kind, rate):
+    """A tensor on the device "meta" has no values: whoever reads one gets an error."""
+    p = nn.Parameter(torch.zeros(SHAPE, device="meta"))
+    p.grad = torch.zeros_like(p)
+    optimizer = kind([p], **({"momentum": 0.9} if kind is optim.SGD else {}))
+    optimizer.param_groups[0]["lr"] = rate
+    state = {"SGD": ["momentum_buffer"], "Adam": ["exp_avg", "exp_avg_sq"]}
+    keys = state.get(kind.__name__, ["prev", "step_size"])
+    optimizer.state[p] = {key: torch.zeros_like(p) for key in keys}
+    for unless in (None, torch.tensor(True, device="meta")):
+        reset_slots(optimizer, p, SLOTS.to("meta"), unless)
+    versions = [t._version for t in optimizer.state[p].values()]
+    assert versions == [2] * len(keys)
+
+
+def test_a_view_of_another_optimizers_state_begins_at_zero():
+    """As members that train as one network hold theirs."""
+    p, whole = values(0), torch.ones(2 * SHAPE[0], *SHAPE[1:])
+    views = types.SimpleNamespace(state={p: {"momentum_buffer": whole[SHAPE[0] :]}})
+    reset_slots(views, p, SLOTS)
+    assert not whole[SHAPE[0] + SLOTS].any()
+    assert whole.sum() == whole.numel() - whole[SHAPE[0] + SLOTS].numel()
 
 
 class SecondAdam(optim.Adam):
