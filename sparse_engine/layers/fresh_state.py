@@ -43,15 +43,16 @@ class _Asked(NamedTuple):
 _ASKED: weakref.WeakKeyDictionary[Optimizer, dict[int, _Asked]] = weakref.WeakKeyDictionary()
 
 
-def fresh_state(optimizer: Optimizer, parameter: Parameter, slots: int) -> State:
-    """Return the state of so many slots of a parameter [Z, BC, BO] that an optimizer just met.
+def fresh_state(optimizer: Any, parameter: Parameter) -> Callable[[int], State]:
+    """Return a function of a number of slots of a parameter [Z, BC, BO].
 
-    It lies on a CPU unless it depends on a value on the device, which is not waited for. It is
-    empty where no twin can be made.
+    It returns the state that the optimizer, as it is set now, has of so many that it just met. That
+    lies on a CPU unless it depends on a value on the device, which is not waited for. It is empty
+    where no twin can be made.
     """
     found = group_of(optimizer, parameter)
     if found is None or not isinstance(optimizer, Optimizer):
-        return {}
+        return lambda slots: {}
     number, group = found
     named: list[Callable[[], Any]] = []
     key = _key([group, _plain(vars(optimizer))], named)
@@ -59,10 +60,14 @@ def fresh_state(optimizer: Optimizer, parameter: Parameter, slots: int) -> State
     if number not in groups or not groups[number].is_of(key):
         groups[number] = _Asked(key, named, {})
     answers = groups[number].answers
-    form = (slots, *parameter.shape[1:], parameter.dtype, parameter.device)
-    if form not in answers:
-        answers[form] = _ask(optimizer, group, parameter, slots)
-    return answers[form]
+    block = (*parameter.shape[1:], parameter.dtype, parameter.device)
+
+    def state(slots: int) -> State:
+        if (slots, *block) not in answers:
+            answers[(slots, *block)] = _ask(optimizer, group, parameter, slots)
+        return answers[(slots, *block)]
+
+    return state
 
 
 def _key(value: Any, named: list[Callable[[], Any]]) -> Any:

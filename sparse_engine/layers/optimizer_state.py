@@ -120,10 +120,12 @@ def reset_slots(
     done: dict[int, Tensor] = {}
     # The innermost first: they know what their own state begins with.
     for one in reversed(with_wrapped(optimizer)):
-        for path, state in tensors_in(own_state(one, parameter)):
+        own = [(path, s) for path, s in tensors_in(own_state(one, parameter)) if s.ndim]
+        fresh = fresh_state(one, parameter) if own else None
+        for path, state in own:
             if id(state) not in done:
                 done[id(state)] = state
-                initial = _initial(one, parameter, path, state) or _zero(parameter, state)
+                initial = _initial(fresh, parameter, path, state) or _zero(parameter, state)
                 _write(state, initial, slots, unless)
         for state in kept_aside(one, parameter):
             if id(state) not in done:
@@ -144,14 +146,14 @@ def _zero(parameter: Parameter, state: Tensor) -> _Initial:
     return _Initial(torch.zeros([1] * state.ndim), (int(is_per_slot),) + (0,) * (state.ndim - 1))
 
 
-def _initial(optimizer: Any, parameter: Parameter, path: Path, state: Tensor) -> _Initial | None:
-    """Return what a tensor of an optimizer's state begins with; None if that cannot be told."""
+def _initial(fresh: Any, parameter: Parameter, path: Path, state: Tensor) -> _Initial | None:
+    """Return what a tensor of state begins with by fresh_state; None if that cannot be told."""
     is_known = False
     for sizes in _sizes(parameter):
         # Few slots may have another form of state than many; all are tried where that was seen.
         if sizes[0] > 1 + max(_MANY, *parameter.shape[1:]) and not is_known:
             break
-        few, more = (fresh_state(optimizer, parameter, n).get(path) for n in sizes)
+        few, more = (fresh(n).get(path) for n in sizes)
         is_known |= few is not None
         if few is not None and more is not None:
             widths = _widths(few, more, state, (*sizes, len(parameter)))
