@@ -67,23 +67,28 @@ def group_of(optimizer: Any, parameter: Tensor) -> tuple[int, dict[str, Any]] | 
     return None
 
 
-def tensors_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+def tensors_in(
+    value: Any, path: Path = (), within: tuple[Any, ...] = ()
+) -> Iterator[tuple[Path, Tensor]]:
     """Yield every tensor in a state with its path; tensors made of others are taken apart."""
+    if any(value is outer for outer in within):
+        return
+    within = (*within, value)
     if isinstance(value, Tensor):
         parts = getattr(value, "__tensor_flatten__", None)
         if parts is None or type(value).__name__ == "DTensor":
             yield path, value
         else:
             for name in parts()[0]:
-                yield from tensors_in(getattr(value, name), (*path, name))
+                yield from tensors_in(getattr(value, name), (*path, name), within)
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from tensors_in(part, (*path, key))
+            yield from tensors_in(part, (*path, key), within)
     elif isinstance(value, list | tuple):
         for number, part in enumerate(value):
-            yield from tensors_in(part, (*path, number))
+            yield from tensors_in(part, (*path, number), within)
     elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module | Optimizer):
-        yield from tensors_in(vars(value), path)
+        yield from tensors_in(vars(value), path, within)
 
 
 def own_state(optimizer: Any, parameter: Parameter) -> Any:
@@ -109,6 +114,8 @@ def kept_aside(optimizer: Any, parameter: Parameter) -> list[Tensor]:
     nested = [list(group["params"]) for group in groups]
     trained = {id(p) for group in nested for p in group}
     found = [v for value in attributes for v in _of_parameter(value, nested, parameter)]
+    # Other objects may lead to what is of other parameters.
+    found = [v for v in found if isinstance(v, Tensor | Mapping | list | tuple)]
     return [state for _, state in tensors_in(found) if id(state) not in trained]
 
 
