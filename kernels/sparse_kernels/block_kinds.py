@@ -12,6 +12,7 @@ All counts are of groups: single blocks, or with taps="all" the blocks of all ta
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,16 @@ class BlockKinds:
     def weights_in(self, count: Any) -> Any:
         """Return the real weights of `count` groups, split over the kinds."""
         return self.weights_of(self.split(count))
+
+    def groups_at(self, density: float) -> float:
+        """Return how many groups have so large a share of the weights; the last may be a part."""
+        total = sum(self.groups)
+        if len(self.groups) == 1:
+            return density * total
+        wanted = density * self.weights_of(self.groups)
+        after = bisect_left(range(total), wanted, lo=1, key=self.weights_in)
+        below, above = self.weights_in(after - 1), self.weights_in(after)
+        return after - 1 + (wanted - below) / (above - below)
 
     def of_groups(self, group_ids: Tensor) -> Tensor:
         """Return the kind of each group by id [N]; the number of kinds for an unused one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -97,14 +96,7 @@ class LayerPlan:
         """
         if not 0 < density <= 1:
             raise ValueError(f"density must be above 0 and at most 1, found {density}")
-        kinds, groups = self.kinds, self.total // self.group
-        count = max(1, round(density * groups))
-        if len(kinds.groups) > 1:
-            wanted = density * self.weights
-            above = bisect_left(range(groups), wanted, lo=1, key=kinds.weights_in)
-            nearest = range(max(1, above - 1), above + 1)
-            count = min(nearest, key=lambda n: abs(kinds.weights_in(n) - wanted))
-        return replace(self, active=count * self.group)
+        return replace(self, active=max(1, round(self.kinds.groups_at(density))) * self.group)
 
     def layout(self, groups: Tensor) -> BlockLayout:
         """Return the layout of which these groups, ids in rising order, are active."""

@@ -64,7 +64,7 @@ class Sparsity:
         full = self.full(shapes)
         totals = {p.name: p.total // p.group for p in full}
         weights = {p.name: p.kinds.weights_in for p in full}
-        ideal = {n: densities[n] * totals[n] for n in shapes}
+        ideal = {p.name: p.kinds.groups_at(densities[p.name]) for p in full}
         budget = (1 - self.sparsity) * sum(p.weights for p in full)
         groups = whole_blocks(ideal, totals, weights, budget)
         return [replace(p, active=groups[p.name] * p.group) for p in full]
