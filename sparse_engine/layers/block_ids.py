@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers import replicas
+from sparse_engine.layers.same_numbers import same_numbers
+from sparse_engine.layers.unrecorded import is_recorded, unrecorded
 from sparse_kernels import BlockLayout
 
 REMEDY = (
-    "if this network is an average, name it in DynamicSparsity(averages=[...]); "
-    "if the ids are meant, load them with load_state_dict or call sparse_engine.refresh(model)"
+    "if this network is an average, name it in DynamicSparsity(averages=[...]); if they were never "
+    "written, as from a checkpoint without block_ids, call the layer's reset_parameters()"
 )
 AFTER_COMPILING = "call sparse_engine.refresh(model), which compiled code follows"
 
@@ -105,8 +104,8 @@ class BlockIds(nn.Module):
     @torch.compiler.assume_constant_result
     def _look(self) -> None:
         """Follow the buffer: in ordinary code, and once while a compiler traces this layer."""
-        if torch.jit.is_tracing() or is_in_torch_dispatch_mode():
-            with _unrecorded():
+        if is_recorded():
+            with unrecorded():
                 self._follow()
         else:
             self._follow()
@@ -156,8 +155,7 @@ class BlockIds(nn.Module):
         return _version(ids) == self._known[1]
 
     def _is_known_by_numbers(self, ids: Tensor) -> bool:
-        known = self._layout.block_ids
-        return (ids.dtype, ids.device) == (known.dtype, known.device) and torch.equal(ids, known)
+        return same_numbers(ids, self._layout.block_ids)
 
     @staticmethod
     def _meet(parallel: nn.Module) -> None:
@@ -292,18 +290,6 @@ def _are_between(ids: Tensor, first: Tensor, second: Tensor) -> bool:
 def _would_wait(ids: Tensor) -> bool:
     """Return whether a look at numbers would wait for the device."""
     return ids.is_cuda
-
-
-@contextmanager
-def _unrecorded() -> Iterator[None]:
-    """Hide from tracers and counters of operators what is done inside."""
-    trace = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
-    try:
-        with _disable_current_modes():
-            yield
-    finally:
-        torch._C._set_tracing_state(trace)
 
 
 def _version(tensor: Tensor) -> int:

@@ -1,13 +1,13 @@
 """Block ids in DistributedDataParallel: what it sends by itself, and what it leaves to us.
 
-It always sends process 0's parameters when it is built, but buffers only if it is to keep them
-equal; and it says nothing to the layers, which see it first in their first forward.
+When it is built it sends process 0's parameters, and most often its buffers (not with
+broadcast_buffers=False). The layers hear nothing of it: they see it in its first forward.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -26,18 +26,14 @@ def newly_met() -> DistributedDataParallel | None:
     return parallel
 
 
-def send_ids_(ids: Sequence[Tensor], parallel: DistributedDataParallel) -> None:
-    """Make ids those of process 0, whose values all processes have, unless that is done.
+@torch.no_grad()
+def send_ids_(ids: Iterable[Tensor], parallel: DistributedDataParallel) -> None:
+    """Make ids those of process 0, whose values all processes have.
 
     All processes must call it, each with the ids of all layers in one order.
     """
-    if parallel.broadcast_buffers or not ids:
-        return
-    sent = torch.cat(list(ids))
-    dist.broadcast(sent, group=parallel.process_group, group_src=0)
-    with torch.no_grad():
-        for own, new in zip(ids, sent.split([len(part) for part in ids])):
-            own.copy_(new)
+    for own in ids:
+        dist.broadcast(own, group=parallel.process_group, group_src=0)
 
 
 def is_sent() -> bool:

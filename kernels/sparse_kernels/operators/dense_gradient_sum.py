@@ -171,7 +171,10 @@ class DenseGradientSum(DenseGradientProbe):
 
     def _match(self, gradients: list[Tensor]) -> None:
         """Make of the sum and of others what is in values.grad."""
-        known, target = gradients if self._sum is None else [self._sum, *gradients], self._values.grad
+        known, target = (
+            gradients if self._sum is None else [self._sum, *gradients],
+            self._values.grad,
+        )
         self._sum = None
         if known and target is not None:
             self._sum = matching(target, known, self._restricted)

@@ -74,9 +74,7 @@ def _runs(node: Any, number: int) -> bool:
     return following is not None and torch._C._will_engine_execute_node(following)
 
 
-def observe(
-    y: Tensor, x: Tensor, values: Tensor, leaf: Tensor, observation: Observation
-) -> Tensor:
+def observe(y: Tensor, x: Tensor, values: Tensor, leaf: Tensor, observation: Observation) -> Tensor:
     """Return y, an operator's output for x, as one that depends on the leaf, too.
 
     values: a view of those that the operator was given.
@@ -84,9 +82,7 @@ def observe(
     return _Output.apply(leaf, values, y, x, observation)
 
 
-def observe_weight(
-    dense: Tensor, values: Tensor, leaf: Tensor, observation: Observation
-) -> Tensor:
+def observe_weight(dense: Tensor, values: Tensor, leaf: Tensor, observation: Observation) -> Tensor:
     """Return a dense weight [O, C, R, S] as one that depends on the leaf, too."""
     return _Weight.apply(leaf, values, dense, observation)
 
