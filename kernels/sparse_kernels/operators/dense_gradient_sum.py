@@ -21,7 +21,7 @@ from sparse_kernels.operators.gradient_match import matching
 from sparse_kernels.operators.gradient_watch import NO_PASS, GradientWatch, current_pass
 from sparse_kernels.operators.observation import Observation, observe, observe_weight
 
-MOST_WAITING = 2  # dense gradients of passes; one more, and the earliest two become their sum
+MOST_WAITING = 3  # dense gradients of passes; with one more, the earliest two become their sum
 
 
 class DenseGradientSum(DenseGradientProbe):
@@ -146,6 +146,7 @@ class DenseGradientSum(DenseGradientProbe):
         if number in arrived:
             arrived[number].add_(gradient)
             return
+        self._look()
         arrived[number] = gradient
         if len(arrived) > MOST_WAITING:
             earliest, next_one, *_ = arrived
@@ -171,11 +172,8 @@ class DenseGradientSum(DenseGradientProbe):
 
     def _match(self, gradients: list[Tensor]) -> None:
         """Make of the sum and of others what is in values.grad."""
-        known, target = (
-            gradients if self._sum is None else [self._sum, *gradients],
-            self._values.grad,
-        )
-        self._sum = None
+        known = gradients if self._sum is None else [self._sum, *gradients]
+        target, self._sum = self._values.grad, None
         if known and target is not None:
             self._sum = matching(target, known, self._restricted)
 
