@@ -203,7 +203,7 @@ class BlockIds(nn.Module):
         """Return the present ids of the layer that this is a copy of, if they can be compared."""
         origin = None if self._origin is None else self._origin()
         own = self._layout.block_ids
-        found = own if origin is None else origin._layout.block_ids
+        found = own if origin is None else origin._buffers["block_ids"]
         fits = (found.shape, found.device) == (own.shape, own.device)
         return found if origin is not None and fits else None
 
