@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparse_kernels.block_kinds import BlockKinds, Counts
 from sparse_kernels.index_tensors import Grid, IndexTensors
 
 TAPS = ("each", "all")
@@ -37,6 +38,8 @@ class BlockLayout:
     compiled code, CUDA graphs and optimizer state know; everything is tensor arithmetic on the
     layout's device, with no synchronisation. `values` [Z, BC, BO] belongs to the caller.
     """
+
+    _by_kind: Counts | None = None
 
     def __init__(
         self,
@@ -113,8 +116,37 @@ class BlockLayout:
 
     @property
     def density(self) -> float:
-        """Active blocks / all blocks."""
+        """Active blocks / all blocks, which decides speed; ragged blocks count as others do."""
         return self.active / self.total
+
+    @property
+    def kinds(self) -> BlockKinds:
+        """Which blocks are ragged, and how many real weights each holds."""
+        return BlockKinds.of(self.shape, self.block, self.group)
+
+    @property
+    def groups_by_kind(self) -> Counts:
+        """Active groups of each kind.
+
+        Whoever gives the layout other blocks can set it; otherwise it is counted when it is next
+        asked for, which waits for the device if there are several kinds.
+        """
+        if len(self.kinds.groups) == 1:
+            return (self.active // self.group,)
+        if self._by_kind is None:
+            self._by_kind = self.kinds.count(self.group_ids)
+        return self._by_kind
+
+    @groups_by_kind.setter
+    def groups_by_kind(self, counts: Counts) -> None:
+        if sum(counts) * self.group != self.active:
+            raise ValueError(f"{counts} groups by kind are not the {self.active} active blocks")
+        self._by_kind = tuple(counts)
+
+    @property
+    def active_weights(self) -> int:
+        """Real weights in active blocks."""
+        return self.kinds.weights_of(self.groups_by_kind)
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +172,19 @@ class BlockLayout:
         flat.index_fill_(0, self.block_ids.long(), True)
         return flat[:-1].view(self.grid)
 
+    def outside(self) -> Tensor | None:
+        """Return which values lie past the weight's edge or in unused slots, bool [Z, BC, BO].
+
+        None where all are inside.
+        """
+        (bo, bc), (out_channels, in_channels, *_) = self.block, self.shape
+        if not (out_channels % bo or in_channels % bc or self.active < self.slots):
+            return None
+        slots = self.index.slots
+        rows = slots.out_block[:, None] * bo + torch.arange(bo, device=self.device)
+        columns = slots.in_block[:, None] * bc + torch.arange(bc, device=self.device)
+        return (rows >= out_channels)[:, None, :] | (columns >= in_channels)[:, :, None]
+
     def update_(self, block_ids: Tensor, active: int | None = None) -> None:
         """Give the slots other blocks: ids [Z] on the same device, `active` (as before) used."""
         if block_ids.shape != self.block_ids.shape:
@@ -147,6 +192,7 @@ class BlockLayout:
                 f"an update must keep the {self.slots} slots, found ids {list(block_ids.shape)}"
             )
         self.active = self.active if active is None else self._whole(active)
+        self._by_kind = None
         new = IndexTensors.build(block_ids, self.grid)
         for kept, changed in zip(self.tensors(), new.tensors(), strict=True):
             kept.copy_(changed)

@@ -80,8 +80,8 @@ class SparseLayer(BlockIds):
 
     @property
     def density(self) -> float:
-        """Active blocks / all blocks."""
-        return self.layout.density
+        """Weights in active blocks / all weights; the padding of ragged blocks is no weight."""
+        return self.layout.active_weights / math.prod(self.layout.shape)
 
     @property
     def block(self) -> tuple[int, int]:
@@ -253,7 +253,9 @@ def with_spare_slots(layout: BlockLayout, headroom: float) -> BlockLayout:
     spare = math.ceil(headroom * layout.active / layout.group) * layout.group
     slots = min(layout.total, layout.slots + spare)
     ids = F.pad(layout.block_ids, (0, slots - layout.slots), value=layout.total)
-    return BlockLayout(layout.shape, layout.block, ids, layout.active, layout.taps)
+    wider = BlockLayout(layout.shape, layout.block, ids, layout.active, layout.taps)
+    wider.groups_by_kind = layout.groups_by_kind
+    return wider
 
 
 def weight_parameter(layer: nn.Module) -> nn.Parameter:

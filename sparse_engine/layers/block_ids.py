@@ -160,7 +160,11 @@ class BlockIds(nn.Module):
     @staticmethod
     def _meet(parallel: nn.Module) -> None:
         """Follow what a DistributedDataParallel has sent before its first forward."""
-        layers = [m for m in parallel.module.modules() if isinstance(m, BlockIds)]
+        layers = [
+            module
+            for module in parallel.module.modules()
+            if isinstance(module, BlockIds) and not module.block_ids.is_meta
+        ]
         replicas.send_ids_([layer.block_ids for layer in layers], parallel)
         for layer in layers:
             if not layer._is_known_by_numbers(layer.block_ids):

@@ -19,6 +19,8 @@ DENSE = "dense"
 # As wide as divides a layer's channels.
 AUTO = "auto"
 AUTOMATIC_WIDTHS = (128, 64, 32)
+# Narrower blocks than this are kept, whether they divide a layer's channels or not.
+NARROW = 32
 
 
 def parse_block(text: str) -> tuple[int, int] | str:
@@ -82,6 +84,23 @@ def check_patterns(blocks: LayerBlocks, names: Collection[str]) -> None:
                 f"block of '{pattern}': no layer that can be sparse has such a name"
                 f"{nearest(pattern, names)}"
             )
+
+
+def without_ragged_edge(block: tuple[int, int], shape: Sequence[int]) -> tuple[int, int]:
+    """Return the block that a weight (O, C, ...) is cut into where another is asked for.
+
+    A width that does not divide the channels becomes the largest smaller multiple of 16 that does
+    (160 channels in 64: 32). One below 32 stays, and so does one for channels that no multiple of
+    16 divides: the last block is ragged then.
+    """
+    return _dividing(block[0], shape[0]), _dividing(block[1], shape[1])
+
+
+def _dividing(width: int, channels: int) -> int:
+    if width < NARROW or channels % width == 0:
+        return width
+    smaller = range((width - 1) // 16 * 16, 0, -16)
+    return next((w for w in smaller if channels % w == 0), width)
 
 
 def _widest(channels: int) -> int:

@@ -8,22 +8,21 @@ first is what newly grown blocks begin with.
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from sparse_engine.layers.trial_step import Copier, trial_step
-from sparse_engine.layers.wrapped_optimizers import group_of
+from sparse_engine.layers.wrapped_optimizers import Path, group_of, tensors_in
 
-Path = tuple[Any, ...]  # keys and positions that lead to a tensor
 State = dict[Path, Tensor]
 
 _CPU = torch.device("cpu")
@@ -33,65 +32,57 @@ class _Asked(NamedTuple):
     """What a group's twins have answered, by the form of the weights, while its options last."""
 
     key: Any
-    named_by_id: list[Any]  # kept, so that no other object gets the id
+    named: list[Callable[[], Any]]  # references to what the key names by its id
     answers: dict[Any, State]
 
-
-_ASKED: WeakKeyDictionary[Optimizer, dict[int, _Asked]] = WeakKeyDictionary()
-
-
-def tensors_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Yield every tensor in a state with its path; tensors made of others are taken apart."""
-    if isinstance(value, Tensor):
-        parts = getattr(value, "__tensor_flatten__", None)
-        if parts is None or type(value).__name__ == "DTensor":
-            yield path, value
-        else:
-            for name in parts()[0]:
-                yield from tensors_in(getattr(value, name), (*path, name))
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from tensors_in(part, (*path, key))
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            yield from tensors_in(part, (*path, number))
-    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module | Optimizer):
-        yield from tensors_in(vars(value), path)
+    def is_of(self, key: Any) -> bool:
+        """Return whether a group with this key is answered so."""
+        return self.key == key and all(reference() is not None for reference in self.named)
 
 
-def fresh_state(optimizer: Optimizer, parameter: Parameter, slots: int) -> State:
-    """Return the state of so many slots of a parameter [Z, BC, BO] that an optimizer just met.
+_ASKED: weakref.WeakKeyDictionary[Optimizer, dict[int, _Asked]] = weakref.WeakKeyDictionary()
 
-    It lies on a CPU unless it depends on a value on the device, which is not waited for. It is
-    empty where no twin can be made.
+
+def fresh_state(optimizer: Any, parameter: Parameter) -> Callable[[int], State]:
+    """Return a function of a number of slots of a parameter [Z, BC, BO].
+
+    It returns the state that the optimizer, as it is set now, has of so many that it just met. That
+    lies on a CPU unless it depends on a value on the device, which is not waited for. It is empty
+    where no twin can be made.
     """
     found = group_of(optimizer, parameter)
     if found is None or not isinstance(optimizer, Optimizer):
-        return {}
+        return lambda slots: {}
     number, group = found
-    named_by_id: list[Any] = []
-    key = _key([group, _plain(vars(optimizer))], named_by_id)
+    named: list[Callable[[], Any]] = []
+    key = _key([group, _plain(vars(optimizer))], named)
     groups = _ASKED.setdefault(optimizer, {})
-    if number not in groups or groups[number].key != key:
-        groups[number] = _Asked(key, named_by_id, {})
+    if number not in groups or not groups[number].is_of(key):
+        groups[number] = _Asked(key, named, {})
     answers = groups[number].answers
-    form = (slots, *parameter.shape[1:], parameter.dtype, parameter.device)
-    if form not in answers:
-        answers[form] = _ask(optimizer, group, parameter, slots)
-    return answers[form]
+    block = (*parameter.shape[1:], parameter.dtype, parameter.device)
+
+    def state(slots: int) -> State:
+        if (slots, *block) not in answers:
+            answers[(slots, *block)] = _ask(optimizer, group, parameter, slots)
+        return answers[(slots, *block)]
+
+    return state
 
 
-def _key(value: Any, named_by_id: list[Any]) -> Any:
+def _key(value: Any, named: list[Callable[[], Any]]) -> Any:
     """Return something hashable that changes with an option."""
     if isinstance(value, Mapping):
-        return tuple((str(k), _key(v, named_by_id)) for k, v in value.items() if k != "params")
+        return tuple((str(k), _key(v, named)) for k, v in value.items() if k != "params")
     if isinstance(value, list | tuple):
-        return tuple(_key(v, named_by_id) for v in value)
+        return tuple(_key(v, named) for v in value)
     if isinstance(value, Tensor) and value.device == _CPU and value.numel() <= 16:
         return tuple(value.detach().flatten().tolist())
     if value is None or isinstance(value, bool | int | float | complex | str):
         return value
-    named_by_id.append(value)
+    # Not kept alive: an option may be a method of the optimizer.
+    can_die = getattr(type(value), "__weakrefoffset__", 0)
+    named.append(weakref.ref(value) if can_die else lambda: value)
     return (id(value), value._version) if isinstance(value, Tensor) else id(value)
 
 
@@ -106,15 +97,13 @@ def _ask(optimizer: Optimizer, group: dict[str, Any], like: Parameter, slots: in
             # An unknown optimizer may raise anything; then it is asked another way.
             try:
                 state = _answer(make, optimizer, group, _zeros(like, slots, device))
+                if device != _CPU:
+                    return {path: t.nan_to_num(0, 0, 0) for path, t in state.items()}
+                if all(bool(t.cfloat().isfinite().all()) for t in state.values()):
+                    return state
             except Exception:
                 continue
-            if device != _CPU or all(bool(t.isfinite().all()) for t in state.values()):
-                return {path: _finite(t) for path, t in state.items()}
     return {}
-
-
-def _finite(state: Tensor) -> Tensor:
-    return state.nan_to_num(0, 0, 0) if state.is_floating_point() else state
 
 
 def _zeros(like: Parameter, slots: int, device: torch.device) -> Parameter:

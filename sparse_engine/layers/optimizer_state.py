@@ -9,8 +9,14 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer, weight_parameter
-from sparse_engine.layers.fresh_state import Path, fresh_state, tensors_in
-from sparse_engine.layers.wrapped_optimizers import kept_aside, own_state, with_wrapped
+from sparse_engine.layers.fresh_state import fresh_state
+from sparse_engine.layers.wrapped_optimizers import (
+    Path,
+    kept_aside,
+    own_state,
+    tensors_in,
+    with_wrapped,
+)
 from sparse_engine.schema import check_like, demand
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
@@ -111,16 +117,20 @@ def reset_slots(
     """
     if not slots.numel():
         return
-    done: set[int] = set()
+    done: dict[int, Tensor] = {}
     # The innermost first: they know what their own state begins with.
     for one in reversed(with_wrapped(optimizer)):
-        own = tensors_in(own_state(one, parameter))
-        aside = tensors_in(list(kept_aside(one, parameter)))
-        for is_own, (path, state) in [*((True, s) for s in own), *((False, s) for s in aside)]:
-            if id(state) not in done and state is not parameter:
-                done.add(id(state))
-                initial = _initial(one, parameter, path, state) if is_own else None
-                _write(state, initial or _zero(parameter, state), slots, unless)
+        own = [(path, s) for path, s in tensors_in(own_state(one, parameter)) if s.ndim]
+        fresh = fresh_state(one, parameter) if own else None
+        for path, state in own:
+            if id(state) not in done:
+                done[id(state)] = state
+                initial = _initial(fresh, parameter, path, state) or _zero(parameter, state)
+                _write(state, initial, slots, unless)
+        for state in kept_aside(one, parameter):
+            if id(state) not in done:
+                done[id(state)] = state
+                _write(state, _zero(parameter, state), slots, unless)
 
 
 class _Initial(NamedTuple):
@@ -136,16 +146,15 @@ def _zero(parameter: Parameter, state: Tensor) -> _Initial:
     return _Initial(torch.zeros([1] * state.ndim), (int(is_per_slot),) + (0,) * (state.ndim - 1))
 
 
-def _initial(optimizer: Any, parameter: Parameter, path: Path, state: Tensor) -> _Initial | None:
-    """Return what a tensor of an optimizer's state begins with; None if that cannot be told."""
-    known = False
+def _initial(fresh: Any, parameter: Parameter, path: Path, state: Tensor) -> _Initial | None:
+    """Return what a tensor of state begins with by fresh_state; None if that cannot be told."""
+    is_known = False
     for sizes in _sizes(parameter):
-        # An optimizer may hold few slots in another form than many. All of them are asked for
-        # only where that is seen.
-        if max(sizes) > len(parameter) and not known:
+        # Few slots may have another form of state than many; all are tried where that was seen.
+        if sizes[0] > 1 + max(_MANY, *parameter.shape[1:]) and not is_known:
             break
-        few, more = (fresh_state(optimizer, parameter, n).get(path) for n in sizes)
-        known |= few is not None
+        few, more = (fresh(n).get(path) for n in sizes)
+        is_known |= few is not None
         if few is not None and more is not None:
             widths = _widths(few, more, state, (*sizes, len(parameter)))
             if widths is not None:
@@ -153,14 +162,19 @@ def _initial(optimizer: Any, parameter: Parameter, path: Path, state: Tensor) ->
     return None
 
 
+_MANY = 128  # above the limits from which optimizers keep factors of a state
+
+
 def _sizes(parameter: Parameter) -> Iterator[tuple[int, int]]:
-    """Yield pairs of numbers of slots, in which dimensions over slots differ."""
-    many = min(len(parameter), 1 + max(128, *parameter.shape[1:]))
+    """Yield pairs of numbers of slots: in what is per slot, lengths differ as they do."""
     yield 2, 3
-    yield many, many + 1
-    if many > 1:
-        yield many, many - 1
-    yield len(parameter), len(parameter) + 1
+    slots, block = len(parameter), parameter.shape[1:]
+    many = min(slots, 1 + max(_MANY, *block))
+    # Some factor the two longest dimensions: the first of equal ones counts as shorter.
+    steps = (-1, 1) if many in block else (1, -1)
+    yield from ((many, many + step) for step in steps if many + step > 0)
+    if many < slots:
+        yield slots, slots + 1
 
 
 def _widths(few: Tensor, more: Tensor, state: Tensor, slots: tuple[int, ...]) -> Any:
@@ -182,6 +196,10 @@ def _widths(few: Tensor, more: Tensor, state: Tensor, slots: tuple[int, ...]) ->
 def _write(state: Tensor, initial: _Initial, slots: Tensor, unless: Tensor | None) -> None:
     """Set some slots of a tensor of state to its initial value, in place."""
     places = [d for d, width in enumerate(initial.widths) if width]
+    if state.is_floating_point() and state.element_size() == 1:
+        # Of 8-bit floats no number can be written, but their bytes can.
+        value = initial.value.to(state.dtype).view(torch.uint8)
+        state, initial = state.view(torch.uint8), initial._replace(value=value)
     if len(places) == 1:
         _write_rows(state, places[0], initial, slots, unless)
     elif len(places) == 2 and initial.widths == (1, 1):

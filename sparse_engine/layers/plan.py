@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_engine.layers.blocks import DENSE, BlockChoice, layer_block
+from sparse_engine.layers.blocks import DENSE, BlockChoice, layer_block, without_ragged_edge
 from sparse_kernels import BlockLayout
+from sparse_kernels.block_kinds import BlockKinds, Counts
 from sparse_kernels.layout import block_grid, clamp_block, group_size
 from sparse_kernels.operators.reference import block_norms
 
@@ -35,11 +36,15 @@ class LayerPlan:
     def full(
         cls, name: str, shape: Sequence[int], block: BlockChoice, taps: str = "each"
     ) -> LayerPlan:
-        """Return the plan of a layer with every block active; its block may be DENSE."""
+        """Return the plan of a layer with every block active; its block may be DENSE.
+
+        A block that would leave a ragged edge is made smaller where that avoids it.
+        """
         if block == DENSE:
             # One block that spans the weight: every layer keeps one.
             block, taps = (shape[0], shape[1]), "all"
-        sizes = clamp_block(layer_block(block, shape), shape[0], shape[1])
+        clamped = clamp_block(layer_block(block, shape), shape[0], shape[1])
+        sizes = without_ragged_edge(clamped, shape)
         total = math.prod(block_grid(shape, sizes))
         return cls(name, tuple(shape), sizes, total, total, taps)
 
@@ -49,9 +54,24 @@ class LayerPlan:
         return group_size(self.shape, self.taps)
 
     @property
+    def kinds(self) -> BlockKinds:
+        """Which blocks are ragged, and how many real weights each holds."""
+        return BlockKinds.of(self.shape, self.block, self.group)
+
+    @property
+    def groups_by_kind(self) -> Counts:
+        """Active groups of each kind."""
+        return self.kinds.split(self.active // self.group)
+
+    @property
+    def active_weights(self) -> int:
+        """Real weights in active blocks."""
+        return self.kinds.weights_of(self.groups_by_kind)
+
+    @property
     def density(self) -> float:
-        """Active blocks / all blocks."""
-        return self.active / self.total
+        """Weights in active blocks / all weights; the padding of ragged blocks is no weight."""
+        return self.active_weights / self.weights
 
     @property
     def weights(self) -> int:
@@ -76,8 +96,7 @@ class LayerPlan:
         """
         if not 0 < density <= 1:
             raise ValueError(f"density must be above 0 and at most 1, found {density}")
-        groups = max(1, round(density * (self.total // self.group)))
-        return replace(self, active=groups * self.group)
+        return replace(self, active=max(1, round(self.kinds.groups_at(density))) * self.group)
 
     def layout(self, groups: Tensor) -> BlockLayout:
         """Return the layout of which these groups, ids in rising order, are active."""
@@ -85,26 +104,44 @@ class LayerPlan:
         return BlockLayout(self.shape, self.block, ids.flatten(), taps=self.taps)
 
     def random(self, generator: torch.Generator | None = None) -> BlockLayout:
-        """Return a layout of as many uniformly drawn blocks, on the CPU."""
+        """Return a layout of as many blocks, uniformly drawn within their kind, on the CPU."""
         device = generator.device if generator is not None else torch.device("cpu")
         order = torch.randperm(self.total // self.group, generator=generator, device=device)
-        return self.layout(order[: self.active // self.group].cpu().sort().values)
+        counts, kinds = self.groups_by_kind, self.kinds.of_groups(order)
+        # Of each kind the first in the order: a stable sort brings them to the front.
+        first = [
+            order[(kinds != kind).sort(stable=True).indices[:count]]
+            for kind, count in enumerate(counts)
+        ]
+        layout = self.layout(torch.cat(first).cpu().sort().values)
+        layout.groups_by_kind = counts
+        return layout
 
     def strongest(self, weight: Tensor) -> BlockLayout:
-        """Return a layout of as many blocks of a dense weight, those with the largest L1 norm.
+        """Return a layout of as many blocks of a dense weight, of each kind those with the largest
+        L1 norm.
 
         On the meta device, where a weight has no numbers, the blocks are drawn at random.
         """
         if weight.is_meta:
             return self.random()
         layout = self.layout(torch.arange(self.active // self.group, device=weight.device))
-        layout.update_(strongest_blocks(weight.detach().reshape(layout.shape), layout))
+        dense, counts = weight.detach().reshape(layout.shape), self.groups_by_kind
+        layout.update_(strongest_blocks(dense, layout, counts))
+        layout.groups_by_kind = counts
         return layout
 
 
-def strongest_blocks(dense: Tensor, layout: BlockLayout) -> Tensor:
-    """Return ids [Z] of the layout.active blocks of [O, C, R, S] with the largest L1 norm."""
+def strongest_blocks(dense: Tensor, layout: BlockLayout, counts: Counts | None = None) -> Tensor:
+    """Return ids [Z] of the blocks of [O, C, R, S] with the largest L1 norm.
+
+    Args:
+        dense: the weight.
+        layout: its sizes count, and how many blocks of each kind are active.
+        counts: groups of each kind in place of the layout's.
+    """
     norms = block_norms(dense.float(), layout.sizes()).view(-1, layout.group).sum(1)
-    best = norms.topk(layout.active // layout.group).indices.sort().values
+    groups = torch.arange(len(norms), device=norms.device)
+    best = layout.kinds.top(norms, groups, counts or layout.groups_by_kind).sort().values
     best = layout.expand_groups(best)
     return F.pad(best, (0, layout.slots - layout.active), value=layout.total)

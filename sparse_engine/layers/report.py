@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from sparse_engine.layers.attention import INPUTS, input_weights
@@ -12,7 +11,6 @@ from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.candidates import check_shapes, skip_reasons
 from sparse_engine.layers.modules import SparseConv2d
 from sparse_engine.tables import format_table
-from sparse_kernels.operators.reference import scatter_blocks
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ class LayerRow:
 
     @property
     def density(self) -> float:
-        """Active blocks / all blocks; 1 for a dense layer."""
-        return self.active / self.total
+        """Weights in active blocks / all weights; 1 for a dense layer."""
+        return self.weights / self.dense_weights if self.dense_weights else 1.0
 
 
 @dataclass(frozen=True)
@@ -113,10 +111,7 @@ def report(model: nn.Module, skipped: Mapping[str, str] | None = None) -> Report
 
 
 def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:
-    layout = layer.layout
-    # Booleans are counted exactly, whatever the dtype and device of the values.
-    ones = torch.ones(layer.values.shape, dtype=torch.bool, device=layout.device)
-    weights = int(scatter_blocks(ones, layout.tensors(), layout.sizes()).sum())
+    layout, weights = layer.layout, layer.layout.active_weights
     stored = layer.values.numel() * layer.values.element_size()
     dense = math.prod(layout.shape)
     shape = layout.shape if isinstance(layer, SparseConv2d) else layout.shape[:2]

@@ -6,6 +6,7 @@ not have.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer, weight_parameter
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.surgery import (
     budget_layers,
     change_layout,
@@ -21,6 +23,7 @@ from sparse_engine.layers.surgery import (
 )
 from sparse_engine.schema import check_like, demand
 from sparse_kernels import BlockLayout
+from sparse_kernels.block_kinds import BlockKinds
 from sparse_kernels.layout import block_grid, clamp_block
 
 
@@ -59,6 +62,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             layout = _layout_for(layer, values, ids, taps)
             if not isinstance(layer, SparseLayer) or not _same_sizes(layer.layout, layout):
                 replaced[name] = change_layout(layer, layout)
+                _keep_final_count(layer, replaced[name])
         elif isinstance(layer, SparseLayer) and f"{name}.weight" in state:
             replaced[name] = change_layout(layer, None)
     replace_modules(model, replaced)
@@ -75,9 +79,10 @@ def saved_densities(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, 
     found = {}
     for name, layer in budget_layers(model):
         if f"{name}.block_ids" in state:
-            values, ids = state[f"{name}.values"], state[f"{name}.block_ids"]
-            total = math.prod(block_grid(weight_shape(layer), values.shape[:0:-1]))
-            found[name] = int((ids < total).sum()) / total
+            shape, values = weight_shape(layer), state[f"{name}.values"]
+            kinds = BlockKinds.of(shape, values.shape[:0:-1])
+            counts = kinds.count(state[f"{name}.block_ids"])
+            found[name] = kinds.weights_of(counts) / math.prod(shape)
     return found
 
 
@@ -115,6 +120,20 @@ def _layout_for(layer: nn.Module, values: Tensor, ids: Tensor, taps: str) -> Blo
     empty = BlockLayout(weight_shape(layer), values.shape[:0:-1], torch.arange(len(ids)), taps=taps)
     empty.active = int((ids < empty.total).sum())
     return empty.to(weight_parameter(layer).device)
+
+
+def _keep_final_count(old: nn.Module, new: nn.Module) -> None:
+    """Give a layer in other blocks the final density that gradual pruning goes to."""
+    if not isinstance(old, SparseLayer) or not isinstance(new, SparseLayer):
+        return
+    if old.final_active is not None and old.block != new.block:
+        before, after = _plan(old.layout), _plan(new.layout)
+        final = replace(before, active=old.final_active).density
+        new.final_active = after.at(final).active
+
+
+def _plan(layout: BlockLayout) -> LayerPlan:
+    return LayerPlan("", layout.shape, layout.block, layout.total, layout.active, layout.taps)
 
 
 def _same_sizes(first: BlockLayout, second: BlockLayout) -> bool:

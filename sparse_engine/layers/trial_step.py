@@ -64,14 +64,18 @@ class Copier:
             return MethodType(value.__func__, self._twin)
         if isinstance(value, FunctionType):
             for cell in value.__closure__ or ():
-                self.copy(cell.cell_contents)
+                self._check(cell.cell_contents)
             return value
-        if isinstance(value, nn.Module) or looks_like_optimizer(value):
-            raise TypeError(f"a step could change a {type(value).__name__}")
+        self._check(value)
         if isinstance(value, torch.Generator):
             return value.clone_state()
         is_random = type(value).__module__.partition(".")[::2] == ("numpy", "random")
         return deepcopy(value) if is_random or isinstance(value, random.Random) else value
+
+    def _check(self, value: Any) -> None:
+        is_shared = isinstance(value, nn.Module) or looks_like_optimizer(value)
+        if is_shared or id(value) in self._owned:
+            raise TypeError(f"a step could change a {type(value).__name__}")
 
     def _without_parameters(self, values: Any) -> list[Any]:
         """Return the elements of a container: of its parameters one, for the probe."""
@@ -92,9 +96,9 @@ def trial_step(twin: Optimizer) -> None:
     step = type(twin).step
     if getattr(step, "hooked", False):
         step = step.__wrapped__  # type: ignore[attr-defined]
-    needed = [p for p in inspect.signature(step).parameters.values() if p.default is p.empty]
-    # The second of the arguments without a default is a closure.
-    closures = [lambda: torch.zeros(())][: len(needed) - 1]
+    _, *arguments = inspect.signature(step).parameters.values()
+    needed = [p for p in arguments if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    closures = [lambda: torch.zeros(())][: len(needed)]
     device = twin.param_groups[0]["params"][0].device
     with ExitStack() as stack:
         stack.enter_context(_kept_random_states(device))

@@ -4,7 +4,7 @@ A wrapper (Lookahead, SAM, accelerate's AcceleratedOptimizer) may be an Optimize
 an optimizer among its attributes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
+
+Path = tuple[Any, ...]  # keys and positions that lead to a tensor
 
 
 def looks_like_optimizer(value: Any) -> bool:
@@ -33,9 +35,22 @@ def with_wrapped(optimizer: Any) -> list[Any]:
         one = waiting.pop(0)
         if id(one) not in found:
             found[id(one)] = one
-            for value in vars(one).values() if hasattr(one, "__dict__") else ():
+            for value in _other_attributes(one):
                 waiting += [v for v in _elements(value) if looks_like_optimizer(v)]
     return list(found.values())
+
+
+def _other_attributes(optimizer: Any) -> list[Any]:
+    """Return what an optimizer has beside what every one of torch has, and beside plain values."""
+    own = getattr(optimizer, "__dict__", {})
+    known = ("state", "param_groups", "defaults")
+    return [
+        value
+        for name, value in own.items()
+        if name not in known
+        and not name.startswith("_optimizer_")
+        and not isinstance(value, bool | int | float | str)
+    ]
 
 
 def _elements(value: Any) -> Sequence[Any]:
@@ -52,6 +67,30 @@ def group_of(optimizer: Any, parameter: Tensor) -> tuple[int, dict[str, Any]] | 
     return None
 
 
+def tensors_in(
+    value: Any, path: Path = (), within: tuple[Any, ...] = ()
+) -> Iterator[tuple[Path, Tensor]]:
+    """Yield every tensor in a state with its path; tensors made of others are taken apart."""
+    if any(value is outer for outer in within):
+        return
+    within = (*within, value)
+    if isinstance(value, Tensor):
+        parts = getattr(value, "__tensor_flatten__", None)
+        if parts is None or type(value).__name__ == "DTensor":
+            yield path, value
+        else:
+            for name in parts()[0]:
+                yield from tensors_in(getattr(value, name), (*path, name), within)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from tensors_in(part, (*path, key), within)
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from tensors_in(part, (*path, number), within)
+    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module | Optimizer):
+        yield from tensors_in(vars(value), path, within)
+
+
 def own_state(optimizer: Any, parameter: Parameter) -> Any:
     """Return what stands for a parameter in an optimizer's `state`, or None."""
     state = getattr(optimizer, "state", None)
@@ -60,27 +99,37 @@ def own_state(optimizer: Any, parameter: Parameter) -> Any:
     return _entry(state, parameter) if isinstance(state, Mapping) else None
 
 
-def kept_aside(optimizer: Any, parameter: Parameter) -> Iterator[Any]:
-    """Yield what other attributes than `state` hold of a parameter, such as slow weights.
+def kept_aside(optimizer: Any, parameter: Parameter) -> list[Tensor]:
+    """Return what other attributes than `state` hold of a parameter, such as slow weights.
 
     They are found in mappings by the parameter or its id, and in lists in the order of the groups,
-    nested by group or flat.
+    nested by group or flat. Parameters that are trained are none of it.
     """
+    attributes = [v for v in _other_attributes(optimizer) if isinstance(v, Mapping | list | tuple)]
+    if not attributes:
+        return []
     # Hand-written wrappers may have no groups of their own.
     parts = with_wrapped(optimizer)
     groups = next((p.param_groups for p in parts if hasattr(p, "param_groups")), [])
     nested = [list(group["params"]) for group in groups]
-    flat = [p for group in nested for p in group]
-    for name, value in vars(optimizer).items() if hasattr(optimizer, "__dict__") else ():
-        if name in ("state", "param_groups"):
-            continue
-        if isinstance(value, Mapping):
-            yield _entry(value, parameter)
-        elif isinstance(value, list | tuple) and value:
-            if _is_aligned(value, flat):
-                yield _at(value, flat, parameter)
-            elif len(value) == len(nested) and all(map(_is_aligned, value, nested)):
-                yield from (_at(*pair, parameter) for pair in zip(value, nested, strict=True))
+    trained = {id(p) for group in nested for p in group}
+    found = [v for value in attributes for v in _of_parameter(value, nested, parameter)]
+    # Other objects may lead to what is of other parameters.
+    found = [v for v in found if isinstance(v, Tensor | Mapping | list | tuple)]
+    return [state for _, state in tensors_in(found) if id(state) not in trained]
+
+
+def _of_parameter(
+    value: Any, nested: Sequence[Sequence[Tensor]], parameter: Parameter
+) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        yield _entry(value, parameter)
+    elif value:
+        flat = [p for group in nested for p in group]
+        if _is_aligned(value, flat):
+            yield _at(value, flat, parameter)
+        elif len(value) == len(nested) and all(map(_is_aligned, value, nested)):
+            yield from (_at(*pair, parameter) for pair in zip(value, nested))
 
 
 def _entry(mapping: Mapping[Any, Any], parameter: Parameter) -> Any:
@@ -100,18 +149,22 @@ def _is_aligned(values: Any, parameters: Sequence[Tensor]) -> bool:
 
 
 def _at(values: Sequence[Any], parameters: Sequence[Tensor], parameter: Parameter) -> Any:
-    found = (v for v, p in zip(values, parameters) if p is parameter and v is not p)
-    return next(found, None)
+    return next((v for v, p in zip(values, parameters) if p is parameter), None)
 
 
-def check_supported(optimizer: Any) -> None:
+def check_supported(optimizer: Any, parameters: Collection[Tensor] | None = None) -> None:
     """Raise InputError if an optimizer, or one inside it, cannot train weights that change blocks.
 
     L-BFGS keeps steps and gradients of all weights as flat vectors, whose products belong to the
     blocks of their time: nothing of it can start anew for some blocks.
+
+    Args:
+        optimizer: an optimizer or a wrapper.
+        parameters: the weights in question; None is whatever it holds.
     """
     for one in with_wrapped(optimizer):
-        if any("lbfgs" in kind.__name__.lower() for kind in type(one).__mro__):
+        is_lbfgs = any("lbfgs" in kind.__name__.lower() for kind in type(one).__mro__)
+        if is_lbfgs and (parameters is None or any(group_of(one, p) for p in parameters)):
             raise InputError(
                 f"{type(one).__name__} cannot train sparse layers: its state mixes the weights of "
                 "all blocks, so that exchanged blocks cannot start anew; give their `values` to "

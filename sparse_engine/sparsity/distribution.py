@@ -4,7 +4,7 @@ Erdos-Renyi densities: erdos_renyi.py. A budget of seconds is spent in timed.py.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sparse_engine.errors import InputError, nearest
@@ -52,8 +52,8 @@ class Sparsity:
             shapes: weight shape (O, C[, R, S]) of each layer by name.
 
         Returns:
-            A plan per layer, in order. The weights (in average blocks) never exceed the budget and
-            miss it by less than the smallest block (or group) that still fits somewhere.
+            A plan per layer, in order. The weights never exceed the budget and miss it by less than
+            the next block (or group) of any layer.
 
         Raises:
             InputError: unknown distribution, densities of other layers, sparsity out of range, a
@@ -63,10 +63,10 @@ class Sparsity:
         densities = layer_densities(shapes, self.sparsity, self.distribution, dense)
         full = self.full(shapes)
         totals = {p.name: p.total // p.group for p in full}
-        size = {p.name: p.weights / totals[p.name] for p in full}
-        ideal = {n: densities[n] * totals[n] for n in shapes}
+        weights = {p.name: p.kinds.weights_in for p in full}
+        ideal = {p.name: p.kinds.groups_at(densities[p.name]) for p in full}
         budget = (1 - self.sparsity) * sum(p.weights for p in full)
-        groups = whole_blocks(ideal, totals, size, budget)
+        groups = whole_blocks(ideal, totals, weights, budget)
         return [replace(p, active=groups[p.name] * p.group) for p in full]
 
 
@@ -100,7 +100,7 @@ def layer_densities(
 
 
 def total_sparsity(plans: Sequence[LayerPlan]) -> float:
-    """Return the share of all weights that is absent, in average blocks of each layer."""
+    """Return the share of all weights that is absent."""
     return 1 - sum(p.weights * p.density for p in plans) / sum(p.weights for p in plans)
 
 
@@ -156,7 +156,7 @@ def scale_to_budget(
 def whole_blocks(
     ideal: Mapping[str, float],
     most: Mapping[str, int],
-    size: Mapping[str, float],
+    weights: Mapping[str, Callable[[int], int]],
     budget: float,
 ) -> dict[str, int]:
     """Round to whole blocks by largest remainder, within the budget, at least one a layer.
@@ -164,30 +164,38 @@ def whole_blocks(
     Args:
         ideal: blocks of each layer before rounding.
         most: blocks that a layer can have.
-        size: weights of one block.
+        weights: of a layer by its number of blocks; rises with each.
         budget: weights of all blocks together.
 
     Raises:
         InputError: one block in each layer is more than the budget.
     """
     active = {n: max(1, math.floor(ideal[n] + 1e-9)) for n in most}
-    left = budget - sum(active[n] * size[n] for n in most)
-    slack = 1e-6 * min(size.values())
+    first = {n: weights[n](1) for n in most}
+    left = budget - sum(weights[n](active[n]) for n in most)
+    slack = 1e-6 * min(first.values())
     while left < -slack:
         shrinkable = [n for n in active if active[n] > 1]
         if not shrinkable:
-            weights = sum(size[n] * most[n] for n in most)
+            whole = sum(weights[n](most[n]) for n in most)
             raise InputError(
                 f"the budget leaves a layer without a block: one block in each of {len(most)} "
-                f"layers is already {sum(size.values()) / weights:.4g} of the weights, and "
-                f"{budget / weights:.4g} may stay; lower the sparsity, use smaller blocks, or skip "
+                f"layers is already {sum(first.values()) / whole:.4g} of the weights, and "
+                f"{budget / whole:.4g} may stay; lower the sparsity, use smaller blocks, or skip "
                 "layers"
             )
         largest = max(shrinkable, key=lambda n: (active[n] - ideal[n]) / ideal[n])
         active[largest] -= 1
-        left += size[largest]
+        left += _next_block(weights[largest], active[largest])
+    size = {n: _next_block(weights[n], active[n]) for n in most}
     while fitting := [n for n in most if active[n] < most[n] and size[n] <= left + slack]:
         name = min(fitting, key=lambda n: active[n] - ideal[n])
         active[name] += 1
         left -= size[name]
+        size[name] = _next_block(weights[name], active[name])
     return active
+
+
+def _next_block(weights: Callable[[int], int], active: int) -> int:
+    """Return the weights of the block that comes after `active` blocks."""
+    return weights(active + 1) - weights(active)

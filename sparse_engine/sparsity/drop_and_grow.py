@@ -1,6 +1,6 @@
 """One layer's update: which slots get which blocks, in place, and what must hold afterwards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,6 @@ from torch.nn import Parameter
 
 from sparse_engine.layers.base import SparseLayer
 from sparse_kernels import BlockLayout
-from sparse_kernels.operators.reference import gather_blocks
 
 # Of a parameter [Z, ...], some of its slots, and unless a bool on the device is true.
 ResetSlots = Callable[[Parameter, Tensor, Tensor | None], None]
@@ -19,8 +18,8 @@ def select_drop_and_grow(
     layout: BlockLayout,
     drop_score: Tensor,
     grow_score: Tensor,
-    drop: int,
-    grow: int | None = None,
+    drop: int | Sequence[int],
+    grow: int | Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose which slots change and which blocks they get.
 
@@ -33,23 +32,27 @@ def select_drop_and_grow(
         layout: before the update.
         drop_score: [Z].
         grow_score: [OB * CB * R * S].
-        drop: groups, at most layout.active / layout.group.
-        grow: groups, at most those that are free then; as many as drop unless said.
+        drop: groups of each kind of block (layout.kinds), at most those that are active; one number
+            chooses among all kinds together.
+        grow: as many numbers, of groups at most those that are free then; as drop unless said.
 
     Returns:
         slots [max(drop, grow) * layout.group], and the new block ids that go into them, no less
         than layout.total for those that stay empty.
     """
-    grow = drop if grow is None else grow
+    drops, kinds = [drop] if isinstance(drop, int) else drop, layout.kinds
+    grows = drops if grow is None else [grow] if isinstance(grow, int) else grow
+    drop, grow = sum(drops), sum(grows)
     ids, total = layout.group_ids.long(), layout.total // layout.group
     drop_score = _by_group(drop_score, layout)
     grow_score = _by_group(grow_score, layout)
     unused = ids >= total
-    freed = drop_score.masked_fill(unused, torch.inf).topk(drop, largest=False).indices
+    freed = kinds.top(drop_score.masked_fill(unused, torch.inf), ids, drops, largest=False)
     kept = torch.zeros(total + 1, dtype=torch.bool, device=layout.device)
     # Filled, not assigned: a number that is assigned is copied to the device.
     kept.index_fill_(0, ids.index_fill(0, freed, total), True)
-    grown = grow_score.masked_fill(kept[:-1], -torch.inf).topk(grow).indices
+    every = torch.arange(total, device=layout.device)
+    grown = kinds.top(grow_score.masked_fill(kept[:-1], -torch.inf), every, grows)
     spare = unused.int().topk(max(0, grow - drop)).indices
     slots, grown = torch.cat([freed, spare]), F.pad(grown, (0, max(0, drop - grow)), value=total)
     return layout.expand_groups(slots), layout.expand_groups(grown)
@@ -95,25 +98,38 @@ def swap_blocks(
         reset(values, slots, stays)
 
 
+@torch.no_grad()
+def clear_padding(layer: SparseLayer) -> None:
+    """Zero the values past the weight's edge and in unused slots, which other code may write to.
+
+    They take part in no product, but would in a block's magnitude.
+    """
+    outside = layer.layout.outside()
+    if outside is not None:
+        layer.values.masked_fill_(outside, 0)
+
+
 def _changed(block_ids: Tensor, slots: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the ids after changes in some slots, and which slots these are, bool [Z]."""
     changed = torch.zeros_like(block_ids, dtype=torch.bool).index_fill_(0, slots, True)
     return block_ids.index_copy(0, slots, changes.to(torch.int32)), changed
 
 
-def assert_invariants(layer: SparseLayer) -> None:
-    """Check a layer after an update: the count of blocks, whole groups, zeros outside the weight.
+def assert_invariants(layer: SparseLayer, slots: Tensor, stays: Tensor | None = None) -> None:
+    """Check a layer after an update: the count of active blocks, whole groups, zeros in new ones.
+
+    Args:
+        slots: [N], those that changed; unless `stays`, a bool on the device.
 
     Raises:
         AssertionError: at once on a CPU; on a GPU the check runs on the device, without a sync.
     """
-    layout, values = layer.layout, layer.values.detach()
+    layout = layer.layout
     _check(layout.mask().sum() == layout.active, "the count of active blocks changed")
     whole = layout.expand_groups(layout.group_ids).clamp(max=layout.total)
     _check((layout.block_ids == whole).all(), "a group has lost a tap")
-    if any(n % b for n, b in zip(layout.shape[:2], layout.block)) or layout.active < layout.slots:
-        real = gather_blocks(values.new_ones(layout.shape), layout.tensors(), layout.sizes())
-        _check(~values.masked_fill(real > 0, 0).any(), "a value outside the weight is not zero")
+    zero = ~layer.values.detach().index_select(0, slots).any()
+    _check(zero if stays is None else zero | stays, "a grown block does not start at zero")
 
 
 def _check(condition: Tensor, message: str) -> None:

@@ -145,14 +145,16 @@ class DynamicSparsity:
         self._arm_if_next()
 
     def _read_gradients(self) -> dict[str, Seen]:
-        """Return what the step has seen of each layer, scored."""
-        layers = self.topology.layers
+        """Return what the step has seen of each layer, scored; layers without a score left out."""
+        layers, needed = self.topology.layers, self.topology.needs_gradient
         trained = {name: layers[name] for name in sorted(self._owners.trained())}
         found = averaged(self._gradients.read(), trained, self.topology.processes)
         for name, seen in found.items():
             if seen.gradient is not None:
                 layers[name].add_scores(seen.gradient)
-        return found
+        return {
+            n: seen for n, seen in found.items() if not needed or layers[n].collected is not None
+        }
 
     def _update(self, rate: float, found: Mapping[str, Seen]) -> bool:
         """Update the layers of which something was seen; return whether there were any."""
@@ -237,7 +239,8 @@ def _check_optimizers(model: nn.Module, owners: Owners) -> None:
     has was built too early.
     """
     known = {id(p) for p in model.parameters()}
-    held = [p for o in owners.optimizers for group in o.param_groups for p in group["params"]]
+    groups = [group for one in owners.optimizers for group in one.param_groups]
+    held = [p for group in groups for p in group["params"]]
     sparse = any(isinstance(m, SparseLayer) for m in model.modules())
     if not sparse or not held or any(id(p) not in known for p in held):
         raise InputError("no sparse layer's values are in the optimizer: call sparsify first")

@@ -1,4 +1,4 @@
-"""How many blocks each layer keeps and has after a topology update, by rule. Imports no torch.
+"""How many blocks each layer keeps and has after a topology update, by rule.
 
 All counts are of groups: single blocks, or with taps="all" the blocks of all taps.
 """
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparse_engine.sparsity.distribution import scale_to_budget, whole_blocks
+from sparse_kernels.block_kinds import BlockKinds, Counts, within
 
 # Spare slots of a layer / its active blocks, where budgets move between layers.
 HEADROOM = 0.25
@@ -16,34 +17,62 @@ HEADROOM = 0.25
 class Budget:
     """One layer before an update.
 
-    active: groups in use; slots: groups it can hold; final: groups after gradual pruning;
-    size: weights in a group.
+    counts: groups in use, of each kind of block; slots: groups it can hold; final: groups after
+    gradual pruning.
     """
 
-    active: int
+    kinds: BlockKinds
+    counts: Counts
     slots: int
     final: int
-    size: float
 
-    def kept(self, rate: float) -> int:
-        """Return how many active groups stay if the share `rate` goes."""
-        return self.active - int(rate * self.active + 0.5)
+    @property
+    def active(self) -> int:
+        """Groups in use."""
+        return sum(self.counts)
+
+    @property
+    def weights(self) -> int:
+        """Weights in use."""
+        return self.kinds.weights_of(self.counts)
+
+    def at(self, active: int) -> Counts:
+        """Return how many groups of each kind the layer has with so many groups."""
+        if active > self.active:
+            return self.kinds.fit(active, self.counts, self.kinds.groups)
+        return self.kinds.fit(active, [0] * len(self.counts), self.counts)
+
+    def weights_at(self, active: int) -> int:
+        """Return the weights of so many groups."""
+        return self.kinds.weights_of(self.at(active))
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What an update does to a layer: `kept` groups stay, others come until there are `active`."""
+    """What an update does to a layer: of each kind, `kept` groups stay, and others come until
+    there are `active`."""
 
-    kept: int
-    active: int
+    kept: Counts
+    active: Counts
 
 
 Budgets = Mapping[str, Budget]
 
 
+def kept(counts: Counts, rate: float) -> Counts:
+    """Return how many groups of each kind stay if the share `rate` goes.
+
+    Below 1 one stays of every kind: were all replaced, the layer would begin again from zeros.
+    """
+    most = [n if rate >= 1 else max(0, n - 1) for n in counts]
+    total = min(int(rate * sum(counts) + 0.5), sum(most))
+    gone = within([int(rate * n + 0.5) for n in counts], total, [0] * len(counts), most)
+    return tuple(n - out for n, out in zip(counts, gone))
+
+
 def steady(budgets: Budgets, rate: float) -> dict[str, Exchange]:
     """Replace the share `rate` of every layer (SET, RigL)."""
-    return {n: Exchange(b.kept(rate), b.active) for n, b in budgets.items()}
+    return {n: Exchange(kept(b.counts, rate), b.counts) for n, b in budgets.items()}
 
 
 def gradual(budgets: Budgets, rate: float, pruned: float) -> dict[str, Exchange]:
@@ -59,7 +88,7 @@ def gradual(budgets: Budgets, rate: float, pruned: float) -> dict[str, Exchange]
     exchanges = {}
     for name, b in budgets.items():
         target = min(b.active, b.final + int((b.slots - b.final) * (1 - pruned) + 0.5))
-        exchanges[name] = Exchange(target - int(rate * target + 0.5), target)
+        exchanges[name] = Exchange(kept(b.at(target), rate), b.at(target))
     return exchanges
 
 
@@ -74,20 +103,24 @@ def redistributed(
     Args:
         contributions: mean momentum magnitude of each layer's active weights, at least 0.
     """
-    kept = {n: b.kept(rate) for n, b in budgets.items()}
-    room = {n: (b.slots - kept[n]) * b.size for n, b in budgets.items()}
-    dropped = sum((b.active - kept[n]) * b.size for n, b in budgets.items())
+    stay = {n: kept(b.counts, rate) for n, b in budgets.items()}
+    left = {n: b.kinds.weights_of(stay[n]) for n, b in budgets.items()}
+    room = {n: b.weights_at(b.slots) - left[n] for n, b in budgets.items()}
+    dropped = sum(b.weights - left[n] for n, b in budgets.items())
     if not dropped:
         return steady(budgets, rate)
     # A layer without any gradient still takes what the others have no room for.
     least = 1e-6 * max(contributions.values()) or 1.0
     wanted = {n: max(contributions[n], least) / room[n] for n in budgets if room[n]}
     share = scale_to_budget(wanted, {n: room[n] for n in wanted}, dropped / sum(room.values()))
-    ideal = {n: kept[n] + share.get(n, 0.0) * (b.slots - kept[n]) for n, b in budgets.items()}
+    ideal = {
+        n: sum(stay[n]) + share.get(n, 0.0) * (b.slots - sum(stay[n])) for n, b in budgets.items()
+    }
     active = whole_blocks(
         ideal,
         {n: b.slots for n, b in budgets.items()},
-        {n: b.size for n, b in budgets.items()},
-        sum(b.active * b.size for b in budgets.values()),
+        {n: b.weights_at for n, b in budgets.items()},
+        sum(b.weights for b in budgets.values()),
     )
-    return {n: Exchange(min(kept[n], active[n]), active[n]) for n in budgets}
+    counts = {n: b.at(active[n]) for n, b in budgets.items()}
+    return {n: Exchange(tuple(map(min, stay[n], counts[n])), counts[n]) for n in budgets}

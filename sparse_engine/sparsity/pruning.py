@@ -1,7 +1,7 @@
 """Which blocks of a trained network are the strongest: pruning, exactly to a budget.
 
-A block's score is its L1 norm over the size of its layer's average block, so that layers with
-narrower blocks compete as equals; with 1x1 blocks it is the magnitude of the papers.
+A block's score is its L1 norm over its number of real weights, a mean magnitude, so that narrower
+and ragged blocks compete as equals; with 1x1 blocks it is the magnitude of the papers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ def strongest_layouts(
         model: dense or sparse; only blocks that are active now can stay.
         what: its sparsity is met exactly in whole blocks, every layer keeping one at least; its
             blocks are those of layers that are full now.
-        scope: "global" ranks all blocks of the network, "layer" those of each layer within the
-            distribution.
+        scope: "global" ranks all blocks of the network, "layer" those of each layer, and of each
+            kind within it (block_kinds.py), as many as the distribution says.
 
     Raises:
         InputError: the budget leaves a layer without a block.
@@ -43,10 +43,10 @@ def strongest_layouts(
         for name, plan in plans.items()
     }
     if scope == "layer":
-        kept = what.plans(shapes)
-        masks = {plan.name: _top(scores[plan.name], plan.active // plan.group) for plan in kept}
+        kept = {plan.name: plan for plan in what.plans(shapes)}
+        masks = {n: _top(scores[n], plan, kept[n], layers[n]) for n, plan in plans.items()}
     else:
-        weights = {name: plan.weights for name, plan in plans.items()}
+        weights = {name: _weights(plan, scores[name]) for name, plan in plans.items()}
         masks = select_globally(scores, weights, 1 - what.sparsity)
     return _layouts(plans, masks)
 
@@ -69,24 +69,53 @@ def _layouts(
     }
 
 
-def _top(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of at most `count` groups with the highest scores above -inf."""
+def _top(scores: Tensor, present: LayerPlan, kept: LayerPlan, layer: nn.Module) -> Tensor:
+    """Return the mask of the groups with the highest scores, as many of each kind as are kept.
+
+    Args:
+        scores: [groups].
+        present: the plan with the layer's own blocks; kept: that of the distribution.
+        layer: where too few of a kind are active, others stay in their place.
+    """
+    if present.block != kept.block:
+        kept = present.at(kept.density)
+    kinds, count = present.kinds, kept.active // kept.group
+    there = layer.layout.groups_by_kind if isinstance(layer, SparseLayer) else kinds.groups
+    counts = kinds.fit(min(count, sum(there)), [0] * len(there), there)
     best = torch.zeros_like(scores, dtype=torch.bool)
-    best.index_fill_(0, scores.topk(count).indices, True)
-    return best & (scores > -torch.inf)
+    groups = torch.arange(len(scores), device=scores.device)
+    return best.index_fill_(0, kinds.top(scores, groups, counts), True)
 
 
 def _scores(layer: nn.Module, plan: LayerPlan) -> Tensor:
     """Return mean magnitudes of blocks [OB * CB * R * S], -inf for those that are not active."""
-    size = plan.weights / plan.total
     if not isinstance(layer, SparseLayer):
         first = BlockLayout(plan.shape, plan.block, torch.zeros(1, dtype=torch.int32))
         dense = layer.weight.detach().float().reshape(first.shape)
-        return block_norms(dense, first.sizes()) / size
-    scores = layer.values.new_full((plan.total + 1,), -torch.inf, dtype=torch.float32)
-    norms = layer.values.detach().float().abs().sum((1, 2)) / size
-    scores[layer.layout.block_ids.long()] = norms
-    return scores[:-1]
+        scores = block_norms(dense, first.sizes())
+    else:
+        scores = layer.values.new_full((plan.total + 1,), -torch.inf, dtype=torch.float32)
+        values, outside = layer.values.detach().float(), layer.layout.outside()
+        values = values if outside is None else values.masked_fill(outside, 0)
+        scores[layer.layout.block_ids.long()] = values.abs().sum((1, 2))
+        scores = scores[:-1]
+    weights = _weights(plan, scores)
+    if isinstance(weights, int):
+        return scores / (weights / plan.total)
+    return scores / (weights.repeat_interleave(plan.group) / plan.group).float()
+
+
+def _weights(plan: LayerPlan, scores: Tensor) -> int | Tensor:
+    """Return the real weights of each group, float64 [groups] on the scores' device.
+
+    Where all groups are alike, return the weights of them together.
+    """
+    kinds = plan.kinds
+    if len(kinds.groups) == 1:
+        return plan.weights
+    groups = torch.arange(sum(kinds.groups), device=scores.device)
+    sizes = torch.tensor(kinds.weights, dtype=torch.float64, device=scores.device)
+    return sizes[kinds.of_groups(groups)]
 
 
 def scored_layouts(
@@ -97,7 +126,7 @@ def scored_layouts(
     Args:
         full: the plans of all layers with every block active.
         scores: of single weights, a tensor of the weight's shape for each layer; a block's score
-            is the sum over its weights over the weights of its layer's average block.
+            is the mean over its real weights.
         sparsity: share of all weights that is absent; exact in whole blocks.
 
     Raises:
@@ -105,7 +134,7 @@ def scored_layouts(
             small to leave every layer one block.
     """
     plans = {plan.name: plan for plan in full}
-    grouped = {}
+    grouped, weights = {}, {}
     for name, plan in plans.items():
         given = scores.get(name)
         if given is None or tuple(given.shape) != plan.shape or not given.isfinite().all():
@@ -115,19 +144,19 @@ def scored_layouts(
             )
         sizes = (*plan.shape, 1, 1)[:4] + plan.block
         sums = block_sums(given.float().reshape(sizes[:4]), sizes).view(-1, plan.group).sum(1)
-        grouped[name] = sums * len(sums) / plan.weights
-    weights = {name: plan.weights for name, plan in plans.items()}
+        size = weights[name] = _weights(plan, sums)
+        grouped[name] = sums * len(sums) / size if isinstance(size, int) else sums / size.float()
     return _layouts(plans, select_globally(grouped, weights, 1 - sparsity))
 
 
 def select_globally(
-    scores: Mapping[str, Tensor], weights: Mapping[str, int], density: float
+    scores: Mapping[str, Tensor], weights: Mapping[str, int | Tensor], density: float
 ) -> dict[str, Tensor]:
     """Choose the blocks with the highest scores over all layers, within a budget of weights.
 
     Args:
         scores: [groups] of each layer, -inf for a group that must not be chosen.
-        weights: of each layer; a group counts as its layer's average group.
+        weights: of each layer, which its groups have equal parts of, or [groups] of each group.
         density: of all weights that may stay; the choice misses it by less than the smallest
             block that is left.
 
@@ -137,15 +166,12 @@ def select_globally(
     Raises:
         InputError: the best block of each layer is already too much.
     """
-    sizes = [
-        torch.full((len(s),), weights[name] / len(s), dtype=torch.float64)
-        for name, s in scores.items()
-    ]
+    sizes = [_each(weights[name], len(s)) for name, s in scores.items()]
     ranked = torch.cat([_best_first(s.float()) for s in scores.values()]).cpu()
     order = ranked.argsort(descending=True, stable=True)
     order = order[: int((ranked > -torch.inf).sum())]
     size = torch.cat(sizes)[order]
-    budget = density * sum(weights.values())
+    budget = density * sum(int(w.sum()) if isinstance(w, Tensor) else w for w in weights.values())
     slack = 1e-6 * float(size.min())
     spent = size.cumsum(0)
     count = int((spent <= budget + slack).sum())
@@ -167,6 +193,13 @@ def select_globally(
             left -= float(size[place])
     parts = chosen.split([len(s) for s in scores.values()])
     return {name: part.to(scores[name].device) for name, part in zip(scores, parts)}
+
+
+def _each(weights: int | Tensor, groups: int) -> Tensor:
+    """Return the weights of each group, float64 on the CPU."""
+    if isinstance(weights, Tensor):
+        return weights.double().cpu()
+    return torch.full((groups,), weights / groups, dtype=torch.float64)
 
 
 def _best_first(scores: Tensor) -> Tensor:

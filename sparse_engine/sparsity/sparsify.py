@@ -87,6 +87,7 @@ def sparsify(
             starts = plans
             if start_sparsity is not None:
                 starts = plan_model(model, replace(what, sparsity=start_sparsity), skipped)
+                starts = [denser(start, plan) for start, plan in zip(starts, plans)]
             layouts = {
                 start.name: _first_blocks(start, layers[start.name].weight, init, generator)
                 for plan, start in zip(plans, starts)
@@ -122,6 +123,14 @@ def plan_model(
     return what.plans(
         {n: tuple(m.weight.shape) for n, m in dense_layers(model) if n not in skipped}
     )
+
+
+def denser(start: LayerPlan, final: LayerPlan) -> LayerPlan:
+    """Return the plan that a layer begins with before it is pruned gradually.
+
+    In whole blocks a layer of few can have one less in the denser network than in the final one.
+    """
+    return replace(start, active=max(start.active, final.active))
 
 
 def densify(model: nn.Module) -> nn.Module:

@@ -75,7 +75,7 @@ class StepGradients:
         for name in self._watches:
             self._take(name)  # what other passes have left since the step is nobody's
         self.disarm()
-        return found
+        return {name: _unless_zero(seen) for name, seen in found.items()}
 
     def pass_by(self) -> None:
         """Note that a step of the loop has come to where topology is updated."""
@@ -86,8 +86,10 @@ class StepGradients:
     def _on_step(self, optimizer: Optimizer) -> None:
         """Take the gradients of the layers that an optimizer holds, which has just stepped."""
         self._learn_order()
-        for name, watch in self._watches.items():
-            if watch.took_part and optimizer in self._owners.of(self._layers[name].values):
+        held = self._owners.names_in(optimizer) if self._watches else ()
+        for name in held:
+            watch = self._watches.get(name)
+            if watch is not None and watch.took_part:
                 found = getattr(optimizer, "found_inf", None)
                 left_out = None if found is None else found.reshape(()) > 0
                 self._seen[name] = Seen(self._take(name), left_out)
@@ -107,6 +109,17 @@ class StepGradients:
             for watch in self._early.values():
                 watch.close()
             self._early = {}
+
+
+def _unless_zero(seen: Seen) -> Seen:
+    """Say that nothing was seen if it is all zeros: a pass that zero_grad threw away was the last.
+
+    That is known on the device alone.
+    """
+    if seen.gradient is None:
+        return seen
+    nothing = ~seen.gradient.any()
+    return seen._replace(left_out=nothing if seen.left_out is None else seen.left_out | nothing)
 
 
 def _all_or_none(found: dict[str, Seen]) -> dict[str, Seen]:

@@ -119,7 +119,7 @@ class _Choices:
 
 def _scarcity(plan: LayerPlan, active: int | np.ndarray) -> np.ndarray:
     """Return the sum over a layer's channels of 1 / connections, by its active blocks."""
-    return erk_weight(plan.shape) ** 2 / (plan.weights * np.asarray(active) / plan.total)
+    return erk_weight(plan.shape) ** 2 / plan.kinds.weights_in(np.asarray(active) // plan.group)
 
 
 def _at_highest_spending(choices: Sequence[_Choices], budget: float) -> list[int]:

@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.schema import check_like, demand
 from sparse_engine.layers.optimizer_state import reset_slots
+from sparse_engine.schema import check_like, demand
 from sparse_engine.sparsity.drop_and_grow import (
     ResetSlots,
     assert_invariants,
+    clear_padding,
     select_drop_and_grow,
     swap_blocks,
 )
@@ -136,38 +137,59 @@ class Topology:
             as it was, since its scores are not finite or `stays` said so. None if that cannot be.
             On a GPU gradual pruning, which needs no score, goes on in such a layer.
         """
-        rule = RULES[self.rule]
-        if rule.grow_score is None:
+        if RULES[self.rule].grow_score is None:
             return {}
         # All scores first: an error in one must not leave half of the layers updated.
-        scores, kept = {}, {}
-        for number, (name, layer) in enumerate(self.layers.items()):
-            if stays is None or name in stays:
-                found = rule.grow_score(layer, self._generator(layer, number))
-                stay = None if stays is None else stays[name]
-                if self.needs_gradient:
-                    stay = _either(~found.sum().isfinite(), stay)
-                if stay is None or stay.is_cuda or not stay:
-                    scores[name], kept[name] = found, stay if stay is None or stay.is_cuda else None
-        exchanges = self._exchanges(rate, pruned, scores)
-        for name, exchange in exchanges.items():
-            layer, group = self.layers[name], self.layers[name].layout.group
-            drop = layer.layout.active // group - exchange.kept
-            grow = exchange.active - exchange.kept
-            if drop or grow:
-                strength = layer.values.abs().sum((1, 2))
-                select = partial(select_drop_and_grow, layer.layout, strength, scores[name])
-                change = select(drop, grow)
-                # What of it needs no score, for a layer that is to stay as it is.
-                less = select(drop - grow, 0) if kept[name] is not None and drop > grow else None
-                swap_blocks(layer, self._reset, *change, exchange.active * group, kept[name], less)
-                assert_invariants(layer)
-                self.ever_active[name] |= layer.layout.mask().flatten()
+        scores, kept = self._scores(stays)
+        for name, exchange in self._exchanges(rate, pruned, scores).items():
+            self._exchange(name, exchange, scores[name], kept[name])
         self.updates += 1
         if self.processes.size > 1:
             what = f"the blocks after update {self.updates}"
             self.processes.check_equal(self._checksums(), what)
         return kept
+
+    def _scores(
+        self, stays: Mapping[str, Tensor | None] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        """Return scores of growth for layers that change, and which of them stay after all.
+
+        On a CPU the latter are left out.
+        """
+        score = RULES[self.rule].grow_score
+        assert score is not None
+        scores, kept = {}, {}
+        for number, (name, layer) in enumerate(self.layers.items()):
+            if stays is None or name in stays:
+                found = score(layer, self._generator(layer, number))
+                stay = None if stays is None else stays[name]
+                if self.needs_gradient:
+                    bad = ~found.sum().isfinite()
+                    stay = bad if stay is None else bad | stay
+                if stay is None or stay.is_cuda or not stay:
+                    scores[name] = found
+                    kept[name] = stay if stay is not None and stay.is_cuda else None
+        return scores, kept
+
+    def _exchange(self, name: str, exchange: Exchange, score: Tensor, stay: Tensor | None) -> None:
+        """Give one layer other blocks, unless `stay`; then do only what needs no score."""
+        layer = self.layers[name]
+        clear_padding(layer)
+        layout = layer.layout
+        drop = [n - kept for n, kept in zip(layout.groups_by_kind, exchange.kept)]
+        grow = [n - kept for n, kept in zip(exchange.active, exchange.kept)]
+        if any(drop) or any(grow):
+            strength = layer.values.abs().sum((1, 2))
+            select = partial(select_drop_and_grow, layout, strength, score)
+            less, instead = [max(0, d - g) for d, g in zip(drop, grow)], None
+            if stay is not None and any(less):
+                instead = select(less, [0] * len(less))
+            active = sum(exchange.active) * layout.group
+            slots, ids = select(drop, grow)
+            swap_blocks(layer, self._reset, slots, ids, active, stay, instead)
+            layer.layout.groups_by_kind = exchange.active
+            assert_invariants(layer, slots, stay)
+            self.ever_active[name] |= layer.layout.mask().flatten()
 
     @property
     def _reset(self) -> ResetSlots | None:
@@ -201,11 +223,15 @@ class Topology:
     def exploration_rate(self) -> float:
         """Return R_s, the share of the sparse layers' weights that were ever active (ITOP).
 
-        A ragged edge block counts as the layer's average block. Synchronises.
+        Synchronises.
         """
-        weights = {n: math.prod(layer.layout.shape) for n, layer in self.layers.items()}
-        ever = sum(int(mask.sum()) / len(mask) * weights[n] for n, mask in self.ever_active.items())
-        return ever / sum(weights.values()) if weights else 1.0
+        layouts = {name: layer.layout for name, layer in self.layers.items()}
+        weights = sum(math.prod(layout.shape) for layout in layouts.values())
+        ever = 0
+        for name, layout in layouts.items():
+            groups = self.ever_active[name][:: layout.group].nonzero().flatten()
+            ever += layout.kinds.weights_of(layout.kinds.count(groups))
+        return ever / weights if weights else 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of updates, the ever-active masks, and gradients collected so far."""
@@ -256,9 +282,7 @@ def contributions(
     the sizes of what the update does depend on it.
     """
     sums = [(scores[n] * m.layout.mask().flatten()).sum() for n, m in layers.items()]
-    sizes = [
-        m.layout.active * (math.prod(m.layout.shape) / m.layout.total) for m in layers.values()
-    ]
+    sizes = [m.layout.active_weights for m in layers.values()]
     found = torch.stack(sums).tolist()
     return {n: total / size for n, total, size in zip(layers, found, sizes)}
 
@@ -266,9 +290,4 @@ def contributions(
 def _budget(layer: SparseLayer) -> Budget:
     layout, group = layer.layout, layer.layout.group
     final = layout.active if layer.final_active is None else layer.final_active
-    size = math.prod(layout.shape) / layout.total * group
-    return Budget(layout.active // group, layout.slots // group, final // group, size)
-
-
-def _either(first: Tensor, second: Tensor | None) -> Tensor:
-    return first if second is None else first | second
+    return Budget(layout.kinds, layout.groups_by_kind, layout.slots // group, final // group)

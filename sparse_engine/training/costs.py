@@ -6,45 +6,68 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.layers.plan import LayerPlan
+from sparse_engine.layers.state_dict import saved_densities
 from sparse_engine.methods.actions import SaveTicket, StartMember
 from sparse_engine.methods.phase import Phase
 from sparse_engine.models.workload import dense_flops, forward_flops, step_flops
 from sparse_engine.runs.model import dense_model, is_plain, plain_model
 from sparse_engine.schema import check_like, demand
 from sparse_engine.sparsity.rules import RULES
+from sparse_engine.sparsity.sparsify import denser
 from sparse_engine.training.downsampling import training_flops
 from sparse_engine.training.network import plan_network
 
 
 @dataclass
 class Densities:
-    """Density by layer name, of sparse layers, in each phase and in each ticket saved so far."""
+    """Density by layer name, of sparse layers, in each phase and in each ticket saved so far.
+
+    stored: how many values the layers of each ticket hold, the padding of ragged blocks included.
+    """
 
     phases: list[dict[str, float]] = field(default_factory=list)
     tickets: list[dict[str, float]] = field(default_factory=list)
+    stored: list[dict[str, int]] = field(default_factory=list)
 
-    def state_dict(self) -> dict[str, list[dict[str, float]]]:
+    def state_dict(self) -> dict[str, list[dict[str, Any]]]:
         """Return what a resumed run needs."""
         return asdict(self)
 
     def check_state(self, state: Any, phases: int, tickets: int) -> None:
         """Raise InputError unless a state has the densities of so many phases and tickets."""
-        check_like(state, {"phases": [], "tickets": []}, "densities")
-        for name, count in (("phases", phases), ("tickets", tickets)):
+        lists = {"phases": phases, "tickets": tickets, "stored": tickets}
+        if isinstance(state, Mapping) and "stored" not in state:
+            del lists["stored"]  # as earlier versions wrote it
+        check_like(state, {name: [] for name in lists}, "densities")
+        for name, count in lists.items():
             listed = state[name]
             demand(len(listed) == count, f"densities.{name}", f"a list of {count}", listed)
             for layers in listed:
                 demand(isinstance(layers, Mapping), f"densities.{name}", "objects", layers)
                 for value in layers.values():
+                    if name == "stored":
+                        demand(
+                            type(value) is int and value > 0, "densities.stored", "counts", value
+                        )
+                        continue
                     number = type(value) is float and 0 < value <= 1
                     demand(number, f"densities.{name}", "of numbers above 0, at most 1", value)
 
-    def load_state_dict(self, state: dict[str, list[dict[str, float]]]) -> None:
-        """Continue from state_dict()."""
+    def load_state_dict(self, state: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Continue from state_dict(), which earlier versions wrote without `stored`."""
         self.phases, self.tickets = state["phases"], state["tickets"]
+        self.stored = state.get("stored", [{} for _ in self.tickets])
+
+    def add_ticket(self, model: nn.Module, ticket: Mapping[str, torch.Tensor]) -> None:
+        """Note a ticket, the state dict of a model without unused slots."""
+        layers = saved_densities(model, ticket)
+        self.tickets.append(layers)
+        self.stored.append({name: ticket[f"{name}.values"].numel() for name in layers})
 
 
 def run_costs(
@@ -84,12 +107,14 @@ def run_costs(
     )
     steps = sum(phase.steps for phase in phases)
     dense_images = config.dense_epochs / config.epochs * steps * config.batch_size
-    tickets = [
-        [replace(p, active=round(layers.get(p.name, 1.0) * p.total)) for p in full]
-        for layers in densities.tickets
-    ]
+    tickets = [[p.at(layers.get(p.name, 1.0)) for p in full] for layers in densities.tickets]
     parameters = sum(p.numel() for p in model.parameters())
-    dropped = (p.weights - p.stored for plans in tickets for p in plans if not p.is_dense)
+    dropped = (
+        p.weights - counts.get(p.name, replace(p, active=round(layers[p.name] * p.total)).stored)
+        for layers, counts in zip(densities.tickets, densities.stored, strict=True)
+        for p in full
+        if layers.get(p.name, 1.0) < 1
+    )
     stored = len(tickets) * parameters - sum(dropped)
     return {
         "train_flops": images,
@@ -102,13 +127,15 @@ def run_costs(
     }
 
 
-def planned_densities(config: Config, model: torch.nn.Module, phases: Sequence[Phase]) -> Densities:
+def planned_densities(config: Config, model: nn.Module, phases: Sequence[Phase]) -> Densities:
     """Return the densities that phases would have, were pruned layers as the distribution says."""
 
     @cache
+    def sparse(sparsity: float) -> list[LayerPlan]:
+        return [p for p in plan_network(config, model, sparsity) if not p.is_dense]
+
     def layers(sparsity: float) -> dict[str, float]:
-        plans = plan_network(config, model, sparsity)
-        return {p.name: p.density for p in plans if not p.is_dense}
+        return {p.name: p.density for p in sparse(sparsity)}
 
     densities, sparsity, kept = Densities(), 0.0, {}
     for phase in phases:
@@ -118,12 +145,14 @@ def planned_densities(config: Config, model: torch.nn.Module, phases: Sequence[P
         for action in phase.end:
             sparsity = action.sparsity_after(sparsity, kept)
             if isinstance(action, SaveTicket):
-                densities.tickets.append(layers(kept[action.kept] if action.kept else sparsity))
+                saved = kept[action.kept] if action.kept else sparsity
+                densities.tickets.append(layers(saved))
+                densities.stored.append({p.name: p.stored for p in sparse(saved)})
     return densities
 
 
 def _mean_densities(
-    config: Config, model: torch.nn.Module, phases: Sequence[Phase], densities: Densities
+    config: Config, model: nn.Module, phases: Sequence[Phase], densities: Densities
 ) -> list[dict[str, float]]:
     """Return the densities of each phase, on average over a phase that prunes gradually."""
     means = list(densities.phases)
@@ -133,7 +162,7 @@ def _mean_densities(
             share = phase.update_schedule().mean_pruned_share(phase.steps)
             start, final = (plan_network(config, model, s) for s in (config.start_sparsity, None))
             means[number] = {
-                f.name: s.density + (f.density - s.density) * share
+                f.name: denser(s, f).density + (f.density - denser(s, f).density) * share
                 for s, f in zip(start, final)
                 if not f.is_dense
             }

@@ -44,8 +44,12 @@ def _dry_run(config: Config, device: torch.device) -> None:
         stored = plan.weights if plan.is_dense else plan.stored
         flops = costs["layer_flops"][plan.name] * plan.density
         shape = "x".join(map(str, plan.shape))
-        weights = round(plan.density * plan.weights)
-        counts = (f"{plan.density:.4f}", f"{weights}", f"{4 * stored}", f"{flops / 1e6:.2f}")
+        counts = (
+            f"{plan.density:.4f}",
+            f"{plan.active_weights}",
+            f"{4 * stored}",
+            f"{flops / 1e6:.2f}",
+        )
         rows.append((plan.name, block, shape, *counts))
     print(format_table(rows))
     print("\n" + backends_in_words(backend_shares(config, device, costs)))

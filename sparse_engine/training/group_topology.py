@@ -69,20 +69,32 @@ class GroupTopology(Topology):
         for grouped, _ in self._grouped:
             grouped.stop()
 
-    def update(self, rate: float, pruned: float | None = None) -> None:
-        """Update every member's blocks; arguments as of Topology.update."""
+    def update(
+        self,
+        rate: float,
+        pruned: float | None = None,
+        stays: Mapping[str, Tensor | None] | None = None,
+    ) -> dict[str, Tensor | None]:
+        """Update every member's blocks; arguments and result as of Topology.update.
+
+        Names begin with the number of a member.
+        """
         for grouped, layers in self._grouped:
             if grouped.is_collecting:
                 _hand_out(grouped, layers)
-        for part in self.parts:
+        updated = {}
+        for number, part in enumerate(self.parts):
             part.updates = self.updates
-            part.update(rate, pruned)
+            names = {n: f"{number}.{n}" for n in part.layers}
+            own = None if stays is None else {n: stays[names[n]] for n in names}
+            updated |= {names[n]: kept for n, kept in part.update(rate, pruned, own).items()}
         self.updates = self.parts[0].updates
         for grouped, layers in self._grouped:
             out_stride, in_stride = (width // len(layers) for width in grouped.layout.shape[:2])
             given = MemberSlices(layers[0].layout.shape[1], in_stride, False)
             fresh = diagonal_layout([layer.layout for layer in layers], given, out_stride)
             grouped.change_blocks_(fresh.block_ids, fresh.active)
+        return updated
 
 
 class _MemberState:

@@ -85,8 +85,10 @@ def _bring_together(folder: RunFolder, members: int) -> Trained:
         with (own.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 folder.add_row(row)
-        for name in ("phases", "tickets"):
-            getattr(densities, name).extend(state["densities"][name])
+        found = Densities()
+        found.load_state_dict(state["densities"])
+        for name, listed in found.state_dict().items():
+            getattr(densities, name).extend(listed)
         seconds += state["progress"]["train_seconds"]
         skipped += int(state["guard"]["_skipped"])
     return Trained(densities, seconds, skipped)

@@ -85,10 +85,11 @@ class DistributedContext:
         if self.is_first:
             self.gather(None)
 
-    def check_equal(self, found: Mapping[str, int], what: str) -> None:
-        """Raise RunFailure unless a dictionary of numbers is the same everywhere."""
-        others = self.gather(dict(found))
-        for name, value in found.items():
+    def check_equal(self, found: Mapping[str, Tensor], what: str) -> None:
+        """Raise RunFailure unless numbers by layer are the same everywhere; waits for a GPU."""
+        own = {name: int(number) for name, number in found.items()}
+        others = self.gather(own)
+        for name, value in own.items():
             if any(other[name] != value for other in others):
                 raise RunFailure(
                     f"{what} of layer {name} differ between processes; "

@@ -55,7 +55,7 @@ def backend_shares(config: Config, device: torch.device, costs: dict[str, Any]) 
             sizes = (*plan.shape, 1, 1)[:4] + plan.block
             dense = costs["layer_flops"][plan.name]
             positions = config.batch_size * (dense // (2 * plan.weights))
-            backend = choose_backend(device, dtype, sizes, plan.density, positions)
+            backend = choose_backend(device, dtype, sizes, plan.active / plan.total, positions)
             flops[backend] += dense * plan.density
     total = sum(flops.values())
     return {name: own / total for name, own in flops.items()}

@@ -118,7 +118,13 @@ class Trainer(TrainingRun):
         with self._batch(progress.step) as (x, y):
             self.step(x, y, usual)
         if rate:
-            network.topology.update(rate, schedule.pruned_share(number))
+            network.topology.update(rate, schedule.pruned_share(number), self._stays())
+
+    def _stays(self) -> dict[str, Tensor] | None:
+        """Return the layers to update, which stay as they are if the step was left out."""
+        if not (self.guard.allowed or self.guard.scaling):
+            return None
+        return dict.fromkeys(self.topology.layers, self.guard.found > 0)
 
     @contextmanager
     def _batch(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ from sparse_engine.config.config import Config
 from sparse_engine.data.arrays import DataSet
 from sparse_engine.data.splits import batches, choosing_split, training_loader
 from sparse_engine.evaluation.metrics import accuracy
-from sparse_engine.layers.state_dict import saved_densities, without_unused_slots
+from sparse_engine.layers.state_dict import without_unused_slots
 from sparse_engine.layers.surgery import Layouts
 from sparse_engine.methods.actions import State, T
 from sparse_engine.methods.independent import is_grouped
@@ -143,7 +143,7 @@ class TrainingRun:
         model = self.network.members[0]
         ticket = without_unused_slots(model, state["model"])
         self.folder.save_member(self.progress.tickets, ticket)
-        self.densities.tickets.append(saved_densities(model, ticket))
+        self.densities.add_ticket(model, ticket)
         if self.world.is_first:
             tqdm.write(
                 f"ticket {self.progress.tickets}: {self.split} accuracy {state['accuracy']:.4f} "

@@ -5,6 +5,7 @@ A case is one step: a change, then every invariant.
 
 import copy
 import io
+import math
 import pickle
 import random
 
@@ -171,7 +172,9 @@ class LayerMachine(RuleBasedStateMachine):
     def values_have_the_shape_of_the_slots(self):
         layer = self.layer
         assert tuple(layer.values.shape) == (len(self.ids), *reversed(layer.layout.block))
-        assert layer.density == layer.layout.active / self.total
+        stored = layer.layout.outside()
+        real = layer.values.numel() if stored is None else int((~stored).sum())
+        assert layer.density == real / math.prod(layer.layout.shape)
 
 
 # Steps a sequence: at most ten, and at least half of that on average.

@@ -6,6 +6,7 @@ from torch import nn
 
 from sparse_engine import sparsify
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.sparsity.layer_budgets import kept
 
 BLOCKS = [(4, 4), (5, 3), (1, 1)]
 
@@ -52,6 +53,27 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
 
 def block_ids(model: nn.Module) -> list[torch.Tensor]:
     return [layer.layout.block_ids.clone() for layer in sparse_layers(model).values()]
+
+
+def weakest_slots(layout, strength: list[float], rate: float) -> list[int]:
+    """Return the slots that an update drops: the weakest of each kind of block."""
+    kinds = layout.kinds.of_groups(layout.group_ids).tolist()
+    found = []
+    for kind, stay in enumerate(kept(layout.groups_by_kind, rate)):
+        own = sorted((z for z in range(len(kinds)) if kinds[z] == kind), key=lambda z: strength[z])
+        found += own[: len(own) - stay]
+    return found
+
+
+def best_groups(layout, scores: list[float], taken: set[int], dropped: list[int]) -> set[int]:
+    """Return the best groups that are not taken, as many of each kind as those dropped."""
+    kinds = layout.kinds.of_groups(torch.arange(len(scores))).tolist()
+    found = set()
+    for kind in set(kinds):
+        free = [g for g in range(len(scores)) if kinds[g] == kind and g not in taken]
+        count = sum(kinds[g] == kind for g in dropped)
+        found |= set(sorted(free, key=lambda g: -scores[g])[:count])
+    return found
 
 
 def naive_norms(dense: torch.Tensor, block: tuple[int, int]) -> list[float]:

@@ -41,7 +41,9 @@ def test_a_dense_state_loads_and_leaves_again(make):
 
 @each_layer
 def test_own_state_round_trip_through_a_file(make):
-    layer, other = make(), make()
+    layer = make()
+    torch.manual_seed(1)
+    other = make()
     assert not layer.layout.block_ids.equal(other.layout.block_ids)
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
@@ -124,10 +126,11 @@ def test_blocks_of_single_taps_do_not_load_where_all_are_one():
 
 
 @each_layer
+@pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_copy_is_equal_and_its_own(make, copied):
+def test_a_copy_is_equal_and_its_own(make, copied, accumulate):
     layer = make()
-    layer.collect()
+    layer.collect(accumulate=accumulate)
     other = copied(layer)
     x = input_of(layer)
     assert other(x).equal(layer(x))
@@ -221,16 +224,31 @@ def test_bytes_fall_with_density(make, optimizer, copies):
 
 
 @each_layer
-def test_collected_scores_are_the_same_through_forward_and_weight(make):
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_collected_scores_are_the_same_through_forward_and_weight(make, accumulate):
     layer = make()
     x = input_of(layer)
     layer.collect()
     layer(x).sum().backward()
     forward = layer.stop()
-    layer.collect()
+    layer.zero_grad()
+    layer.collect(accumulate=accumulate)
     call_dense(layer, x).sum().backward()
     torch.testing.assert_close(layer.stop(), forward)
     assert forward.shape == (layer.layout.total,)
+
+
+def test_a_layer_that_collects_goes_on_below_a_memory_of_one_and_begins_anew_at_one():
+    layer = LAYERS["linear"]()
+    layer.collect(memory=0.5, accumulate=True)
+    first = layer.probe
+    layer.collect(memory=0.5, accumulate=True)
+    assert layer.probe is first
+    layer.collect(scores=torch.ones(layer.layout.total), accumulate=True)
+    assert layer.probe is not first
+    assert len(layer.values._backward_hooks) == 1
+    assert layer.stop().equal(torch.ones(layer.layout.total))
+    assert layer.probe is None
 
 
 def test_collecting_by_its_earlier_names():

@@ -76,8 +76,11 @@ def test_from_dense_keeps_the_strongest_blocks(make):
     mask = sparse.layout.mask()
     whole = type(layer).from_dense(dense, density=1, block=(16, 16))
     norms = whole.values.abs().sum((1, 2)).view(mask.shape)
-    assert norms[mask].min() > norms[~mask].max()
-    assert mask.sum() == round(0.3 * mask.numel())
+    kinds = sparse.layout.kinds.of_groups(torch.arange(mask.numel())).view(mask.shape)
+    for kind in kinds.unique():
+        kept, others = norms[mask & (kinds == kind)], norms[~mask & (kinds == kind)]
+        assert not len(kept) or kept.min() > others.max()
+    assert sparse.density == pytest.approx(0.3, abs=256 / 960)
     stored = sparse.dense_weight()
     assert stored[stored != 0].equal(dense.weight[stored != 0])
     assert not sparse.values.requires_grad
@@ -108,7 +111,8 @@ def test_density_block_and_mask(make):
     mask = layer.block_mask()
     grid = (2, 3, 3, 3) if isinstance(layer, SparseConv2d) else (2, 3)
     assert mask.shape == grid
-    assert layer.density == mask.sum() / mask.numel() == layer.layout.active / mask.numel()
+    assert mask.sum() == layer.layout.active
+    assert layer.density == (layer.weight != 0).sum() / layer.weight.numel()
     assert layer.block == (16, 16)
     assert f"density={layer.density:.4g}, block=(16, 16)" in repr(layer)
 
@@ -182,7 +186,9 @@ def test_all_taps_forward_and_backward_equal_the_masked_dense_layer(block):
 def test_density_is_of_whole_pairs():
     layer = all_taps(density=0.5)
     assert layer.layout.total == 4 * 3 * 6
-    assert (layer.layout.active, layer.density, layer.taps) == (36, 0.5, "all")
+    assert layer.taps == "all"
+    assert layer.layout.active % 6 == 0
+    assert layer.density == pytest.approx(0.5, abs=16 / 130)
     assert all_taps(density=0.001).layout.active == 6
     assert "block=(4, 4), taps='all'" in repr(layer)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from topologies import best_groups, weakest_slots
 from torch import nn
 
 from sparse_engine import SparseConv2d, SparseLinear
@@ -69,10 +70,11 @@ def test_rigl_equals_a_naive_update(taps):
         return naive_norms(dense, (2, 2)).view(-1, group).sum(1).tolist()
 
     active = layer.layout.group_ids.tolist()
-    count = int(0.4 * len(active) + 0.5)
     drop, grow = group_norms(weight.detach()), group_norms(weight.grad)
-    kept = set(sorted(active, key=lambda b: -drop[b])[: len(active) - count])
-    best = sorted((b for b in range(len(grow)) if b not in kept), key=lambda b: -grow[b])[:count]
+    slots = weakest_slots(layer.layout, [drop[b] for b in active], 0.4)
+    dropped = [active[slot] for slot in slots]
+    kept = set(active) - set(dropped)
+    best = best_groups(layer.layout, grow, kept, dropped)
     topology.update(0.4)
     assert set(layer.layout.group_ids.tolist()) == kept | set(best)
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from topologies import best_groups
 from torch import nn
 
 from sparse_engine import DynamicSparsity, densify, sparsify
@@ -107,9 +108,8 @@ def test_granet_grows_by_gradient_while_it_prunes():
         target = layer.layout.active
         assert grown.sum() == int(0.5 * target + 0.5)
         kept = set(layer.layout.block_ids[~grown].tolist())
-        free = [b for b in range(old.total) if b not in kept]
-        best = sorted(free, key=lambda b: -scores[name][b])[: int(grown.sum())]
-        assert set(layer.layout.block_ids[grown].tolist()) == set(best)
+        found = layer.layout.block_ids[grown].tolist()
+        assert set(found) == best_groups(old, scores[name].tolist(), kept, found)
 
 
 def test_pruning_is_cubic_and_ends_before_the_updates_do():

@@ -10,11 +10,13 @@ from topologies import (
     BLOCKS,
     OPTIMIZERS,
     backward,
+    best_groups,
     block_ids,
     naive_norms,
     network,
     sparse_layers,
     train_step,
+    weakest_slots,
 )
 from torch import nn
 
@@ -39,10 +41,11 @@ def test_update_keeps_strong_blocks_and_grows_zeros(rule, block, rate):
 
     for name, layer in sparse_layers(model).items():
         old = before.get_submodule(name)
-        count = int(rate * old.layout.active + 0.5)
-        weakest = sorted(range(old.layout.slots), key=lambda z: old.values[z].abs().sum().item())
+        strength = old.values.abs().sum((1, 2)).tolist()
         changed = torch.zeros(old.layout.slots, dtype=torch.bool)
-        changed[weakest[:count]] = True
+        changed[weakest_slots(old.layout, strength, rate)] = True
+        assert changed.sum() == int(rate * old.layout.active + 0.5)
+        assert layer.layout.groups_by_kind == old.layout.groups_by_kind
         assert layer.block_mask().sum() == layer.layout.active == old.layout.active
         assert torch.equal(layer.values[~changed], old.values[~changed])
         assert torch.equal(layer.layout.block_ids[~changed], old.layout.block_ids[~changed])
@@ -61,19 +64,20 @@ def test_rigl_grows_the_inactive_blocks_with_the_largest_dense_gradient(block):
     topology = Topology(model, optimizer, "rigl")
     topology.arm()
     train_step(model, optimizer)
-    before = block_ids(model)
+    before = copy.deepcopy(model)
     strength = [layer.values.abs().sum((1, 2)).tolist() for layer in sparse_layers(model).values()]
     topology.update(0.4)
 
-    for (name, layer), ids, strong in zip(sparse_layers(model).items(), before, strength):
+    for (name, layer), strong in zip(sparse_layers(model).items(), strength):
         norms = naive_norms(twin.get_submodule(name).weight.grad, layer.block)
-        count = int(0.4 * len(ids) + 0.5)
-        kept_slots = sorted(range(len(ids)), key=lambda z: strong[z])[count:]
-        kept = set(ids[kept_slots].tolist())
+        old = before.get_submodule(name).layout
+        ids, slots = old.block_ids.tolist(), weakest_slots(old, strong, 0.4)
+        dropped = [ids[slot] for slot in slots]
+        kept = set(ids) - set(dropped)
         grown = set(layer.layout.block_ids.tolist()) - kept
-        best = sorted((norms[b] for b in range(len(norms)) if b not in kept), reverse=True)[:count]
-        assert len(grown) == count
-        assert sorted((norms[b] for b in grown), reverse=True) == pytest.approx(best)
+        best = best_groups(old, norms, kept, dropped)
+        assert len(grown) == len(slots) == int(0.4 * len(ids) + 0.5)
+        assert sorted(norms[b] for b in grown) == pytest.approx(sorted(norms[b] for b in best))
 
 
 def test_static_changes_nothing():

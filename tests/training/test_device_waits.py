@@ -83,6 +83,19 @@ def test_a_topology_update(rule, taps, on_gpu, monkeypatch):
     assert topology.updates == 1
 
 
+def test_dense_gradients_that_others_have_changed(on_gpu):
+    layout = replace(LayerPlan.full("", (40, 64), (16, 16)), active=5).random()
+    layer = SparseLinear(64, 40, layout=layout)
+    with NoWaits():
+        layer.collect(accumulate=True)
+        for _ in range(2):
+            layer.probe._returned[7] = torch.rand(40, 64, 1, 1)
+            layer.values.grad = torch.rand(5, 16, 16)
+            assert layer.probe.gradient is not None
+        layer.probe.add_scores(layer.probe.take())
+    assert layer.collected.shape == (layer.layout.total,)
+
+
 def test_what_a_step_does_besides(on_gpu):
     """The guard, the images of a batch, and the layout of members that train as one."""
     guard = FiniteGuard(GPU, scaling=True, allowed=3)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 EXPLAINED = 0.02  # of a gradient's norm may be left over; bfloat16 rounds 0.004
-INDEPENDENT = 1e-3  # of a gradient's norm that is in none of those before
 
 
 def matching(
@@ -20,7 +19,8 @@ def matching(
     """Return the combination of dense gradients that `target` is at the active blocks.
 
     Where no combination is near, as after averaging over processes or with noise on it, their sum;
-    zero where the target is. The dense gradients are overwritten.
+    zero where the target is. One that is zero at the active blocks, of which the target tells
+    nothing, counts whole. The dense gradients are overwritten.
 
     Args:
         target: values.grad, [Z, BC, BO].
@@ -30,10 +30,12 @@ def matching(
     exact = torch.promote_types(target.dtype, torch.float32)
     wanted = target.detach().to(exact).flatten()
     largest = wanted.abs().max()
-    known = [restrict(d).to(exact).flatten() / largest for d in dense]
-    factors, is_near = _least_squares(wanted / largest, known)
+    known = [restrict(d).to(exact).flatten() for d in dense]
+    scaled = [vector / largest for vector in known]
+    factors, is_near = _least_squares(wanted / largest, scaled, torch.finfo(target.dtype).eps)
     # No product with a factor of zero or one: it would make nan of inf.
-    factors = torch.where(is_near, factors, 1).where(largest != 0, 0)
+    is_told = torch.stack([vector.any() for vector in known])
+    factors = torch.where(is_near, factors, 1).where(largest != 0, 0).where(is_told, 1)
     for gradient, factor in zip(dense, factors.to(dense[0].dtype), strict=True):
         gradient.mul_(factor).masked_fill_(factor == 0, 0)
     total = dense[0]
@@ -42,10 +44,13 @@ def matching(
     return total
 
 
-def _least_squares(target: Tensor, known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _least_squares(
+    target: Tensor, known: Sequence[Tensor], precision: float
+) -> tuple[Tensor, Tensor]:
     """Return how much [K] of each of K vectors is in the target, and whether little is left.
 
-    By Gram and Schmidt: the solvers of torch.linalg wait for the device.
+    By Gram and Schmidt: the solvers of torch.linalg wait for the device. The square of what is new
+    in a vector is a share of its own that is above the precision, or the vector is not used.
     """
     units = torch.eye(len(known), dtype=target.dtype, device=target.device)
     factors, left, basis = torch.zeros_like(units[0]), target, []
@@ -54,7 +59,7 @@ def _least_squares(target: Tensor, known: Sequence[Tensor]) -> tuple[Tensor, Ten
         for other, own_unit, share_of in basis:
             share = share_of(vector)
             vector, unit = vector - share * other, unit - share * own_unit
-        is_new = vector.dot(vector) > INDEPENDENT**2 * size
+        is_new = vector.dot(vector) > precision * size
         share_of = _projection(vector, is_new)
         share = share_of(left)
         left, factors = left - share * vector, factors + share * unit

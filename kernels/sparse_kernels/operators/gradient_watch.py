@@ -89,7 +89,7 @@ class GradientWatch:
     def is_touched(self) -> bool:
         """Whether others have assigned or written to parameter.grad since note() or a pass."""
         grad = self.parameter.grad
-        return self._is_replaced or (grad is not None and grad._version != self._version)
+        return self._is_replaced or (grad is not None and _version_of(grad) != self._version)
 
     @property
     def is_landing(self) -> bool:
@@ -111,7 +111,7 @@ class GradientWatch:
         self._mark()
 
     def _announce(self, gradient: Tensor) -> None:
-        self._incoming = (gradient.data_ptr(), gradient._version)
+        self._incoming = (gradient.untyped_storage()._cdata, gradient._version)
         if (listener := self._listening()) is not None:
             listener.before_landing()
         self.note()
@@ -132,14 +132,19 @@ class GradientWatch:
         if grad is None or not all(hasattr(hook, "only_looks") for hook in hooks.values()):
             return False
         if not self._is_replaced:
-            return grad._version == self._version + 1
-        address, version = self._incoming
-        return grad._version == (version if grad.data_ptr() == address else 0)
+            return _version_of(grad) == self._version + 1
+        storage, version = self._incoming
+        return _version_of(grad) == (version if grad.untyped_storage()._cdata == storage else 0)
 
     def _mark(self) -> None:
         grad = self.parameter.grad
         self._known = None if grad is None else TensorWeakRef(grad)
-        self._version = None if grad is None else grad._version
+        self._version = None if grad is None else _version_of(grad)
+
+
+def _version_of(grad: Tensor) -> int:
+    """Return how often a tensor was written to; one made in inference mode does not count it."""
+    return -1 if grad.is_inference() else grad._version
 
 
 def _weakly(owner: Any, method: Callable[[Any, Tensor], None]) -> Callable[[Tensor], None]:

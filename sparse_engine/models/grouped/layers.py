@@ -21,6 +21,7 @@ from sparse_engine.layers.modules import SparseConv2d, SparseLinear, arguments_o
 from sparse_engine.models.grouped.slices import UNGROUPED, MemberSlices, padded_slices
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import choose_backend
+from sparse_kernels.layout import block_grid
 from sparse_kernels.memory_order import by_library
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks, scatter_diagonal
 
@@ -92,7 +93,7 @@ def grouped_sparse(
     layers = [
         layer
         if isinstance(layer, SparseLayer)
-        else kind.from_dense(layer, density=1.0, block=block)
+        else kind.from_dense(layer, layout=_full(layer.weight.shape, block))
         for layer in layers
     ]
     first, layout = layers[0], diagonal_layout([layer.layout for layer in layers], given, stride)
@@ -185,6 +186,12 @@ def diagonal_layout(
     active = sum(layout.active for layout in layouts)
     every = kinds.pop() if len(kinds) == 1 else "each"
     return BlockLayout((members * stride, width, *taps), first.block, torch.cat(ids), active, every)
+
+
+def _full(shape: Sequence[int], block: tuple[int, int]) -> BlockLayout:
+    """Return a layout with every block active, in the blocks of another member."""
+    total = math.prod(block_grid(shape, block))
+    return BlockLayout(shape, block, torch.arange(total))
 
 
 def _scattered(layer: Any) -> Tensor:

@@ -119,7 +119,8 @@ class _Layer:
             raise InputError(f"layer '{name}' has weights that are not finite: none is strongest")
         (bo, bc), (rows, columns) = target.block, shares.shape[:2]
         shares = F.pad(shares / total.clamp(min=_TINY), (0, 0, 0, -columns % bc, 0, -rows % bo))
-        self.shares, self.block, self.count = shares, (bo, bc), target.active // target.group
+        self.shares, self.block = shares, (bo, bc)
+        self.kinds, self.counts = target.kinds, target.groups_by_kind
         self.grid = (len(shares) // bo, bo, shares.shape[1] // bc, bc, shares.shape[2])
 
     def norms(self) -> Tensor:
@@ -128,7 +129,8 @@ class _Layer:
 
     def kept(self) -> float:
         """Return the share of the norm in the best blocks."""
-        return float(self.norms().flatten().topk(self.count).values.sum())
+        norms = self.norms().flatten()
+        return float(norms[self._best(norms)].sum())
 
     def chosen(self, width: float) -> Tensor:
         """Return how much each block counts, [OB, CB, T]: 1 for the best, 0 for the others.
@@ -136,11 +138,21 @@ class _Layer:
         With a width it falls from 1 to 0 around the limit, by the logistic function.
         """
         norms = self.norms()
-        best = norms.flatten().topk(self.count)
+        flat = norms.flatten()
+        best = self._best(flat)
         if not width:
-            return torch.zeros(norms.numel()).index_fill_(0, best.indices, 1.0).view(norms.shape)
+            return torch.zeros(len(flat)).index_fill_(0, best, 1.0).view(norms.shape)
         spread = norms.std(correction=0).clamp(min=_TINY)
-        return torch.sigmoid((norms - best.values[-1]) / (width * spread))
+        # The weakest of the best of each kind; a kind without any has a limit that none reaches.
+        limits = [
+            flat[b].min() if len(b) else flat.new_tensor(torch.inf) for b in best.split(self.counts)
+        ]
+        limit = torch.stack(limits)[self.kinds.of_groups(torch.arange(len(flat)))]
+        return torch.sigmoid((norms - limit.view(norms.shape)) / (width * spread))
+
+    def _best(self, norms: Tensor) -> Tensor:
+        """Return which of the blocks are the best, as many of each kind as the target has."""
+        return self.kinds.top(norms, torch.arange(len(norms)), self.counts)
 
     def worth(self, dimension: int, chosen: Tensor) -> Tensor:
         """Return the norm that each row (0) or column (1) keeps in each block of them.
