@@ -23,6 +23,7 @@ class Tool:
     package: str
     tried: str
     program: Callable[[], str]
+    starts_processes: bool = False
 
     def cells(self) -> tuple[str, str, str, str]:
         """Run the program; return tool, version, what was tried and what holds."""
@@ -40,9 +41,11 @@ class Tool:
 TOOLS: list[Tool] = []
 
 
-def tool(name: str, package: str, tried: str) -> Callable[[Callable[[], str]], None]:
+def tool(
+    name: str, package: str, tried: str, starts_processes: bool = False
+) -> Callable[[Callable[[], str]], None]:
     """Add a row; its function checks with assert, and returns what holds."""
-    return lambda program: TOOLS.append(Tool(name, package, tried, program))
+    return lambda program: TOOLS.append(Tool(name, package, tried, program, starts_processes))
 
 
 def network(seed: int) -> nn.Sequential:

@@ -2,7 +2,7 @@
 
 Runs a small program for each tool (extra `integration`; a tool that is not installed is a row that
 says so) and writes the table into your_own_loop.md. `--check` compares instead, versions left out,
-and exits with 1 where a row says something else. A new row: a function with @tool in
+and exits with 1 where a row says something else; it starts no processes. A new row: a function with @tool in
 tools_of_torch.py or tools_of_others.py.
 """
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "your_own_loop.md"
 BEGIN, END = "<!-- tools -->", "<!-- end of tools -->"
 HEADINGS = ("tool", "version", "what was tried", "what holds")
-NOT_INSTALLED = "not installed"
+NOT_RUN = ("not installed", "needs processes")
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     check = parser.parse_args().check
-    rows = run()
+    rows = run(not check)
     for row in rows:
         print(" | ".join(row), flush=True)
     failed = [row for row in rows if row[-1].startswith("FAILS")]
@@ -42,18 +42,22 @@ def main() -> None:
         sys.exit("\n".join(f"differs: {' | '.join(row)}" for row in failed))
 
 
-def run() -> list[tuple[str, ...]]:
+def run(with_processes: bool) -> list[tuple[str, ...]]:
     """Run all programs, on one thread; return the cells of their rows."""
-    import torch
-
     import tools_of_others
     import tools_of_torch  # noqa: F401
+    import torch
     from tool_rows import TOOLS
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the tools themselves
     others = [t for t in TOOLS if t.program.__module__ == tools_of_others.__name__]
-    return [t.cells() for t in [*(t for t in TOOLS if t not in others), *others]]
+    return [
+        (tool.name, "-", tool.tried, NOT_RUN[1])
+        if tool.starts_processes and not with_processes
+        else tool.cells()
+        for tool in [*(tool for tool in TOOLS if tool not in others), *others]
+    ]
 
 
 def table(text: str) -> list[tuple[str, ...]]:
@@ -66,7 +70,7 @@ def agree(row: tuple[str, ...], told: tuple[str, ...] | None) -> bool:
     """Return whether a row says what the page does, as far as the tool is installed."""
     if told is None:
         return False
-    end = 3 if NOT_INSTALLED in (row[-1], told[-1]) else 4
+    end = 3 if {row[-1], told[-1]} & {*NOT_RUN} else 4
     return (row[0], *row[2:end]) == (told[0], *told[2:end])
 
 
