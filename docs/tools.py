@@ -2,8 +2,8 @@
 
 Runs a small program for each tool (extra `integration`; a tool that is not installed is a row that
 says so) and writes the table into your_own_loop.md. `--check` compares instead, versions left out,
-and exits with 1 where a row says something else; it starts no processes. A new row: a function with @tool in
-tools_of_torch.py or tools_of_others.py.
+and exits with 1 where a row says something else; it starts no processes. A new row: a function
+with @tool in tools_of_torch.py or tools_of_others.py.
 """
 
 import argparse

@@ -113,7 +113,7 @@ class BlockIds(nn.Module):
     def _assert_known(self) -> None:
         """Let compiled code stop where ids have changed since; see the class on GPUs."""
         ids = self._buffers["block_ids"]
-        if ids.is_cpu and not torch.compiler.is_exporting():
+        if ids.device.type == "cpu" and not torch.compiler.is_exporting():
             same = (ids == self._layout.block_ids).all()
             torch._assert_async(same, f"other code has written block_ids: {AFTER_COMPILING}")
 
