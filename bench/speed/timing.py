@@ -148,10 +148,11 @@ def time_text(seconds: Sequence[float]) -> str:
     return f"{middle} ({low}-{high})"
 
 
-def ratio_text(seconds: Sequence[float], dense: Sequence[float]) -> str:
+def ratio_text(seconds: Sequence[float], dense: Sequence[float], digits: int = 2) -> str:
     """Return the ratio of medians and, in brackets, percentiles of the rounds' own ratios."""
     low, high = ratios(seconds, dense).values()
-    return f"{quantile(seconds, 0.5) / quantile(dense, 0.5):.2f} ({low:.2f}-{high:.2f})"
+    middle = quantile(seconds, 0.5) / quantile(dense, 0.5)
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def _event() -> Any:

@@ -180,7 +180,7 @@ class SparseLayer(BlockIds):
     def _note_run(self, x: Tensor, positions: int) -> None:
         """Remember, for the report, what a layer with input x runs on."""
         known = self.ran_on not in (None, WEIGHT_READ)
-        if known or torch.compiler.is_compiling() or x.is_meta:
+        if known or torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta:
             return
         backend = backend_of(x, self._layout.tensors(), self._layout.sizes(), positions)
         copied = backend == "triton" and x.ndim == 4 and order_of(x) == "contiguous"

@@ -13,17 +13,19 @@ import weakref
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sparse_engine.errors import InputError
+from sparse_engine.layers import replicas
+from sparse_engine.layers.same_numbers import same_numbers
+from sparse_engine.layers.unrecorded import is_recorded, unrecorded
 from sparse_kernels import BlockLayout
 
 REMEDY = (
-    "if this network is an average, name it in DynamicSparsity(averages=[...]); "
-    "if the ids are meant, load them with load_state_dict or call sparse_engine.refresh(model)"
+    "if this network is an average, name it in DynamicSparsity(averages=[...]); if they were never "
+    "written, as from a checkpoint without block_ids, call the layer's reset_parameters()"
 )
+AFTER_COMPILING = "call sparse_engine.refresh(model), which compiled code follows"
 
 
 class BlockIds(nn.Module):
@@ -32,7 +34,8 @@ class BlockIds(nn.Module):
     On a CPU every look at `layout` compares the buffer's numbers with those that the lists were
     made from. On a GPU that would be a wait in every forward, so there it compares the tensor and
     its version counter: code that leaves no trace there (a write through `.data`) must call
-    `sparse_engine.refresh(model)`. Compiled code and CUDA graphs do not look.
+    `sparse_engine.refresh(model)`. Compiled code looks when it is compiled; on a CPU it stops with
+    a RuntimeError where ids have changed since; on a GPU, and in CUDA graphs, it does not look.
     """
 
     block_ids: Tensor
@@ -59,8 +62,9 @@ class BlockIds(nn.Module):
         Raises:
             InputError: other code has written ids that are no layout.
         """
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            self._follow()
+        self._look()
+        if torch.compiler.is_dynamo_compiling():
+            self._assert_known()
         return self._layout
 
     @layout.setter
@@ -97,13 +101,29 @@ class BlockIds(nn.Module):
         if not self.block_ids.is_meta:
             self._take(self.block_ids)
 
+    @torch.compiler.assume_constant_result
+    def _look(self) -> None:
+        """Follow the buffer: in ordinary code, and once while a compiler traces this layer."""
+        if is_recorded():
+            with unrecorded():
+                self._follow()
+        else:
+            self._follow()
+
+    def _assert_known(self) -> None:
+        """Let compiled code stop where ids have changed since; see the class on GPUs."""
+        ids = self._buffers["block_ids"]
+        if ids.device.type == "cpu" and not torch.compiler.is_exporting():
+            same = (ids == self._layout.block_ids).all()
+            torch._assert_async(same, f"other code has written block_ids: {AFTER_COMPILING}")
+
     def _follow(self) -> None:
-        if DistributedDataParallel._active_ddp_module is not None:
-            _begin_alike(DistributedDataParallel._active_ddp_module)
         ids = self._buffers["block_ids"]
         # Subclasses of Tensor (fake ones, traced ones) have no numbers to look at.
         if type(ids) is not Tensor:
             return
+        if (parallel := replicas.newly_met()) is not None:
+            self._meet(parallel)
         if self._known is not None and _version(self._layout.block_ids) != self._known[2]:
             self._write_ids()  # somebody has called layout.update_
         if self._is_known(ids):
@@ -123,20 +143,32 @@ class BlockIds(nn.Module):
         """Return whether the numbers are known to be those of the lists, without a wait."""
         if ids.is_meta:
             return self._parameters["values"].is_meta
-        if not ids.is_cuda:
+        if not _would_wait(ids):
             return self._is_known_by_numbers(ids)
         if self._known is None or self._known[0] is not ids:
             return False
-        if _version(ids) == self._known[1] + 1 and _is_sent_by_ddp():
-            # It sends all buffers before every forward: no reason to wait, unless they differ.
+        if _version(ids) == self._known[1] + 1 and replicas.is_sent():
+            # Up to torch 2.13 that is what sending leaves: no reason to wait, unless ids differ.
             same = (ids == self._layout.block_ids).all()
-            torch._assert_async(same, "block_ids differ between the processes of a network")
+            torch._assert_async(same, "block_ids of processes differ, or other code wrote them")
             self._note_ids()
         return _version(ids) == self._known[1]
 
     def _is_known_by_numbers(self, ids: Tensor) -> bool:
-        known = self._layout.block_ids
-        return (ids.dtype, ids.device) == (known.dtype, known.device) and torch.equal(ids, known)
+        return same_numbers(ids, self._layout.block_ids)
+
+    @staticmethod
+    def _meet(parallel: nn.Module) -> None:
+        """Follow what a DistributedDataParallel has sent before its first forward."""
+        layers = [
+            module
+            for module in parallel.module.modules()
+            if isinstance(module, BlockIds) and not module.block_ids.is_meta
+        ]
+        replicas.send_ids_([layer.block_ids for layer in layers], parallel)
+        for layer in layers:
+            if not layer._is_known_by_numbers(layer.block_ids):
+                layer._take(layer.block_ids)
 
     def _take(self, ids: Tensor) -> None:
         """Make the lists from ids that other code has written."""
@@ -175,7 +207,7 @@ class BlockIds(nn.Module):
         """Return the present ids of the layer that this is a copy of, if they can be compared."""
         origin = None if self._origin is None else self._origin()
         own = self._layout.block_ids
-        found = own if origin is None else origin._layout.block_ids
+        found = own if origin is None else origin._buffers["block_ids"]
         fits = (found.shape, found.device) == (own.shape, own.device)
         return found if origin is not None and fits else None
 
@@ -184,7 +216,7 @@ class BlockIds(nn.Module):
         ids, own = self._layout.block_ids, self._buffers["block_ids"]
         if (own.shape, own.dtype, own.device) != (ids.shape, ids.dtype, ids.device):
             self._buffers["block_ids"] = ids.clone()
-        elif ids.is_cuda or type(ids) is not Tensor or not torch.equal(own, ids):
+        elif _would_wait(ids) or type(ids) is not Tensor or not torch.equal(own, ids):
             with torch.no_grad():
                 own.copy_(ids)
         self._note_ids()
@@ -194,8 +226,8 @@ class BlockIds(nn.Module):
         self._known = (ids, _version(ids), _version(own))
 
     def _apply(self, fn: Any, recurse: bool = True) -> BlockIds:
-        if not torch.compiler.is_compiling():
-            self._follow()  # before the numbers move, and perhaps get lost: to_empty, meta
+        if not torch.compiler.is_dynamo_compiling():
+            self._look()  # before the numbers move, and perhaps get lost: to_empty, meta
         super()._apply(fn, recurse)
         self._move_ids()
         return self
@@ -211,8 +243,8 @@ class BlockIds(nn.Module):
             self._write_ids()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        if not torch.compiler.is_compiling():
-            self._follow()
+        if not torch.compiler.is_dynamo_compiling():
+            self._look()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -259,24 +291,9 @@ def _are_between(ids: Tensor, first: Tensor, second: Tensor) -> bool:
     return bool(((ids >= low) & (ids <= high)).all())
 
 
-@torch.no_grad()
-def _begin_alike(parallel: DistributedDataParallel) -> None:
-    """Give the network of a DistributedDataParallel the first process's ids, in its first forward.
-
-    It sends parameters when it is made, but buffers only if it sends them before every forward.
-    """
-    if not getattr(parallel, "has_sparse_layers_alike", False):
-        parallel.has_sparse_layers_alike = True
-        group = parallel.process_group
-        for module in parallel.modules():
-            if isinstance(module, BlockIds) and not module.block_ids.is_meta:
-                dist.broadcast(module.block_ids, dist.get_global_rank(group, 0), group=group)
-
-
-def _is_sent_by_ddp() -> bool:
-    """Return whether the forward is that of a DistributedDataParallel which sends its buffers."""
-    parallel = DistributedDataParallel._active_ddp_module
-    return parallel is not None and parallel.broadcast_buffers
+def _would_wait(ids: Tensor) -> bool:
+    """Return whether a look at numbers would wait for the device."""
+    return ids.is_cuda
 
 
 def _version(tensor: Tensor) -> int:

@@ -252,8 +252,6 @@ def kernels_of_a_step(blocks: int, monkeypatch) -> Counter[str]:
 def test_a_fused_layer_takes_seven_kernels_a_step(triton_backend, monkeypatch):
     found = kernels_of_a_step(3, monkeypatch) - kernels_of_a_step(2, monkeypatch)
     assert found.pop("_to_copy") == 2  # of the values of two layers
-    # Once for each of two layers a CPU looks whether somebody has written to its block ids.
-    assert (found.pop("equal"), found.pop("is_same_size")) == (2, 2)
     assert found == {
         "gather_pointers": 4,
         "weight_grad_pointers": 2,

@@ -27,6 +27,7 @@ from sparse_engine import (
     load_safetensors,
     load_torch_export,
     orders,
+    refresh,
     report,
     save_safetensors,
     snip_scores,
@@ -64,6 +65,7 @@ def make_and_train() -> list[str]:
     found = sparsify(model, 0.5, init=scores, block=(8, 8), skip=["5"])
     assert set(grasp_scores(network(), batches)) == set(scores)
     draw_by_fan_in(model)
+    refresh(model)
     to_rows(model)
     print(found, orders(fuse(model), IMAGES))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,0 +1,24 @@
+"""What is done beside whoever records operators: tracers, counters, selective checkpoints."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
+
+
+def is_recorded() -> bool:
+    """Return whether somebody sees every operator that runs now; for a compiler, ask torch."""
+    return torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Hide what is done inside."""
+    trace = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        torch._C._set_tracing_state(trace)
