@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_engine.layers.block_check import AVERAGED, belongs, block_signs
 from sparse_engine.layers.block_ids import BlockIds
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.plan import LayerPlan, strongest_blocks
@@ -21,7 +22,7 @@ from sparse_kernels.operators.dense_gradient_sum import DenseGradientSum
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 # Of a state dict, dense or sparse.
-PARTS = ("weight", "values", "block_ids")
+PARTS = ("weight", "values", "block_ids", "block_check")
 WEIGHT_READ = "dense (weight read)"
 
 
@@ -221,9 +222,15 @@ class SparseLayer(BlockIds):
             except ValueError as error:
                 error_msgs.append(f"{prefix}block_ids: {error}")
                 return
+            signs = own.get(prefix + "block_check")
+            if signs is not None and not belongs(signs, ids):
+                error_msgs.append(f"{prefix}{AVERAGED}")
+                return
             if values is not None and values.shape == self.values.shape:
                 self._layout.update_(ids.to(self._layout.device), active)
             own[prefix + "block_ids"] = self._layout.block_ids.clone()
+        # Earlier states have no signs.
+        own[prefix + "block_check"] = block_signs(self._layout.block_ids)
         super()._load_from_state_dict(
             own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers import replicas
+from sparse_engine.layers.block_check import AVERAGED, belongs, block_signs
 from sparse_engine.layers.same_numbers import same_numbers
 from sparse_engine.layers.unrecorded import is_recorded, unrecorded
 from sparse_kernels import BlockLayout
@@ -31,6 +32,7 @@ AFTER_COMPILING = "call sparse_engine.refresh(model), which compiled code follow
 class BlockIds(nn.Module):
     """A module with a layout, which follows its buffer `block_ids` [Z], int32.
 
+    A second buffer, `block_check` [32], is made of the ids: see block_check.py.
     On a CPU every look at `layout` compares the buffer's numbers with those that the lists were
     made from. On a GPU that would be a wait in every forward, so there it compares the tensor and
     its version counter: code that leaves no trace there (a write through `.data`) must call
@@ -39,9 +41,10 @@ class BlockIds(nn.Module):
     """
 
     block_ids: Tensor
+    block_check: Tensor
     _layout: BlockLayout
-    # The buffer last looked at, and the versions that it and the lists' own ids had then.
-    _known: tuple[Tensor, int, int] | None = None
+    # The buffer last looked at, and the versions that it, the lists' ids and the signs had then.
+    _known: tuple[Tensor, int, int, int] | None = None
     _leader: weakref.ref[BlockIds] | None = None  # of an average: the layer whose ids it has
     _origin: weakref.ref[BlockIds] | None = None  # the layer that this one was copied from
     copies: weakref.WeakSet[BlockIds] | None = None
@@ -54,6 +57,7 @@ class BlockIds(nn.Module):
         """Take a layout; the buffer is on a device, which may be meta, where it has no numbers."""
         self._layout = layout
         self.register_buffer("block_ids", layout.block_ids.to(device, copy=True))
+        self.register_buffer("block_check", block_signs(layout.block_ids).to(device))
 
     @property
     def layout(self) -> BlockLayout:
@@ -129,6 +133,8 @@ class BlockIds(nn.Module):
         if self._is_known(ids):
             if self._known is None:
                 self._note_ids()
+            elif not _would_wait(ids) and self._are_signs_written():
+                self._block_signs(ids)
         elif ids.is_meta:
             self._move_ids()  # of a layer that was given values after it was made without
         elif self._is_known_by_numbers(ids):
@@ -137,7 +143,24 @@ class BlockIds(nn.Module):
             self._write_ids()
         else:
             self._check_is_no_average(ids)
+            if self._are_signs_written():
+                self._block_signs(ids)
             self._take(ids)
+
+    def _are_signs_written(self) -> bool:
+        """Return whether somebody has written to `block_check` since it was last looked at."""
+        signs = self._buffers["block_check"]
+        usual = type(signs) is Tensor and not signs.is_meta
+        return usual and (self._known is None or _version(signs) != self._known[3])
+
+    def _block_signs(self, ids: Tensor) -> None:
+        """Raise InputError if ids are not those of `block_check`; that of an average is set."""
+        if self._leader is not None and self._leader() is not None:
+            self._write_ids()
+        elif not belongs(self._buffers["block_check"], ids):
+            raise InputError(f"other code has written to a {type(self).__name__}: {AVERAGED}")
+        else:
+            self._note_ids()
 
     def _is_known(self, ids: Tensor) -> bool:
         """Return whether the numbers are known to be those of the lists, without a wait."""
@@ -219,11 +242,21 @@ class BlockIds(nn.Module):
         elif _would_wait(ids) or type(ids) is not Tensor or not torch.equal(own, ids):
             with torch.no_grad():
                 own.copy_(ids)
+        self._write_signs()
         self._note_ids()
+
+    def _write_signs(self) -> None:
+        signs, own = block_signs(self._layout.block_ids), self._buffers["block_check"]
+        if (own.shape, own.dtype, own.device) != (signs.shape, signs.dtype, signs.device):
+            self._buffers["block_check"] = signs
+        else:
+            with torch.no_grad():
+                own.copy_(signs)
 
     def _note_ids(self) -> None:
         ids, own = self._buffers["block_ids"], self._layout.block_ids
-        self._known = (ids, _version(ids), _version(own))
+        signs = self._buffers["block_check"]
+        self._known = (ids, _version(ids), _version(own), _version(signs))
 
     def _apply(self, fn: Any, recurse: bool = True) -> BlockIds:
         if not torch.compiler.is_dynamo_compiling():
@@ -237,7 +270,8 @@ class BlockIds(nn.Module):
         device = self._parameters["values"].device
         # On the meta device the lists would lose their numbers, which to_empty() cannot restore.
         if device.type == "meta":
-            self._buffers["block_ids"] = self._buffers["block_ids"].to(device)
+            for name in ("block_ids", "block_check"):
+                self._buffers[name] = self._buffers[name].to(device)
         else:
             self._layout = self._layout.to(device)
             self._write_ids()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer, weight_parameter
+from sparse_engine.layers.block_check import SIGNS
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.surgery import (
     budget_layers,
@@ -32,7 +33,7 @@ def check_model(model: nn.Module, state: Any, name: str = "model") -> None:
     demand(isinstance(state, Mapping), name, "a state dict", state)
     like, taps = dict(model.state_dict()), taps_of(model)
     for layer_name, layer in budget_layers(model):
-        for part in ("weight", "values", "block_ids"):
+        for part in ("weight", "values", "block_ids", "block_check"):
             like.pop(f"{layer_name}.{part}", None)
         shape, dtype = weight_shape(layer), weight_parameter(layer).dtype
         ids = f"{layer_name}.block_ids"
@@ -40,6 +41,8 @@ def check_model(model: nn.Module, state: Any, name: str = "model") -> None:
             values = state.get(f"{layer_name}.values")
             _check_blocks(state[ids], values, shape, dtype, taps, f"{name}.{layer_name}")
             like[ids], like[f"{layer_name}.values"] = state[ids], values
+            check = f"{layer_name}.block_check"  # which earlier states do not have
+            like |= {check: torch.empty(SIGNS, device="meta")} if check in state else {}
         else:
             like[f"{layer_name}.weight"] = torch.empty(shape, dtype=dtype, device="meta")
     check_like(state, like, name)
@@ -94,6 +97,7 @@ def without_unused_slots(model: nn.Module, state: Mapping[str, Tensor]) -> dict[
             values, ids = state[f"{name}.values"], state[f"{name}.block_ids"]
             used = ids < math.prod(block_grid(weight_shape(layer), values.shape[:0:-1]))
             compact[f"{name}.values"], compact[f"{name}.block_ids"] = values[used], ids[used]
+            compact.pop(f"{name}.block_check", None)
     return compact
 
 

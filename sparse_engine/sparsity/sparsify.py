@@ -150,7 +150,8 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
     for name, layer in model.named_modules(remove_duplicate=False):
         if isinstance(layer, SparseLayer):
             prefix = f"{name}." if name else ""
-            del state[prefix + "values"], state[prefix + "block_ids"]
+            for part in ("values", "block_ids", "block_check"):
+                del state[prefix + part]
             state[prefix + "weight"] = layer.dense_weight().detach()
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ProjectedAttention):

@@ -197,7 +197,8 @@ def _broken_layers(model: nn.Module) -> Iterator[list[str]]:
 
 def statistics(model: nn.Module) -> list[Tensor]:
     """Return the buffers that a forward pass in training mode changes: a bad step's are undone."""
-    return [b for b in model.buffers() if b.is_floating_point()]
+    named = model.named_buffers()
+    return [b for n, b in named if b.is_floating_point() and not n.endswith("block_check")]
 
 
 def undo(buffers: Iterable[Tensor], before: Iterable[Tensor], found: Tensor) -> None:

@@ -96,7 +96,7 @@ def _share(name: str, grouped: nn.Module, layers: Sequence[Any]) -> None:
     for key, tensor in {**grouped._parameters, **grouped._buffers}.items():
         for member, layer in enumerate(layers):
             own = getattr(layer, key)
-            if own is None or key in ("values", "block_ids"):
+            if own is None or key in ("values", "block_ids", "block_check"):
                 continue
             if own.ndim == 0:
                 own.data = tensor.data  # a norm's count of batches, the same for all

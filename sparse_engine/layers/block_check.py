@@ -1,0 +1,35 @@
+"""Signs made of block ids, kept beside them: what averages state dicts leaves a mark in them.
+
+The mean of two networks' `values`, slot by slot, means nothing where their slots hold different
+blocks. Code that averages state dicts (soups, federated averaging) leaves integers such as
+`block_ids` as they are, or cuts their means to integers; but it averages floats. So the bits of a
+hash of the ids are kept as 32 floats of +1 and -1, exact in every dtype: where two networks with
+different blocks were averaged, some are neither, or are not those of the ids.
+"""
+
+import torch
+from torch import Tensor
+
+SIGNS = 32
+TOLERANCE = 0.02  # what rounding to 16 bits may change, or an average that has all but forgotten
+
+AVERAGED = (
+    "block_check is not that of block_ids, as in a mean of networks with different blocks; average "
+    "dense_state_dict(model) of each instead, or name averages in DynamicSparsity(averages=[...])"
+)
+
+
+def block_signs(block_ids: Tensor) -> Tensor:
+    """Return the signs of ids [Z] in their order, float32 [32] on their device; without a wait."""
+    places = torch.arange(1, len(block_ids) + 1, device=block_ids.device)
+    mixed = ((block_ids.long() + 1) * (places * 2_654_435_761 % 2_147_483_629)).sum()
+    bits = (mixed * 0x9E3779B97F4A7C1) >> torch.arange(24, 24 + SIGNS, device=mixed.device)
+    return 2 * (bits & 1).float() - 1
+
+
+def belongs(signs: Tensor, block_ids: Tensor) -> bool:
+    """Return whether signs are those of ids, but for rounding; waits for a GPU."""
+    if tuple(signs.shape) != (SIGNS,) or signs.is_meta or not signs.is_floating_point():
+        return False
+    expected = block_signs(block_ids)
+    return bool(((signs.to(expected) - expected).abs() <= TOLERANCE).all())
