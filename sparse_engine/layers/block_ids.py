@@ -25,6 +25,7 @@ REMEDY = (
     "if this network is an average, name it in DynamicSparsity(averages=[...]); if they were never "
     "written, as from a checkpoint without block_ids, call the layer's reset_parameters()"
 )
+CHANGED = "other code has written block_ids: call sparse_engine.refresh(model)"
 
 
 class BlockIds(nn.Module):
@@ -118,8 +119,7 @@ class BlockIds(nn.Module):
         ids = self._buffers["block_ids"]
         if ids.device.type == "cpu":
             same = (ids == self._layout.block_ids).all()
-            message = "other code has written block_ids: call sparse_engine.refresh(model)"
-            torch._assert_async(same, message)
+            torch._assert_async(same, CHANGED)
 
     def _follow(self) -> None:
         ids = self._buffers["block_ids"]
