@@ -103,17 +103,24 @@ class BlockKinds:
         return tuple(torch.bincount(kinds, minlength=len(self.groups) + 1).tolist()[:-1])
 
     def top(
-        self, scores: Tensor, group_ids: Tensor, counts: Sequence[int], largest: bool = True
+        self,
+        scores: Tensor,
+        counts: Sequence[int],
+        group_ids: Tensor | None = None,
+        largest: bool = True,
     ) -> Tensor:
         """Return the places [sum of counts] of the highest scores, so many of each kind.
 
         Args:
-            scores: [N]; group_ids: [N], where they are.
+            scores: [N].
             counts: of each kind; or a single one, of all kinds taken together.
+            group_ids: [N], of what is scored; all groups in order unless given.
             largest: False for the lowest.
         """
         if len(counts) == 1:
             return scores.topk(counts[0], largest=largest).indices
+        if group_ids is None:
+            group_ids = torch.arange(len(scores), device=scores.device)
         kinds, last = self.of_groups(group_ids), -torch.inf if largest else torch.inf
         return torch.cat(
             [

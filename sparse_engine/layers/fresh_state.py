@@ -99,7 +99,7 @@ def _ask(optimizer: Optimizer, group: dict[str, Any], like: Parameter, slots: in
                 state = _answer(make, optimizer, group, _zeros(like, slots, device))
                 if device != _CPU:
                     return {path: t.nan_to_num(0, 0, 0) for path, t in state.items()}
-                if all(bool(t.cfloat().isfinite().all()) for t in state.values()):
+                if all(bool(t.cdouble().isfinite().all()) for t in state.values()):
                     return state
             except Exception:
                 continue

@@ -47,8 +47,9 @@ class SparseConv2d(SparseLayer):
     ) -> None:
         """Arguments are those of nn.Conv2d, and:
 
-        density: active blocks / all blocks, rounded to a whole number of at least one block.
-        block: (BO, BC), or "auto" for the widest of 32, 64 and 128 that divides the channels.
+        density: weights in active blocks / all weights, to the nearest whole block, at least one.
+        block: (BO, BC), or "auto" for the widest of 32, 64 and 128 that divides the channels. A
+            width above 31 that does not divide them becomes a smaller one that does, if any does.
         generator: for the choice of blocks and the initial values.
         layout: the blocks to use in place of a random choice.
         taps: "each" tap of a pair of channel blocks is stored or absent by itself, "all" together.

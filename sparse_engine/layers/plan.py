@@ -141,7 +141,6 @@ def strongest_blocks(dense: Tensor, layout: BlockLayout, counts: Counts | None =
         counts: groups of each kind in place of the layout's.
     """
     norms = block_norms(dense.float(), layout.sizes()).view(-1, layout.group).sum(1)
-    groups = torch.arange(len(norms), device=norms.device)
-    best = layout.kinds.top(norms, groups, counts or layout.groups_by_kind).sort().values
+    best = layout.kinds.top(norms, counts or layout.groups_by_kind).sort().values
     best = layout.expand_groups(best)
     return F.pad(best, (0, layout.slots - layout.active), value=layout.total)

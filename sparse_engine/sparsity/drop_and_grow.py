@@ -47,12 +47,11 @@ def select_drop_and_grow(
     drop_score = _by_group(drop_score, layout)
     grow_score = _by_group(grow_score, layout)
     unused = ids >= total
-    freed = kinds.top(drop_score.masked_fill(unused, torch.inf), ids, drops, largest=False)
+    freed = kinds.top(drop_score.masked_fill(unused, torch.inf), drops, ids, largest=False)
     kept = torch.zeros(total + 1, dtype=torch.bool, device=layout.device)
     # Filled, not assigned: a number that is assigned is copied to the device.
     kept.index_fill_(0, ids.index_fill(0, freed, total), True)
-    every = torch.arange(total, device=layout.device)
-    grown = kinds.top(grow_score.masked_fill(kept[:-1], -torch.inf), every, grows)
+    grown = kinds.top(grow_score.masked_fill(kept[:-1], -torch.inf), grows)
     spare = unused.int().topk(max(0, grow - drop)).indices
     slots, grown = torch.cat([freed, spare]), F.pad(grown, (0, max(0, drop - grow)), value=total)
     return layout.expand_groups(slots), layout.expand_groups(grown)

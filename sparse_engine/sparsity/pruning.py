@@ -83,8 +83,7 @@ def _top(scores: Tensor, present: LayerPlan, kept: LayerPlan, layer: nn.Module) 
     there = layer.layout.groups_by_kind if isinstance(layer, SparseLayer) else kinds.groups
     counts = kinds.fit(min(count, sum(there)), [0] * len(there), there)
     best = torch.zeros_like(scores, dtype=torch.bool)
-    groups = torch.arange(len(scores), device=scores.device)
-    return best.index_fill_(0, kinds.top(scores, groups, counts), True)
+    return best.index_fill_(0, kinds.top(scores, counts), True)
 
 
 def _scores(layer: nn.Module, plan: LayerPlan) -> Tensor:

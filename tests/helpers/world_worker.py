@@ -16,7 +16,7 @@ from sparse_engine.training.trainer import Trainer
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
 RUNS = {
     "rigl": ["--method", "rigl", "--epochs", "4", "--checkpoint-every", "3"],
-    "fp16": ["--method", "snfs", "--epochs", "4", "--dtype", "fp16"],
+    "fp16": ["--method", "snfs", "--epochs", "4", "--dtype", "fp16", "--seed", "1"],
     "members": ["--method", "dst-ensemble", "--members", "3", "--epochs", "6", "--dropout", "0.1"],
 }
 

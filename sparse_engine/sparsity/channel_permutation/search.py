@@ -152,7 +152,7 @@ class _Layer:
 
     def _best(self, norms: Tensor) -> Tensor:
         """Return which of the blocks are the best, as many of each kind as the target has."""
-        return self.kinds.top(norms, torch.arange(len(norms)), self.counts)
+        return self.kinds.top(norms, self.counts)
 
     def worth(self, dimension: int, chosen: Tensor) -> Tensor:
         """Return the norm that each row (0) or column (1) keeps in each block of them.
