@@ -103,16 +103,13 @@ class BlockIds(nn.Module):
 
     @torch.compiler.assume_constant_result
     def _look(self) -> bool:
-        """Follow the buffer: in ordinary code, and once while a compiler traces this layer.
-
-        Return whether it traces for torch.export, which traced code of torch 2.11 cannot ask.
-        """
+        """Follow the buffer, once where a compiler traces; return whether that is to export."""
         if is_recorded():
             with unrecorded():
                 self._follow()
         else:
             self._follow()
-        return torch.compiler.is_exporting()
+        return torch.compiler.is_exporting()  # to traced code torch 2.11 says yes always
 
     def _assert_known(self) -> None:
         """Let compiled code stop where ids have changed since; see the class on GPUs."""
