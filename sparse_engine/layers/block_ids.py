@@ -26,7 +26,7 @@ REMEDY = (
     "if this network is an average, name it in DynamicSparsity(averages=[...]); if they were never "
     "written, as from a checkpoint without block_ids, call the layer's reset_parameters()"
 )
-AFTER_COMPILING = "call sparse_engine.refresh(model), which compiled code follows"
+CHANGED = "other code has written block_ids: call sparse_engine.refresh(model)"
 
 
 class BlockIds(nn.Module):
@@ -66,8 +66,8 @@ class BlockIds(nn.Module):
         Raises:
             InputError: other code has written ids that are no layout.
         """
-        self._look()
-        if torch.compiler.is_dynamo_compiling():
+        is_exported = self._look()
+        if torch.compiler.is_dynamo_compiling() and not is_exported:
             self._assert_known()
         return self._layout
 
@@ -106,20 +106,21 @@ class BlockIds(nn.Module):
             self._take(self.block_ids)
 
     @torch.compiler.assume_constant_result
-    def _look(self) -> None:
-        """Follow the buffer: in ordinary code, and once while a compiler traces this layer."""
+    def _look(self) -> bool:
+        """Follow the buffer, once where a compiler traces; return whether that is to export."""
         if is_recorded():
             with unrecorded():
                 self._follow()
         else:
             self._follow()
+        return torch.compiler.is_exporting()  # to traced code torch 2.11 says yes always
 
     def _assert_known(self) -> None:
         """Let compiled code stop where ids have changed since; see the class on GPUs."""
         ids = self._buffers["block_ids"]
-        if ids.device.type == "cpu" and not torch.compiler.is_exporting():
+        if ids.device.type == "cpu":
             same = (ids == self._layout.block_ids).all()
-            torch._assert_async(same, f"other code has written block_ids: {AFTER_COMPILING}")
+            torch._assert_async(same, CHANGED)
 
     def _follow(self) -> None:
         ids = self._buffers["block_ids"]
@@ -183,11 +184,8 @@ class BlockIds(nn.Module):
     @staticmethod
     def _meet(parallel: nn.Module) -> None:
         """Follow what a DistributedDataParallel has sent before its first forward."""
-        layers = [
-            module
-            for module in parallel.module.modules()
-            if isinstance(module, BlockIds) and not module.block_ids.is_meta
-        ]
+        modules = parallel.module.modules()
+        layers = [m for m in modules if isinstance(m, BlockIds) and not m.block_ids.is_meta]
         replicas.send_ids_([layer.block_ids for layer in layers], parallel)
         for layer in layers:
             if not layer._is_known_by_numbers(layer.block_ids):
