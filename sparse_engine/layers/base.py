@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_engine.layers.block_check import AVERAGED, belongs, block_signs
+from sparse_engine.layers.block_check import AVERAGED, are_averaged, block_signs
 from sparse_engine.layers.block_ids import BlockIds
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.plan import LayerPlan, strongest_blocks
@@ -223,8 +223,8 @@ class SparseLayer(BlockIds):
                 error_msgs.append(f"{prefix}block_ids: {error}")
                 return
             signs = own.get(prefix + "block_check")
-            if signs is not None and not belongs(signs, ids):
-                error_msgs.append(f"{prefix}{AVERAGED}")
+            if signs is not None and are_averaged(signs):
+                error_msgs.append(f"{prefix}values: {AVERAGED}")
                 return
             if values is not None and values.shape == self.values.shape:
                 self._layout.update_(ids.to(self._layout.device), active)

@@ -8,7 +8,6 @@ Ids that other code has written are checked first: no kernel sees one that is no
 
 from __future__ import annotations
 
-import copy
 import weakref
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers import replicas
-from sparse_engine.layers.block_check import AVERAGED, belongs, block_signs
+from sparse_engine.layers.block_check import AVERAGED, are_averaged, block_signs
+from sparse_engine.layers.copies import Copied, version
 from sparse_engine.layers.same_numbers import same_numbers
 from sparse_engine.layers.unrecorded import is_recorded, unrecorded
 from sparse_kernels import BlockLayout
@@ -29,7 +29,7 @@ REMEDY = (
 CHANGED = "other code has written block_ids: call sparse_engine.refresh(model)"
 
 
-class BlockIds(nn.Module):
+class BlockIds(Copied):
     """A module with a layout, which follows its buffer `block_ids` [Z], int32.
 
     A second buffer, `block_check` [32], is made of the ids: see block_check.py.
@@ -46,12 +46,8 @@ class BlockIds(nn.Module):
     # The buffer last looked at, and the versions that it, the lists' ids and the signs had then.
     _known: tuple[Tensor, int, int, int] | None = None
     _leader: weakref.ref[BlockIds] | None = None  # of an average: the layer whose ids it has
-    _origin: weakref.ref[BlockIds] | None = None  # the layer that this one was copied from
-    copies: weakref.WeakSet[BlockIds] | None = None
-    """Copies of this layer that copy.deepcopy has made and that are still alive."""
     is_updated = False
     """Whether a rule of topology updates changes this layer's blocks."""
-    _first: tuple[int, float] | None = None  # of a copy: what tells that its values have changed
 
     def _hold(self, layout: BlockLayout, device: torch.device) -> None:
         """Take a layout; the buffer is on a device, which may be meta, where it has no numbers."""
@@ -84,17 +80,6 @@ class BlockIds(nn.Module):
     def follow_blocks_of(self, leader: BlockIds) -> None:
         """From now on have the ids of another layer, whatever is written into the buffer."""
         self._leader = weakref.ref(leader)
-
-    @property
-    def has_changed(self) -> bool:
-        """Whether a copy's values have been written to since it was made; waits for no GPU."""
-        return self._first is not None and self._first != self._fingerprint()
-
-    def _fingerprint(self) -> tuple[int, float]:
-        values = self._parameters["values"].detach()
-        # Writes through `.data` leave the version as it was.
-        total = 0.0 if values.is_cuda or values.is_meta else float(values.double().sum())
-        return _version(self._parameters["values"]), total
 
     def refresh(self) -> None:
         """Make the lists anew from the buffer's numbers; waits for a GPU.
@@ -129,57 +114,56 @@ class BlockIds(nn.Module):
             return
         if (parallel := replicas.newly_met()) is not None:
             self._meet(parallel)
-        if self._known is not None and _version(self._layout.block_ids) != self._known[2]:
+        if self._known is not None and version(self._layout.block_ids) != self._known[2]:
             self._write_ids()  # somebody has called layout.update_
         if self._is_known(ids):
             if self._known is None:
                 self._note_ids()
             elif not _would_wait(ids) and self._are_signs_written():
-                self._block_signs(ids)
+                self._check_signs()
+                self._note_ids()
         elif ids.is_meta:
             self._move_ids()  # of a layer that was given values after it was made without
-        elif self._is_known_by_numbers(ids):
+        elif same_numbers(ids, self._layout.block_ids):
             self._note_ids()
         elif (self._leader is not None and self._leader() is not None) or self._is_rounded(ids):
             self._write_ids()
         else:
             self._check_is_no_average(ids)
             if self._are_signs_written():
-                self._block_signs(ids)
+                self._check_signs()
             self._take(ids)
 
     def _are_signs_written(self) -> bool:
         """Return whether somebody has written to `block_check` since it was last looked at."""
         signs = self._buffers["block_check"]
         usual = type(signs) is Tensor and not signs.is_meta
-        return usual and (self._known is None or _version(signs) != self._known[3])
+        return usual and (self._known is None or version(signs) != self._known[3])
 
-    def _block_signs(self, ids: Tensor) -> None:
-        """Raise InputError if ids are not those of `block_check`; that of an average is set."""
+    def _check_signs(self) -> None:
+        """Raise InputError if values are averaged over different blocks; a leader's stay right.
+
+        Signs of other ids may be there before these, where code copies tensor by tensor.
+        """
         if self._leader is not None and self._leader() is not None:
             self._write_ids()
-        elif not belongs(self._buffers["block_check"], ids):
+        elif are_averaged(self._buffers["block_check"]):
             raise InputError(f"other code has written to a {type(self).__name__}: {AVERAGED}")
-        else:
-            self._note_ids()
 
     def _is_known(self, ids: Tensor) -> bool:
         """Return whether the numbers are known to be those of the lists, without a wait."""
         if ids.is_meta:
             return self._parameters["values"].is_meta
         if not _would_wait(ids):
-            return self._is_known_by_numbers(ids)
+            return same_numbers(ids, self._layout.block_ids)
         if self._known is None or self._known[0] is not ids:
             return False
-        if _version(ids) == self._known[1] + 1 and replicas.is_sent():
+        if version(ids) == self._known[1] + 1 and replicas.is_sent():
             # Up to torch 2.13 that is what sending leaves: no reason to wait, unless ids differ.
             same = (ids == self._layout.block_ids).all()
             torch._assert_async(same, "block_ids of processes differ, or other code wrote them")
             self._note_ids()
-        return _version(ids) == self._known[1]
-
-    def _is_known_by_numbers(self, ids: Tensor) -> bool:
-        return same_numbers(ids, self._layout.block_ids)
+        return version(ids) == self._known[1]
 
     @staticmethod
     def _meet(parallel: nn.Module) -> None:
@@ -188,7 +172,7 @@ class BlockIds(nn.Module):
         layers = [m for m in modules if isinstance(m, BlockIds) and not m.block_ids.is_meta]
         replicas.send_ids_([layer.block_ids for layer in layers], parallel)
         for layer in layers:
-            if not layer._is_known_by_numbers(layer.block_ids):
+            if not same_numbers(layer.block_ids, layer._layout.block_ids):
                 layer._take(layer.block_ids)
 
     def _take(self, ids: Tensor) -> None:
@@ -226,7 +210,7 @@ class BlockIds(nn.Module):
 
     def _source(self) -> Tensor | None:
         """Return the present ids of the layer that this is a copy of, if they can be compared."""
-        origin = None if self._origin is None else self._origin()
+        origin = None if self.origin is None else self.origin()
         own = self._layout.block_ids
         found = own if origin is None else origin._buffers["block_ids"]
         fits = (found.shape, found.device) == (own.shape, own.device)
@@ -254,7 +238,7 @@ class BlockIds(nn.Module):
     def _note_ids(self) -> None:
         ids, own = self._buffers["block_ids"], self._layout.block_ids
         signs = self._buffers["block_check"]
-        self._known = (ids, _version(ids), _version(own), _version(signs))
+        self._known = (ids, version(ids), version(own), version(signs))
 
     def _apply(self, fn: Any, recurse: bool = True) -> BlockIds:
         if not torch.compiler.is_dynamo_compiling():
@@ -281,24 +265,14 @@ class BlockIds(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self._follow()
-        apart = ("_known", "_leader", "_origin", "copies", "_first", "is_updated")
-        return {k: v for k, v in self.__dict__.items() if k not in apart}
+        apart = ("_known", "_leader", "is_updated")
+        return {k: v for k, v in super().__getstate__().items() if k not in apart}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         layout = state.pop("layout", None)  # as pickled before ids were a buffer
         super().__setstate__(state)
         if layout is not None:
             self._hold(layout, self._parameters["values"].device)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> BlockIds:
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        twin._origin, twin._first = weakref.ref(self), twin._fingerprint()
-        if self.copies is None:
-            self.copies = weakref.WeakSet()
-        self.copies.add(twin)
-        return twin
 
 
 def refresh(model: nn.Module) -> None:
@@ -326,7 +300,3 @@ def _are_between(ids: Tensor, first: Tensor, second: Tensor) -> bool:
 def _would_wait(ids: Tensor) -> bool:
     """Return whether a look at numbers would wait for the device."""
     return ids.is_cuda
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

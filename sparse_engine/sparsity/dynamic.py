@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.optimizers.owners import Owners
 from sparse_engine.schema import check_like, demand
 from sparse_engine.sparsity.averages import Averages
-from sparse_engine.sparsity.owners import Owners
 from sparse_engine.sparsity.processes import Group, ProcessesOfGroup, processes_of
 from sparse_engine.sparsity.step_gradients import Seen, StepGradients, averaged
 from sparse_engine.sparsity.topology import Topology

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.sparsity.owners import Owners
+from sparse_engine.optimizers.owners import Owners
 from sparse_engine.sparsity.processes import Processes, ProcessesOfGroup
 from sparse_kernels.operators.gradient_watch import GradientWatch
 

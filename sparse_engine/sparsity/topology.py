@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.optimizer_state import reset_slots
+from sparse_engine.optimizers.owners import Owners
+from sparse_engine.optimizers.reset import reset_slots
 from sparse_engine.schema import check_like, demand
 from sparse_engine.sparsity.drop_and_grow import (
     ResetSlots,
@@ -26,7 +27,6 @@ from sparse_engine.sparsity.drop_and_grow import (
     swap_blocks,
 )
 from sparse_engine.sparsity.layer_budgets import Budget, Exchange, gradual, redistributed, steady
-from sparse_engine.sparsity.owners import Owners
 from sparse_engine.sparsity.processes import ONE_PROCESS, Processes
 from sparse_engine.sparsity.rules import RULES
 from sparse_engine.sparsity.update_schedule import UpdateSchedule

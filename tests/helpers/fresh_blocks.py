@@ -6,8 +6,8 @@ import random
 import torch
 from torch import nn
 
-from sparse_engine.layers.optimizer_state import reset_slots
-from sparse_engine.layers.wrapped_optimizers import kept_aside, own_state, tensors_in, with_wrapped
+from sparse_engine.optimizers.reset import reset_slots
+from sparse_engine.optimizers.wrappers import kept_aside, own_state, tensors_in, with_wrapped
 
 SHAPE = (12, 4, 8)
 SLOTS = torch.tensor([1, 5, 11])

@@ -21,7 +21,7 @@ FLOORS = {
     ),
     "sparse_engine": (
         "errors schema tables",
-        "data",
+        "data optimizers",
         "layers",
         "models",
         "sparsity",

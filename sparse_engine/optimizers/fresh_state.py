@@ -20,8 +20,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from sparse_engine.layers.trial_step import Copier, trial_step
-from sparse_engine.layers.wrapped_optimizers import Path, group_of, tensors_in
+from sparse_engine.optimizers.trial_step import Copier, trial_step
+from sparse_engine.optimizers.wrappers import Path, group_of, tensors_in
 
 State = dict[Path, Tensor]
 

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-from sparse_engine.layers.wrapped_optimizers import looks_like_optimizer
+from sparse_engine.optimizers.wrappers import looks_like_optimizer
 
 
 class Copier:

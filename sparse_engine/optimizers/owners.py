@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sparse_engine.errors import InputError
-from sparse_engine.layers.optimizer_state import reset_slots
-from sparse_engine.layers.wrapped_optimizers import check_supported, group_of, with_wrapped
+from sparse_engine.optimizers.reset import reset_slots
+from sparse_engine.optimizers.wrappers import check_supported, group_of, with_wrapped
 
 OnStep = Callable[[Optimizer], None]
 

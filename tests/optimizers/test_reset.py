@@ -12,8 +12,8 @@ from torch import nn, optim
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sparse_engine.errors import InputError
-from sparse_engine.layers.optimizer_state import reset_slots
-from sparse_engine.layers.wrapped_optimizers import check_supported
+from sparse_engine.optimizers.reset import reset_slots
+from sparse_engine.optimizers.wrappers import check_supported
 
 # Optimizer, options, number of tensors of state that have slots.
 OPTIMIZERS = {

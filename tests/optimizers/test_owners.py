@@ -10,7 +10,7 @@ from torch import nn, optim
 from torch.optim import optimizer as torch_optimizer
 
 from sparse_engine.errors import InputError
-from sparse_engine.sparsity.owners import Owners
+from sparse_engine.optimizers.owners import Owners
 
 SLOTS = torch.tensor([0, 3])
 

@@ -1,0 +1,1 @@
+"""Other people's optimizers: what wraps what, and what state begins with."""
