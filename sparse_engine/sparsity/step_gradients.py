@@ -147,9 +147,10 @@ def averaged(
     if not isinstance(processes, ProcessesOfGroup) or not layers:
         return dict(found)
     device = next(iter(layers.values())).values.device
-    took_part = torch.tensor([float(name in found) for name in layers]).to(device)
+    # Made on the device: a number of the host would be a copy.
+    took_part = torch.stack([torch.full((), name in found, device=device) for name in layers])
     left_out = torch.stack([_flag(found.get(name), device) for name in layers])
-    took_part, left_out = processes.sum_(torch.stack([took_part, left_out])) > 0
+    took_part, left_out = processes.sum_(torch.stack([took_part.float(), left_out])) > 0
     averages = {}
     for number, (name, layer) in enumerate(layers.items()):
         own = found.get(name)

@@ -7,6 +7,7 @@ steps, one step that collects dense gradients and one topology update.
 from __future__ import annotations
 
 import collections
+import copy
 import json
 import os
 import sys
@@ -68,6 +69,7 @@ def take(walk: Walk, gpu: Any) -> Found:
     """Take a walk on a fake_gpu.FakeGpu of its generation."""
     import torch
 
+    from sparse_engine import DynamicSparsity
     from sparse_engine.layers.base import SparseLayer
     from sparse_engine.sparsity.topology import Topology
 
@@ -78,6 +80,11 @@ def take(walk: Walk, gpu: Any) -> Found:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
     topology = (topology_of or Topology)(model, optimizer)
     step = _step(walk, model, optimizer, x, y)
+    own = None
+    if topology_of is None:  # a loop of one's own, with an average, waits no more than the trainer
+        averages = [copy.deepcopy(model)]
+        own = DynamicSparsity(model, optimizer, interval=1, averages=averages)
+        own.topology.disarm()
     with _noting(gpu) as seen:
         step()
         for _ in range(2):  # the first one makes what is kept
@@ -85,6 +92,10 @@ def take(walk: Walk, gpu: Any) -> Found:
             seen["step"] = _kernels(gpu, step)
         seen["armed"] = _kernels(gpu, lambda: (topology.arm(), step()))
         seen["update"] = _kernels(gpu, lambda: topology.update(0.3))
+        if own is not None:
+            own.topology.arm()
+            step()
+            assert own.step()
         moved = [name for name, kept in _lists(model).items() if kept != lists[name]]
     layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
     ran = collections.Counter(m.ran_on or "nothing" for m in layers.values())
