@@ -81,6 +81,10 @@ class BlockIds(Copied):
         """From now on have the ids of another layer, whatever is written into the buffer."""
         self._leader = weakref.ref(leader)
 
+    @property
+    def _has_leader(self) -> bool:
+        return self._leader is not None and self._leader() is not None
+
     def refresh(self) -> None:
         """Make the lists anew from the buffer's numbers; waits for a GPU.
 
@@ -126,7 +130,7 @@ class BlockIds(Copied):
             self._move_ids()  # of a layer that was given values after it was made without
         elif same_numbers(ids, self._layout.block_ids):
             self._note_ids()
-        elif (self._leader is not None and self._leader() is not None) or self._is_rounded(ids):
+        elif self._has_leader or self._is_rounded(ids):
             self._write_ids()
         else:
             self._check_is_no_average(ids)
@@ -137,15 +141,15 @@ class BlockIds(Copied):
     def _are_signs_written(self) -> bool:
         """Return whether somebody has written to `block_check` since it was last looked at."""
         signs = self._buffers["block_check"]
-        usual = type(signs) is Tensor and not signs.is_meta
-        return usual and (self._known is None or version(signs) != self._known[3])
+        is_new = self._known is None or version(signs) != self._known[3]
+        return is_new and type(signs) is Tensor and not signs.is_meta
 
     def _check_signs(self) -> None:
         """Raise InputError if values are averaged over different blocks; a leader's stay right.
 
         Signs of other ids may be there before these, where code copies tensor by tensor.
         """
-        if self._leader is not None and self._leader() is not None:
+        if self._has_leader:
             self._write_ids()
         elif are_averaged(self._buffers["block_check"]):
             raise InputError(f"other code has written to a {type(self).__name__}: {AVERAGED}")
@@ -193,11 +197,8 @@ class BlockIds(Copied):
         A mean of equal integers, cut to an integer, may be one less.
         """
         source = self._source()
-        return (
-            source is not None
-            and source.equal(self._layout.block_ids)
-            and _are_between(ids, source, source)
-        )
+        same = source is not None and source.equal(self._layout.block_ids)
+        return same and _are_between(ids, source, source)
 
     def _check_is_no_average(self, ids: Tensor) -> None:
         """Raise InputError for means of a copy's ids and of those of the layer it is made from."""
@@ -236,9 +237,8 @@ class BlockIds(Copied):
                 own.copy_(signs)
 
     def _note_ids(self) -> None:
-        ids, own = self._buffers["block_ids"], self._layout.block_ids
-        signs = self._buffers["block_check"]
-        self._known = (ids, version(ids), version(own), version(signs))
+        ids, signs = self._buffers["block_ids"], self._buffers["block_check"]
+        self._known = (ids, version(ids), version(self._layout.block_ids), version(signs))
 
     def _apply(self, fn: Any, recurse: bool = True) -> BlockIds:
         if not torch.compiler.is_dynamo_compiling():

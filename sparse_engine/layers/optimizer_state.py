@@ -38,15 +38,6 @@ def state_tensors(optimizer: Optimizer, parameter: Parameter) -> list[Tensor]:
     return [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
 
 
-def zero_slots(optimizer: Optimizer, parameter: Parameter, slots: Tensor) -> None:
-    """Zero the state of some slots of values [Z, BC, BO]: a grown block starts without momentum.
-
-    Source: Evci et al. 2020, whose code resets the momentum of new connections.
-    """
-    for state in state_tensors(optimizer, parameter):
-        state.index_fill_(0, slots, 0)
-
-
 def start_momenta(optimizer: Optimizer) -> None:
     """Give every parameter of SGD the momentum 0, from which the first step is like any other."""
     for group in optimizer.param_groups:

@@ -4,6 +4,7 @@ Every loop here ends a step with the gradient of one batch; the reference is a p
 backward pass a step on the same batches, whose blocks must be the same after every update.
 """
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -32,10 +33,6 @@ class Net(nn.Module):
         if self.recompute is None:
             return self.head(x)
         return checkpoint(self.head, x, use_reentrant=self.recompute)
-
-
-Dynamic = Callable[..., DynamicSparsity]
-Run = tuple[nn.Module, torch.optim.Optimizer, DynamicSparsity, Tensor, Tensor]
 
 
 def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -185,9 +182,9 @@ def masks(model: nn.Module) -> list[Tensor]:
     return [m.layout.mask() for m in model.modules() if isinstance(m, SparseLayer)]
 
 
-def trained(loop: Callable, rule: str = "rigl") -> list[list[Tensor]]:
+def trained(loop: Callable, rule: str = "rigl", **arguments) -> list[list[Tensor]]:
     """Return the blocks after every step."""
-    model, optimizer, dynamic = made(rule)
+    model, optimizer, dynamic = made(rule, **arguments)
     found = []
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
@@ -212,6 +209,72 @@ def test_other_rules_see_the_same(rule):
 
 def test_where_topology_comes_first_the_gradient_at_hand_counts():
     assert all_equal(trained(topology_first(4)), trained(topology_first(1)))
+
+
+@pytest.mark.parametrize("rule", ["rigl", "snfs"])
+def test_a_promise_of_one_pass_changes_nothing_but_memory(rule):
+    assert all_equal(trained(plain, rule, accumulate=False), trained(plain, rule))
+
+
+class SharpnessAware(torch.optim.Optimizer):
+    """SAM (Foret et al. 2021): the gradient of a second pass, at weights moved by the first."""
+
+    def __init__(self, parameters, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=lr)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self, closure) -> None:
+        """Take both passes."""
+        moved = {}
+        with torch.enable_grad():
+            closure()
+        for p in (p for group in self.param_groups for p in group["params"]):
+            moved[p] = 30 * p.grad
+            p.add_(moved[p])
+        self.zero_grad()
+        with torch.enable_grad():
+            closure()
+        for p, step in moved.items():
+            p.sub_(step)
+        self.base_optimizer.step()
+        self.zero_grad()
+
+
+def test_the_second_pass_of_sharpness_aware_minimisation_counts():
+    def whole(model, optimizer, dynamic, x, y):
+        optimizer.step(lambda: loss(model, x, y).backward())
+        return dynamic.step()
+
+    def in_parts(model, optimizer, dynamic, x, y):
+        def closure():
+            for own_x, own_y in zip(x.chunk(4), y.chunk(4)):
+                (loss(model, own_x, own_y) / 4).backward()
+
+        optimizer.step(closure)
+        return dynamic.step()
+
+    found = [trained(loop, optimizer=SharpnessAware) for loop in (whole, in_parts)]
+    assert all_equal(*found)
+    assert not all_equal(found[0], trained(plain))
+
+
+def test_dense_gradients_are_held_in_armed_steps_alone():
+    model, optimizer, dynamic = made("rigl")
+    probes = []
+    for step in range(1, STEPS + 1):
+        armed = step % INTERVAL == 0
+        loss(model, torch.randn(8, 2, 4, 4), torch.arange(8)).backward()
+        for layer in (model.conv, model.head):
+            assert layer.is_collecting == armed
+            if armed:
+                assert layer.probe.gradient.shape == layer.layout.shape
+                probes.append(weakref.ref(layer.probe))
+        optimizer.step()
+        dynamic.step()
+        optimizer.zero_grad()
+        assert all(probe() is None for probe in probes)
 
 
 def all_equal(first: list[list[Tensor]], second: list[list[Tensor]]) -> bool:
