@@ -193,7 +193,8 @@ class SparseLayer(BlockIds):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
-        self._follow()
+        if self.block_ids.is_meta:
+            self._move_ids()
         own = dict(state_dict)
         unusual = [n for n in PARTS if prefix + n in own and not self._can_take(own[prefix + n])]
         if unusual:
@@ -206,7 +207,8 @@ class SparseLayer(BlockIds):
                 found, expected = list(weight.shape), list(self._weight_shape())
                 error_msgs.append(f"{prefix}weight should be {expected}, found {found}")
                 return
-            dense, own_layout = weight.reshape(self.layout.shape), self.layout
+            own_layout = self._layout
+            dense = weight.reshape(own_layout.shape)
             ids = strongest_blocks(dense, own_layout)
             chosen = BlockLayout(
                 own_layout.shape, own_layout.block, ids, own_layout.active, own_layout.taps

@@ -278,11 +278,8 @@ class BlockIds(Copied):
 def refresh(model: nn.Module) -> None:
     """Look at the `block_ids` of every sparse layer of a model, and make its lists from them.
 
-    For code that writes into the buffers and leaves no trace: on a GPU through `.data`, or where
-    the model is compiled or captured. Waits for the device.
-
-    Raises:
-        InputError: ids that are no layout.
+    For code that writes and leaves no trace: on a GPU through `.data`, or into a model that is
+    compiled or captured. Waits for the device. InputError for ids that are no layout.
     """
     for module in model.modules():
         if isinstance(module, BlockIds):

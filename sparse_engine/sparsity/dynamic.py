@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,7 @@ class DynamicSparsity:
         self._gradients = StepGradients(layers, self._owners)
         self._averages = Averages(layers, averages)
         self._outcome: dict[str, str | Tensor | None] = {}
+        self._warned, self._steps_seen = False, self._owners.steps
         self._arm_if_next()
 
     def step(self) -> bool:
@@ -108,9 +110,16 @@ class DynamicSparsity:
         if self._gradients.is_armed:
             found = self._read_gradients()
             updated = rate > 0 and self._update(rate, found)
+            if rate and not updated:
+                self._warn_if_captured()
         self._gradients.pass_by()
         self._arm_if_next()
         return updated
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether an update looks at the coming step, which must then not replay a CUDA graph."""
+        return self._gradients.is_armed
 
     @property
     def last_update(self) -> dict[str, str]:
@@ -168,6 +177,18 @@ class DynamicSparsity:
             for name in self.topology.layers
         }
         return bool(updated)
+
+    def _warn_if_captured(self) -> None:
+        """Warn once if no step was ever seen where one may be recorded: replays call nothing."""
+        on_gpu = any(layer.values.is_cuda for layer in self.topology.layers.values())
+        if on_gpu and not self._warned and self._owners.steps == self._steps_seen:
+            self._warned = True
+            warnings.warn(
+                "no optimizer has stepped since the last topology update: where steps are recorded "
+                "as a CUDA graph, take those without it for which dynamic.is_armed is true",
+                stacklevel=3,
+            )
+        self._steps_seen = self._owners.steps
 
     def _arm_if_next(self) -> None:
         """Collect in the next step, if an update looks at it."""

@@ -198,3 +198,16 @@ def test_new_blocks_are_unmoved_by_the_old_ones_gradient():
             new = model[n].values[model[n].block_ids != old]
             assert len(new)
             assert not new.any()
+
+
+def test_where_no_step_is_seen_a_recorded_one_is_suspected(monkeypatch):
+    model = network(32, 32, 16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dynamic = DynamicSparsity(model, optimizer, "set", 2)
+    before = masks(model)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    assert [dynamic.is_armed, dynamic.step(), dynamic.is_armed] == [False, False, True]
+    with pytest.warns(UserWarning, match=r"CUDA graph.*dynamic\.is_armed"):
+        dynamic.step()
+    monkeypatch.undo()
+    assert all(map(torch.equal, masks(model), before))
