@@ -63,7 +63,7 @@ class Averages:
         """Warn once if a copy of the network that is no average by name seems to be one.
 
         Called before blocks change. A copy seems to be an average if it has the network's blocks,
-        has been written to since it was made, and is trained by no rule of its own.
+        has been written to since it was made, and has neither a gradient nor a rule of its own.
         """
         for name, layer in self._layers.items() if not self._warned else ():
             for copy in layer.copies or ():
@@ -79,7 +79,7 @@ class Averages:
 
 
 def _seems_an_average(copy: SparseLayer, layer: SparseLayer) -> bool:
-    if copy.is_updated or not copy.has_changed:
+    if copy.is_updated or copy.values.grad is not None or not copy.has_changed:
         return False
     # Numbers on a GPU would be a wait.
     return copy.block_ids.is_cuda or copy.block_ids.equal(layer.block_ids)

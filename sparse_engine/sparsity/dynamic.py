@@ -91,28 +91,32 @@ class DynamicSparsity:
         self._gradients = StepGradients(layers, self._owners)
         self._averages = Averages(layers, averages)
         self._outcome: dict[str, str | Tensor | None] = {}
-        self._warned, self._steps_seen = False, self._owners.steps
+        self._idle, self._steps_seen = 0, self._owners.steps
         self._arm_if_next()
 
     def step(self) -> bool:
         """Count one training step, update the topology if it is time.
 
+        Where optimizers step before this is called, a call without a step of theirs counts for
+        nothing: amid accumulation, or where GradScaler has left the step out.
+
         Returns:
-            Whether it was: False also in a step that GradScaler left out, or without a gradient.
+            Whether the topology was updated: False also where nothing has had a gradient.
 
         Raises:
             RunFailure: blocks differ between the processes that train the model.
         """
-        self.steps += 1
         if self._group is None:
             self._join()
+        self._warn_if_captured()
+        count = self._gradients.pass_by()
+        if count is None:
+            return False
+        self.steps = max(1, self.steps + count)
         rate, updated = self.schedule.rate(self.steps), False
         if self._gradients.is_armed:
             found = self._read_gradients()
             updated = rate > 0 and self._update(rate, found)
-            if rate and not updated:
-                self._warn_if_captured()
-        self._gradients.pass_by()
         self._arm_if_next()
         return updated
 
@@ -179,16 +183,16 @@ class DynamicSparsity:
         return bool(updated)
 
     def _warn_if_captured(self) -> None:
-        """Warn once if no step was ever seen where one may be recorded: replays call nothing."""
-        on_gpu = any(layer.values.is_cuda for layer in self.topology.layers.values())
-        if on_gpu and not self._warned and self._owners.steps == self._steps_seen:
-            self._warned = True
+        """Warn once if no step is seen where one may be recorded: replays call nothing."""
+        self._idle = self._idle + 1 if self._owners.steps == self._steps_seen else 0
+        self._steps_seen = self._owners.steps
+        is_idle, layers = self._idle == self.schedule.interval + 1, self.topology.layers
+        if is_idle and any(layer.values.is_cuda for layer in layers.values()):
             warnings.warn(
-                "no optimizer has stepped since the last topology update: where steps are recorded "
-                "as a CUDA graph, take those without it for which dynamic.is_armed is true",
+                "no optimizer steps between calls of dynamic.step(): where steps are recorded as a "
+                "CUDA graph, take those without it for which dynamic.is_armed is true",
                 stacklevel=3,
             )
-        self._steps_seen = self._owners.steps
 
     def _arm_if_next(self) -> None:
         """Collect in the next step, if an update looks at it."""
@@ -196,8 +200,10 @@ class DynamicSparsity:
         if topology.looks_at(self.schedule, following) or self.schedule.rate(following):
             topology.arm(self._owners.trained())
             self._gradients.arm()
-        elif topology.is_armed:
-            topology.disarm()
+        else:
+            self._gradients.disarm()
+            if topology.is_armed:
+                topology.disarm()
 
     def _join(self) -> None:
         """Begin with the blocks of the first of the processes that train the model, if several do.

@@ -44,8 +44,10 @@ class StepGradients:
         self._seen: dict[str, Seen] = {}
         # Whether optimizers step before topology is updated; None until it is known.
         self._steps_first: bool | None = None
-        self._has_passed = False
-        self._early = {n: GradientWatch(layers[n].values) for n in owners.trained()}
+        self._has_stepped = self._is_pending = False
+        self._early: dict[str, GradientWatch] = {}
+        self._counted_early = 0
+        self._watch_early()
         owners.on_step = self._on_step
 
     def arm(self) -> None:
@@ -77,14 +79,34 @@ class StepGradients:
         self.disarm()
         return {name: _unless_zero(seen) for name, seen in found.items()}
 
-    def pass_by(self) -> None:
-        """Note that a step of the loop has come to where topology is updated."""
-        self._has_passed = True
+    def pass_by(self) -> int | None:
+        """Note that the loop has come to where topology is updated; return how many steps to count.
+
+        None without a step since the last time. While the order is not known each time counts one;
+        where it turns out that these times were without a step, they are taken back.
+        """
+        if self._steps_first and not self._has_stepped:
+            return None
+        self._has_stepped, count = False, 1
+        if self._steps_first is None:
+            self._counted_early += 1
+            self._is_pending = any(watch.took_part for watch in self._early.values())
+            self._watch_early()
+        else:
+            count -= self._counted_early if self._steps_first else 0
+            self._counted_early = 0
+        return count
+
+    def _watch_early(self) -> None:
+        """Watch, until the order is known, what happens until the next step or update."""
+        for name in self._owners.trained() - self._early.keys():
+            self._early[name] = GradientWatch(self._layers[name].values)
         for watch in self._early.values():
             watch.forget()
 
     def _on_step(self, optimizer: Optimizer) -> None:
         """Take the gradients of the layers that an optimizer holds, which has just stepped."""
+        self._has_stepped = True
         self._learn_order()
         held = self._owners.names_in(optimizer) if self._watches else ()
         for name in held:
@@ -99,16 +121,17 @@ class StepGradients:
         return self._layers[name].take_gradient()
 
     def _learn_order(self) -> None:
-        if self._steps_first is not None:
-            return
-        if any(watch.took_part for watch in self._early.values()):
-            self._steps_first = True
-        elif self._has_passed:
-            self._steps_first = False
-        if self._steps_first is not None:
-            for watch in self._early.values():
-                watch.close()
-            self._early = {}
+        """See at a step whether its gradient came since topology was last updated, or before."""
+        if self._steps_first is None:
+            if any(watch.took_part for watch in self._early.values()):
+                self._steps_first = True
+            elif self._is_pending:
+                self._steps_first = False
+            self._is_pending = False
+            if self._steps_first is not None:
+                for watch in self._early.values():
+                    watch.close()
+                self._early = {}
 
 
 def _unless_zero(seen: Seen) -> Seen:

@@ -161,9 +161,11 @@ def test_a_step_that_grad_scaler_leaves_out_is_no_update(rule, fused):
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        assert dynamic.step() == (step in (2, 6))
+        # A fused optimizer leaves it out on the device, where nobody hears of it: the step counts.
+        updates = (2, 6) if fused else (2, 5)
+        updated = dynamic.step()
         same = [a.equal(b) for a, b in zip(before, masks(model))]
-        assert same == [step not in (2, 6)] * 2
+        assert (updated, *same) == (step in updates, step not in updates, step not in updates)
         assert all(p.isfinite().all() for p in model.parameters())
 
 
@@ -207,6 +209,7 @@ def test_where_no_step_is_seen_a_recorded_one_is_suspected(monkeypatch):
     before = masks(model)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     assert [dynamic.is_armed, dynamic.step(), dynamic.is_armed] == [False, False, True]
+    dynamic.step()
     with pytest.warns(UserWarning, match=r"CUDA graph.*dynamic\.is_armed"):
         dynamic.step()
     monkeypatch.undo()
