@@ -202,6 +202,8 @@ def test_a_scaler_says_which_fused_steps_change_nothing():
     assert left_out == [False, True, False]
 
 
+# torch 2.11 itself, where it compiles an optimizer:
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_a_compiled_step_is_told_of():
     parameters = layers()
     optimizer = optim.SGD(parameters.values(), lr=0.1)
