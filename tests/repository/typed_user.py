@@ -3,6 +3,7 @@
 pyright looks at it in strict mode: a hint that is missing in the packages shows here as unknown.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -69,10 +70,15 @@ def make_and_train() -> list[str]:
     to_rows(model)
     print(found, orders(fuse(model), IMAGES))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    dynamic = DynamicSparsity(model, optimizer, rule="rigl", interval=1, total_steps=4)
+    average = copy.deepcopy(model)
+    dynamic = DynamicSparsity(
+        model, [optimizer], "rigl", 1, total_steps=4, averages=[average], process_group=False
+    )
     F.cross_entropy(model(IMAGES), LABELS).backward()  # pyright: ignore[reportUnknownMemberType]
     changed: bool = dynamic.step()
     share: float = dynamic.exploration_rate()
+    outcome: dict[str, str] = dynamic.last_update
+    print(dynamic.is_armed, outcome)
     dynamic.load_state_dict(dynamic.state_dict())
     kept = dense_state_dict(model)
     try:
