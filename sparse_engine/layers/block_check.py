@@ -28,5 +28,11 @@ def block_signs(block_ids: Tensor) -> Tensor:
 
 
 def are_averaged(signs: Tensor) -> bool:
-    """Return whether signs are means of different ones; waits for a GPU."""
-    return bool(((signs.float().abs() - 1).abs() > TOLERANCE).any())
+    """Return whether signs are means of different ones; waits for a GPU.
+
+    Memory that nobody has written to, as tools leave it whose checkpoint has no signs, is no mean:
+    means lie between -1 and 1, and not all of them at 0.
+    """
+    size = signs.float().abs()
+    is_written = bool((size <= 1 + TOLERANCE).all() & (size > 1e-3).any())
+    return is_written and bool(((size - 1).abs() > TOLERANCE).any())

@@ -74,6 +74,18 @@ def test_a_mean_of_networks_with_the_same_blocks_is_the_mean():
     torch.testing.assert_close(model[0].dense_weight(), first[0].dense_weight() / 2)
 
 
+def test_checks_that_a_tool_has_left_unwritten_are_made_anew():
+    first, model = network(0), network(1)
+    for own, other in zip(model.parameters(), first.parameters()):
+        own.data.copy_(other)
+    model[0].block_ids.copy_(first[0].block_ids)
+    model[2].block_ids.copy_(first[2].block_ids)
+    model[0].block_check = torch.empty(32).fill_(1e30)
+    model[2].block_check.zero_()
+    assert torch.equal(model(X), first(X))
+    assert model.state_dict()["0.block_check"].equal(first[0].block_check)
+
+
 def test_states_of_before_load_and_others_are_as_they_were():
     first, model = network(0), network(1)
     state = {name: v for name, v in first.state_dict().items() if "block_check" not in name}
@@ -92,3 +104,5 @@ def test_signs_are_of_ids_in_their_order():
         assert 4 < (other != found).sum() < 28
         assert are_averaged((found + other) / 2)
     assert not are_averaged(0.3 * found + 0.7 * found)
+    for unwritten in (torch.zeros(32), torch.full((32,), torch.nan), found * 1e30, found * 1e-40):
+        assert not are_averaged(unwritten)
