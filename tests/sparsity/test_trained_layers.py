@@ -214,3 +214,19 @@ def test_where_no_step_is_seen_a_recorded_one_is_suspected(monkeypatch):
         dynamic.step()
     monkeypatch.undo()
     assert all(map(torch.equal, masks(model), before))
+
+
+def test_a_pass_that_was_set_to_zero_is_no_part_in_the_step():
+    torch.manual_seed(0)
+    model = Drops()
+    sparsify(model, 0.5, "uniform", (4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dynamic = DynamicSparsity(model, optimizer, "rigl", 2, 0.5, schedule="constant")
+    for _ in range(2):
+        before = masks(model)
+        for model.calls in (0, 3):  # the second time without `often`
+            optimizer.zero_grad(set_to_none=False)
+            model(torch.randn(16, 32)).square().mean().backward()
+        optimizer.step()
+        dynamic.step()
+    assert [a.equal(b) for a, b in zip(before, masks(model))] == [True, True, True, False]
