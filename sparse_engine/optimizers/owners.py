@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
@@ -85,11 +85,12 @@ class Owners:
     @property
     def optimizers(self) -> list[Any]:
         """All of them, those inside others included."""
-        return list(self._all())
+        parts = (part for one in self._outermost() for part in with_wrapped(one))
+        return list({id(part): part for part in parts}.values())
 
     def of(self, parameter: Parameter) -> list[Any]:
         """Return the optimizers whose groups hold a parameter now, without wrappers of them."""
-        holders = [one for one in self._all() if group_of(one, parameter)]
+        holders = [one for one in self.optimizers if group_of(one, parameter)]
         held_by = {id(one) for one in holders}
         return [
             one
@@ -99,7 +100,7 @@ class Owners:
 
     def trained(self) -> set[str]:
         """Return the names of parameters that require a gradient and are held by an optimizer."""
-        held = {name for one in self._all() for name in self.names_in(one)}
+        held = {name for one in self.optimizers for name in self.names_in(one)}
         return {name for name in held if self._parameters[name].requires_grad}
 
     def names_in(self, optimizer: Any) -> list[str]:
@@ -122,10 +123,6 @@ class Owners:
         noticed = (reference() for reference in self._noticed)
         return [*self._given, *(one for one in noticed if one is not None)]
 
-    def _all(self) -> Iterable[Any]:
-        parts = (part for one in self._outermost() for part in with_wrapped(one))
-        return {id(part): part for part in parts}.values()
-
     def _stepped(self, optimizer: Optimizer) -> None:
         groups = getattr(optimizer, "param_groups", ())
         form = [(id(group["params"]), len(group["params"])) for group in groups]
@@ -142,7 +139,7 @@ class Owners:
         names = self.names_in(optimizer)
         inside = [one for one in with_wrapped(optimizer)[1:] if _tells_of_steps(one)]
         told = {name for one in inside for name in self.names_in(one)}
-        if names and not any(optimizer is one for one in self._all()):
+        if names and not any(optimizer is one for one in self.optimizers):
             check_supported(optimizer, self._parameters.values())
             self._noticed.append(weakref.ref(optimizer, self._noticed.remove))
         return _Held(form, names, not told.issuperset(names))

@@ -212,8 +212,10 @@ class DynamicSparsity:
             InputError: the processes have different models.
         """
         topology = self.topology
+        if topology.processes.size > 1:
+            return
         processes = processes_of(self._group)
-        if topology.processes.size > 1 or not isinstance(processes, ProcessesOfGroup):
+        if not isinstance(processes, ProcessesOfGroup):
             return
         if not topology.accumulate:
             raise InputError("accumulate=False is for a model that a single process trains")

@@ -62,9 +62,8 @@ class ProcessesOfGroup:
 
     def send_from_first(self, tensors: Sequence[Tensor]) -> None:
         """Give tensors the numbers that they have in the first process, in place."""
-        first = dist.get_global_rank(self._group, 0) if self._group is not None else 0
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), first, group=self._group)
+            dist.broadcast(tensor.detach(), group=self._group, group_src=0)
 
     def check_same(self, description: object) -> None:
         """Raise InputError unless all processes describe their networks alike."""
