@@ -76,7 +76,7 @@ def evaluate(
     from sparse_engine.evaluation.predict import (
         calibration,
         ensemble_metrics,
-        member_probabilities,
+        member_log_probabilities,
     )
     from sparse_engine.runs.tickets import run_tickets
 
@@ -89,7 +89,7 @@ def evaluate(
         for ticket in run_tickets(folder, config, data.info)
     ]
     beyond = _beyond_the_test_split(tickets, data, place, options)
-    members, labels = member_probabilities(tickets, data.test, place)
+    members, labels = member_log_probabilities(tickets, data.test, place)
     return {
         "dataset": dataset,
         "runs": list(runs),

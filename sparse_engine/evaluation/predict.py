@@ -1,6 +1,7 @@
 """Predictions of a model on a data split, and the metrics of members and of their ensemble."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,14 +9,14 @@ from torch import Tensor, nn
 
 from sparse_engine.data.splits import Split, batches
 from sparse_engine.device import autocast
-from sparse_engine.errors import RunFailure
+from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.evaluation.metrics import (
     calibration_bins,
     classification_metrics,
     disagreement,
     kl_divergence,
+    mean_log_probabilities,
     mean_of_pairs,
-    mean_probabilities,
     pairwise_matrix,
 )
 from sparse_engine.runs.tickets import Ticket
@@ -25,24 +26,30 @@ from sparse_engine.runs.tickets import Ticket
 def predict(
     model: nn.Module, split_batches: Iterator, dtype: str = "fp32"
 ) -> tuple[Tensor, Tensor]:
-    """Return softmax probabilities [N, K] and labels [N], on the CPU; the model's mode is kept."""
+    """Return log-probabilities [N, K] and labels [N], on the CPU; the model's mode is kept.
+
+    Raises:
+        InputError: no batches.
+    """
     training = model.training
     model.eval()
-    probabilities, labels = [], []
+    logs, labels = [], []
     for x, y in split_batches:
         x = x.contiguous(memory_format=torch.channels_last)
         with autocast(x.device, dtype):
             logits = model(x)
-        probabilities.append(logits.float().softmax(1).cpu())
+        logs.append(logits.float().log_softmax(1).cpu())
         labels.append(y.cpu())
     model.train(training)
-    return torch.cat(probabilities), torch.cat(labels)
+    if not logs:
+        raise InputError("predictions need at least one batch of images; found none")
+    return torch.cat(logs), torch.cat(labels)
 
 
-def member_probabilities(
+def member_log_probabilities(
     tickets: Iterable[Ticket], split: Split, device: torch.device
 ) -> tuple[list[Tensor], Tensor]:
-    """Return probabilities [N, K] of each member of each ticket, and the labels [N].
+    """Return log-probabilities [N, K] of each member of each ticket, and the labels [N].
 
     Raises:
         InputError: a ticket cannot be read; RunFailure: predictions that are not finite.
@@ -52,13 +59,13 @@ def member_probabilities(
         config = ticket.config
         for member in ticket.members(device):
             images = batches(split, ticket.info, 2 * config.batch_size, device, config.workers)
-            probabilities, labels = predict(member, images, config.dtype)
-            if not bool(probabilities.isfinite().all()):
+            logs, labels = predict(member, images, config.dtype)
+            if not bool(logs.isfinite().all()):
                 raise RunFailure(
                     f"predictions of ticket '{ticket.path}' are not finite: restore its file, or "
                     "train it again"
                 )
-            members.append(probabilities)
+            members.append(logs)
     return members, labels
 
 
@@ -66,7 +73,7 @@ def ensemble_metrics(members: Sequence[Tensor], labels: Tensor) -> dict[str, Any
     """Return metrics of the ensemble and of each member.
 
     Args:
-        members: the probabilities [N, K] of each.
+        members: the log-probabilities [N, K] of each.
         labels: the classes [N].
 
     Returns:
@@ -78,20 +85,23 @@ def ensemble_metrics(members: Sequence[Tensor], labels: Tensor) -> dict[str, Any
     stacked = torch.stack(list(members))
 
     def of_first(count: int) -> dict[str, Any]:
-        return classification_metrics(mean_probabilities(stacked[:count]), labels)
+        return classification_metrics(mean_log_probabilities(stacked[:count]), labels, log=True)
 
-    each = [classification_metrics(p, labels) for p in stacked]
+    each = [classification_metrics(logs, labels, log=True) for logs in stacked]
     metrics = of_first(len(each))
     metrics |= {"member_accuracy": [m["accuracy"] for m in each], "members": each}
     if len(each) > 1:
         for name, function in (("disagreement", disagreement), ("kl", kl_divergence)):
-            matrix = pairwise_matrix(function, stacked)
+            matrix = pairwise_matrix(partial(function, log=True), stacked)
             metrics[name], metrics[f"{name}_matrix"] = mean_of_pairs(matrix), matrix
         metrics["growing"] = [of_first(count) for count in range(1, len(each) + 1)]
     return metrics
 
 
 def calibration(members: Sequence[Tensor], labels: Tensor) -> dict[str, list[float]]:
-    """Return counts, accuracy and confidence of the bins of the ensemble's reliability diagram."""
-    bins = calibration_bins(mean_probabilities(torch.stack(list(members))), labels)
+    """Return counts, accuracy and confidence of the bins of the ensemble's reliability diagram.
+
+    Arguments are those of ensemble_metrics.
+    """
+    bins = calibration_bins(mean_log_probabilities(torch.stack(list(members))), labels, log=True)
     return {name: values.tolist() for name, values in bins._asdict().items()}

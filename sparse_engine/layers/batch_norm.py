@@ -1,10 +1,13 @@
 """Batch-norm statistics of weights that no training step has seen."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from sparse_engine.errors import InputError
 
 
 @torch.no_grad()
@@ -13,8 +16,15 @@ def estimate_batch_norm(model: nn.Module, images: Iterable[Tensor]) -> None:
 
     Everything but batch-norm runs as at test, so dropout drops nothing. The model's mode is kept.
     Source: Izmailov et al. 2018 (stochastic weight averaging), section 3.2.
+
+    Raises:
+        InputError: no batches; the statistics stay as they were.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    images = iter(images if norms else ())
+    first = next(images, None)
+    if norms and first is None:
+        raise InputError("batch-norm statistics need at least one batch of images; found none")
     training, momenta = model.training, [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -22,7 +32,7 @@ def estimate_batch_norm(model: nn.Module, images: Iterable[Tensor]) -> None:
         # Without a momentum PyTorch keeps the equal-weight mean of all batches.
         norm.momentum = None
         norm.train()
-    for x in images if norms else ():
+    for x in chain((first,), images) if norms else ():
         model(x)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum

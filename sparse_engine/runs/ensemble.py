@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.models.grouped.group import group
-from sparse_engine.models.members import joint_calls, members_of
+from sparse_engine.models.members import joint_calls, log_mean_probability, members_of
 from sparse_engine.runs.tickets import Ticket, check_data_types, check_preprocessing, tickets_of
 from sparse_kernels.cpu.threads import in_threads
 
@@ -104,8 +104,16 @@ class TicketEnsemble(nn.Module):
         return self._count
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map a batch of N inputs to mean probabilities [N, K]."""
+        """Map a batch of N inputs to mean probabilities [N, K], of a type as below."""
         return self.member_probabilities(x).mean(0)
+
+    def log_probabilities(self, x: Tensor) -> Tensor:
+        """Map a batch of N inputs to the logarithms of mean probabilities [N, K], float32 or wider.
+
+        They are exact where a probability is too small for its data type; losses and metrics of
+        very sure predictions want them (sparse_engine.metrics, with log=True).
+        """
+        return log_mean_probability(self.member_logits(x))
 
     def member_logits(self, x: Tensor) -> Tensor:
         """Map a batch of N inputs to each member's logits [M, N, K].
@@ -127,10 +135,14 @@ class TicketEnsemble(nn.Module):
         return torch.cat(logits)
 
     def member_probabilities(self, x: Tensor) -> Tensor:
-        """Map a batch of N inputs to each member's probabilities [M, N, K], float32 or wider."""
+        """Map a batch of N inputs to each member's probabilities [M, N, K].
+
+        They have the next wider data type than the logits, float32 or float64: half-precision
+        probabilities would round away what the members disagree on, and in float32 those of
+        logits 104 apart would be 0.
+        """
         logits = self.member_logits(x)
-        # Half-precision probabilities would round away what the members disagree on.
-        return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return logits.softmax(-1, dtype=_wider(logits))
 
     def uncertainty(self, x: Tensor) -> Uncertainty:
         """Return the entropy H of the mean prediction and the mutual information (BALD).
@@ -159,6 +171,12 @@ class TicketEnsemble(nn.Module):
         whole = any(member.training for member in self.members)
         several = torch.get_num_threads() > 1 and len(self.members) > 1
         return several and not whole and weights * len(x) >= LEAST_PRODUCTS
+
+
+def _wider(logits: Tensor) -> torch.dtype:
+    if logits.dtype.itemsize < 4 or logits.device.type == "mps":  # which has no float64
+        return torch.float32
+    return torch.float64
 
 
 def _in_threads(calls: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[Tensor]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_engine.errors import InputError
 from sparse_engine.layers.candidates import dense_layers
 from sparse_engine.layers.surgery import separate_projections
 from sparse_engine.models.members import training_pair
@@ -37,6 +38,9 @@ def snip_scores(
 
     Returns:
         A tensor of the weight's shape and device for every nn.Conv2d and nn.Linear, by name.
+
+    Raises:
+        InputError: no batches.
     """
     model, batches = _scored_copy(model, batches)
     weights = _weights(model)
@@ -96,6 +100,8 @@ def saliency_batches(start: str, loader: Any, classes: int) -> list[Batch]:
 
 def _scored_copy(model: nn.Module, batches: Iterable[Batch]) -> tuple[nn.Module, Sequence[Batch]]:
     batches = list(batches)
+    if not batches:
+        raise InputError("scores need at least one batch of images and labels; found none")
     twin = copy.deepcopy(model).to(batches[0][0].device).train()
     separate_projections(twin)  # as sparsify does
     return twin.requires_grad_(), batches

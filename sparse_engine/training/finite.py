@@ -154,12 +154,12 @@ def broken_member(
 
     Args:
         models: the members.
-        predicted: the probabilities of each on a whole split, and labels.
+        predicted: the log-probabilities of each on a whole split, and labels.
         batch: gives images [N, C, H, W] to look for the layer with, and labels.
         step: how many were made, for the words.
     """
-    for model, (probabilities, _) in zip(models, predicted, strict=True):
-        if not bool(probabilities.isfinite().all()):
+    for model, (logs, _) in zip(models, predicted, strict=True):
+        if not bool(logs.isfinite().all()):
             x, _ = batch()
             with _broken_layers(model.eval()) as layers:
                 model(x)

@@ -182,8 +182,8 @@ def predict_together(
         return predict(model, split_batches, dtype)
     own = islice(split_batches, world.rank, None, world.size)
     parts = [predict(model, iter([batch]), dtype) for batch in own]
-    probabilities, labels = zip(*merged(world.gather(parts)), strict=True)
-    return torch.cat(probabilities), torch.cat(labels)
+    logs, labels = zip(*merged(world.gather(parts)), strict=True)
+    return torch.cat(logs), torch.cat(labels)
 
 
 def merged(parts: Sequence[Sequence[Any]]) -> list[Any]:

@@ -15,7 +15,7 @@ from sparse_engine.data.loader import count_steps
 from sparse_engine.data.splits import choosing_split
 from sparse_engine.device import choose_device, on_backend, repeatable
 from sparse_engine.errors import InputError
-from sparse_engine.evaluation.predict import ensemble_metrics, member_probabilities
+from sparse_engine.evaluation.predict import ensemble_metrics, member_log_probabilities
 from sparse_engine.methods.independent import as_one, is_grouped
 from sparse_engine.methods.phase import Phase
 from sparse_engine.methods.registry import build_phases
@@ -79,7 +79,7 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         if not world.is_first:
             return None
         tickets = run_tickets(folder, config, data.info)
-        metrics = ensemble_metrics(*member_probabilities(tickets, data.test, device))
+        metrics = ensemble_metrics(*member_log_probabilities(tickets, data.test, device))
         costs = run_costs(config, data.info, phases, trained.densities)
         result = describe(config, device, costs, metrics, trained.seconds)
         result |= {"skipped_steps": trained.skipped, "processes": world.size}

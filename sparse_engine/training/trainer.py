@@ -167,12 +167,12 @@ class Trainer(TrainingRun):
         predicted = [self.predict(model) for model in self.network.members]
         last_batch = partial(self.whole_loader.batch, progress.step - 1)
         self._fail_for(broken_member(self.network.members, predicted, last_batch, progress.step))
-        self.accuracies[:] = [accuracy(*pair) for pair in predicted]
+        self.accuracies[:] = [accuracy(*pair, log=True) for pair in predicted]
         mean = fmean(self.accuracies)
         bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{mean:.4f}")
         if phase.selects and self.split == "validation":
             self._keep_best()
-        nll = fmean(negative_log_likelihood(*pair) for pair in predicted)
+        nll = fmean(negative_log_likelihood(*pair, log=True) for pair in predicted)
         self.folder.add_row(self._row(phase, mean, nll).texts())
         if progress.phase_step == phase.steps:
             for action in phase.end:

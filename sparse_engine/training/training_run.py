@@ -129,10 +129,13 @@ class TrainingRun:
 
     def evaluated(self, model: nn.Module) -> State:
         """Return the same of another model."""
-        return {"accuracy": accuracy(*self.predict(model)), "model": copy_of(model.state_dict())}
+        return {
+            "accuracy": accuracy(*self.predict(model), log=True),
+            "model": copy_of(model.state_dict()),
+        }
 
     def predict(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return probabilities [N, K] and labels [N] of the held-out split."""
+        """Return log-probabilities [N, K] and labels [N] of the held-out split."""
         size = 2 * self.config.batch_size
         held_out = batches(self.held_out, self.data.info, size, self.device, self.config.workers)
         return predict_together(model, held_out, self.config.dtype, self.world)

@@ -152,6 +152,40 @@ def test_classification_metrics_are_floats_by_short_name():
     assert all(type(value) is float for value in result.values())
 
 
+def test_logarithms_say_the_same_as_probabilities():
+    probabilities, labels = predictions(0)
+    p, q, logs = probabilities.double(), predictions(1)[0].double(), probabilities.double().log()
+    assert metrics.classification_metrics(logs, labels, log=True) == pytest.approx(
+        metrics.classification_metrics(p, labels)
+    )
+    for function in (metrics.kl_divergence, metrics.disagreement):
+        assert function(logs, q.log(), log=True) == pytest.approx(function(p, q))
+    mean = metrics.mean_log_probabilities(torch.stack([logs, q.log()]))
+    torch.testing.assert_close(mean.exp(), (p + q) / 2)
+
+
+def test_logarithms_are_exact_where_probabilities_underflow():
+    logs, labels = torch.tensor([[0.0, -1000.0], [-math.inf, 0.0]]), torch.tensor([1, 1])
+    assert metrics.negative_log_likelihood(logs, labels, log=True) == 500
+    other = torch.tensor([[0.0, -2000.0], [-1000.0, 0.0]])
+    assert metrics.kl_divergence(logs, other, log=True) == 0
+    assert metrics.kl_divergence(logs.flip(1), other, log=True) == 1500
+
+
+@pytest.mark.parametrize(
+    ("logs", "message"),
+    [
+        (torch.tensor([[2.0, 1.0]]), r"row 0 sum to 10\.1073; were logits passed\?$"),
+        (torch.tensor([[math.nan, 0.0]]), "must not be nan"),
+        (torch.tensor([[math.inf, 0.0]]), "must not be nan or infinitely large"),
+        (torch.tensor([0.0]), r"log-probabilities must be \[N, K\]"),
+    ],
+)
+def test_bad_logarithms(logs, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.negative_log_likelihood(logs, torch.tensor([0]), log=True)
+
+
 def test_half_precision_is_computed_in_float64():
     probabilities, labels = predictions(0)
     half = probabilities.bfloat16()
@@ -212,6 +246,8 @@ LABELS = torch.tensor([0, 1])
         (GOOD / 0, LABELS, r"finite and not negative; were logits passed\?$"),
         (GOOD * torch.nan, LABELS, r"finite and not negative; were logits passed\?$"),
         (-GOOD, LABELS, r"finite and not negative; were logits passed\?$"),
+        (1.01 * GOOD, LABELS, r"sum to 1, those of row 0 sum to 1\.01; were they normalised\?$"),
+        (GOOD * torch.tensor([[1.0], [0.5]]), LABELS, r"those of row 1 sum to 0\.5; were"),
     ],
 )
 @pytest.mark.parametrize(
@@ -237,6 +273,8 @@ def test_bad_pairs(function):
         function(GOOD, GOOD / 0)
     with pytest.raises(ValueError, match="not empty"):
         function(GOOD[:0], GOOD[:0])
+    with pytest.raises(ValueError, match="sum to 2"):
+        function(GOOD, 2 * GOOD)
 
 
 def test_bad_members_and_bins():

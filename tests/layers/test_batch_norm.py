@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparse_engine.errors import InputError
 from sparse_engine.layers.batch_norm import estimate_batch_norm
 
 
@@ -34,3 +35,14 @@ def test_statistics_are_the_mean_over_batches(training):
 
 def test_a_model_without_batch_norm_is_not_run():
     estimate_batch_norm(nn.Linear(2, 2), iter(lambda: pytest.fail("a batch was drawn"), None))
+
+
+def test_without_images_the_statistics_stay():
+    norm = nn.BatchNorm2d(3)
+    norm(torch.randn(2, 3, 4, 4) + 9)
+    before = norm.running_mean.clone()
+    with pytest.raises(InputError, match="statistics need at least one batch of images"):
+        estimate_batch_norm(norm, iter([]))
+    assert torch.equal(norm.running_mean, before)
+    assert norm.momentum == 0.1
+    estimate_batch_norm(nn.Linear(1, 1), [])

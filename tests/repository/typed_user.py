@@ -111,7 +111,8 @@ def predict() -> Tensor:
     logits: Tensor = group(members)(IMAGES)
     assert torch.allclose(logits, ensemble.member_logits(IMAGES), atol=1e-5)
     probabilities, entropy, information = ensemble.uncertainty(IMAGES)
-    print(len(ensemble), probabilities, ensemble(IMAGES), information)
+    logs: Tensor = ensemble.log_probabilities(IMAGES)
+    print(len(ensemble), probabilities, ensemble(IMAGES), information, logs)
     return entropy
 
 

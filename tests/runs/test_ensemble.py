@@ -26,9 +26,9 @@ def inputs():
 
 def test_forward_is_the_mean_of_probabilities(members, inputs):
     ensemble = TicketEnsemble(members).eval()
-    first, second, third = (member(inputs).softmax(1) for member in members)
+    first, second, third = (member(inputs).double().softmax(1) for member in members)
     torch.testing.assert_close(ensemble(inputs), (first + second + third) / 3)
-    torch.testing.assert_close(ensemble(inputs).sum(1), torch.ones(5))
+    torch.testing.assert_close(ensemble(inputs).sum(1), torch.ones(5).double())
     assert len(ensemble) == 3
 
 
@@ -49,23 +49,27 @@ class Constant(nn.Module):
 
 def test_hand_computed_mean():
     ensemble = TicketEnsemble([Constant([0.9, 0.1]), Constant([0.2, 0.8])])
-    torch.testing.assert_close(ensemble(torch.zeros(1, 1)), torch.tensor([[0.55, 0.45]]))
+    torch.testing.assert_close(ensemble(torch.zeros(1, 1)).float(), torch.tensor([[0.55, 0.45]]))
 
 
 def test_member_probabilities_keep_members_apart(members, inputs):
     ensemble = TicketEnsemble(members).eval()
     probabilities = ensemble.member_probabilities(inputs)
     assert probabilities.shape == (3, 5, 3)
-    torch.testing.assert_close(probabilities[1], members[1](inputs).softmax(1))
+    torch.testing.assert_close(probabilities[1].float(), members[1](inputs).softmax(1))
     mean = metrics.mean_probabilities(probabilities)
-    torch.testing.assert_close(mean.float(), ensemble(inputs))
+    torch.testing.assert_close(mean, ensemble(inputs))
 
 
 @pytest.mark.parametrize(
     ("given", "wanted"),
-    [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float64),
+    ],
 )
-def test_probabilities_are_at_least_float32(members, inputs, given, wanted):
+def test_probabilities_are_wider_than_logits(members, inputs, given, wanted):
     ensemble = TicketEnsemble(members).eval().to(given)
     assert ensemble(inputs.to(given)).dtype == wanted
 
@@ -110,12 +114,28 @@ def test_member_logits(members, inputs):
     torch.testing.assert_close(logits[2], members[2](inputs))
 
 
+@pytest.mark.parametrize("gap", [80.0, 120.0, 200.0, 1000.0])
+def test_likelihoods_are_exact_where_probabilities_underflow(gap):
+    """A float32 softmax gives 0 from a gap of 104 on, a float64 one from 745 on."""
+    label = torch.tensor([1])
+    ensemble = TicketEnsemble([Constant([1.0, 1.0]), Constant([1.0, 1.0])])
+    for member, own in zip(ensemble.members, (gap, gap + 10)):
+        member.logits = torch.tensor([[own, 0.0]])
+    wanted = gap + math.log(2) - math.log1p(math.exp(-10))
+    logs = ensemble.log_probabilities(torch.zeros(1, 1))
+    assert logs.shape == (1, 2)
+    assert metrics.negative_log_likelihood(logs, label, log=True) == pytest.approx(wanted, rel=1e-6)
+    if gap < 700:
+        probabilities = ensemble(torch.zeros(1, 1))
+        assert metrics.negative_log_likelihood(probabilities, label) == pytest.approx(wanted)
+
+
 def test_uncertainty_by_hand():
     apart = TicketEnsemble([Constant([1.0, 1e-9]), Constant([1e-9, 1.0])])
     found = apart.uncertainty(torch.ones(2, 1))
-    torch.testing.assert_close(found.probabilities, torch.full((2, 2), 0.5))
-    torch.testing.assert_close(found.entropy, torch.full((2,), math.log(2)))
-    torch.testing.assert_close(found.mutual_information, torch.full((2,), math.log(2)))
+    torch.testing.assert_close(found.probabilities.float(), torch.full((2, 2), 0.5))
+    torch.testing.assert_close(found.entropy.float(), torch.full((2,), math.log(2)))
+    torch.testing.assert_close(found.mutual_information.float(), torch.full((2,), math.log(2)))
     near = TicketEnsemble([Constant([0.9, 0.1]), Constant([0.2, 0.8])])
     found = near.uncertainty(torch.ones(1, 1))
     entropies = [-sum(p * math.log(p) for p in row) for row in ((0.9, 0.1), (0.2, 0.8))]

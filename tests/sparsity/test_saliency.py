@@ -158,3 +158,9 @@ def test_a_start_gets_ten_images_a_class():
     assert [int(x) for x, _ in saliency_batches("snip", Loader(), 10)] == [0, 1, 2, 3]
     assert len(saliency_batches("grasp", Loader(), 2)) == 1
     assert saliency_batches("random", Loader(), 10) == []
+
+
+@pytest.mark.parametrize("start", sorted(SCORES))
+def test_no_batches_are_refused(start):
+    with pytest.raises(InputError, match="scores need at least one batch"):
+        SCORES[start](network(), [])

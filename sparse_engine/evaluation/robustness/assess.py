@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from sparse_engine.data.arrays import DataSet
-from sparse_engine.evaluation.metrics import classification_metrics, mean_probabilities
+from sparse_engine.evaluation.metrics import classification_metrics, mean_log_probabilities
 from sparse_engine.evaluation.robustness.attacks import robust_accuracy
 from sparse_engine.evaluation.robustness.corrupted import CorruptedSet, corrupted_sets
 from sparse_engine.evaluation.robustness.options import Options
@@ -69,9 +69,9 @@ def corruption_metrics(
     all_metrics = []
     for family, severity, stream in tqdm(sets, desc="corruptions", disable=None):
         logits, labels = predict_logits(members, stream)
-        probabilities = logits.softmax(2)
-        everyone = [*probabilities, mean_probabilities(probabilities)]
-        metrics = [classification_metrics(p, labels) for p in everyone]
+        logs = logits.log_softmax(2)
+        everyone = [*logs, mean_log_probabilities(logs)]
+        metrics = [classification_metrics(own, labels, log=True) for own in everyone]
         families.setdefault(family, {})[str(severity)] = metrics[-1]
         all_metrics.append(metrics)
     *each, ensemble = (mean_metrics(of_one) for of_one in zip(*all_metrics))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_engine.data.loader import seeded_generator
+from sparse_engine.errors import InputError
 from sparse_engine.evaluation.robustness.pixel_model import PixelModel
 
 # Steps together may cross the box and come back, whatever their number.
@@ -77,6 +78,9 @@ def robust_accuracy(
         `matrix`, a row for each source and a column for each target (members, then the ensemble;
         a single member is its own ensemble); `targets`, the min, mean and max over sources of
         each, the ensemble last; `images`, how many there were.
+
+    Raises:
+        InputError: no batches.
     """
     sources = [*members, EnsembleLogits(members)] if len(members) > 1 else list(members)
     correct, count = torch.zeros(len(sources), len(sources), dtype=torch.float64), 0
@@ -90,6 +94,8 @@ def robust_accuracy(
                 moved = pgd(source, pixels, labels, epsilon, steps, generator)
             correct[row] += _count_correct(members, moved, labels)
         count += len(labels)
+    if not count:
+        raise InputError("an attack needs at least one batch of images; found none")
     matrix = correct / count
     summaries = (torch.min, torch.mean, torch.max)
     targets = [{f.__name__: f(column).item() for f in summaries} for column in matrix.T]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.splits import Split, batches
 from sparse_engine.device import autocast
+from sparse_engine.errors import InputError
 from sparse_engine.runs.tickets import Ticket
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -64,10 +65,16 @@ def pixel_batches(split: Split, info: DatasetInfo, batch_size: int, workers: int
 def predict_logits(
     members: Sequence[PixelModel], stream: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Return logits [M, N, K] and labels [N], on the CPU; each batch is made once for all."""
+    """Return logits [M, N, K] and labels [N], on the CPU; each batch is made once for all.
+
+    Raises:
+        InputError: no batches.
+    """
     logits, labels = [], []
     for pixels, y in stream:
         pixels = pixels.to(members[0].device, non_blocking=True)
         logits.append(torch.stack([member(pixels).cpu() for member in members]))
         labels.append(y.cpu())
+    if not logits:
+        raise InputError("predictions need at least one batch of images; found none")
     return torch.cat(logits, 1), torch.cat(labels)

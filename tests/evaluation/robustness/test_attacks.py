@@ -8,6 +8,7 @@ from torch import nn
 
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.data.load import load_dataset
+from sparse_engine.errors import InputError
 from sparse_engine.evaluation.robustness.attacks import (
     EnsembleLogits,
     fgsm,
@@ -173,3 +174,8 @@ def test_a_single_member_is_its_own_ensemble(members, batch):
 def test_pgd_is_repeatable(members, batch):
     first, again = (robust_accuracy(members, [batch], "pgd", EPSILON, 3) for _ in range(2))
     assert first == again
+
+
+def test_no_images_are_refused():
+    with pytest.raises(InputError, match="needs at least one batch"):
+        robust_accuracy([PixelModel(nn.Flatten(), INFO)], [], "fgsm", EPSILON, 1)

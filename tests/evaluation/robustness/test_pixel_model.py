@@ -3,9 +3,11 @@
 import pytest
 import torch
 from ticket_runs import make_run
+from torch import nn
 
 from sparse_engine.data.load import load_dataset
-from sparse_engine.evaluation.predict import member_probabilities
+from sparse_engine.errors import InputError
+from sparse_engine.evaluation.predict import member_log_probabilities, predict
 from sparse_engine.evaluation.robustness.pixel_model import (
     pixel_batches,
     pixel_models,
@@ -23,5 +25,11 @@ def test_models_of_pixels_predict_what_tickets_do(settings, tolerance, tmp_path)
     models = pixel_models(tickets, cpu)
     logits, labels = predict_logits(models, pixel_batches(data.test, data.info, 100))
     assert torch.equal(labels, data.test.labels)
-    wanted, _ = member_probabilities(tickets, data.test, torch.device(cpu))
-    torch.testing.assert_close(logits.softmax(2), torch.stack(wanted), atol=tolerance, rtol=0)
+    wanted, _ = member_log_probabilities(tickets, data.test, torch.device(cpu))
+    torch.testing.assert_close(logits.softmax(2), torch.stack(wanted).exp(), atol=tolerance, rtol=0)
+
+
+def test_no_images_are_refused():
+    for predictions in (lambda: predict_logits([], []), lambda: predict(nn.Flatten(), iter([]))):
+        with pytest.raises(InputError, match="need at least one batch of images"):
+            predictions()
