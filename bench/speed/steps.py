@@ -121,11 +121,15 @@ class Step(Workload):
                 weight.mul_(mask)
 
     def state_bytes(self) -> int:
-        """Return the bytes of parameters, gradients and optimizer state, after a step."""
+        """Return the bytes of parameters, gradients, optimizer state and lists of blocks.
+
+        After a step.
+        """
         tensors = [t for p in self.model.parameters() for t in (p, p.grad) if t is not None]
         states = self.optimizer.state.values()
         tensors += [t for state in states for t in state.values() if isinstance(t, Tensor)]
-        return sum(t.nbytes for t in tensors)
+        layers = [m for m in self.model.modules() if isinstance(m, SparseLayer)]
+        return sum(t.nbytes for t in tensors) + sum(layer.index_bytes for layer in layers)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):

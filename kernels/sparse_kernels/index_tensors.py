@@ -88,6 +88,13 @@ class IndexTensors(NamedTuple):
         return [self.block_ids, *self.forward, *self.input_grad, *self.slots]
 
 
+def index_bytes(slots: int, grid: Grid) -> int:
+    """Return the bytes of all lists of so many slots in a grid [OB, CB, R, S]."""
+    out_blocks, in_blocks, *_ = grid
+    passes, starts = 2 * (len(PassIndex._fields) - 1), out_blocks + 1 + in_blocks + 1
+    return 4 * ((1 + passes + len(SlotIndex._fields)) * slots + starts)
+
+
 def count_slots(tensors: Iterable[Tensor]) -> int:
     """Return Z, from the lists as one."""
     block_ids, *_ = tensors

@@ -16,18 +16,30 @@ _SUMMED = (
 _QUALITY = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"}
 
 
-def total_costs(results: Sequence[Mapping[str, Any] | None]) -> dict[str, float | None]:
+def total_costs(results: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     """Return what runs cost together, from their metrics.json; None where one does not say.
 
     FLOPs, ratios to one dense network, seconds, parameters and bytes add up. The peak of memory
-    is the highest, since runs are trained one after another.
+    is the highest, since runs are trained one after another. Where runs were set against different
+    dense runs, training FLOPs are set against the first one's, and `note` says so.
     """
-    costs: dict[str, float | None] = {}
+    costs: dict[str, Any] = {}
     for name in (*_SUMMED, "peak_memory_bytes"):
         values = [(result or {}).get(name) for result in results]
         whole = max if name == "peak_memory_bytes" else sum
         told = all(isinstance(value, int | float) for value in values)
         costs[name] = whole(values) if told else None
+    costs["note"] = None
+    if costs["train_flops"] and costs["train_flops_ratio"]:
+        dense = [r["train_flops"] / r["train_flops_ratio"] for r in results if r]
+        if max(dense) > (1 + 1e-6) * min(dense):
+            costs["train_flops_ratio"] = costs["train_flops"] / dense[0]
+            costs["note"] = (
+                "the runs were set against different dense runs, of "
+                + ", ".join(f"{flops:.3g}" for flops in dense)
+                + " FLOPs: training FLOPs are set against the first, and test FLOPs are sums of "
+                "each run's ratio to its own dense network"
+            )
     return costs
 
 
@@ -87,7 +99,7 @@ def _cost_table(costs: Mapping[str, Any]) -> str:
         return "unknown" if costs[name] is None else format(costs[name] / unit, form)
 
     rows = [
-        ["cost of all runs", "", "of one dense network"],
+        ["cost of all runs", "", "of one dense network, trained as --method dense"],
         ["training FLOPs", show("train_flops", ".3g"), show("train_flops_ratio", ".2f")],
         ["test FLOPs", "", show("test_flops_ratio", ".2f")],
         ["training seconds", show("train_seconds", ".1f"), ""],
@@ -95,7 +107,7 @@ def _cost_table(costs: Mapping[str, Any]) -> str:
         ["parameters", show("parameters", ".0f"), ""],
         ["stored, MB", show("bytes", ".2f", 1e6), ""],
     ]
-    return markdown_table(rows)
+    return "\n\n".join([markdown_table(rows), *([costs["note"]] if costs["note"] else [])])
 
 
 def _diversity_table(result: Mapping[str, Any]) -> str:

@@ -85,6 +85,15 @@ class SparseLayer(BlockIds):
         return self.layout.active_weights / math.prod(self.layout.shape)
 
     @property
+    def index_bytes(self) -> int:
+        """Bytes of the lists that say where blocks lie: 56 for each slot, and a few for each layer.
+
+        They count the lists that kernels follow and the buffers block_ids and block_check.
+        """
+        held = (*self._layout.tensors(), self.block_ids, self.block_check)
+        return sum(t.nbytes for t in held)
+
+    @property
     def block(self) -> tuple[int, int]:
         """(BO, BC), after clamping to the layer's channels."""
         return self._layout.block
@@ -249,7 +258,7 @@ class SparseLayer(BlockIds):
 
     def _describe_blocks(self) -> str:
         taps = ", taps='all'" if self.layout.group > 1 else ""
-        size = self.values.numel() * self.values.element_size()
+        size = self.values.nbytes + self.index_bytes
         ran_on = f", ran_on='{self.ran_on}'" if self.ran_on else ""
         return (
             f"density={self.density:.4g}, block={self.block}{taps}, "

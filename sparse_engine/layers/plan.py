@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_engine.layers.block_check import SIGNS
 from sparse_engine.layers.blocks import DENSE, BlockChoice, layer_block, without_ragged_edge
 from sparse_kernels import BlockLayout
 from sparse_kernels.block_kinds import BlockKinds, Counts
+from sparse_kernels.index_tensors import index_bytes
 from sparse_kernels.layout import block_grid, clamp_block, group_size
 from sparse_kernels.operators.reference import block_norms
 
@@ -82,6 +84,17 @@ class LayerPlan:
     def stored(self) -> int:
         """Values that the active blocks hold, padded edges included."""
         return self.active * math.prod(self.block)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the lists that say which blocks these are, as SparseLayer.index_bytes."""
+        lists = index_bytes(self.active, block_grid(self.shape, self.block))
+        return lists + 4 * (self.active + SIGNS)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the layer's weight in fp32; the lists of a sparse layer are included."""
+        return 4 * self.weights if self.is_dense else 4 * self.stored + self.index_bytes
 
     @property
     def is_dense(self) -> bool:

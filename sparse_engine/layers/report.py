@@ -17,9 +17,10 @@ from sparse_engine.tables import format_table
 class LayerRow:
     """One convolution or linear layer, or an nn.MultiheadAttention's packed weight.
 
-    slots: blocks there is memory for; note: why a layer is skipped; runs_on: the backend its first
-    forward ran on, with a remark if the input had to be copied or only the weight was read; "-"
-    before.
+    slots: blocks there is memory for; stored_bytes: of the weight, and of a sparse layer's lists
+    of blocks, which are index_bytes of them; note: why a layer is skipped; runs_on: the backend
+    its first forward ran on, with a remark if the input had to be copied or only the weight was
+    read; "-" before.
     """
 
     name: str
@@ -35,6 +36,7 @@ class LayerRow:
     note: str = ""
     all_taps: bool = False
     runs_on: str = "dense"
+    index_bytes: int = 0
 
     @property
     def density(self) -> float:
@@ -61,17 +63,25 @@ class Report:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all rows' weights as stored."""
+        """Bytes of all rows' weights as stored, lists of blocks included."""
         return sum(row.stored_bytes for row in self.rows)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of all lists of blocks, which are part of stored_bytes."""
+        return sum(row.index_bytes for row in self.rows)
 
     def __str__(self) -> str:
         names = ("layer", "kind", "shape", "block", "blocks", "density", "weights", "bytes")
         weights = sum(row.weights for row in self.rows)
         table = [
-            (*names, "runs on"),
+            (*names, "of lists", "runs on"),
             *(_cells(row) for row in self.rows),
-            ("total", *[""] * 4, f"{self.density:.3f}", f"{weights}", f"{self.stored_bytes}", ""),
-            ("all else", *[""] * 5, f"{self.other_parameters}", f"{self.other_bytes}", ""),
+            (
+                *("total", *[""] * 4, f"{self.density:.3f}", f"{weights}"),
+                *(f"{self.stored_bytes}", f"{self.index_bytes}", ""),
+            ),
+            ("all else", *[""] * 5, f"{self.other_parameters}", f"{self.other_bytes}", "", ""),
         ]
         return format_table(table)
 
@@ -112,14 +122,14 @@ def report(model: nn.Module, skipped: Mapping[str, str] | None = None) -> Report
 
 def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:
     layout, weights = layer.layout, layer.layout.active_weights
-    stored = layer.values.numel() * layer.values.element_size()
+    stored = layer.values.nbytes + layer.index_bytes
     dense = math.prod(layout.shape)
     shape = layout.shape if isinstance(layer, SparseConv2d) else layout.shape[:2]
     kind = type(layer).__name__
     counts = (layout.active, layout.slots, layout.total, weights, dense, stored)
     runs_on = layer.ran_on or "-"
     every = layout.group > 1
-    return LayerRow(name, kind, shape, layer.block, *counts, all_taps=every, runs_on=runs_on)
+    return LayerRow(name, kind, shape, layer.block, *counts, "", every, runs_on, layer.index_bytes)
 
 
 def _dense_row(name: str, kind: str, weight: Tensor, note: str) -> LayerRow:
@@ -134,6 +144,6 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
         block = "x".join(map(str, row.block)) + (" all taps" if row.all_taps else "")
         spare = f"+{row.slots - row.active} spare" if row.slots > row.active else ""
         blocks = f"{row.active}{spare}/{row.total}"
-    shape, numbers = "x".join(map(str, row.shape)), (row.weights, row.stored_bytes)
+    shape, numbers = "x".join(map(str, row.shape)), (row.weights, row.stored_bytes, row.index_bytes)
     cells = (row.name, kind, shape, block, blocks, f"{row.density:.3f}")
     return (*cells, *map(str, numbers), row.runs_on)

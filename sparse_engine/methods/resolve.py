@@ -95,7 +95,7 @@ def _lengths(config: Config, method: Method, recipe: Recipe) -> dict[str, Any]:
         for name in ("batch_size", "lr", "weight_decay", "label_smoothing", "norm_decay")
     }
     lengths = {"epochs": config.epochs or _epochs(config, method, recipe)}
-    lengths["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or lengths["epochs"]
+    lengths["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or recipe.epochs
     if config.update_interval:
         lengths["update_interval"] = config.update_interval
     scale = config.scale or 1.0

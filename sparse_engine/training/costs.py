@@ -1,5 +1,6 @@
 """What a run costs: FLOPs of training and test against one dense network, parameters and bytes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -86,10 +87,11 @@ def run_costs(
             the layers the run's distribution, where in truth training decides.
 
     Returns:
-        train_flops; train_flops_ratio to a dense run of config.dense_epochs; test_flops_ratio,
-        of all tickets to one dense network; parameters and bytes (fp32, or as stored) of all
-        tickets together; `plans`, the layers of the last ticket; `layer_flops`, dense forward
-        FLOPs by layer.
+        train_flops; train_flops_ratio to a dense run of config.dense_epochs, which unless said are
+        those that --method dense trains by default; test_flops_ratio, of all tickets to one dense
+        network; parameters, as stored, and bytes of all tickets together: fp32 values, and the
+        lists of which blocks they are; `plans`, the layers of the last ticket; `layer_flops`,
+        dense forward FLOPs by layer.
     """
     with torch.device("meta"):
         model = dense_model(config, info)
@@ -109,22 +111,30 @@ def run_costs(
     dense_images = config.dense_epochs / config.epochs * steps * config.batch_size
     tickets = [[p.at(layers.get(p.name, 1.0)) for p in full] for layers in densities.tickets]
     parameters = sum(p.numel() for p in model.parameters())
-    dropped = (
-        p.weights - counts.get(p.name, replace(p, active=round(layers[p.name] * p.total)).stored)
+    sparse = [
+        replace(p, active=_blocks(p, layers[p.name], counts))
         for layers, counts in zip(densities.tickets, densities.stored, strict=True)
         for p in full
         if layers.get(p.name, 1.0) < 1
-    )
-    stored = len(tickets) * parameters - sum(dropped)
+    ]
+    stored = len(tickets) * parameters - sum(p.weights - p.stored for p in sparse)
     return {
         "train_flops": images,
         "train_flops_ratio": images / (3 * one_dense * dense_images),
         "test_flops_ratio": sum(forward_flops(by_layer, t) for t in densities.tickets) / one_dense,
         "parameters": stored,
-        "bytes": 4 * stored,
+        "bytes": 4 * stored + sum(p.index_bytes for p in sparse),
         "plans": tickets[-1],
         "layer_flops": by_layer,
     }
+
+
+def _blocks(full: LayerPlan, density: float, counts: Mapping[str, int]) -> int:
+    """Return the blocks of a layer in a ticket; earlier versions did not note their values."""
+    values = counts.get(full.name)
+    if values is None:
+        return round(density * full.total)
+    return values // math.prod(full.block)
 
 
 def planned_densities(config: Config, model: nn.Module, phases: Sequence[Phase]) -> Densities:

@@ -41,13 +41,12 @@ def _dry_run(config: Config, device: torch.device) -> None:
     rows = [("layer", "block", "shape", "density", "weights", "stored bytes", "MFLOPs")]
     for plan in costs["plans"]:
         block = "dense" if plan.is_dense else "x".join(map(str, plan.block))
-        stored = plan.weights if plan.is_dense else plan.stored
         flops = costs["layer_flops"][plan.name] * plan.density
         shape = "x".join(map(str, plan.shape))
         counts = (
             f"{plan.density:.4f}",
             f"{plan.active_weights}",
-            f"{4 * stored}",
+            f"{plan.stored_bytes}",
             f"{flops / 1e6:.2f}",
         )
         rows.append((plan.name, block, shape, *counts))

@@ -35,6 +35,7 @@ def describe(
         "distribution": config.distribution,
         "members": config.members,
         "epochs": config.epochs,
+        "dense_epochs": config.dense_epochs,
         "seed": config.seed,
         **{name: (metrics or {}).get(name) for name in METRICS},
         **{name: costs[name] for name in COSTS},
@@ -80,8 +81,9 @@ def print_result(result: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Print the table of tickets and ensemble, the costs in words, and the JSON line."""
     print("\n" + metrics_table(metrics))
     print(
-        f"\nsparsity {result['sparsity']:.3g}; training {result['train_flops_ratio']:.2f} and "
-        f"test {result['test_flops_ratio']:.2f} times one dense network's FLOPs; "
+        f"\nsparsity {result['sparsity']:.3g}; training {result['train_flops_ratio']:.2f} times the "
+        f"FLOPs of --method dense ({result['dense_epochs']} epochs), test "
+        f"{result['test_flops_ratio']:.2f} times those of one dense network; "
         f"{result['train_seconds']:.0f} s of training on {result['device']}"
     )
     print_json(result)

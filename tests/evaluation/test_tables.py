@@ -20,3 +20,13 @@ def test_costs_that_one_run_does_not_say_are_unknown():
     assert (found["train_flops"], found["peak_memory_bytes"]) == (7.0, 7)
     assert found["train_seconds"] is None
     assert set(total_costs([one, None]).values()) == {None}
+
+
+def test_runs_with_different_references_are_set_against_one():
+    """A ratio of .5 to 100 FLOPs, and one of .25 to 400, are 1.5 times 100."""
+    one, two = ({"train_flops": f, "train_flops_ratio": r} for f, r in ((50, 0.5), (100, 0.25)))
+    costs = total_costs([one, two])
+    assert (costs["train_flops"], costs["train_flops_ratio"]) == (150, 1.5)
+    assert "different dense runs, of 100, 400 FLOPs" in costs["note"]
+    costs = total_costs([one, one])
+    assert (costs["train_flops_ratio"], costs["note"]) == (1.0, None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_engine import SparseConv2d, report, sparsify
+from sparse_engine import SparseConv2d, SparseLinear, report, sparsify
 from sparse_kernels.memory_order import in_order
 
 
@@ -22,8 +22,10 @@ def test_report_text_and_numbers():
     )
     assert row.weights == (model.body.dense_weight() != 0).sum()
     assert row.dense_weights == 20 * 32 * 9
-    assert row.stored_bytes == row.active * 256 * 4 == model.body.values.untyped_storage().nbytes()
+    values = model.body.values.untyped_storage().nbytes()
+    assert row.stored_bytes - row.index_bytes == row.active * 256 * 4 == values
     assert found.stored_bytes == row.stored_bytes + 800
+    assert found.index_bytes == row.index_bytes == model.body.index_bytes
     assert found.density == row.weights / row.dense_weights
     lines = str(found).splitlines()
     assert lines[0].split() == [
@@ -35,6 +37,8 @@ def test_report_text_and_numbers():
         "density",
         "weights",
         "bytes",
+        "of",
+        "lists",
         "runs",
         "on",
     ]
@@ -47,6 +51,7 @@ def test_report_text_and_numbers():
         f"{row.density:.3f}",
         str(row.weights),
         str(row.stored_bytes),
+        str(row.index_bytes),
         "-",
     ]
     assert lines[2].split() == [
@@ -59,10 +64,11 @@ def test_report_text_and_numbers():
         "1.000",
         "200",
         "800",
+        "0",
         "dense",
     ]
     total = [f"{found.density:.3f}", str(row.weights + 200), str(found.stored_bytes)]
-    assert lines[3].split() == ["total", *total]
+    assert lines[3].split() == ["total", *total, str(row.index_bytes)]
     assert len({len(line) for line in lines[:3]}) == 1
 
 
@@ -85,4 +91,15 @@ def test_report_counts_exactly_in_low_precision(dtype):
     wanted = sparsify(model, 0.1, block=(8, 8)).rows[0]
     found = report(model.to(dtype)).rows[0]
     assert found.weights == wanted.weights > 65504
-    assert found.stored_bytes * 2 == wanted.stored_bytes
+    values = wanted.stored_bytes - wanted.index_bytes
+    assert (found.stored_bytes - found.index_bytes) * 2 == values
+
+
+def test_lists_of_single_weights_are_larger_than_the_dense_layer():
+    """Every tensor that a layer holds but its weight and bias is counted."""
+    layer = SparseLinear(64, 48, density=0.2, block=(1, 1))
+    lists = [*layer.layout.tensors(), *layer.buffers()]
+    assert layer.index_bytes == sum(t.untyped_storage().nbytes() for t in lists)
+    (row,) = report(nn.Sequential(layer)).rows
+    assert row.index_bytes == layer.index_bytes > 4 * 64 * 48
+    assert f"bytes={row.stored_bytes}" in repr(layer)
