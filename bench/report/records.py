@@ -23,7 +23,8 @@ REHEARSAL = "rehearsal"  # the device of rows that nothing was measured for
 # time / dense time, round by round, where variants took turns. flops_ratio: promised, of the dense
 # FLOPs. tflops: useful ones a second, dense_tflops: those the dense network would need. roofline:
 # share of the GPU's bound. peak_mb: tensors on the GPU. state_mb: parameters, gradients,
-# optimizer state and lists of blocks. energy_j: of one repetition. kernel_share: of sparse FLOPs, on triton or gemm.
+# optimizer state and lists of blocks. energy_j: of one repetition. kernel_share: of sparse FLOPs,
+# on triton or gemm.
 # error: the largest relative one of a layer's results, or of an ensemble's; step_error: of a whole
 # step's gradients.
 COLUMNS = (

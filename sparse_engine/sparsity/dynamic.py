@@ -15,7 +15,7 @@ from sparse_engine.layers.base import SparseLayer
 from sparse_engine.optimizers.owners import Owners
 from sparse_engine.schema import check_like, demand
 from sparse_engine.sparsity.averages import Averages
-from sparse_engine.sparsity.processes import Group, ProcessesOfGroup, processes_of
+from sparse_engine.sparsity.processes import Group, ProcessesOfGroup, processes_of, refuse_sharded
 from sparse_engine.sparsity.step_gradients import Seen, StepGradients, averaged
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.sparsity.update_schedule import UpdateSchedule
@@ -79,6 +79,7 @@ class DynamicSparsity:
         if rule != "static" and total_steps is not None:
             _check_length(self.schedule, total_steps)
         layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+        refuse_sharded(layers)
         self._owners = Owners(optimizer, {n: layer.values for n, layer in layers.items()})
         if rule != "static" and not self._owners.trained():
             _check_optimizers(model, self._owners)
@@ -115,6 +116,7 @@ class DynamicSparsity:
         self.steps = max(1, self.steps + count)
         rate, updated = self.schedule.rate(self.steps), False
         if self._gradients.is_armed:
+            refuse_sharded(self.topology.layers)
             found = self._read_gradients()
             updated = rate > 0 and self._update(rate, found)
         self._arm_if_next()

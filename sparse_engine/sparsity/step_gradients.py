@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.optimizers.owners import Owners
-from sparse_engine.sparsity.processes import Processes, ProcessesOfGroup
+from sparse_engine.sparsity.processes import Processes, ProcessesOfGroup, refuse_sharded
 from sparse_kernels.operators.gradient_watch import GradientWatch
 
 
@@ -106,6 +106,8 @@ class StepGradients:
 
     def _on_step(self, optimizer: Optimizer) -> None:
         """Take the gradients of the layers that an optimizer holds, which has just stepped."""
+        if self.is_armed:
+            refuse_sharded(self._layers)
         self._has_stepped = True
         self._learn_order()
         held = self._owners.names_in(optimizer) if self._watches else ()

@@ -81,8 +81,8 @@ def print_result(result: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Print the table of tickets and ensemble, the costs in words, and the JSON line."""
     print("\n" + metrics_table(metrics))
     print(
-        f"\nsparsity {result['sparsity']:.3g}; training {result['train_flops_ratio']:.2f} times the "
-        f"FLOPs of --method dense ({result['dense_epochs']} epochs), test "
+        f"\nsparsity {result['sparsity']:.3g}; training {result['train_flops_ratio']:.2f} times "
+        f"the FLOPs of --method dense ({result['dense_epochs']} epochs), test "
         f"{result['test_flops_ratio']:.2f} times those of one dense network; "
         f"{result['train_seconds']:.0f} s of training on {result['device']}"
     )
