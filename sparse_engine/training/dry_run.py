@@ -13,7 +13,13 @@ from sparse_engine.runs.teacher import load_teacher
 from sparse_engine.tables import format_table
 from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.costs import run_costs
-from sparse_engine.training.result import backend_shares, backends_in_words, describe, print_json
+from sparse_engine.training.result import (
+    backend_shares,
+    backends_in_words,
+    costs_in_words,
+    describe,
+    print_json,
+)
 from sparse_engine.training.run import check_permutable, plan_phases
 
 
@@ -51,9 +57,11 @@ def _dry_run(config: Config, device: torch.device) -> None:
         )
         rows.append((plan.name, block, shape, *counts))
     print(format_table(rows))
+    result = describe(config, device, costs)
     print("\n" + backends_in_words(backend_shares(config, device, costs)))
+    print(costs_in_words(result))
     print("\n" + format_table(_phase_rows(config, phases)))
-    print_json(describe(config, device, costs))
+    print_json(result)
 
 
 def _phase_rows(config: Config, phases: list[Phase]) -> list[tuple[str, ...]]:

@@ -77,13 +77,20 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def costs_in_words(result: dict[str, Any]) -> str:
+    """Return what a run costs of training and test, and against what."""
+    return (
+        f"training {result['train_flops_ratio']:.2f} times the FLOPs of --method dense "
+        f"({result['dense_epochs']} epochs), test {result['test_flops_ratio']:.2f} times those of "
+        "one dense network"
+    )
+
+
 def print_result(result: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Print the table of tickets and ensemble, the costs in words, and the JSON line."""
     print("\n" + metrics_table(metrics))
     print(
-        f"\nsparsity {result['sparsity']:.3g}; training {result['train_flops_ratio']:.2f} times "
-        f"the FLOPs of --method dense ({result['dense_epochs']} epochs), test "
-        f"{result['test_flops_ratio']:.2f} times those of one dense network; "
+        f"\nsparsity {result['sparsity']:.3g}; {costs_in_words(result)}; "
         f"{result['train_seconds']:.0f} s of training on {result['device']}"
     )
     print_json(result)

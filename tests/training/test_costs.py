@@ -95,11 +95,13 @@ def test_a_dense_run_costs_what_it_is_compared_with(dry_run):
 def test_three_tickets_cost_less_than_a_dense_run_of_the_same_defaults(dataset, dry_run):
     """FreeTickets: 1.8 times the epochs of a dense run, and fewer FLOPs."""
     dense, _ = dry_run("--dataset", dataset, "--method", "dense")
-    edst, _ = dry_run("--dataset", dataset, "--method", "edst")
+    edst, lines = dry_run("--dataset", dataset, "--method", "edst")
     assert (edst["members"], edst["epochs"]) == (3, 1.8 * dense["epochs"])
     assert dense["train_flops_ratio"] == 1
     assert edst["train_flops_ratio"] == pytest.approx(edst["train_flops"] / dense["train_flops"])
     assert 0.5 < edst["train_flops_ratio"] < 1
+    said = f"training {edst['train_flops_ratio']:.2f} times the FLOPs of --method dense"
+    assert any(f"{said} ({dense['epochs']} epochs), test" in line for line in lines)
 
 
 def test_ratios_follow_epochs(dry_run):
