@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -81,8 +82,21 @@ def cache_path(kind: str, device: str, *versions: str) -> Path:
     """Return the file of what was measured on a device, by the version of torch and others."""
     parts = (kind, device, f"torch{torch.__version__}", *versions)
     name = "-".join(re.sub(r"[^A-Za-z0-9.+]+", "_", part) for part in parts)
-    folder = os.environ.get(FOLDER) or Path.home() / ".cache" / "sparse-engine"
-    return Path(folder) / f"{name}.json"
+    return _folder() / f"{name}.json"
+
+
+@functools.cache
+def _expanded(folder: str) -> Path:
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:  # no such home, as in a container whose user has none
+        place = Path(tempfile.gettempdir()) / "sparse-engine"
+        _warn("there is no home for '%s'; what is measured is kept in %s", folder, place)
+        return place
+
+
+def _folder() -> Path:
+    return _expanded(os.environ.get(FOLDER) or "~/.cache/sparse-engine")
 
 
 def _hardware(device: torch.device) -> str:
