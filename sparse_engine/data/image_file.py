@@ -1,11 +1,12 @@
 """One image of a file, decoded: whatever is wrong with it is one line that names the file."""
 
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import default_loader
 
 from sparse_engine.errors import UnreadableFile, first_line
 
@@ -25,7 +26,7 @@ def read_image(path: str, transform: Callable[[Image.Image], T]) -> T:
         # Pillow warns of what is large, old or odd in a file: decoded it is, or not.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = default_loader(path)
+            picture = _decoded(path)
             if max(picture.size) > _NARROWEST * min(picture.size):
                 raise ValueError("{} x {} pixels, too narrow".format(*picture.size))
             return transform(picture)
@@ -37,3 +38,27 @@ def read_image(path: str, transform: Callable[[Image.Image], T]) -> T:
     except Exception as error:
         reason = first_line(error)
     raise UnreadableFile(f"{path} is not a readable image ({reason}); replace or remove it")
+
+
+def _decoded(path: str) -> Image.Image:
+    """Return an image in RGB, as torchvision's folder data sets read it."""
+    with open(path, "rb") as file:
+        is_tiff = file.read(2) in (b"II", b"MM")
+        file.seek(0)
+        if not is_tiff:
+            return Image.open(file).convert("RGB")
+        with _silent_libraries():
+            return Image.open(file).convert("RGB")
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """Keep what libtiff prints, a line for every tag it does not know, from standard error."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

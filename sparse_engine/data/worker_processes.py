@@ -3,6 +3,7 @@
 import atexit
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -53,8 +54,8 @@ def _raise_for_the_dead(batches: Iterator[Any], error: Exception) -> NoReturn:
     if workers and all(worker.is_alive() for worker in workers):
         raise error
     raise RunFailure(
-        f"a loader process was killed, as for want of memory ({first_line(error)}); --resume "
-        "continues from the last checkpoint, with fewer --workers where memory is short"
+        f"a loader process was killed, as for want of memory ({first_line(error)}); what was "
+        "written before is whole, and a run goes on with --resume, of fewer --workers if need be"
     ) from None
 
 
@@ -83,7 +84,10 @@ def _while_they_start() -> Iterator[None]:
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_THE_GROUP)
     try:
-        yield
+        with warnings.catch_warnings():
+            # How many there are is the user's choice, whatever torch thinks of it.
+            warnings.simplefilter("ignore", UserWarning)
+            yield
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before)

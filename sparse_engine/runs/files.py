@@ -9,9 +9,11 @@ import contextlib
 import json
 import os
 import warnings
+import weakref
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -194,6 +196,8 @@ class FolderLock:
                 "wait for it, or stop it"
             ) from None
         self._file = file
+        # A forked process has a copy, which would hold the lock after this one was killed.
+        os.register_at_fork(after_in_child=partial(_close, weakref.ref(file)))
         with contextlib.suppress(OSError):  # what it says is only for people
             file.truncate(0)
             os.write(file.fileno(), f"{os.getpid()}\n".encode())
@@ -203,5 +207,12 @@ class FolderLock:
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.truncate(0)
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
             self._file = None
+
+
+def _close(reference: weakref.ref[TextIO]) -> None:
+    file = reference()
+    if file is not None:
+        file.close()

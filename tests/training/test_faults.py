@@ -3,6 +3,7 @@
 The processes here are real ones.
 """
 
+import multiprocessing
 import os
 import random
 import resource
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from image_folders import write_images
 from resumed_runs import assert_equal_runs, train, train_and_kill
 
 from sparse_engine.config.config import Config
@@ -117,6 +119,51 @@ def test_the_second_signal_acts_as_ever():
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_signal_that_comes_twice_is_one(monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with StopSignals() as signals:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+    assert signals.received == signal.SIGTERM
+    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_no_signal_to_the_group_is_lost_on_loader_processes(monkeypatch, tmp_path):
+    """As SLURM, systemd and terminals send it: also in the evaluation that ends an epoch."""
+    for split in ("train", "val"):
+        write_images(tmp_path / split, 2, ("a", "b"))
+    flags = ["--method", "rigl", "--model", "wrn10-1", "--block", "8x8", "--batch-size", "2"]
+    flags += ["--epochs", "2", "--device", "cpu", "--dataset", f"imagefolder:{tmp_path}"]
+    main([*flags, "--workers", "0", "--out", "whole"])
+    train_step, predict = Trainer._train_step, Trainer.predict
+
+    def stop_all(run):
+        children = [worker.pid for worker in multiprocessing.active_children()]
+        assert children or run.progress.step == 2
+        for process in (os.getpid(), *children, os.getpid()):
+            os.kill(process, signal.SIGTERM)
+
+    def stopped_step(self, phase):
+        train_step(self, phase)
+        if self.progress.step == 0:
+            stop_all(self)
+
+    def stopped_predict(self, model):
+        if self.progress.step == 2:
+            stop_all(self)
+        return predict(self, model)
+
+    monkeypatch.setattr(Trainer, "_train_step", stopped_step)
+    monkeypatch.setattr(Trainer, "predict", stopped_predict)
+    with pytest.raises(Stopped, match="at step 1; continue with --resume run"):
+        main([*flags, "--workers", "2", "--out", "run"])
+    with pytest.raises(Stopped, match="at step 2; continue with --resume run"):
+        main(["--resume", "run", "--workers", "1"])
+    main(["--resume", "run", "--workers", "2"])
+    assert_equal_runs("whole", "run")
+
+
 def kill_and_resume(flags, delays):
     """Kill a run after each of some seconds, resume it at last; return how often it was killed."""
     kills = 0
@@ -193,6 +240,35 @@ def test_a_second_process_in_a_folder_is_refused():
             main([*FLAGS, "--method", "static", "--out", "run"])
         process.kill()
     main([*FLAGS, "--method", "static", "--epochs", "1", "--out", "run"])
+
+
+# Newer Pythons warn of any fork beside threads.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_was_forked_does_not_hold_the_lock():
+    """A loader's processes, after their parent was killed, or while an error keeps them alive."""
+    Path("run").mkdir()
+    lock = FolderLock(Path("run"))
+    (ready, tell), (wait, over) = os.pipe(), os.pipe()
+
+    def hold():
+        lock.take()
+        if os.fork() == 0:
+            os.write(tell, b"x")
+            os.read(wait, 1)
+            os._exit(0)
+        os.read(ready, 1)
+
+    holder = os.fork()
+    if not holder:
+        hold()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(holder, 0)
+    hold()
+    lock.release()
+    lock.take()
+    lock.release()
+    os.write(over, b"xx")
+    os.wait()
 
 
 def test_a_folder_is_free_after_its_run():
