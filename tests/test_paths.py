@@ -60,6 +60,8 @@ def test_commands_and_functions(home, monkeypatch):
         load_dataset("imagefolder:~/i", None)
     monkeypatch.setenv("SPARSE_ENGINE_CACHE", "~/cache")
     assert cache_path("kind", "cpu").parent == home / "cache"
+    monkeypatch.setenv("SPARSE_ENGINE_CACHE", "~nobody-9/cache")
+    assert "~" not in str(cache_path("kind", "cpu"))
 
 
 @pytest.mark.parametrize("flag", ["--out", "--data-dir", "--resume", "--config"])

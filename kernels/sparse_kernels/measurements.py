@@ -85,18 +85,19 @@ def cache_path(kind: str, device: str, *versions: str) -> Path:
     return _folder() / f"{name}.json"
 
 
-@functools.cache
-def _expanded(folder: str) -> Path:
+def _folder() -> Path:
+    folder = os.environ.get(FOLDER) or "~/.cache/sparse-engine"
     try:
         return Path(folder).expanduser()
-    except RuntimeError:  # no such home, as in a container whose user has none
+    except RuntimeError:  # as in a container whose user has no home
         place = Path(tempfile.gettempdir()) / "sparse-engine"
-        _warn("there is no home for '%s'; what is measured is kept in %s", folder, place)
+        _tell_once(f"there is no home for '{folder}'; what is measured is kept in {place}")
         return place
 
 
-def _folder() -> Path:
-    return _expanded(os.environ.get(FOLDER) or "~/.cache/sparse-engine")
+@functools.cache
+def _tell_once(line: str) -> None:
+    _warn("%s", line)
 
 
 def _hardware(device: torch.device) -> str:

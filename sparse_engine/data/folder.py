@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from sparse_engine.data.arrays import ImageFiles
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.class_folders import list_classes
 from sparse_engine.data.image_file import read_image
 from sparse_engine.data.loader import Normaliser, count_steps, seeded_generator
-from sparse_engine.data.worker_processes import ignore_signals, stream
+from sparse_engine.data.worker_processes import stream
 from sparse_engine.errors import InputError
 from sparse_engine.paths import expanded
 
@@ -178,17 +178,15 @@ def _training_order(
 
 
 def _stream(dataset: Dataset, batches: Iterable, device: torch.device, workers: int) -> Iterator:
-    loader = DataLoader(
+    return stream(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
         # Its own generator: the default would draw from, and so change, the run's random numbers.
         generator=torch.Generator(),
     )
-    return stream(loader)
 
 
 def _collate(items: list) -> list[Tensor] | InputError:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from sparse_engine.errors import RunFailure, first_line
 
@@ -19,19 +19,21 @@ _TO_THE_GROUP = {
 }
 
 
-def stream(loader: DataLoader) -> Iterator[Any]:
-    """Yield a loader's batches; its processes live as long as their parent wants them.
+def stream(dataset: Dataset, **options: Any) -> Iterator[Any]:
+    """Yield the batches of a DataLoader; its processes live as long as their parent wants them.
 
     They take no notice of a signal to the whole group, which is their parent's to act on, and end
     by themselves when it dies: torch's processes look whether it still lives.
 
+    Args:
+        dataset: what is read.
+        options: of the DataLoader.
+
     Raises:
         RunFailure: one of them was killed.
     """
-    if not loader.num_workers:
-        yield from loader
-        return
     with _while_they_start():
+        loader = DataLoader(dataset, worker_init_fn=_ignore_signals, **options)
         batches = [iter(loader)]
     end = partial(_end, batches)
     atexit.register(end)
@@ -50,8 +52,7 @@ def stream(loader: DataLoader) -> Iterator[Any]:
 
 
 def _raise_for_the_dead(batches: Iterator[Any], error: Exception) -> NoReturn:
-    workers = getattr(batches, "_workers", None)
-    if workers and all(worker.is_alive() for worker in workers):
+    if all(worker.is_alive() for worker in getattr(batches, "_workers", ())):
         raise error
     raise RunFailure(
         f"a loader process was killed, as for want of memory ({first_line(error)}); what was "
@@ -68,8 +69,7 @@ def _end(batches: list[Any]) -> None:
             worker.kill()
 
 
-def ignore_signals(worker: int) -> None:
-    """Let signals pass by; the worker_init_fn of a DataLoader."""
+def _ignore_signals(worker: int) -> None:
     for number in _TO_THE_GROUP:
         signal.signal(number, signal.SIG_IGN)
 
