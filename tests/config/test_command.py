@@ -16,7 +16,7 @@ me = os.getpid()
 """
 PRINTS = """
 def command(arguments):
-    for _ in range(20_000):
+    for _ in range(3_000):
         print("x" * 100, flush=True)
         print("y", file=sys.stderr)
     open("written", "w").write("all")

@@ -19,7 +19,7 @@ FORMATS = {
     "tif": "TIFF", "tiff": "TIFF", "webp": "WEBP",
 }  # fmt: skip
 MODES = {"PPM": "L", "PNG": "P", "TIFF": "RGB"}
-TRANSFORMS = training_transform(TABLE["imagenet"]), evaluation_transform(TABLE["imagenet"])
+TRANSFORMS = training_transform(TABLE["cifar10"]), evaluation_transform(TABLE["cifar10"])
 
 
 def images():
@@ -59,7 +59,7 @@ def fuzz(folder, number, capfd):
         path = folder / f"image.{extension}"
         path.write_bytes(damaged(content, draw))
         try:
-            assert read_image(str(path), TRANSFORMS[k % 2]).shape == (3, 224, 224)
+            assert read_image(str(path), TRANSFORMS[k % 2]).shape == (3, 32, 32)
         except UnreadableFile as error:
             lines.append(str(error))
     assert capfd.readouterr() == ("", "")
@@ -92,7 +92,7 @@ def test_large_odd_and_missing_files(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80_000)  # up to twice as many, a warning
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_image(str(path), TRANSFORMS[1]).shape == (3, 224, 224)
+        assert read_image(str(path), TRANSFORMS[1]).shape == (3, 32, 32)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 59_000)
     with pytest.raises(UnreadableFile, match=rf"{path} is not .*120000 pixels\) exceeds limit"):
         read_image(str(path), TRANSFORMS[1])

@@ -46,7 +46,7 @@ def test_no_signal_to_the_group_is_lost_on_loader_processes(monkeypatch, tmp_pat
     for split in ("train", "val"):
         write_images(tmp_path / split, 2, ("a", "b"))
     flags = ["--method", "rigl", "--model", "wrn10-1", "--block", "8x8", "--batch-size", "2"]
-    flags += ["--epochs", "2", "--device", "cpu", "--dataset", f"imagefolder:{tmp_path}"]
+    flags += ["--epochs", "1", "--device", "cpu", "--dataset", f"imagefolder:{tmp_path}"]
     main([*flags, "--workers", "0", "--out", "whole"])
     train_step, predict = Trainer._train_step, Trainer.predict
 
