@@ -13,7 +13,6 @@ time; 100 % is the dense library's own rate.
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -35,7 +34,7 @@ from bench.speed.problems import (
 )
 from bench.speed.roofline import nearest_bound, rates_of, traffic
 from bench.speed.timing import clock_of, cold, quantile, ratios, replays, speeds, steps_in_turn
-from sparse_engine.config.flags import Parser, run_command
+from sparse_engine.config.flags import Parser, run_command, user_path
 from sparse_kernels.dispatch.backend import VARIABLE
 from sparse_kernels.memory_order import in_order
 from sparse_kernels.tuner import tune_conv2d
@@ -182,7 +181,7 @@ def tune(problem: Problem) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Measure until done or out of time."""
     parser = Parser(prog="python -m bench.kernels", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=files.REPORTS, help="folder of the CSV")
+    parser.add_argument("--out", type=user_path, default=files.REPORTS, help="folder of the CSV")
     parser.add_argument("--budget", type=float, default=540, help="seconds")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to check the harness")

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """A flag, file or argument that cannot be used; the message says what to do about it."""
 
 
+class UnreadableFile(InputError):
+    """A file of the data that cannot be used; of several processes only its reader knows."""
+
+
 class RunFailure(RuntimeError):
     """A run that started well and cannot go on, such as a loss that is not finite."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_engine.config.config import Config
-from sparse_engine.config.flags import Parser, run_command
+from sparse_engine.config.flags import Parser, run_command, user_path_text
 from sparse_engine.data.catalog import first_difference, npz_path
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.evaluation.robustness.options import Options, add_flags, read_options
@@ -36,8 +36,10 @@ def main(arguments: Sequence[str]) -> None:
         description=(__doc__ or "").splitlines()[0],
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--data-dir", help="folder with the data [that of the first run]")
+    parser.add_argument("runs", nargs="+", type=user_path_text, metavar="RUN", help="run folders")
+    parser.add_argument(
+        "--data-dir", type=user_path_text, help="folder with the data [that of the first run]"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add_flags(parser)
     flags = parser.parse_strictly(arguments)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_engine.config.flags import Parser, run_command
+from sparse_engine.config.flags import Parser, run_command, user_path, user_path_text
 from sparse_engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,12 +27,17 @@ def main(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "run", metavar="RUN", help="run folder, a member_K.pt in one, or an exported .safetensors"
+        "run",
+        type=user_path_text,
+        metavar="RUN",
+        help="run folder, a member_K.pt in one, or an exported .safetensors",
     )
     parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--out", required=True, type=user_path, metavar="FILE")
     parser.add_argument("--member", type=int, metavar="K", help="which ticket of several, from 1")
-    parser.add_argument("--data-dir", help="folder with the data, if it has moved")
+    parser.add_argument(
+        "--data-dir", type=user_path_text, help="folder with the data, if it has moved"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export")
     flags = parser.parse_strictly(arguments)
     if not flags.out.parent.is_dir():

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 import sparse_kernels
 from bench.dev.cubin import disassembled, resources
+from sparse_engine.config.flags import run_command
 from sparse_kernels.operators import batch_norm
 from sparse_kernels.triton import sums
 from sparse_kernels.triton.tiles import (
@@ -263,12 +264,12 @@ def write_table(rows: Sequence[Sequence[str]], file: TextIO) -> None:
     csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Compile, print or write; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sample", type=int, help="compile about so many, evenly spread")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}, if none is bad")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     wanted = list(configurations())
     if options.sample:
         wanted = wanted[:: max(1, len(wanted) // options.sample)]
@@ -288,4 +289,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -4,11 +4,13 @@ import argparse
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from bench.report.tables import markdown_lines
+from sparse_engine.config.flags import run_command
 from sparse_engine.errors import InputError
 
 
@@ -29,6 +31,8 @@ def print_table(
             with a choice a tuple of all values, its own first.
         arguments: of the command line, sys.argv unless given.
     """
+    if arguments is None:
+        run_command(partial(print_table, doc, columns, rows, defaults))
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse_engine.config.flags import Parser, run_command
+from sparse_engine.config.flags import Parser, run_command, user_path
 from sparse_engine.errors import InputError, RunFailure
 
 MEASURED = ("train_seconds", "peak_memory_bytes")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         prog="python -m bench.dev.same_results", description=__doc__, allow_abbrev=False
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("checkouts", nargs=2, type=Path, metavar="FOLDER")
+    parser.add_argument("checkouts", nargs=2, type=user_path, metavar="FOLDER")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="[all]")
     flags = parser.parse_strictly(arguments)
     for path in flags.checkouts:

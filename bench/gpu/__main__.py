@@ -16,7 +16,6 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.gpu.rehearsal import begin, rehearse
 from bench.gpu.supervisor import BAD_INPUT, say, supervise
@@ -24,6 +23,7 @@ from bench.report.records import REPORTS, now, read_all
 from bench.report.tables import summary
 from bench.speed.journal import Journal
 from bench.speed.machine import check_tools, facts, gpu_name
+from sparse_engine.config.flags import run_command, user_path
 from sparse_engine.errors import InputError
 
 REPORT = "all"
@@ -62,7 +62,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--budget", type=float, default=300, help="seconds, start to table")
-    parser.add_argument("--out", type=Path, help="folder of the CSV and the log (bench/reports)")
+    parser.add_argument(
+        "--out", type=user_path, help="folder of the CSV and the log (bench/reports)"
+    )
     parser.add_argument("--again", action="store_true", help="repeat jobs that have failed, too")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to check the harness")
     parser.add_argument(
@@ -138,4 +140,4 @@ def work(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.report.figures import draw_all
 from bench.report.records import REHEARSAL, REPORTS, Row, file_name, read_all
 from bench.report.tables import latest, sections, speed_table, with_block
-from sparse_engine.config.flags import Parser, run_command
+from sparse_engine.config.flags import Parser, run_command, user_path
 from sparse_engine.errors import InputError
 
 README = Path(__file__).parents[2] / "README.md"
@@ -49,7 +49,7 @@ def document(rows: list[Row]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Read all, print or write all."""
     parser = Parser(prog="python -m bench.report", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--reports", type=Path, default=REPORTS, help="folder of the CSVs")
+    parser.add_argument("--reports", type=user_path, default=REPORTS, help="folder of the CSVs")
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
     options = parser.parse_strictly(arguments)
     rows = read_all(options.reports)

@@ -4,7 +4,6 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from bench.report import records as files
@@ -17,7 +16,7 @@ from bench.speed.prediction import PHASE
 from bench.speed.roofline import rates_of
 from bench.speed.timing import STEP, quantile, ratios, speeds
 from bench.speed.variant import DENSE, Case, Variant, Workload, variants
-from sparse_engine.config.flags import Parser
+from sparse_engine.config.flags import Parser, user_path
 from sparse_engine.layers.blocks import parse_block
 
 BLOCKS = ("64x64", "auto", "32x32", "128x128", "16x16")
@@ -155,7 +154,7 @@ def compare(
         InputError: the arguments name what there is not; nothing has been written.
     """
     parser = Parser(prog=f"python -m bench.{kind.report}", description="times of whole networks")
-    parser.add_argument("--out", type=Path, default=files.REPORTS, help="folder of the CSV")
+    parser.add_argument("--out", type=user_path, default=files.REPORTS, help="folder of the CSV")
     parser.add_argument("--budget", type=float, default=3600, help="seconds")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to check the harness")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")

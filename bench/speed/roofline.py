@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bench.report.tables import markdown
+from sparse_engine.config.flags import run_command
 
 COLUMNS = (
     "layer", "block", "density", "pass", "GFLOP", "MB", "MB through L2",
@@ -94,4 +95,4 @@ def predictions() -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    print(markdown(COLUMNS, predictions()))
+    run_command(lambda _: print(markdown(COLUMNS, predictions())))

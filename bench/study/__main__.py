@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.study.grid import Study, read_study
 from bench.study.small_data import cut
-from sparse_engine.config.flags import run_command
+from sparse_engine.config.flags import run_command, user_path, user_path_text
 from sparse_engine.errors import InputError, RunFailure
 
 
@@ -60,10 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.study", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("study", type=Path, help="JSON file")
-    parser.add_argument("--data-dir", help="folder of the data set")
-    parser.add_argument("--table", type=Path, help="CSV of the rows [beside the study]")
-    parser.add_argument("--out", type=Path, help="folder of the runs [runs/studies/NAME]")
+    parser.add_argument("study", type=user_path, help="JSON file")
+    parser.add_argument("--data-dir", type=user_path_text, help="folder of the data set")
+    parser.add_argument("--table", type=user_path, help="CSV of the rows [beside the study]")
+    parser.add_argument("--out", type=user_path, help="folder of the runs [runs/studies/NAME]")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", action="store_true", help="keep checkpoints and tickets")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and make none")
     parser.add_argument("--time", action="store_true", help="time steps, in turn with dense ones")
-    parser.add_argument("--write", type=Path, help="Markdown file whose tables are replaced")
+    parser.add_argument("--write", type=user_path, help="Markdown file whose tables are replaced")
     return parser
 
 

@@ -11,7 +11,7 @@ that is finished is not repeated, so the command can be interrupted and given ag
 import argparse
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,6 +20,7 @@ from bench.report.tables import markdown
 from bench.study.grid import Data, Grid, Run, Study
 from bench.study.runs import Runner, Table
 from bench.study.small_data import cut
+from sparse_engine.config.flags import run_command, user_path
 
 NAME = "cifar10-small"
 DENSE = ("dense", "mc-dropout", "batch-ensemble", "mimo", "treenet", "snapshot", "fge")
@@ -83,18 +84,22 @@ def markdown_table(finished: dict[str, list[dict[str, Any]]]) -> str:
     return markdown(("method", "n", "tickets", "mean member", *COLUMNS), cells)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prepare, train or write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, help="folder of cifar10.npz and the small set")
+    parser.add_argument(
+        "--data-dir", type=user_path, help="folder of cifar10.npz and the small set"
+    )
     parser.add_argument("--prepare", type=int, nargs=2, metavar=("TRAIN", "TEST"))
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="folder of the runs")
+    parser.add_argument(
+        "--out", type=user_path, default=Path("runs/methods"), help="folder of the runs"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--model", default="wrn10-1")
     parser.add_argument("--scale", type=float, default=0.4, help="of the recipe's 30 epochs")
-    parser.add_argument("--write", type=Path, help="Markdown file whose table is replaced")
-    options = parser.parse_args()
+    parser.add_argument("--write", type=user_path, help="Markdown file whose table is replaced")
+    options = parser.parse_args(arguments)
     if options.prepare:
         folder = options.data_dir
         return cut(folder / "cifar10.npz", folder / f"{NAME}.npz", options.prepare, 16)
@@ -113,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -81,8 +82,22 @@ def cache_path(kind: str, device: str, *versions: str) -> Path:
     """Return the file of what was measured on a device, by the version of torch and others."""
     parts = (kind, device, f"torch{torch.__version__}", *versions)
     name = "-".join(re.sub(r"[^A-Za-z0-9.+]+", "_", part) for part in parts)
-    folder = os.environ.get(FOLDER) or Path.home() / ".cache" / "sparse-engine"
-    return Path(folder) / f"{name}.json"
+    return _folder() / f"{name}.json"
+
+
+def _folder() -> Path:
+    folder = os.environ.get(FOLDER) or "~/.cache/sparse-engine"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:  # as in a container whose user has no home
+        place = Path(tempfile.gettempdir()) / "sparse-engine"
+        _tell_once(f"there is no home for '{folder}'; what is measured is kept in {place}")
+        return place
+
+
+@functools.cache
+def _tell_once(line: str) -> None:
+    _warn("%s", line)
 
 
 def _hardware(device: torch.device) -> str:

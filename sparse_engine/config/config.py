@@ -26,6 +26,8 @@ MOVABLE = (
     "download",
     "resume",
 )
+# Settings that are paths, of which `~` is the home folder; a data set may be `imagefolder:PATH`.
+PATHS = ("out", "resume", "config", "data_dir", "teacher", "dataset")
 # Settings of which each may decide the densities anew, in place of those in a file.
 BUDGET = (
     *("distribution", "erk_power", "time_budget", "match", "sparsity"),

@@ -1,15 +1,18 @@
-"""Flags made from the fields of Config; errors are one line on stderr and exit code 2."""
+"""Flags made from the fields of Config, and the parser that all commands share."""
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from sparse_engine.config.command import run_command
 from sparse_engine.config.config import FIELDS
 from sparse_engine.config.values import EARLIER, GONE, check_text, check_values
-from sparse_engine.errors import InputError, RunFailure, Stopped, nearest
+from sparse_engine.errors import InputError, nearest
+from sparse_engine.paths import expanded
+
+__all__ = ["Parser", "parse_flags", "run_command", "user_path", "user_path_text"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,29 +63,17 @@ def parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     return check_values(vars(parser.parse_strictly(arguments)), "flags")
 
 
-def run_command(command: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a command with sys.argv: exit 0, 1 for a failed run, 2 for bad input, 128 + a signal."""
+def user_path(text: str) -> Path:
+    """Return the path that a flag gives; the `type` of an argument of argparse."""
+    return Path(user_path_text(text))
+
+
+def user_path_text(text: str) -> str:
+    """Return the same as text."""
     try:
-        command(sys.argv[1:])
+        return expanded(text)
     except InputError as error:
-        # Of several processes all find the same.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except RunFailure as error:
-        print(f"failed: {_one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except Stopped as stop:
-        print(f"stopped: {_one_line(stop)}", file=sys.stderr)
-        sys.exit(128 + stop.signal)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _reader(kind: type) -> Callable[[str], Any]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_engine.config.config import FIELDS
+from sparse_engine.config.config import FIELDS, PATHS
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.paths import expanded
 
 # Settings of earlier versions, each with the value that every run has now: it is read, no other.
 GONE = {
@@ -120,7 +121,7 @@ def _check(spec: Any, value: Any, source: str) -> Any:
         )
     if kind in (int, float):
         _check_range(spec, value, source)
-    return kind(value)
+    return expanded(value) if spec.name in PATHS else kind(value)
 
 
 def _check_range(spec: Any, value: float, source: str) -> None:

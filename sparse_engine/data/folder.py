@@ -7,12 +7,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from sparse_engine.data.arrays import ImageFiles
 from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.class_folders import list_classes
+from sparse_engine.data.image_file import read_image
 from sparse_engine.data.loader import Normaliser, count_steps, seeded_generator
+from sparse_engine.data.worker_processes import stream
 from sparse_engine.errors import InputError
+from sparse_engine.paths import expanded
 
 # Images are evaluated on the centre of a picture this much larger, as the ImageNet papers do.
 _EVALUATION_MARGIN = 256 / 224
@@ -24,6 +28,7 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, int]:
     Each holds one folder of images a class. Raises InputError for a missing or empty folder and
     for splits whose classes differ.
     """
+    root = Path(expanded(str(root)))
     train, train_classes = _list_split(root, ("train",))
     test, test_classes = _list_split(root, ("val", "test"))
     if train_classes != test_classes:
@@ -35,19 +40,13 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, int]:
 
 
 def _list_split(root: Path, names: tuple[str, ...]) -> tuple[ImageFiles, list[str]]:
-    from torchvision.datasets import ImageFolder
-
     folder = next((root / name for name in names if (root / name).is_dir()), None)
     if folder is None:
         raise InputError(
             f"{root} has no folder '{' or '.join(names)}'; put one folder of images a class there"
         )
-    try:
-        listing = ImageFolder(folder)
-    except OSError as error:
-        raise InputError(f"{error}; put one folder of images a class in {folder}") from error
-    paths = tuple(path for path, _ in listing.samples)
-    return ImageFiles(paths, torch.tensor(listing.targets)), listing.classes
+    paths, labels, classes = list_classes(folder)
+    return ImageFiles(tuple(paths), torch.tensor(labels)), classes
 
 
 class FolderLoader:
@@ -93,7 +92,7 @@ class FolderLoader:
         if self._stream is None or step != self._next_step:
             sizes = (len(self._dataset), self.batch_size, self.steps_per_epoch)
             sampler = _training_order(*sizes, self._seed, step, self._share)
-            self._stream = iter(_data_loader(self._dataset, sampler, self._device, self._workers))
+            self._stream = _stream(self._dataset, sampler, self._device, self._workers)
         self._next_step = step + 1
         return _finish(next(self._stream), self._normalise, self._device)
 
@@ -115,7 +114,7 @@ def folder_evaluation_batches(
     items = [(index, 0) for index in range(len(files))]
     batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
     dataset = _DecodedFiles(files, evaluation_transform(info))
-    for batch in _data_loader(dataset, batches, device, workers):
+    for batch in _stream(dataset, batches, device, workers):
         yield _finish(batch, normalise, device)
 
 
@@ -151,18 +150,15 @@ class _DecodedFiles(Dataset):
         return len(self._files)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor] | InputError:
-        from torchvision.datasets.folder import default_loader
-
         index, seed = item
-        path = self._files.paths[index]
-        try:
-            picture = default_loader(path)
-        # Returned, since an error raised in a worker reaches the trainer as a printed traceback.
-        except (OSError, SyntaxError, ValueError) as error:
-            return InputError(f"{path} is not a readable image ({error}); replace or remove it")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return self._transform(picture), self._files.labels[index]
+            try:
+                image = read_image(self._files.paths[index], self._transform)
+            # Returned: an error raised in a worker reaches the trainer as a printed traceback.
+            except InputError as error:
+                return error
+        return image, self._files.labels[index]
 
 
 def _training_order(
@@ -181,10 +177,8 @@ def _training_order(
         place = 0
 
 
-def _data_loader(
-    dataset: Dataset, batches: Iterable, device: torch.device, workers: int
-) -> DataLoader:
-    return DataLoader(
+def _stream(dataset: Dataset, batches: Iterable, device: torch.device, workers: int) -> Iterator:
+    return stream(
         dataset,
         batch_sampler=batches,
         num_workers=workers,

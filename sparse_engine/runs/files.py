@@ -9,9 +9,11 @@ import contextlib
 import json
 import os
 import warnings
+import weakref
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -52,7 +54,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             part.replace(path)
             _sync_folder(path.parent)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that cannot be written has no part, either
+            part.unlink(missing_ok=True)
 
 
 def save_file(content: dict[str, Any], path: Path) -> None:
@@ -176,7 +179,12 @@ class FolderLock:
         """
         if self._file is not None or fcntl is None:
             return
-        file = (self._folder / LOCK).open("a+", encoding="utf-8")
+        try:
+            file = (self._folder / LOCK).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"run folder '{self._folder}' cannot be written: {error.strerror}"
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -187,14 +195,24 @@ class FolderLock:
                 f"run folder '{self._folder}' is in use by process {owner or '?'}; "
                 "wait for it, or stop it"
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
         self._file = file
+        # A forked process has a copy, which would hold the lock after this one was killed.
+        os.register_at_fork(after_in_child=partial(_close, weakref.ref(file)))
+        with contextlib.suppress(OSError):  # what it says is only for people
+            file.truncate(0)
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
         """Unlock the folder."""
         if self._file is not None:
-            self._file.truncate(0)
+            with contextlib.suppress(OSError):
+                self._file.truncate(0)
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
             self._file = None
+
+
+def _close(reference: weakref.ref[TextIO]) -> None:
+    file = reference()
+    if file is not None:
+        file.close()

@@ -13,6 +13,7 @@ from typing import Any
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import read_config_file, read_json
 from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.paths import expanded
 from sparse_engine.runs.epoch_rows import COLUMNS, whole_rows
 from sparse_engine.runs.files import (
     LOCK,
@@ -57,7 +58,7 @@ class RunFolder:
         Raises:
             InputError: the folder exists and is not empty, or cannot be made.
         """
-        path = Path(config.out) if config.out else _fresh_path(config)
+        path = Path(expanded(config.out)) if config.out else _fresh_path(config)
         try:
             if path.exists() and (not path.is_dir() or _is_used(path)):
                 raise InputError(
@@ -75,11 +76,12 @@ class RunFolder:
     @classmethod
     def existing(cls, path: str) -> RunFolder:
         """Open the folder of a run that was started before."""
-        if not (Path(path) / "config.json").is_file():
+        folder = Path(expanded(path))
+        if not (folder / "config.json").is_file():
             raise InputError(
                 f"'{path}' is not a run folder: it has no config.json; name one that training made"
             )
-        return cls(Path(path))
+        return cls(folder)
 
     @classmethod
     def inside(cls, outer: RunFolder, name: str) -> RunFolder:

@@ -14,6 +14,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.layers.state_dict import check_model, load_state
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.models.members import members_of
+from sparse_engine.paths import expanded
 from sparse_engine.runs.model import dense_model
 from sparse_engine.runs.run_folder import RunFolder, load_ticket
 from sparse_engine.runs.safetensors import SUFFIX, exported_facts, load_safetensors
@@ -61,7 +62,7 @@ def tickets_of(source: str | Path, data_dir: str | None = None) -> list[Ticket]:
     Raises:
         InputError: there is no run or no ticket.
     """
-    path = Path(source)
+    path = Path(expanded(str(source)))
     if path.suffix in (SUFFIX, ".pt") and not path.exists():
         raise InputError(f"ticket '{path}' does not exist")
     if path.suffix == SUFFIX:

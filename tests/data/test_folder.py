@@ -1,8 +1,8 @@
 """Folders of images: listing, streaming in a reproducible order, and errors."""
 
-import numpy as np
 import pytest
 import torch
+from image_folders import write_images
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -10,17 +10,6 @@ from sparse_engine.data.folder import FolderLoader, folder_evaluation_batches
 from sparse_engine.data.load import dataset_info, load_dataset
 from sparse_engine.data.loader import split_validation
 from sparse_engine.errors import InputError
-
-GENERATOR = np.random.RandomState(0)
-CLASSES = ("ant", "bee", "cat")
-
-
-def write_images(folder, per_class, classes=CLASSES):
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for index in range(per_class):
-            pixels = GENERATOR.randint(0, 256, (40, 50, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ FLOORS = {
         "__init__",
     ),
     "sparse_engine": (
-        "errors schema tables",
+        "errors paths schema tables",
         "data optimizers",
         "layers",
         "models",

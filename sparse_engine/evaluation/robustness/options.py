@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from sparse_engine.config.flags import user_path
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.paths import expanded
 
 ATTACKS = ("fgsm", "pgd")
 SEVERITIES = "12345"
@@ -58,9 +60,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     robust.add_argument("--attack-steps", metavar="N", help="of pgd [10]")
     robust.add_argument("--attack-images", metavar="N", help="attack only N test images [all]")
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, metavar="FILE.json", help="write the JSON here, too")
     output.add_argument(
-        "--plots", type=Path, metavar="DIR", help="draw figures here, with matplotlib"
+        "--out", type=user_path, metavar="FILE.json", help="write the JSON here, too"
+    )
+    output.add_argument(
+        "--plots", type=user_path, metavar="DIR", help="draw figures here, with matplotlib"
     )
 
 
@@ -80,7 +84,7 @@ def read_options(flags: argparse.Namespace) -> Options:
         _check_plots_folder(flags.plots)
     return Options(
         severities=_severities(flags.severities) if flags.corruptions else (),
-        foreign=tuple(dict.fromkeys(flags.ood)),
+        foreign=tuple(dict.fromkeys(map(expanded, flags.ood))),
         attacks=() if flags.attack is None else _attacks(flags.attack),
         epsilon=_epsilon("8/255" if flags.epsilon is None else flags.epsilon),
         attack_steps=_whole("--attack-steps", flags.attack_steps) or 10,
