@@ -38,9 +38,8 @@ _RESHAPING = {
 class LayerWeight(Tensor):
     """A layer's dense weight, or a view of it: what is written to it in place, the layer takes.
 
-    Only weights in active blocks can be written: elsewhere it is zero again afterwards. Results of
-    functions are plain tensors, but for views. It holds the numbers of the moment when it was read;
-    to write to it reads the layer's present numbers first.
+    Outside of active blocks it is zero again afterwards. Results of functions are plain tensors,
+    but for views. It has the numbers of when it was read; a write reads the present ones first.
     """
 
     _layer: WritableWeight
@@ -72,10 +71,9 @@ class LayerWeight(Tensor):
                 return _set_data(*args)
             weights = list(_weights_in((args, kwargs)))
             targets = _targets(getattr(func, "__name__", ""), args, kwargs)
-            # Its functions write without gradients.
-            is_recorded = (
-                torch.is_grad_enabled() and getattr(func, "__module__", None) != nn.init.__name__
-            )
+            # Initialisers write without gradients.
+            is_initialiser = getattr(func, "__module__", None) == nn.init.__name__
+            is_recorded = torch.is_grad_enabled() and not is_initialiser
             _check(targets, is_recorded)
             for weight in targets:
                 weight._read()
@@ -106,6 +104,7 @@ class LayerWeight(Tensor):
         self._read()
 
     def can_replace(self, layer: nn.Module) -> bool:
+        """Return whether this is a layer's whole weight, and may be written to."""
         is_whole = self._layer is layer and self.shape == self._whole.shape
         return is_whole and not (torch.is_grad_enabled() and self.requires_grad)
 
@@ -160,10 +159,9 @@ class _Parameters(dict[str, Any]):
 
 
 class WritableWeight(nn.Module):
-    """A module with a `weight` made of blocks: writes to it are taken, another one is refused.
+    """A module with a `weight` made of blocks, which nobody may put another in the place of.
 
-    What PyTorch's tools put in a weight's place (weight_norm, spectral_norm, prune, parametrize)
-    would hide the layer's values from topology updates.
+    A tool that does (weight_norm, prune, ...) would hide the layer's values from topology updates.
     """
 
     layout: Any
@@ -198,7 +196,9 @@ class WritableWeight(nn.Module):
         stem, _, role = name.rpartition("_")
         if stem in ("weight", "values") and role in ("orig", "g", "v"):
             if "values" not in self._parameters:  # spectral_norm has taken them out before
-                self._parameters["values"] = param
+                rest = dict(self._parameters)
+                self._parameters.clear()
+                self._parameters.update({"values": param, **rest})
             raise _refusal(stem)
         super().register_parameter(name, param)
 
