@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sparse_engine
 from sparse_engine import dense_state_dict
+from sparse_engine.errors import InputError
 
 TORCH = "torch"
 
@@ -116,7 +117,7 @@ def meta() -> str:
 @tool(
     "initialisers and writes in place",
     TORCH,
-    "`nn.init.*` by `model.apply`, `weight[0] = 0`, `weight.data.normal_()`, noise on `parameters()`",
+    "`nn.init.*` by `model.apply`, `weight[0] = 0`, `.data.normal_()`, noise on `parameters()`",
 )
 def writes() -> str:
     model = network(0)
@@ -152,7 +153,7 @@ def replaced_weights() -> str:
             model = network(0)
             try:
                 tool_of_torch(model[0], name)
-            except sparse_engine.InputError:
+            except InputError:
                 assert is_copy(model, network(0))
                 continue
             raise AssertionError(f"{name} was replaced")
