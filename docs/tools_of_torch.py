@@ -18,11 +18,13 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import sparse_engine
 from sparse_engine import dense_state_dict
+from sparse_engine.errors import InputError
 
 TORCH = "torch"
 
@@ -110,6 +112,56 @@ def meta() -> str:
     ids = model[0].block_ids.clone()
     assert model.to("meta").to_empty(device="cpu")[0].block_ids.equal(ids)
     return "blocks are kept; values are as lost as those of dense layers"
+
+
+@tool(
+    "initialisers and writes in place",
+    TORCH,
+    "`nn.init.*` by `model.apply`, `weight[0] = 0`, `.data.normal_()`, noise on `parameters()`",
+)
+def writes() -> str:
+    model = network(0)
+    model.apply(lambda m: nn.init.constant_(m.weight, 2.0) if hasattr(m, "weight") else None)
+    assert model[0].values.eq(2).all()
+    with torch.no_grad():
+        model[0].weight[0] = 0
+    assert not model[0].dense_weight()[0].any()
+    model[0].weight.data.normal_()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter))
+    dense = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8))
+    dense.load_state_dict(dense_state_dict(model))
+    assert torch.allclose(model(X), dense(X), atol=1e-5)
+    return "take effect on weights in active blocks; others stay zero"
+
+
+@tool(
+    "`torch.nn.utils`: `prune`, `weight_norm`, `spectral_norm`, `parametrize`",
+    TORCH,
+    "on `weight` and `values` of a sparse layer; before `sparsify`",
+)
+def replaced_weights() -> str:
+    for tool_of_torch in (
+        lambda m, name: prune.l1_unstructured(m, name, 0.5),
+        weight_norm,
+        spectral_norm,
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        parametrizations.orthogonal,
+    ):
+        for name in ("weight", "values"):
+            model = network(0)
+            try:
+                tool_of_torch(model[0], name)
+            except InputError:
+                assert is_copy(model, network(0))
+                continue
+            raise AssertionError(f"{name} was replaced")
+        dense = nn.Sequential(nn.Linear(16, 64), nn.Linear(64, 8))
+        tool_of_torch(dense[0], "weight")
+        notes = [row.note for row in sparse_engine.sparsify(dense, 0.5, "uniform", (8, 8)).rows]
+        assert notes[0].startswith("weight is made by")
+    return "refused in a line, the layer as it was; before `sparsify` the layer stays dense"
 
 
 @tool(

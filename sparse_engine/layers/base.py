@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from sparse_engine.layers.block_check import AVERAGED, are_averaged, block_signs
 from sparse_engine.layers.block_ids import BlockIds
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.plan import LayerPlan, strongest_blocks
+from sparse_engine.layers.unrecorded import is_traced
+from sparse_engine.layers.weight_writes import WritableWeight, open_weight
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.memory_order import order_of
@@ -24,9 +27,11 @@ from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 # Of a state dict, dense or sparse.
 PARTS = ("weight", "values", "block_ids", "block_check")
 WEIGHT_READ = "dense (weight read)"
+# PyTorch's modules that read weights, and take no fast path where one overrides torch functions.
+READERS = ("torch.nn.modules.transformer", "torch.nn.modules.activation")
 
 
-class SparseLayer(BlockIds):
+class SparseLayer(WritableWeight, BlockIds):
     """What the sparse layers share: compact values [Z, BC, BO], where they lie, and a bias.
 
     A state dict holds `values`, `block_ids` and `bias`; one with a dense `weight` loads as well and
@@ -114,18 +119,20 @@ class SparseLayer(BlockIds):
 
     @property
     def weight(self) -> Tensor:
-        """dense_weight(), for code that reads a layer's weight; it cannot be assigned."""
-        if self.ran_on is None and not torch.compiler.is_compiling():
-            self.ran_on = WEIGHT_READ
-        return self.dense_weight()
+        """dense_weight(), for code that reads a layer's weight or writes to it in place.
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            raise AttributeError(
-                f"{type(self).__name__}.weight is made from its blocks and cannot be assigned; "
-                "change .values, or load a state dict"
-            )
-        super().__setattr__(name, value)
+        Under torch.no_grad() `values` take what is written (LayerWeight). It cannot be assigned.
+        """
+        if torch.compiler.is_compiling():
+            return self.dense_weight()
+        if self.ran_on is None:
+            self.ran_on = WEIGHT_READ
+        if is_traced() or sys._getframe(1).f_globals.get("__name__") in READERS:
+            return self.dense_weight()
+        is_recorded = torch.is_grad_enabled()
+        # Tensors made in inference mode do not count who writes to them.
+        with torch.inference_mode(False), torch.set_grad_enabled(is_recorded):
+            return open_weight(self.dense_weight(), self)
 
     def collect(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator, Sequence
 
 from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils.parametrize import is_parametrized
 
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.attention import input_weights, why_whole
@@ -98,6 +99,8 @@ def compiled_modules(model: nn.Module) -> set[nn.Module]:
 def _why_dense(layer: nn.Module, shared: Container[int]) -> str | None:
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return f"groups={layer.groups}"
+    if made := _made_by_tools(layer):
+        return made
     if type(layer) not in (*LINEARS, nn.Conv2d):
         kind = type(layer)
         # A library may give its subclass the same name.
@@ -110,6 +113,18 @@ def _why_dense(layer: nn.Module, shared: Container[int]) -> str | None:
         return f"weight is a {type(weight).__name__}"
     if id(weight) in shared:
         return "weight shared with another module"
+    return None
+
+
+def _made_by_tools(layer: nn.Module) -> str | None:
+    """Return which of a layer's parameters a tool of torch.nn.utils makes from others."""
+    if is_parametrized(layer):
+        name, tools = next(iter(layer.parametrizations.items()))
+        return f"{name} is made by the parametrization {type(tools[0]).__name__.lstrip('_')}"
+    for hook in layer._forward_pre_hooks.values():
+        name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
+        if name in ("weight", "bias") and name not in layer._parameters:
+            return f"{name} is made by {type(hook).__name__}"
     return None
 
 

@@ -7,6 +7,7 @@ import weakref
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 
 class Copied(nn.Module):
@@ -37,7 +38,9 @@ class Copied(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Copied:
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        # A layer with a parametrized bias cannot be pickled, but copied.
+        state = type_before_parametrizations(self).__getstate__(self)
+        twin.__setstate__(copy.deepcopy(state, memo))
         twin.origin, twin._first = weakref.ref(self), twin._fingerprint()
         if self.copies is None:
             self.copies = weakref.WeakSet()

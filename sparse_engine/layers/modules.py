@@ -7,7 +7,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.plan import LayerPlan
@@ -224,6 +226,11 @@ def _adopt(
 
 
 def _release(sparse: Any, dense: Any) -> Any:
+    if "bias" not in sparse._parameters and not is_parametrized(sparse, "bias"):
+        raise InputError(
+            f"the bias of a {type(sparse).__name__} is made by a hook (prune, weight_norm, "
+            "spectral_norm): remove it, as by prune.remove(layer, 'bias'), first"
+        )
     weight = sparse.dense_weight().detach().clone()
     dense.weight = nn.Parameter(weight, requires_grad=sparse.values.requires_grad)
     dense.bias = _copied(sparse.bias)

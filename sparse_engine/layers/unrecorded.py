@@ -6,10 +6,23 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
+_MODES = torch._C._TorchDispatchModeKey
+_GRAPH_MODES = (_MODES.PROXY, _MODES.FUNCTIONAL, _MODES.FAKE)
+
 
 def is_recorded() -> bool:
     """Return whether somebody sees every operator that runs now; for a compiler, ask torch."""
     return torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+
+
+def is_traced() -> bool:
+    """Return whether somebody makes a graph of functions or transforms them; for a compiler, ask.
+
+    They expect plain tensors.
+    """
+    makes_graph = any(torch._C._get_dispatch_mode(mode) is not None for mode in _GRAPH_MODES)
+    is_transformed = torch._C._functorch.maybe_current_level() is not None
+    return torch.jit.is_tracing() or makes_graph or is_transformed
 
 
 @contextmanager

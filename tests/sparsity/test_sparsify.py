@@ -95,8 +95,8 @@ def test_groups_shared_weights_and_subclasses_are_listed_as_skipped():
         "head": "weight shared with another module",
         "grouped": "groups=2",
         "scaled": "Scaled is a subclass",
-        "normed": "ParametrizedLinear is a subclass",
-        "bounded": "weight is no parameter",
+        "normed": "weight is made by the parametrization WeightNorm",
+        "bounded": "weight is made by SpectralNorm",
         "plain": "",
     }
     assert list(sparse_layers(model)) == ["plain"]

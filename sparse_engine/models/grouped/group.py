@@ -7,6 +7,7 @@ members (layers.py), and what works on each channel or number by itself is kept.
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -18,6 +19,7 @@ from sparse_engine.layers.modules import GEOMETRY, SparseConv2d
 from sparse_engine.layers.rows import is_in_rows, to_rows
 from sparse_engine.layers.tracing import LAYERS, is_channelwise, is_flatten, is_pixel_mean, traced
 from sparse_engine.models.grouped.layers import (
+    clear_columns,
     grouped_convolution,
     grouped_linear,
     grouped_norm,
@@ -188,6 +190,8 @@ class _Grouping:
             grouped = grouped_convolution(name, layers, given, stride)
         else:
             grouped = grouped_linear(layers, given, stride)
+        if not given.shared and given.stride > given.channels and getattr(first, "groups", 1) == 1:
+            grouped.register_forward_pre_hook(partial(clear_columns, given.channels, given.stride))
         return grouped, MemberSlices(channels, stride, False)
 
     def _apart(self, x: _Result, dimension: int) -> _Result:

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear, arguments_of
+from sparse_engine.layers.unrecorded import is_traced
 from sparse_engine.models.grouped.slices import UNGROUPED, MemberSlices, padded_slices
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import choose_backend
@@ -158,6 +159,28 @@ def grouped_norm(layers: Sequence[_BatchNorm], stride: int) -> _BatchNorm:
     count = first.num_batches_tracked
     grouped.num_batches_tracked = None if count is None else count.clone()
     return grouped
+
+
+def clear_columns(channels: int, stride: int, layer: Any, _: Any) -> None:
+    """Zero weights past each member's last input channel, which other code may have written to.
+
+    They would multiply what padded channels hold. A hook before forward; compiled code has none.
+
+    Args:
+        channels, stride: of a member's slice of the input.
+        layer: sparse, or with weights [M * O, C, ...] or [M, O, C]; or what densify made of it.
+    """
+    if torch.compiler.is_compiling() or is_traced():
+        return
+    # Not counted as writes: a graph of an earlier forward may wait for its backward.
+    if isinstance(layer, SparseLayer):
+        columns = torch.arange(layer.block[1], device=layer.values.device)
+        columns = layer.layout.index.slots.in_block[:, None] * layer.block[1] + columns
+        layer.values.data.masked_fill_((columns % stride >= channels)[:, :, None], 0)
+    else:
+        weight = layer.weight.data.movedim(2 if isinstance(layer, GroupedLinear) else 1, -1)
+        columns = torch.arange(weight.shape[-1], device=weight.device)
+        weight.masked_fill_(columns % stride >= channels, 0)
 
 
 def diagonal_layout(

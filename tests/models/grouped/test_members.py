@@ -145,3 +145,17 @@ def test_what_cannot_train_together():
     sparsify(mixed[0], 0.5, block=(16, 16), skip=["stem"])
     with pytest.raises(InputError, match="'inner' is sparse in some members only"):
         GroupedMembers(mixed)
+
+
+def test_noise_on_all_parameters_does_not_reach_other_channels_by_the_padding():
+    models = networks()
+    grouped, x = GroupedMembers(models), torch.randn(MEMBERS, 4, 3, 8, 8)
+    for written in (grouped, *models):
+        first = grouped(x)
+        with torch.no_grad():
+            for parameter in written.parameters():
+                parameter.data.add_(0.3 * torch.randn_like(parameter))
+        found = grouped.eval()(x)
+        alone = [model.eval()(own) for model, own in zip(models, x)]
+        torch.testing.assert_close(found, torch.stack(alone))
+        first.sum().backward()  # what was cleared for the second forward does not disturb it
