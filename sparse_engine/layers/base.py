@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparse_engine.layers.block_check import AVERAGED, are_averaged, block_signs
 from sparse_engine.layers.block_ids import BlockIds
 from sparse_engine.layers.blocks import BlockChoice
+from sparse_engine.layers.data_types import check_data_type
 from sparse_engine.layers.plan import LayerPlan, strongest_blocks
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
@@ -243,6 +244,16 @@ class SparseLayer(BlockIds):
         usual = isinstance(value, Tensor) and value.layout is torch.strided
         empty = usual and value.is_meta and not self.values.is_meta
         return usual and not (empty or value.is_quantized or value.is_nested)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseLayer:
+        def checked(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            if tensor.is_floating_point():
+                check_data_type(new.dtype)
+            return new
+
+        super()._apply(checked, recurse)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_probe": None}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.blocks import BlockChoice
+from sparse_engine.layers.data_types import check_data_type
 from sparse_engine.layers.plan import LayerPlan
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.functional import same_padding
@@ -58,6 +59,7 @@ class SparseConv2d(SparseLayer):
             ValueError: groups other than 1, or arguments that nn.Conv2d refuses.
         """
         super().__init__()
+        check_data_type(dtype)
         if groups != 1:
             raise ValueError(f"SparseConv2d supports groups=1 only, found groups={groups}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
@@ -139,6 +141,7 @@ class SparseLinear(SparseLayer):
     ) -> None:
         """Arguments are those of nn.Linear, and the keywords of SparseConv2d but `taps`."""
         super().__init__()
+        check_data_type(dtype)
         self.in_features, self.out_features = in_features, out_features
         shape = (out_features, in_features)
         self._make(shape, bias, device, dtype, density, block, generator, layout)
@@ -210,6 +213,7 @@ def _adopt(
     taps: str = "each",
 ) -> Any:
     """Return a sparse layer with a dense one's weights in a layout, or in the strongest blocks."""
+    check_data_type(dense.weight.dtype)
     if layout is None:
         plan = LayerPlan.full("", dense.weight.shape, block, taps).at(density)
         layout = plan.strongest(dense.weight)
