@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_engine.layers.modules import SparseLinear
+from sparse_engine.layers.unrecorded import Leaf
 
 INPUTS = ("q_proj", "k_proj", "v_proj")
 
@@ -24,7 +25,7 @@ class _Declined:
         return NotImplemented
 
 
-class ProjectedAttention(nn.Module):
+class ProjectedAttention(Leaf):
     """Multi-head attention (Vaswani et al. 2017) with the interface of nn.MultiheadAttention.
 
     nn.MultiheadAttention keeps the projections of query, key and value in one parameter and calls

@@ -15,6 +15,7 @@ from sparse_engine.layers.block_ids import BlockIds
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.data_types import check_data_type
 from sparse_engine.layers.plan import LayerPlan, strongest_blocks
+from sparse_engine.layers.unrecorded import Leaf
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.memory_order import order_of
@@ -27,7 +28,7 @@ PARTS = ("weight", "values", "block_ids", "block_check")
 WEIGHT_READ = "dense (weight read)"
 
 
-class SparseLayer(BlockIds):
+class SparseLayer(Leaf, BlockIds):
     """What the sparse layers share: compact values [Z, BC, BO], where they lie, and a bias.
 
     A state dict holds `values`, `block_ids` and `bias`; one with a dense `weight` loads as well and

@@ -67,7 +67,7 @@ def change_layouts(model: nn.Module, layouts: Layouts) -> dict[str, nn.Module]:
 def replace_modules(
     model: nn.Module, replaced: Mapping[str, nn.Module], optimizer: Optimizer | None = None
 ) -> None:
-    """Put modules in the places of those that have their names, in place, as `replace_layers` does."""
+    """Put modules in the places of those that have their names, as `replace_layers` does."""
     # Convolution weights lie as the rest of the model's.
     new = {n: module.to(memory_format=torch.channels_last) for n, module in replaced.items()}
     replace_layers(model, {model.get_submodule(n): module for n, module in new.items()}, optimizer)
@@ -110,8 +110,8 @@ def separated_projections(model: nn.Module) -> Iterator[dict[nn.Module, nn.Modul
     """Take attentions apart for a while, so that their projections are layers by name.
 
     Yields:
-        What stands for each attention. Who keeps it must `replace_layers` the attention by it; the others
-        are put back afterwards, as if nothing had been.
+        What stands for each attention. Where it is to stay, `replace_layers` the one by the other;
+        those without sparse layers are put back afterwards, as if nothing had been.
     """
     separated = _separated(model)
     _swap_children(model, separated)
