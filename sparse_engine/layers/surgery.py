@@ -135,7 +135,7 @@ def _separated(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 
 def _swap_children(model: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> None:
+    by_id = {id(old): new for old, new in swapped.items()}  # a weak proxy has no hash
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child in swapped:
-                parent._modules[name] = swapped[child]
+            parent._modules[name] = by_id.get(id(child), child)

@@ -58,20 +58,22 @@ class Holder:
 
 def is_atom(value: Any) -> bool:
     """Return whether an object holds nothing that is looked at."""
-    return type(value) in _ATOMS or isinstance(value, _OTHER_ATOMS)
+    return type(value) in _ATOMS or issubclass(type(value), _OTHER_ATOMS)
 
 
 def holders_of(value: Any) -> list[Holder]:
     """Return how an object holds others; in several ways, if it is a list with attributes."""
-    if isinstance(value, type):
+    kind = type(value)  # not __class__, which a weak proxy has of another
+    if issubclass(kind, type):
         return [_CLASS] if _is_users(value) else []
     if is_atom(value):
         return []
-    holders = [holder for kinds, holder in _KINDS if isinstance(value, kinds)][:1]
-    if isinstance(value, nn.Module) or _is_users(type(value)) or type(value) is _WRAPPED_HOOK:
+    holders = [holder for kinds, holder in _KINDS if issubclass(kind, kinds)][:1]
+    has_attributes = kind.__dictoffset__ or any(_slots(value))
+    if issubclass(kind, nn.Module) or kind is _WRAPPED_HOOK or (_is_users(kind) and has_attributes):
         holders.append(_OBJECT)
-    opaque = not holders and type(value).__module__.partition(".")[0] not in _APART
-    return [_OPAQUE] if opaque and gc.is_tracked(value) else holders
+    is_opaque = not holders and (_is_users(kind) or kind.__module__ == "builtins")
+    return [_OPAQUE] if is_opaque and gc.is_tracked(value) else holders
 
 
 def _is_users(kind: type) -> bool:
@@ -175,7 +177,7 @@ def _weak_child(value: Any) -> Children:
 
 def _rebuild_weak(value: Any, new_of: NewOf) -> Any:
     if isinstance(value, weakref.WeakMethod):
-        return type(value)(_rebuild_method(value(), new_of), value.__callback__)
+        return type(value)(_rebuild_method(value(), new_of))
     ((_, child),) = _weak_child(value)
     if isinstance(value, weakref.ProxyTypes):
         return weakref.proxy(new_of(child))
@@ -188,10 +190,8 @@ def _function_children(function: Any) -> Children:
             yield f" (variable '{name}' of a closure)", cell.cell_contents
         except ValueError:  # not assigned yet
             continue
-    yield from (("'s default argument", value) for value in function.__defaults__ or ())
-    yield from (
-        ("'s default argument", value) for value in (function.__kwdefaults__ or {}).values()
-    )
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    yield from ((" (a default argument)", value) for value in defaults)
     yield from ((f".{name}", value) for name, value in vars(function).items())
     held = {n: function.__globals__.get(n) for n in function.__code__.co_names}
     if not all(map(is_atom, held.values())):
@@ -202,7 +202,7 @@ def _function_children(function: Any) -> Children:
 
 def _object_children(value: Any) -> Children:
     for name, item in _attributes(value):
-        if name == "_modules" and isinstance(value, nn.Module):
+        if name == "_modules" and issubclass(type(value), nn.Module):
             yield from ((f".{child}", module) for child, module in item.items())
         else:
             yield f".{name}", item
@@ -213,7 +213,7 @@ def _object_children(value: Any) -> Children:
 def _write_object(value: Any, new_of: NewOf) -> None:
     own = object.__getattribute__(value, "__dict__") if hasattr(value, "__dict__") else {}
     for name, item in _attributes(value):
-        if name == "_modules" and isinstance(value, nn.Module):
+        if name == "_modules" and issubclass(type(value), nn.Module):
             for child, module in item.items():
                 item[child] = new_of(module)
         elif (new := new_of(item)) is not item:
@@ -242,7 +242,7 @@ def _attributes(value: Any) -> list[tuple[str, Any]]:
 def _slots(value: Any) -> Iterator[tuple[str, Any]]:
     for kind in type(value).__mro__:
         for name, slot in vars(kind).items():
-            if isinstance(slot, types.MemberDescriptorType) and _is_users(kind):
+            if isinstance(slot, types.MemberDescriptorType) and "__slots__" in vars(kind):
                 try:
                     slot.__get__(value)
                 except AttributeError:  # not set
