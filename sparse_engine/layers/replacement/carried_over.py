@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
-from sparse_engine.layers.attention import INPUTS, ProjectedAttention
+from sparse_engine.layers.attention import INPUTS, ProjectedAttention, common_attributes
 from sparse_engine.layers.base import SparseLayer, weight_parameter
 from sparse_engine.layers.modules import GEOMETRY
 from sparse_engine.layers.optimizer_state import moved
@@ -40,7 +40,7 @@ def refuse_own_forward(name: str, layer: nn.Module) -> None:
             tool = " (accelerate's hook)" if hasattr(layer, "_hf_hook") else ""
             raise InputError(
                 f"layer '{name}' has a {method} of its own{tool}, which another layer would not "
-                "run: take it off before this call, or leave the layer as it is (skip=[its name])"
+                f"run: take it off before this call, or leave it dense with skip=['{name}*']"
             )
 
 
@@ -66,13 +66,6 @@ def carry_over(old: nn.Module, new: nn.Module, new_of: NewOf) -> list[str]:
     if isinstance(old, ATTENTIONS):
         lost += _lost_of_attention(old)
     return lost
-
-
-def carry_attributes(old: Tensor, new: Tensor) -> None:
-    """Give a parameter the attributes that were set on another, but for tensors of its shape."""
-    for name, value in vars(old).items():
-        if not (isinstance(value, Tensor) and value.shape == old.shape):
-            setattr(new, name, value)
 
 
 def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
@@ -133,16 +126,22 @@ def _carry_weight(old: nn.Module, new: nn.Module) -> Iterator[str]:
 
 
 def _lost_of_attention(old: nn.Module) -> Iterator[str]:
-    for name in ("in_proj_weight", *(f"{p}_weight" for p in INPUTS), "in_proj_bias"):
-        parameter = old._parameters.get(name)
-        if parameter is not None:
-            yield from _hooks_of(parameter, name)
+    parts = {name: old._parameters.get(name) for name in _own_members(old)}
     if isinstance(old, ProjectedAttention):
-        for name in INPUTS:
-            layer = getattr(old, name)
+        layers = {name: getattr(old, name) for name in INPUTS}
+        parts = {f"the weight of its {n}": weight_parameter(layer) for n, layer in layers.items()}
+        parts |= {f"the bias of its {n}": layer.bias for n, layer in layers.items()}
+        for name, layer in layers.items():
             if any(vars(layer)[table] for table in vars(layer) if table.endswith("_hooks")):
                 yield f"hooks of its {name}"
-            yield from _hooks_of(weight_parameter(layer), f"the weight of its {name}")
+    found = {name: parameter for name, parameter in parts.items() if parameter is not None}
+    for kind in ("weight", "bias"):
+        alike = [p for name, p in found.items() if kind in name]
+        kept = common_attributes(alike) if alike else {}
+        lost = dict.fromkeys(attribute for p in alike for attribute in vars(p))
+        yield from (f"the attribute {a} of a {kind}" for a in lost if a not in kept)
+    for name, parameter in found.items():
+        yield from _hooks_of(parameter, name)
 
 
 def _hooks_of(parameter: Tensor, what: str) -> Iterator[str]:

@@ -6,15 +6,27 @@ nothing else: a list in a user's script is not seen.
 
 from collections import deque
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from sparse_engine.errors import InputError
-from sparse_engine.layers.replacement.references import Holder, can_rebuild, holders_of, is_atom
+from sparse_engine.layers.replacement.containers import Holder, can_rebuild, is_atom
+from sparse_engine.layers.replacement.references import holders_of
 
 # A model's own objects are some thousands; data sets that hang on a model are not searched whole.
 MOST_OBJECTS = 500_000
+
+
+class Wanted(NamedTuple):
+    """An object that is looked for.
+
+    what: as in "layer 'first'".
+    pattern: of the names of layers that stay dense if it stays as it is.
+    """
+
+    what: str
+    pattern: str
 
 
 class Holders:
@@ -23,12 +35,12 @@ class Holders:
     is_complete: whether all that hangs on the model was searched.
     """
 
-    def __init__(self, model: nn.Module, wanted: Mapping[int, str]) -> None:
+    def __init__(self, model: nn.Module, wanted: Mapping[int, Wanted]) -> None:
         """Search a model.
 
         Args:
             model: where the search begins.
-            wanted: what objects are, such as "layer 'first'", by id; they must stay alive.
+            wanted: by the objects' ids, which must stay alive.
         """
         self._wanted = wanted
         self._objects: dict[int, Any] = {id(model): model}
@@ -82,9 +94,10 @@ class Holders:
         return Exchange(others, rebuilt)
 
     def _refusal(self, key: int, owner: int, label: str) -> str:
+        what, pattern = self._wanted[key]
         return (
-            f"{self._wanted[key]} is also held in {self._path(owner)}{label}, where it cannot be "
-            "exchanged: set that after this call, or leave the layer as it is (skip=[its name])"
+            f"{what} is also held in {self._path(owner)}{label}, where it cannot be exchanged: set "
+            f"that after this call, or leave the layer dense with skip=['{pattern}']"
         )
 
     def _path(self, key: int) -> str:

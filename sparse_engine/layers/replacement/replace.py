@@ -10,8 +10,8 @@ from sparse_engine.errors import ReplacedLayerWarning
 from sparse_engine.layers.attention import INPUTS
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.optimizer_state import carry_state
-from sparse_engine.layers.replacement.carried_over import carry_over, refuse_own_forward
-from sparse_engine.layers.replacement.holders import Exchange, Holders
+from sparse_engine.layers.replacement.carried_over import LAYERS, carry_over, refuse_own_forward
+from sparse_engine.layers.replacement.holders import Exchange, Holders, Wanted
 
 _WEIGHTS = ("weight", "values", "in_proj_weight", "in_proj_bias", *(f"{p}_weight" for p in INPUTS))
 
@@ -27,12 +27,14 @@ def check_replaceable(model: nn.Module, replaced: Mapping[nn.Module, nn.Module |
         InputError: a layer has a forward of its own, or it or its weight is held where it cannot be
             exchanged.
     """
-    wanted, weights = dict[int, str](), dict[int, str]()
+    wanted, weights = dict[int, Wanted](), dict[int, Wanted]()
     for layer, name in _names(model, replaced).items():
         refuse_own_forward(name, layer)
-        wanted[id(layer)] = f"layer '{name}'"
+        pattern = name if isinstance(layer, LAYERS) else f"{name}.*"
+        wanted[id(layer)] = Wanted(f"layer '{name}'", pattern)
         found = (layer._parameters.get(weight) for weight in _WEIGHTS)
-        weights |= {id(w): f"the weight of layer '{name}'" for w in found if w is not None}
+        of_weight = Wanted(f"the weight of layer '{name}'", pattern)
+        weights |= {id(w): of_weight for w in found if w is not None}
     holders = Holders(model, wanted | weights)
     if not holders.is_complete:
         warnings.warn(
