@@ -63,6 +63,8 @@ def carry_over(old: nn.Module, new: nn.Module, new_of: NewOf) -> list[str]:
         lost += _carry_stores(old, new, new_of)
     if isinstance(old, LAYERS) and isinstance(new, LAYERS):
         lost += _carry_weight(old, new)
+    if isinstance(old, SparseLayer) and not type(old).__module__.startswith("sparse_engine."):
+        lost.append(f"its class {type(old).__name__}")
     if isinstance(old, ATTENTIONS):
         lost += _lost_of_attention(old)
     return lost

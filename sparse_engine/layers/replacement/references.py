@@ -8,6 +8,7 @@ import dis
 import gc
 import types
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -66,9 +67,15 @@ def _function_children(function: Any) -> Children:
     yield from ((f".{name}", value) for name, value in vars(function).items())
     held = {n: function.__globals__.get(n) for n in function.__code__.co_names}
     if not all(map(is_atom, held.values())):
-        # Names of attributes are among them too.
-        read = {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
+        read = _global_names(function.__code__)
         yield from ((f" (global variable '{n}')", v) for n, v in held.items() if n in read)
+
+
+@lru_cache(maxsize=10_000)
+def _global_names(code: types.CodeType) -> frozenset[str]:
+    """Return which of the names in a function's code, attributes among them, are globals."""
+    instructions = dis.get_instructions(code)
+    return frozenset(i.argval for i in instructions if i.opname == "LOAD_GLOBAL")
 
 
 def _object_children(value: Any) -> Children:
