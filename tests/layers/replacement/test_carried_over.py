@@ -131,6 +131,7 @@ def test_attributes_gradients_and_members_go_along_and_back():
     }
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_what_is_not_carried_over_is_named_in_one_warning():
     model = network()
     model[0].weight.register_hook(lambda gradient: gradient)
@@ -151,6 +152,7 @@ def test_what_is_not_carried_over_is_named_in_one_warning():
         densify(model)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_forward_of_its_own_is_refused_and_a_compiled_layer_is_skipped():
     model = network()
     first = model[0]
