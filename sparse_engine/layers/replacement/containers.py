@@ -53,8 +53,10 @@ def _write_items(value: Any, new_of: NewOf) -> None:
 
 def _dict_children(value: dict[Any, Any]) -> Children:
     for key, item in list(dict.items(value)):
-        yield " (a key)", key
-        yield _at(key), item
+        if type(key) not in _ATOMS:
+            yield " (a key)", key
+        if type(item) not in _ATOMS:
+            yield _at(key), item
 
 
 def _write_dict(value: dict[Any, Any], new_of: NewOf) -> None:
@@ -152,7 +154,8 @@ def _at(key: Any) -> str:
 
 
 def _numbered(value: Any) -> Children:
-    return ((f"[{index}]", item) for index, item in enumerate(list(value)))
+    items = enumerate(list(value))
+    return ((f"[{index}]", item) for index, item in items if type(item) not in _ATOMS)
 
 
 def _unnumbered(value: Any) -> Children:
