@@ -44,9 +44,14 @@ def is_atom(value: Any) -> bool:
     return type(value) in _ATOMS or issubclass(type(value), _OTHER_ATOMS)
 
 
+def _base(value: Any) -> Any:
+    """Return the builtin class of a container; a subclass may iterate over something else."""
+    return next(base for base in (list, deque, tuple, frozenset) if isinstance(value, base))
+
+
 def _write_items(value: Any, new_of: NewOf) -> None:
-    base = list if isinstance(value, list) else deque
-    for index, item in enumerate(value):
+    base = _base(value)
+    for index, item in enumerate(list(base.__iter__(value))):
         if (new := new_of(item)) is not item:
             base.__setitem__(value, index, new)
 
@@ -87,8 +92,8 @@ def _write_weak_dict(value: Any, new_of: NewOf) -> None:
 
 
 def _rebuild_tuple(value: Any, new_of: NewOf) -> Any:
-    base = tuple if isinstance(value, tuple) else frozenset
-    new = base.__new__(type(value), map(new_of, value))
+    base = _base(value)
+    new = base.__new__(type(value), map(new_of, base.__iter__(value)))
     if hasattr(value, "__dict__"):
         vars(new).update(vars(value))
     return new
@@ -154,7 +159,7 @@ def _at(key: Any) -> str:
 
 
 def _numbered(value: Any) -> Children:
-    items = enumerate(list(value))
+    items = enumerate(list(_base(value).__iter__(value)))
     return ((f"[{index}]", item) for index, item in items if type(item) not in _ATOMS)
 
 

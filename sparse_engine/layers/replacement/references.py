@@ -53,7 +53,7 @@ def holders_of(value: Any) -> list[Holder]:
 
 def _is_users(kind: type) -> bool:
     """Return whether a class may be a user's own, with attributes that hold layers."""
-    return kind is types.SimpleNamespace or kind.__module__.partition(".")[0] not in _APART
+    return kind is types.SimpleNamespace or str(kind.__module__).partition(".")[0] not in _APART
 
 
 def _function_children(function: Any) -> Children:
