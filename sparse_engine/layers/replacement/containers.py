@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -163,6 +164,15 @@ def _numbered(value: Any) -> Children:
     return ((f"[{index}]", item) for index, item in items if type(item) not in _ATOMS)
 
 
+def _array_children(value: Any) -> Children:
+    return _numbered(list(value.flat)) if value.dtype.hasobject else ()
+
+
+def _write_array(value: Any, new_of: NewOf) -> None:
+    for index, item in enumerate(list(value.flat)):
+        value.flat[index] = new_of(item)
+
+
 def _unnumbered(value: Any) -> Children:
     return ((f" (a {type(value).__name__})", item) for item in list(value))
 
@@ -181,6 +191,7 @@ CONTAINERS: tuple[tuple[Any, Holder], ...] = (
     (frozenset, Holder(_unnumbered, rebuild=_rebuild_tuple)),
     ((set, weakref.WeakSet), Holder(_unnumbered, _write_set)),
     (_WEAK_DICTS, Holder(_weak_items, _write_weak_dict)),
+    (np.ndarray, Holder(_array_children, _write_array)),
     (types.MappingProxyType, Holder(_weak_items)),
     (functools.partial, Holder(_partial_children, rebuild=_rebuild_partial)),
     (

@@ -7,6 +7,7 @@ import types
 import weakref
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,6 +78,7 @@ PLACES = {
     "set": (lambda layer: {layer, 3}, lambda held: next(m for m in held if m != 3)),
     "frozenset": (lambda layer: frozenset([layer]), lambda held: next(iter(held))),
     "deque": (lambda layer: collections.deque([layer], 3), lambda held: held[0]),
+    "array": (lambda layer: np.array([layer, None], dtype=object), lambda held: held[0]),
     "nested": (lambda layer: [({"a": (1, [layer])},)], lambda held: held[0][0]["a"][1][0]),
     "namedtuple": (lambda layer: Pair(1, layer), lambda held: held.layer),
     "frozen dataclass": (lambda layer: Frozen((layer,)), lambda held: held.layer[0]),
