@@ -18,9 +18,9 @@ A line says what a file holds, in the words of the file itself: this page is mad
 ROOMS = {
     "kernels/sparse_kernels": (".", "cpu", "triton", "dispatch", "operators"),
     "sparse_engine": (
-        *(".", "data", "optimizers", "layers", "models", "models/grouped", "sparsity"),
-        *("sparsity/channel_permutation", "config", "methods", "runs", "evaluation"),
-        *("evaluation/robustness", "training", "earlier_names"),
+        *(".", "data", "optimizers", "layers", "layers/replacement", "models"),
+        *("models/grouped", "sparsity", "sparsity/channel_permutation", "config", "methods"),
+        *("runs", "evaluation", "evaluation/robustness", "training", "earlier_names"),
     ),
     "bench": (".", "report", "speed", "gpu", "study", "dev"),
 }

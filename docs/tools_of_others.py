@@ -157,3 +157,16 @@ def schedule_free() -> str:
     optimizer.eval()
     assert model(X).square().sum() < first
     return "weights for training and for evaluation keep their blocks"
+
+
+@tool("`create_feature_extractor`", "torchvision", "a sparse ResNet and a sparse ViT")
+def feature_extractors() -> str:
+    from torchvision.models import VisionTransformer, resnet18
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    images = torch.ones(1, 3, 32, 32)
+    models = (resnet18(num_classes=10), VisionTransformer(32, 16, 1, 2, 32, 64, num_classes=10))
+    for model, head in zip(models, ("fc", "heads")):
+        sparsify(model.eval(), 0.5, "uniform", (8, 8))
+        assert torch.equal(create_feature_extractor(model, [head])(images)[head], model(images))
+    return "works without naming leaf modules"

@@ -1,6 +1,7 @@
 """Programs that try PyTorch's own tools on sparse layers; see tools.py."""
 
 import copy
+import pickle
 import tempfile
 
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.func import functional_call
+from torch.fx.passes.split_module import split_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -257,6 +259,37 @@ def scaled() -> str:
         optimizer.zero_grad()
         assert before.equal(model[0].values) == (factor > 1)
     return "steps are taken and left out as for dense layers"
+
+
+@tool(
+    "`torch.fx`, `torch.jit`",
+    TORCH,
+    "`symbolic_trace`, `split_module`, copies and pickles, `DynamicSparsity` and `densify` on a "
+    "traced model; `torch.jit.trace`, `torch.jit.script`",
+)
+def graphs() -> str:
+    model = network(0)
+    traced = torch.fx.symbolic_trace(model)
+    parts = split_module(traced, traced, lambda node: int(node.name != "_0"))
+    for copied in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced)), parts):
+        assert torch.equal(copied(X), model(X))
+    assert torch.equal(torch.jit.trace(model, X)(X), model(X))
+    optimizer = torch.optim.SGD(traced.parameters(), lr=0.1)
+    dynamic = sparse_engine.DynamicSparsity(traced, optimizer, rule="rigl", interval=2)
+    before = model[0].block_ids.clone()
+    for _ in range(4):
+        traced(X).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        dynamic.step()
+    assert not before.equal(model[0].block_ids)
+    expected = model(X)
+    assert torch.allclose(sparse_engine.densify(traced)(X), expected, atol=1e-6)
+    try:
+        torch.jit.script(model)
+    except ValueError:
+        return "a sparse layer is one node, as dense ones are; `torch.jit.script` is refused"
+    raise AssertionError("a sparse layer was scripted")
 
 
 @tool("`torch.compile`", TORCH, "copies before and after compiling")

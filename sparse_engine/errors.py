@@ -16,6 +16,10 @@ class RunFailure(RuntimeError):
     """A run that started well and cannot go on, such as a loss that is not finite."""
 
 
+class ReplacedLayerWarning(UserWarning):
+    """Something that a user hung on a layer is not on the layer that took its place."""
+
+
 class Stopped(Exception):
     """A signal has asked a run to stop; what it had done is in its checkpoint.
 

@@ -1,14 +1,17 @@
 """nn.MultiheadAttention whose four projections are modules, so that each can be made sparse."""
 
 import math
-from collections.abc import Container, Iterator, MutableMapping
+from collections.abc import Container, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_engine.layers.base import weight_parameter
 from sparse_engine.layers.modules import SparseLinear
+from sparse_engine.layers.unrecorded import Leaf
+from sparse_kernels.operators.reference import scatter_blocks
 
 INPUTS = ("q_proj", "k_proj", "v_proj")
 
@@ -24,7 +27,7 @@ class _Declined:
         return NotImplemented
 
 
-class ProjectedAttention(nn.Module):
+class ProjectedAttention(Leaf):
     """Multi-head attention (Vaswani et al. 2017) with the interface of nn.MultiheadAttention.
 
     nn.MultiheadAttention keeps the projections of query, key and value in one parameter and calls
@@ -145,6 +148,7 @@ class ProjectedAttention(nn.Module):
             batch_first=self.batch_first,
             device="meta",
         )
+        layers = [getattr(self, name) for name in INPUTS]
         trained = next(self.q_proj.parameters()).requires_grad
         state = {
             f"{name}.{kind}": getattr(getattr(self, name), kind)
@@ -153,7 +157,15 @@ class ProjectedAttention(nn.Module):
         }
         self.pack_(state)
         for name, value in state.items():
-            setattr(dense, name, nn.Parameter(value.detach().clone(), requires_grad=trained))
+            kind = "bias" if name.endswith("bias") else "weight"
+            own = [layer for layer, part in zip(layers, INPUTS) if name[:2] in ("in", part[:2])]
+            parameter = nn.Parameter(value.detach().clone(), requires_grad=trained)
+            gradients = [_gradient(layer, kind) for layer in own]
+            if not any(gradient is None for gradient in gradients):
+                parameter.grad = torch.cat(gradients)
+            sources = [weight_parameter(x) if kind == "weight" else x.bias for x in own]
+            vars(parameter).update(common_attributes(sources))
+            setattr(dense, name, parameter)
         out = self.out_proj
         dense.out_proj = out.to_dense() if isinstance(out, SparseLinear) else out
         return dense.train(self.training)
@@ -212,15 +224,45 @@ def input_weights(attention: nn.MultiheadAttention) -> Iterator[tuple[str, Tenso
 def _thirds(packed: nn.Parameter | None) -> list[nn.Parameter | None]:
     if packed is None:
         return [None, None, None]
-    return [nn.Parameter(p.detach(), packed.requires_grad) for p in packed.chunk(3)]
+    gradients = [None, None, None] if packed.grad is None else packed.grad.chunk(3)
+    return [_part(packed, p, g) for p, g in zip(packed.detach().chunk(3), gradients)]
+
+
+def _part(whole: nn.Parameter, part: Tensor, gradient: Tensor | None) -> nn.Parameter:
+    """Return a parameter of a part of another, with its part of the gradient and its attributes."""
+    parameter = nn.Parameter(part.detach().clone(), whole.requires_grad)
+    parameter.grad = None if gradient is None else gradient.clone()
+    vars(parameter).update(common_attributes([whole]))
+    return parameter
+
+
+def common_attributes(parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """Return the attributes that were set on all of some parameters alike; no tensors."""
+    others = [vars(parameter) for parameter in parameters[1:]]
+    return {
+        name: value
+        for name, value in vars(parameters[0]).items()
+        if not isinstance(value, Tensor) and all(o.get(name) is value for o in others)
+    }
 
 
 def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, "meta")
-    linear.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    linear.weight = _part(weight, weight, weight.grad)
     if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
+        linear.bias = _part(bias, bias, bias.grad)
     return linear
+
+
+def _gradient(layer: nn.Linear | SparseLinear, kind: str) -> Tensor | None:
+    """Return the gradient of a layer's weight, dense, or of its bias."""
+    if not isinstance(layer, SparseLinear) or kind == "bias":
+        return getattr(layer, kind).grad
+    values = layer.values
+    if values.grad is None or values.is_meta:
+        return None
+    layout = layer.layout
+    return scatter_blocks(values.grad, layout.tensors(), layout.sizes()).reshape(layout.shape[:2])
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_engine.layers.block_check import AVERAGED, are_averaged, block_signs
 from sparse_engine.layers.block_ids import BlockIds
 from sparse_engine.layers.blocks import BlockChoice
+from sparse_engine.layers.data_types import check_data_type
 from sparse_engine.layers.plan import LayerPlan, strongest_blocks
-from sparse_engine.layers.unrecorded import is_traced
+from sparse_engine.layers.unrecorded import Leaf, is_traced
 from sparse_engine.layers.weight_writes import WritableWeight, open_weight
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
@@ -31,7 +31,7 @@ WEIGHT_READ = "dense (weight read)"
 READERS = ("torch.nn.modules.transformer", "torch.nn.modules.activation")
 
 
-class SparseLayer(WritableWeight, BlockIds):
+class SparseLayer(Leaf, WritableWeight, BlockIds):
     """What the sparse layers share: compact values [Z, BC, BO], where they lie, and a bias.
 
     A state dict holds `values`, `block_ids` and `bias`; one with a dense `weight` loads as well and
@@ -260,6 +260,16 @@ class SparseLayer(WritableWeight, BlockIds):
         empty = usual and value.is_meta and not self.values.is_meta
         return usual and not (empty or value.is_quantized or value.is_nested)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseLayer:
+        def checked(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            if tensor.is_floating_point():
+                check_data_type(new.dtype)
+            return new
+
+        super()._apply(checked, recurse)
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_probe": None}
 
@@ -271,16 +281,6 @@ class SparseLayer(WritableWeight, BlockIds):
             f"density={self.density:.4g}, block={self.block}{taps}, "
             f"blocks={self.layout.active}/{self.layout.total}, bytes={size}{ran_on}"
         )
-
-
-def with_spare_slots(layout: BlockLayout, headroom: float) -> BlockLayout:
-    """Return a layout with unused slots more: `headroom` times its active blocks, rounded up."""
-    spare = math.ceil(headroom * layout.active / layout.group) * layout.group
-    slots = min(layout.total, layout.slots + spare)
-    ids = F.pad(layout.block_ids, (0, slots - layout.slots), value=layout.total)
-    wider = BlockLayout(layout.shape, layout.block, ids, layout.active, layout.taps)
-    wider.groups_by_kind = layout.groups_by_kind
-    return wider
 
 
 def weight_parameter(layer: nn.Module) -> nn.Parameter:

@@ -92,8 +92,9 @@ def shared_parameters(model: nn.Module) -> set[int]:
 
 
 def compiled_modules(model: nn.Module) -> set[nn.Module]:
-    """Return the modules that torch.compile has wrapped; to replace them changes nothing."""
-    return {m._orig_mod for m in model.modules() if _kind(m, (_COMPILED,))}
+    """Return the modules that are compiled by themselves; to replace them changes nothing."""
+    inside = {m._orig_mod for m in model.modules() if _kind(m, (_COMPILED,))}
+    return inside | {m for m in model.modules() if m._compiled_call_impl is not None}
 
 
 def _why_dense(layer: nn.Module, shared: Container[int]) -> str | None:
@@ -111,6 +112,8 @@ def _why_dense(layer: nn.Module, shared: Container[int]) -> str | None:
         return "weight is no parameter"
     if type(weight) is not nn.Parameter:
         return f"weight is a {type(weight).__name__}"
+    if getattr(layer, "bias", None) is not layer._parameters.get("bias"):
+        return "bias is no parameter"
     if id(weight) in shared:
         return "weight shared with another module"
     return None

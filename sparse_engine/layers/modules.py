@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.blocks import BlockChoice
+from sparse_engine.layers.data_types import check_data_type
 from sparse_engine.layers.plan import LayerPlan
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.functional import same_padding
@@ -60,6 +60,7 @@ class SparseConv2d(SparseLayer):
             ValueError: groups other than 1, or arguments that nn.Conv2d refuses.
         """
         super().__init__()
+        check_data_type(dtype)
         if groups != 1:
             raise ValueError(f"SparseConv2d supports groups=1 only, found groups={groups}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
@@ -141,6 +142,7 @@ class SparseLinear(SparseLayer):
     ) -> None:
         """Arguments are those of nn.Linear, and the keywords of SparseConv2d but `taps`."""
         super().__init__()
+        check_data_type(dtype)
         self.in_features, self.out_features = in_features, out_features
         shape = (out_features, in_features)
         self._make(shape, bias, device, dtype, density, block, generator, layout)
@@ -212,6 +214,7 @@ def _adopt(
     taps: str = "each",
 ) -> Any:
     """Return a sparse layer with a dense one's weights in a layout, or in the strongest blocks."""
+    check_data_type(dense.weight.dtype)
     if layout is None:
         plan = LayerPlan.full("", dense.weight.shape, block, taps).at(density)
         layout = plan.strongest(dense.weight)
@@ -226,10 +229,10 @@ def _adopt(
 
 
 def _release(sparse: Any, dense: Any) -> Any:
-    if "bias" not in sparse._parameters and not is_parametrized(sparse, "bias"):
+    if "bias" not in sparse._parameters:
         raise InputError(
-            f"the bias of a {type(sparse).__name__} is made by a hook (prune, weight_norm, "
-            "spectral_norm): remove it, as by prune.remove(layer, 'bias'), first"
+            f"the bias of a {type(sparse).__name__} is made by a tool of torch.nn.utils: remove it "
+            "first, as by prune.remove(layer, 'bias') or remove_parametrizations(layer, 'bias')"
         )
     weight = sparse.dense_weight().detach().clone()
     dense.weight = nn.Parameter(weight, requires_grad=sparse.values.requires_grad)

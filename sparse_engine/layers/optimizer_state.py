@@ -25,7 +25,7 @@ def carry_state(optimizer: Optimizer, old: nn.Module, new: nn.Module) -> None:
     state = optimizer.state.pop(before, None)
     if state:
         optimizer.state[after] = {
-            key: _moved(value, old, new)
+            key: moved(value, old, new)
             if isinstance(value, Tensor) and value.shape == before.shape
             else value
             for key, value in state.items()
@@ -43,6 +43,20 @@ def start_momenta(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def moved(state: Tensor, old: nn.Module, new: nn.Module) -> Tensor:
+    """Return what one layer has of every weight (its weight parameter's shape) for another layer.
+
+    What is in blocks that only the new layer has is zero.
+    """
+    dense = state
+    if isinstance(old, SparseLayer):
+        dense = scatter_blocks(state, old.layout.tensors(), old.layout.sizes())
+    if isinstance(new, SparseLayer):
+        dense = dense.reshape(new.layout.shape)
+        return gather_blocks(dense, new.layout.tensors(), new.layout.sizes())
+    return dense.reshape(new.weight.shape)
 
 
 class Momenta:
@@ -66,13 +80,3 @@ class Momenta:
         self._optimizer.load_state_dict({**self.state_dict(), "state": state["state"]})
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate
-
-
-def _moved(state: Tensor, old: nn.Module, new: nn.Module) -> Tensor:
-    dense = state
-    if isinstance(old, SparseLayer):
-        dense = scatter_blocks(state, old.layout.tensors(), old.layout.sizes())
-    if isinstance(new, SparseLayer):
-        dense = dense.reshape(new.layout.shape)
-        return gather_blocks(dense, new.layout.tensors(), new.layout.sizes())
-    return dense.reshape(new.weight.shape)

@@ -157,3 +157,13 @@ def strongest_blocks(dense: Tensor, layout: BlockLayout, counts: Counts | None =
     best = layout.kinds.top(norms, counts or layout.groups_by_kind).sort().values
     best = layout.expand_groups(best)
     return F.pad(best, (0, layout.slots - layout.active), value=layout.total)
+
+
+def with_spare_slots(layout: BlockLayout, headroom: float) -> BlockLayout:
+    """Return a layout with unused slots more: `headroom` times its active blocks, rounded up."""
+    spare = math.ceil(headroom * layout.active / layout.group) * layout.group
+    slots = min(layout.total, layout.slots + spare)
+    ids = F.pad(layout.block_ids, (0, slots - layout.slots), value=layout.total)
+    wider = BlockLayout(layout.shape, layout.block, ids, layout.active, layout.taps)
+    wider.groups_by_kind = layout.groups_by_kind
+    return wider

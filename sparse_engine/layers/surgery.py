@@ -21,7 +21,7 @@ from sparse_engine.layers.candidates import (
     skip_reasons,
 )
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
-from sparse_engine.layers.optimizer_state import carry_state
+from sparse_engine.layers.replacement.replace import has_sparse_layers, replace_layers
 from sparse_kernels import BlockLayout
 
 Layouts = Mapping[str, BlockLayout | None]
@@ -67,16 +67,10 @@ def change_layouts(model: nn.Module, layouts: Layouts) -> dict[str, nn.Module]:
 def replace_modules(
     model: nn.Module, replaced: Mapping[str, nn.Module], optimizer: Optimizer | None = None
 ) -> None:
-    """Put modules in the places of those that have their names, in place.
-
-    An optimizer's state of the blocks that both have is carried over.
-    """
-    for name, module in replaced.items():
-        if optimizer is not None:
-            carry_state(optimizer, model.get_submodule(name), module)
-        parent, _, child = name.rpartition(".")
-        # Convolution weights lie as the rest of the model's.
-        setattr(model.get_submodule(parent), child, module.to(memory_format=torch.channels_last))
+    """Put modules in the places of those that have their names, as `replace_layers` does."""
+    # Convolution weights lie as the rest of the model's.
+    new = {n: module.to(memory_format=torch.channels_last) for n, module in replaced.items()}
+    replace_layers(model, {model.get_submodule(n): module for n, module in new.items()}, optimizer)
 
 
 def model_densities(model: nn.Module) -> dict[str, float]:
@@ -106,52 +100,42 @@ def _compact(layer: nn.Module) -> BlockLayout | None:
     return BlockLayout(layout.shape, layout.block, ids.clone(), layout.active, layout.taps)
 
 
-def replace_children(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
-    """Put modules in the places of others inside a model; hooks of forward and backward go along.
+def separate_projections(model: nn.Module) -> None:
+    """Put a ProjectedAttention in the place of every nn.MultiheadAttention inside a model."""
+    replace_layers(model, _separated(model))
 
-    Args:
-        model: changed in place; it cannot be replaced itself.
-        replaced: the new module by the old one, which may be at several places.
+
+@contextmanager
+def separated_projections(model: nn.Module) -> Iterator[dict[nn.Module, nn.Module]]:
+    """Take attentions apart for a while, so that their projections are layers by name.
+
+    Yields:
+        What stands for each attention. Where it is to stay, `replace_layers` the one by the other;
+        those without sparse layers are put back afterwards, as if nothing had been.
     """
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in replaced:
-                parent._modules[name] = replaced[child]
-    for old, new in replaced.items():
-        for name, value in vars(old).items():
-            if name.startswith(("_forward_", "_backward_", "_is_full_backward")):
-                setattr(new, name, value)
+    separated = _separated(model)
+    _swap_children(model, separated)
+    try:
+        yield separated
+    finally:
+        back = {new: old for old, new in separated.items() if not has_sparse_layers(new)}
+        _swap_children(model, back)
 
 
-def separate_projections(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Put a ProjectedAttention in the place of every nn.MultiheadAttention inside a model.
-
-    Returns:
-        The replaced module by the one in its place.
-    """
+def _separated(model: nn.Module) -> dict[nn.Module, nn.Module]:
     kept = {model, *compiled_modules(model)}
     shared = shared_parameters(model)
-    replaced: dict[nn.Module, nn.Module] = {
+    return {
         module: ProjectedAttention(module)
         for module in model.modules()
         if isinstance(module, nn.MultiheadAttention)
         and module not in kept
         and why_whole(module, shared) is None
     }
-    replace_children(model, replaced)
-    return {new: old for old, new in replaced.items()}
 
 
-@contextmanager
-def separated_projections(model: nn.Module) -> Iterator[None]:
-    """Take attentions apart; where no layer has become sparse within, they are put back."""
-    replaced = separate_projections(model)
-    try:
-        yield
-    finally:
-        replace_children(model, {n: o for n, o in replaced.items() if not has_sparse_layers(n)})
-
-
-def has_sparse_layers(module: nn.Module) -> bool:
-    """Return whether a module is a sparse layer or has one inside."""
-    return any(isinstance(m, SparseLayer) for m in module.modules())
+def _swap_children(model: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> None:
+    by_id = {id(old): new for old, new in swapped.items()}  # a weak proxy has no hash
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            parent._modules[name] = by_id.get(id(child), child)

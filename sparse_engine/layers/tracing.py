@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.errors import InputError, first_line
+from sparse_engine.layers.attention import ProjectedAttention
 from sparse_engine.layers.base import SparseLayer
 
 _POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -33,6 +34,11 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         known = isinstance(module, (*LAYERS, *MODULES))
         return known or super().is_leaf_module(module, name)
+
+    def call_module(self, m: nn.Module, *arguments: Any) -> Any:
+        if isinstance(m, ProjectedAttention):
+            raise TypeError("which channels of an attention belong together is not known")
+        return super().call_module(m, *arguments)
 
 
 def traced(model: nn.Module, aim: str) -> fx.Graph:

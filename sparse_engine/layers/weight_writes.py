@@ -213,7 +213,7 @@ class WritableWeight(nn.Module):
     def __delattr__(self, name: str) -> None:
         if name == "weight":
             raise AttributeError(f"{type(self).__name__}.weight {_ASSIGNED}")
-        if name == "values":  # FSDP does so, and puts them back
+        if name in self._parameters:  # FSDP takes the values out, and puts them back
             self._parameters.pop(name)
         else:
             super().__delattr__(name)

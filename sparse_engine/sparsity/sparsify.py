@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.attention import ProjectedAttention
-from sparse_engine.layers.base import SparseLayer, with_spare_slots
+from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.blocks import LayerBlocks
 from sparse_engine.layers.candidates import LINEARS, changeable, dense_layers, skip_reasons
+from sparse_engine.layers.data_types import check_data_types
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
-from sparse_engine.layers.plan import LayerPlan
+from sparse_engine.layers.plan import LayerPlan, with_spare_slots
+from sparse_engine.layers.replacement.replace import check_replaceable, replace_layers
 from sparse_engine.layers.report import Report, report
-from sparse_engine.layers.surgery import replace_children, separated_projections
+from sparse_engine.layers.surgery import change_layout, separated_projections
 from sparse_engine.sparsity.channel_permutation.search import permute_for
 from sparse_engine.sparsity.distribution import Distribution, Sparsity
 from sparse_engine.sparsity.pruning import scored_layouts
@@ -78,10 +80,13 @@ def sparsify(
     permuted = permute_channels or regroup
     _check_arguments(model, sparsity, init, taps, start_sparsity, headroom, permuted)
     what, model = Sparsity(sparsity, distribution, block, taps), changeable(model)
-    with separated_projections(model):
+    with separated_projections(model) as separated:
         skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
+        check_data_types({n: m for n, m in layers.items() if n not in skipped})
         plans = plan_model(model, what, skipped)
         if permuted:
+            chosen = dict.fromkeys(layers[plan.name] for plan in plans if not plan.is_dense)
+            check_replaceable(model, _kept_apart(separated, chosen) | chosen)
             permute_for(model, {plan.name: None if plan.is_dense else plan for plan in plans})
         if isinstance(init, str):
             starts = plans
@@ -97,7 +102,7 @@ def sparsify(
             full = what.full({plan.name: plan.shape for plan in plans})
             layouts = scored_layouts(full, init, sparsity)
         replaced = {
-            layers[name]: _sparse_twin(layers[name], with_spare_slots(layout, headroom))
+            layers[name]: change_layout(layers[name], with_spare_slots(layout, headroom))
             for name, layout in layouts.items()
             if layout is not None
         }
@@ -105,7 +110,7 @@ def sparsify(
             for plan in plans:
                 if not plan.is_dense:
                     replaced[layers[plan.name]].final_active = plan.active
-        replace_children(model, replaced)
+        replace_layers(model, _kept_apart(separated, replaced) | replaced)
     return report(model, skipped)
 
 
@@ -138,9 +143,15 @@ def densify(model: nn.Module) -> nn.Module:
     inside = changeable(model)
     if isinstance(inside, SparseConv2d | SparseLinear | ProjectedAttention):
         raise InputError(f"a bare {type(inside).__name__} is made dense by its to_dense()")
-    for kind in (SparseLayer, ProjectedAttention):
-        found = [module for module in inside.modules() if isinstance(module, kind)]
-        replace_children(inside, {module: module.to_dense() for module in found})
+    modules = list(inside.modules())
+    dense: dict[nn.Module, nn.Module] = {
+        module: change_layout(module, None) for module in modules if isinstance(module, SparseLayer)
+    }
+    for module in modules:
+        if isinstance(module, ProjectedAttention):
+            dense[module] = attention = module.to_dense()
+            attention.out_proj = dense.get(module.out_proj, module.out_proj)
+    replace_layers(inside, dense)
     return model
 
 
@@ -198,6 +209,12 @@ def _first_blocks(
     return plan.random(generator) if init == "random" else plan.strongest(weight)
 
 
-def _sparse_twin(module: nn.Module, layout: BlockLayout) -> SparseLayer:
-    kind = SparseConv2d if isinstance(module, nn.Conv2d) else SparseLinear
-    return kind.from_dense(module, layout=layout)
+def _kept_apart(
+    separated: Mapping[nn.Module, nn.Module], replaced: Container[nn.Module]
+) -> dict[nn.Module, nn.Module]:
+    """Return attentions and what stands for them, where a layer of these is replaced."""
+    return {
+        old: new
+        for old, new in separated.items()
+        if any(module in replaced for module in new.modules())
+    }

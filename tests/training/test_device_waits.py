@@ -14,9 +14,8 @@ from torch.utils._pytree import tree_leaves
 from sparse_engine import SparseConv2d, SparseLinear
 from sparse_engine.data.catalog import TABLE
 from sparse_engine.data.loader import Normaliser, crop_and_flip
-from sparse_engine.layers.base import with_spare_slots
 from sparse_engine.layers.optimizer_state import start_momenta
-from sparse_engine.layers.plan import LayerPlan
+from sparse_engine.layers.plan import LayerPlan, with_spare_slots
 from sparse_engine.models.grouped.layers import diagonal_layout
 from sparse_engine.models.grouped.slices import MemberSlices
 from sparse_engine.sparsity.layer_budgets import HEADROOM
