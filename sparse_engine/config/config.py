@@ -231,7 +231,15 @@ class Config:
     dense_epochs: int | None = OPTIMISATION.whole(
         "epochs of the dense run that FLOPs are compared with", least=1
     )
-    lr: float | None = OPTIMISATION.number("highest learning rate", above=0)
+    lr: float | None = OPTIMISATION.number(
+        "highest learning rate [0.1 for batches of 128, in proportion to --batch-size]", above=0
+    )
+    warmup: float | None = OPTIMISATION.number(
+        "share of the run over which the learning rate rises to it [imagenet 5 epochs; a larger "
+        "batch than 128 with no --lr 5 of 90; else none]",
+        least=0,
+        most=0.5,
+    )
     momentum: float = OPTIMISATION.number("of SGD", 0.9, least=0, most=0.9999)
     weight_decay: float | None = OPTIMISATION.number("of SGD", least=0)
     norm_decay: str | None = OPTIMISATION.option(
