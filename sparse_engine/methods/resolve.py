@@ -46,10 +46,7 @@ def _refuse(messages: Iterator[str]) -> None:
 
 
 def warmup_share(config: Config) -> float:
-    """Return the share of a resolved run over which the learning rate rises.
-
-    Those that earlier versions resolved say nothing of it, and have their recipe's.
-    """
+    """Return the share of a resolved run over which the learning rate rises."""
     recipe = recipe_for(config.dataset)
     epochs = _epochs(config, METHODS[config.method], recipe)
     return recipe.warmup_epochs / epochs if config.warmup is None else config.warmup
@@ -113,25 +110,26 @@ def _lengths(config: Config, method: Method, recipe: Recipe) -> dict[str, Any]:
 
 def _learning_rate(
     config: Config, method: Method, recipe: Recipe, batch_size: int
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return the highest learning rate, and the share of the run over which it is reached.
 
     In proportion to the batch, unless given; larger batches than the recipe's need a warm-up
-    (Goyal et al. 2017, sections 2.1 and 2.2: 5 of 90 epochs).
+    (Goyal et al. 2017, sections 2.1 and 2.2: 5 of 90 epochs). None is the recipe's warm-up.
     """
-    epochs, warmup = _epochs(config, method, recipe), config.warmup
-    if warmup is None:
-        larger = config.lr is None and batch_size > recipe.batch_size
-        first = max(recipe.warmup_epochs, _WARMUP * recipe.epochs if larger else 0)
-        warmup = first / epochs
-    most = 0.5 * recipe.epochs / epochs
-    if warmup > most:
+    if config.lr is not None:
+        chosen = {"lr": config.lr, "warmup": config.warmup}
+    else:
+        chosen = {"lr": recipe.lr * batch_size / recipe.batch_size, "warmup": config.warmup}
+        if config.warmup is None and batch_size > recipe.batch_size:
+            first = max(recipe.warmup_epochs, _WARMUP * recipe.epochs)
+            chosen["warmup"] = first / _epochs(config, method, recipe)
+    most = recipe.epochs / _epochs(config, method, recipe) / 2
+    if config.warmup is not None and config.warmup > most:
         raise InputError(
-            f"--warmup {warmup:g} is of the whole run, of which one network has "
+            f"--warmup {config.warmup:g} is of the whole run, of which one network has "
             f"{2 * most:.2g}; give at most half of that"
         )
-    lr = recipe.lr * batch_size / recipe.batch_size if config.lr is None else config.lr
-    return {"lr": lr, "warmup": warmup}
+    return chosen
 
 
 def _epochs(config: Config, method: Method, recipe: Recipe) -> int:

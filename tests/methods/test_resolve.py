@@ -173,10 +173,10 @@ def test_a_scale_is_used_once():
 def test_the_learning_rate_fits_the_batch(settings, lr, warmup):
     given = {"dataset": "cifar10", "method": "rigl", **settings}
     config = resolve(Config(**given))
-    assert (config.lr, config.warmup) == pytest.approx((lr, warmup))
+    assert (config.lr, warmup_share(config)) == pytest.approx((lr, warmup))
     assert resolve(config) == config
-    earlier = replace(config, warmup=None)  # as earlier versions resolved, whose rate was given
-    assert warmup_share(earlier) == (recipe_for(config.dataset).warmup_epochs and config.warmup)
+    earlier = replace(config, warmup=None)  # as earlier versions resolved it
+    assert resolve(earlier) == earlier
 
 
 def test_a_warmup_longer_than_half_a_network():
