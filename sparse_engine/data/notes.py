@@ -7,7 +7,7 @@ from torch import Tensor
 from sparse_engine.data.catalog import DatasetInfo
 
 # What a last batch that is not full may leave out before it is told of.
-_SHARE_LEFT_OUT = 0.1
+_SHARE_LEFT_OUT = 0.15
 _NAMED = 5
 
 
