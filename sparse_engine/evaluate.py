@@ -40,11 +40,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--data-dir", type=user_path_text, help="folder with the data [that of the first run]"
     )
+    parser.add_argument(
+        "--test",
+        type=user_path_text,
+        metavar="NAME|FILE",
+        help="another test set, in the runs' normalisation and classes: a data set's name, an .npz "
+        "file, or a folder with a folder of images for each class [the data set's own]",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add_flags(parser)
     flags = parser.parse_strictly(arguments)
     options = read_options(flags)
-    result = evaluate(flags.runs, flags.data_dir, flags.device, options)
+    with parser.naming_own_flags():
+        result = evaluate(flags.runs, flags.data_dir, flags.device, options, flags.test)
     from sparse_engine.training.result import print_json  # late, like everything that needs torch
 
     print(report_tables(result))
@@ -54,14 +62,26 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def evaluate(
-    runs: Sequence[str], data_dir: str | None, device: str, options: Options | None = None
+    runs: Sequence[str],
+    data_dir: str | None,
+    device: str,
+    options: Options | None = None,
+    test: str | None = None,
 ) -> dict[str, Any]:
     """Return what is to be known of the tickets of all runs, as one ensemble.
 
+    Args:
+        runs: their folders.
+        data_dir: the folder with the data; None: that of the first run.
+        device: where to compute.
+        options: what else to evaluate.
+        test: another test set, see data/test_set.py; None: that of the runs' data set.
+
     Returns:
-        evaluation.ensemble_metrics; `calibration`, the bins of the ensemble's reliability diagram;
-        `costs` of all runs together; robustness.assess as the options ask for it; and `densities`
-        of each ticket's layers if figures are wanted.
+        evaluation.ensemble_metrics; name, size and classes of the test set; `calibration`, the
+        bins of the ensemble's reliability diagram; `costs` of all runs together;
+        robustness.assess as the options ask for it; and `densities` of each ticket's layers if
+        figures are wanted.
 
     Raises:
         InputError: a run that cannot be read, or runs that cannot be one ensemble.
@@ -73,7 +93,6 @@ def evaluate(
     # All runs are given the same data, and the backend that this machine has.
     here = {"data_dir": data_dir or saved[0].data_dir, "device": device, "backend": "auto"}
     configs = [resolve(replace(config, **here)) for config in saved]
-    from sparse_engine.data.load import load_dataset
     from sparse_engine.device import choose_device
     from sparse_engine.evaluation.predict import (
         calibration,
@@ -82,19 +101,21 @@ def evaluate(
     )
     from sparse_engine.runs.tickets import run_tickets
 
-    data = load_dataset(dataset, configs[0].data_dir)
-    _check_training_data(folders, saved, data.info, configs[0].data_dir)
+    data, infos = _data_of(folders, saved, configs[0].data_dir, test)
     place = choose_device(configs[0])
     tickets = [
         ticket
-        for folder, config in zip(folders, configs)
-        for ticket in run_tickets(folder, config, data.info)
+        for folder, config, info in zip(folders, configs, infos)
+        for ticket in run_tickets(folder, config, info)
     ]
     beyond = _beyond_the_test_split(tickets, data, place, options)
     members, labels = member_log_probabilities(tickets, data.test, place)
     return {
         "dataset": dataset,
         "runs": list(runs),
+        "test_set": test or dataset,
+        "test_images": len(data.test),
+        "class_names": list(data.info.class_names) or None,
         **ensemble_metrics(members, labels),
         "calibration": calibration(members, labels),
         "costs": total_costs([folder.result() for folder in folders]),
@@ -134,27 +155,68 @@ def _common_dataset(folders: Sequence[RunFolder], saved: Sequence[Config], optio
     return dataset
 
 
-def _check_training_data(
-    folders: Sequence[RunFolder], saved: Sequence[Config], info: DatasetInfo, data_dir: str | None
-) -> None:
-    """Raise InputError if a run was trained on arrays of the same name and another kind.
+def _data_of(
+    folders: Sequence[RunFolder], saved: Sequence[Config], data_dir: str | None, test: str | None
+) -> tuple[DataSet, list[DatasetInfo]]:
+    """Return the data to evaluate on, and what each run knows of its own, as it prepares images.
 
-    The classes and the normalisation of a user's own arrays are those of their file, of which
-    there may be several; one that is gone cannot be compared.
+    Raises:
+        InputError: data that cannot be read, or runs of other images or classes.
+    """
+    from sparse_engine.data.load import dataset_info, load_dataset
+    from sparse_engine.data.test_set import load_test_set
+
+    if test is None:
+        data = load_dataset(saved[0].dataset, data_dir)
+        infos = [config.preparation.applied(data.info) for config in saved]
+        for folder, config, info in zip(folders, saved, infos):
+            _check_training_data(folder, config, info, data_dir)
+        data = replace(data, info=infos[0])
+    else:
+        infos = [
+            folder.info() or dataset_info(config.dataset, data_dir, config.preparation)
+            for folder, config in zip(folders, saved)
+        ]
+        data = load_test_set(test, data_dir, infos[0])
+        # By its own name, files of the data set's corrupted images are not those of another.
+        data = replace(data, info=replace(infos[0], name=test))
+    _check_same_images(folders, infos)
+    return data, infos
+
+
+def _check_same_images(folders: Sequence[RunFolder], infos: Sequence[DatasetInfo]) -> None:
+    """Raise InputError unless all runs take images of one size, of the same classes."""
+    for folder, info in zip(folders, infos):
+        first = replace(infos[0], mean=info.mean, std=info.std)  # each normalises by itself
+        difference = first_difference(info, first)
+        if difference:
+            words, own, expected = difference
+            raise InputError(
+                f"run '{folder.path}' and '{folders[0].path}' cannot be one ensemble: {words} is "
+                f"{own} in one and {expected} in the other; evaluate them apart"
+            )
+
+
+def _check_training_data(
+    folder: RunFolder, config: Config, info: DatasetInfo, data_dir: str | None
+) -> None:
+    """Raise InputError if a run was trained on data of the same name and another kind.
+
+    The classes and the normalisation of a user's own data are those of its files, of which there
+    may be several. Runs of earlier versions do not hold them: theirs are asked, if they are there.
     """
     from sparse_engine.data.load import dataset_info
 
-    for folder, config in zip(folders, saved):
-        path = npz_path(config.dataset, config.data_dir)
-        if path is None or path.parent.resolve() == Path(data_dir or "").resolve():
-            continue
-        difference = first_difference(dataset_info(config.dataset, config.data_dir), info)
-        if difference:
-            words, own, here = difference
-            raise InputError(
-                f"run '{folder.path}' was trained on {path}, whose {words} is {own}, "
-                f"and the data here has {here}: evaluate it apart, on its own data"
-            )
+    path, own = npz_path(config.dataset, config.data_dir), folder.info()
+    if own is None and path and path.parent.resolve() != Path(data_dir or "").resolve():
+        own = dataset_info(config.dataset, config.data_dir, config.preparation)
+    difference = own and first_difference(own, info)
+    if difference:
+        words, own, here = difference
+        raise InputError(
+            f"run '{folder.path}' was trained on {path or config.dataset}, whose {words} is {own}, "
+            f"and the data here has {here}: evaluate it apart, on its own data"
+        )
 
 
 def _write_files(result: dict[str, Any], options: Options) -> None:

@@ -48,8 +48,9 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--out '{flags.out}' is a file of a run; name another")
     from sparse_engine.runs.tickets import tickets_of  # late, like everything that needs torch
 
-    ticket = _chosen(tickets_of(flags.run, flags.data_dir), flags)
-    note = _export(ticket, flags)
+    with parser.naming_own_flags():
+        ticket = _chosen(tickets_of(flags.run, flags.data_dir), flags)
+        note = _export(ticket, flags)
     size = flags.out.stat().st_size / 1e6
     print(f"{ticket.path} as {flags.format}: '{flags.out}', {size:.2f} MB{note}")
 
@@ -76,14 +77,15 @@ def _export(ticket: Ticket, flags: argparse.Namespace) -> str:
         exported.save_safetensors(model, flags.out, ticket.config, info)
         return ""
     if flags.format == "dense":
-        exported.save_dense(model, flags.out)
+        exported.save_dense(model, flags.out, info.class_names)
         return "; every weight, zeros included"
     images = torch.randn(2, info.channels, info.height, info.width)
     if flags.format == "torch-export":
         device = torch.device(flags.device)
-        exported.save_torch_export(model.to(device), flags.out, images.to(device))
+        example = images.to(device)
+        exported.save_torch_export(model.to(device), flags.out, example, info.class_names)
         return f"; runs on {flags.device}, where sparse_kernels is imported first"
-    error = exported.save_onnx(model, flags.out, images)
+    error = exported.save_onnx(model, flags.out, images, info.class_names)
     checked = "not checked, onnxruntime is missing" if error is None else f"error {error:.0e}"
     return f"; dense, so without the speed-up; {checked}"
 

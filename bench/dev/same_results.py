@@ -24,7 +24,7 @@ from sparse_engine.config.flags import Parser, run_command, user_path
 from sparse_engine.errors import InputError, RunFailure
 
 MEASURED = ("train_seconds", "peak_memory_bytes")
-MLP = ("--model", "mlp", "--batch-size", "32")
+MLP = ("--model", "mlp", "--batch-size", "32", "--lr", "0.1")
 WRN = ("--model", "wrn10-1", "--epochs", "2")
 GROUPED = ("--method", "dst-ensemble", "--parallel", "grouped", "--members", "2")
 EDST = (*MLP, "--method", "edst", "--members", "2", "--epochs", "8")
@@ -41,7 +41,9 @@ RUNS = {
     "edst": Run(EDST),
     "edst resumed": Run(EDST, stop_after=3),
     "rigl": Run((*WRN, "--method", "rigl")),
-    "rigl on gemm": Run((*WRN, "--method", "rigl", "--backend", "gemm", "--batch-size", "256")),
+    "rigl on gemm": Run(
+        (*WRN, "--method", "rigl", "--backend", "gemm", "--batch-size", "256", "--lr", "0.1")
+    ),
     "lottery": Run((*MLP, "--method", "lottery", "--rounds", "2", "--epochs", "6")),
     "dst-ensemble grouped": Run((*MLP, *GROUPED, "--epochs", "8")),
 }

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sparse_engine.config.group import Group
+from sparse_engine.data.preparation import ON_OFF, Preparation
 from sparse_engine.layers.blocks import LayerBlocks, parse_blocks
 from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
 from sparse_engine.sparsity.update_schedule import UPDATE_RULES
@@ -150,6 +151,21 @@ class Config:
     dataset: str = DATA.text("name, imagefolder:PATH, or NAME of DATA_DIR/NAME.npz", "digits")
     data_dir: str | None = DATA.text("folder with the data")
     download: bool = DATA.switch("fetch the data through torchvision")
+    image_size: int | None = DATA.whole(
+        "image folders: side in pixels of the square cut out of a picture [224]", least=8, most=4096
+    )
+    crop_scale: float | None = DATA.number(
+        "image folders: smallest share of a picture that a training crop shows [0.08]",
+        above=0,
+        most=1,
+    )
+    augmentation: str = DATA.choice("random crops and flips of training images", ON_OFF)
+    flip: str | None = DATA.option("mirror half of them [as the data set says]", ON_OFF)
+    mean: str | None = DATA.text(
+        "of pixels in [0, 1], subtracted: one number, or one a channel: 0.49,0.48,0.45 "
+        "[the data set's; imagefolder ImageNet's]"
+    )
+    std: str | None = DATA.text("deviation that they are then divided by, in the same way")
     batch_size: int | None = DATA.whole("images a step", least=1)
     downsample_rate: float = DATA.number(
         "share of mini-batches with images of half the size", 0.0, least=0, most=0.99
@@ -217,7 +233,15 @@ class Config:
     dense_epochs: int | None = OPTIMISATION.whole(
         "epochs of the dense run that FLOPs are compared with", least=1
     )
-    lr: float | None = OPTIMISATION.number("highest learning rate", above=0)
+    lr: float | None = OPTIMISATION.number(
+        "highest learning rate [0.1 for batches of 128, in proportion to --batch-size]", above=0
+    )
+    warmup: float | None = OPTIMISATION.number(
+        "share of the run over which the learning rate rises to it [imagenet 5 epochs; a larger "
+        "batch than 128 with no --lr 5 of 90; else none]",
+        least=0,
+        most=0.5,
+    )
     momentum: float = OPTIMISATION.number("of SGD", 0.9, least=0, most=0.9999)
     weight_decay: float | None = OPTIMISATION.number("of SGD", least=0)
     norm_decay: str | None = OPTIMISATION.option(
@@ -229,6 +253,13 @@ class Config:
     def blocks(self) -> LayerBlocks:
         """What each layer is cut into: --layer-blocks, and for all others --block; InputError."""
         return parse_blocks(self.layer_blocks or {}, self.block or "1x1")
+
+    @property
+    def preparation(self) -> Preparation:
+        """How images are made ready, where that is not as the data set says."""
+        return Preparation(
+            self.image_size, self.crop_scale, self.augmentation, self.flip, self.mean, self.std
+        )
 
     @property
     def layer_densities(self) -> str | ErdosRenyi | Mapping[str, float]:

@@ -2,17 +2,22 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sparse_engine.config.command import run_command
 from sparse_engine.config.config import FIELDS
 from sparse_engine.config.values import EARLIER, GONE, check_text, check_values
-from sparse_engine.errors import InputError, nearest
+from sparse_engine.errors import InputError, RunFailure, nearest
 from sparse_engine.paths import expanded
 
 __all__ = ["Parser", "parse_flags", "run_command", "user_path", "user_path_text"]
+
+# A flag in a message, and the command of ours before it.
+_FLAG = re.compile(r"(sparse_engine\.\w+ )?(?<![\w-])(--[a-z][a-z-]*[a-z])")
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +26,29 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the message as InputError."""
         raise InputError(message)
+
+    @contextmanager
+    def naming_own_flags(self) -> Iterator[None]:
+        """Let errors name no flag that this command lacks.
+
+        What it shares with training speaks of settings as training's flags; they are then named as
+        config.json has them. Flags of a command that is named in full stay.
+        """
+        flags = {flag for action in self._actions for flag in action.option_strings}
+
+        def present(match: re.Match[str]) -> str:
+            command, flag = match.groups()
+            if command or flag in flags:
+                return match[0]
+            return f"setting '{flag[2:].replace('-', '_')}' of training"
+
+        try:
+            yield
+        except (InputError, RunFailure) as error:
+            words = re.sub(_FLAG, present, str(error))
+            if words == str(error):
+                raise
+            raise type(error)(words) from None
 
     def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse; an unknown flag is an InputError with the nearest flag's name."""

@@ -47,11 +47,15 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: its sizes and conventions, its training split and its test split."""
+    """A data set: its sizes and conventions, its training split and its test split.
+
+    notes: lines on what is perhaps not as its owner means it.
+    """
 
     info: DatasetInfo
     train: ImageArrays | ImageFiles
     test: ImageArrays | ImageFiles
+    notes: tuple[str, ...] = ()
 
 
 def validate(arrays: ImageArrays, source: str, classes: int | None = None) -> None:

@@ -1,9 +1,11 @@
 """The table of data sets known by name. Imports no torch, so that `--help` and errors are quick."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sparse_engine.data.class_names import CLASS_NAMES
 from sparse_engine.errors import InputError, nearest
 
 FOLDER_PREFIX = "imagefolder:"
@@ -15,6 +17,9 @@ class DatasetInfo:
 
     `height`, `width` and `padding` are in pixels; `mean` and `std` hold one number a channel, of
     pixels scaled to [0, 1]; `kind` says whether the images lie in memory or as files in a folder.
+    Training images are flipped and moved unless `augment` is off; a crop of a picture in a folder
+    shows at least the share `crop_scale` of its area. `class_names` is empty where classes have
+    numbers alone.
     """
 
     name: str
@@ -30,6 +35,14 @@ class DatasetInfo:
     padding_mode: Literal["reflect", "zeros"] = "zeros"
     flip: bool = False
     kind: Literal["arrays", "folder"] = "arrays"
+    augment: bool = True
+    crop_scale: float = 0.08
+    class_names: tuple[str, ...] = ()
+
+    def class_in_words(self, label: int) -> str:
+        """Return a class as messages name it: its number, and its name if it has one."""
+        named = label < len(self.class_names)
+        return f"{label} ('{self.class_names[label]}')" if named else f"{label}"
 
 
 _MNIST = DatasetInfo("mnist", 10, 1, 28, 28, 60000, 10000, (0.1307,), (0.3081,), padding=2)
@@ -84,7 +97,7 @@ _ROWS = (
         kind="folder",
     ),
 )
-TABLE = {row.name: row for row in _ROWS}
+TABLE = {row.name: replace(row, class_names=CLASS_NAMES.get(row.name, ())) for row in _ROWS}
 # What a network of one data set must find in another, in words.
 _PREPROCESSING = {
     "classes": "number of classes",
@@ -126,7 +139,26 @@ def first_difference(one: DatasetInfo, other: DatasetInfo) -> tuple[str, Any, An
         values = getattr(one, name), getattr(other, name)
         if values[0] != values[1]:
             return words, *values
+    for label, names in enumerate(zip(one.class_names, other.class_names)):
+        if names[0] != names[1]:
+            return f"name of class {label}", *names
     return None
+
+
+def info_of(facts: Mapping[str, Any]) -> DatasetInfo:
+    """Return the info that `asdict` made and JSON has kept; earlier versions kept fewer facts.
+
+    Raises TypeError or ValueError for anything else.
+    """
+    info = DatasetInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
+    numbers = (info.classes, info.channels, info.height, info.width)
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"sizes {numbers}")
+    if not len(info.mean) == len(info.std) == info.channels:
+        raise ValueError(f"{len(info.mean)} means of {info.channels} channels")
+    if info.class_names and len(info.class_names) != info.classes:
+        raise ValueError(f"{len(info.class_names)} names of {info.classes} classes")
+    return info
 
 
 def npz_path(name: str, data_dir: str | None) -> Path | None:

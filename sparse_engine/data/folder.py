@@ -22,8 +22,8 @@ from sparse_engine.paths import expanded
 _EVALUATION_MARGIN = 256 / 224
 
 
-def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, int]:
-    """List ROOT/train and ROOT/val (or ROOT/test): (training, test, number of classes).
+def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
+    """List ROOT/train and ROOT/val (or ROOT/test): (training, test, names of the classes).
 
     Each holds one folder of images a class. Raises InputError for a missing or empty folder and
     for splits whose classes differ.
@@ -36,7 +36,16 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, int]:
         raise InputError(
             f"{root}: class folder '{odd}' is in one split only; give both splits the same classes"
         )
-    return train, test, len(train_classes)
+    return train, test, train_classes
+
+
+def find_split(folder: Path) -> tuple[ImageFiles, list[str]]:
+    """List a folder that holds one folder of images a class: (files, names of the classes).
+
+    Raises InputError for a missing or empty folder.
+    """
+    folder = folder.resolve()
+    return _list_split(folder.parent, (folder.name,))
 
 
 def _list_split(root: Path, names: tuple[str, ...]) -> tuple[ImageFiles, list[str]]:
@@ -70,6 +79,7 @@ class FolderLoader:
         self.steps_per_epoch = count_steps(len(files), batch_size)
         self.batch_size = batch_size
         self._device = torch.device(device)
+        augment = augment and info.augment
         transform = training_transform(info) if augment else evaluation_transform(info)
         self._dataset = _DecodedFiles(files, transform)
         self._seed = seed
@@ -123,7 +133,8 @@ def training_transform(info: DatasetInfo) -> Callable:
     from torchvision.transforms import v2
 
     flip = 0.5 if info.flip else 0.0
-    crop = v2.RandomResizedCrop((info.height, info.width), antialias=True)
+    size, scale = (info.height, info.width), (info.crop_scale, 1.0)
+    crop = v2.RandomResizedCrop(size, scale=scale, antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
 
 

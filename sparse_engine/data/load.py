@@ -15,28 +15,48 @@ from sparse_engine.data.catalog import (
     is_known,
     npz_path,
 )
-from sparse_engine.data.readers import (
-    TORCHVISION_CLASSES,
-    Splits,
-    read_digits,
-    read_npz,
-    read_torchvision,
-)
+from sparse_engine.data.notes import label_notes
+from sparse_engine.data.preparation import Preparation
+from sparse_engine.data.readers import Splits, read_digits, read_npz, read_torchvision
+from sparse_engine.data.torchvision_files import CLASSES as TORCHVISION_CLASSES
 from sparse_engine.errors import InputError
 
 
-def load_dataset(name: str, data_dir: str | None, download: bool = False) -> DataSet:
+def load_dataset(
+    name: str,
+    data_dir: str | None,
+    download: bool | None = None,
+    preparation: Preparation | None = None,
+) -> DataSet:
     """Read the data set `name`, from `data_dir` where it has files.
 
-    DATA_DIR/NAME.npz goes before every other layout. Only `download` lets anything be fetched.
-    Raises InputError for an unknown name and for files that are missing, damaged or unlike what
-    the table says.
+    DATA_DIR/NAME.npz goes before every other layout.
+
+    Args:
+        name: of the table, `imagefolder:PATH`, or NAME of DATA_DIR/NAME.npz.
+        data_dir: the folder with the files.
+        download: whether what is missing is fetched; None where nobody could ask for that.
+        preparation: how images are made ready, where not as the data set says.
+
+    Raises:
+        InputError: an unknown name, files that are missing, damaged or unlike what the table
+            says, or a preparation that the data set cannot have.
     """
+    data = _read(name, data_dir, download)
+    info = (preparation or Preparation()).applied(data.info)
+    labels = (split.labels.cpu() for split in (data.train, data.test))
+    notes = label_notes(*labels, info, name)
+    return DataSet(info, data.train, data.test, (*data.notes, *notes))
+
+
+def _read(name: str, data_dir: str | None, download: bool | None) -> DataSet:
     check_name(name, data_dir)
     _check_folder(name, data_dir, download)
-    archive = npz_path(name, data_dir)
-    if archive is not None:
-        return _from_arrays(name, read_npz(archive), str(archive))
+    path = npz_path(name, data_dir)
+    if path is not None:
+        archive = read_npz(path)
+        splits = (archive.train, archive.test)
+        return _from_arrays(name, splits, str(path), archive.class_names, archive.notes)
     if name == "digits":
         return _from_arrays(name, read_digits(), name)
     if name.startswith(FOLDER_PREFIX):
@@ -51,15 +71,20 @@ def load_dataset(name: str, data_dir: str | None, download: bool = False) -> Dat
     return _from_folder(TABLE[name], Path(data_dir), TABLE[name].classes)
 
 
-def dataset_info(name: str, data_dir: str | None = None) -> DatasetInfo:
+def dataset_info(
+    name: str, data_dir: str | None = None, preparation: Preparation | None = None
+) -> DatasetInfo:
     """Return the table's row for `name`; only the files of other data sets are read.
 
-    Raises InputError for an unknown name and for files that cannot be read.
+    Raises InputError for an unknown name, for files that cannot be read, and for a preparation
+    that the data set cannot have.
     """
-    return TABLE[name] if is_known(name) else load_dataset(name, data_dir).info
+    if is_known(name):
+        return (preparation or Preparation()).applied(TABLE[name])
+    return load_dataset(name, data_dir, preparation=preparation).info
 
 
-def _check_folder(name: str, data_dir: str | None, download: bool) -> None:
+def _check_folder(name: str, data_dir: str | None, download: bool | None) -> None:
     if data_dir is None or Path(data_dir).is_dir():
         return
     if not (download and name in TORCHVISION_CLASSES):
@@ -70,7 +95,13 @@ def _check_folder(name: str, data_dir: str | None, download: bool) -> None:
         raise InputError(f"--data-dir {data_dir} cannot be made: {error.strerror}") from error
 
 
-def _from_arrays(name: str, splits: Splits, source: str) -> DataSet:
+def _from_arrays(
+    name: str,
+    splits: Splits,
+    source: str,
+    class_names: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> DataSet:
     train, test = splits
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
@@ -78,6 +109,13 @@ def _from_arrays(name: str, splits: Splits, source: str) -> DataSet:
             "(channels x height x width); make them agree"
         )
     classes = 1 + max(int(arrays.labels.max()) for arrays in splits)
+    if class_names:
+        if classes > len(class_names):
+            raise InputError(
+                f"{source}: class_names has {len(class_names)} names, and labels run to "
+                f"{classes - 1}; give each class a name"
+            )
+        classes = len(class_names)
     if name in TABLE:
         info = TABLE[name]
         _check_against_table(info, splits, classes, source)
@@ -89,7 +127,8 @@ def _from_arrays(name: str, splits: Splits, source: str) -> DataSet:
     else:
         info = _own_info(name, train, classes)
     info = replace(info, train_size=len(train), test_size=len(test), kind="arrays")
-    return DataSet(info, train, test)
+    info = replace(info, class_names=class_names or info.class_names)
+    return DataSet(info, train, test, notes)
 
 
 def _check_against_table(info: DatasetInfo, splits: Splits, classes: int, source: str) -> None:
@@ -129,14 +168,14 @@ def _channel_moments(pixels: Tensor) -> tuple[float, float]:
 def _from_folder(info: DatasetInfo, root: Path, classes: int | None = None) -> DataSet:
     from sparse_engine.data.folder import find_images
 
-    train, test, count = find_images(root)
-    if classes is not None and count != classes:
+    train, test, names = find_images(root)
+    if classes is not None and len(names) != classes:
         raise InputError(
-            f"{root}: expected {classes} class folders for {info.name}, found {count}; "
+            f"{root}: expected {classes} class folders for {info.name}, found {len(names)}; "
             "train and val hold one folder a class"
         )
-    info = replace(info, classes=count, train_size=len(train), test_size=len(test))
-    return DataSet(info, train, test)
+    info = replace(info, classes=len(names), train_size=len(train), test_size=len(test))
+    return DataSet(replace(info, class_names=tuple(names)), train, test)
 
 
 def _shape(arrays: ImageArrays) -> str:

@@ -38,7 +38,7 @@ class ArrayLoader:
         self._arrays = arrays.to(device)
         self._info = info
         self._seed = seed
-        self._augment = augment
+        self._augment = augment and info.augment
         self._normalise = Normaliser(info, device)
         self._epoch = -1  # of self._plan, which the first step draws
         self._share = slice(None)
@@ -168,7 +168,7 @@ def count_steps(images: int, batch_size: int) -> int:
     if not 1 <= batch_size <= images:
         raise InputError(
             f"a batch of {batch_size} cannot be drawn from {images} training images; "
-            f"give a batch size from 1 to {images}"
+            f"--batch-size {images} is the largest that works"
         )
     return images // batch_size
 

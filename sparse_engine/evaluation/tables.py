@@ -46,6 +46,8 @@ def total_costs(results: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
 def report_tables(result: Mapping[str, Any]) -> str:
     """Return an evaluation (see evaluate.evaluate) as Markdown."""
     parts = [_quality_table(result), _cost_table(result["costs"])]
+    if result.get("test_set", result["dataset"]) != result["dataset"]:
+        parts.insert(1, f"test set: {result['test_set']}, {result['test_images']} images")
     if "disagreement" in result:
         parts.append(_diversity_table(result))
     for name, table in (

@@ -15,6 +15,8 @@ from sparse_engine.methods.recipes import Recipe, recipe_for
 from sparse_engine.methods.registry import METHODS, method_named
 from sparse_engine.models.catalog import check_name as check_model
 
+_WARMUP = 5 / 90  # of one network's training
+
 
 def resolve(config: Config) -> Config:
     """Return the configuration with every open setting decided and names checked.
@@ -24,6 +26,7 @@ def resolve(config: Config) -> Config:
     """
     method = method_named(config.method)
     check_dataset(config.dataset, config.data_dir)
+    config.preparation.check(config.dataset)
     recipe = recipe_for(config.dataset)
     config = replace(config, model=config.model or recipe.model)
     check_model(config.model)
@@ -45,7 +48,8 @@ def _refuse(messages: Iterator[str]) -> None:
 def warmup_share(config: Config) -> float:
     """Return the share of a resolved run over which the learning rate rises."""
     recipe = recipe_for(config.dataset)
-    return recipe.warmup_epochs / _epochs(config, METHODS[config.method], recipe)
+    epochs = _epochs(config, METHODS[config.method], recipe)
+    return recipe.warmup_epochs / epochs if config.warmup is None else config.warmup
 
 
 def _network(config: Config, method: Method, recipe: Recipe) -> dict[str, Any]:
@@ -92,8 +96,9 @@ def _lengths(config: Config, method: Method, recipe: Recipe) -> dict[str, Any]:
     """Return what the recipe says of the optimisation, and lengths, multiplied by the scale."""
     chosen: dict[str, Any] = {
         name: getattr(recipe, name) if getattr(config, name) is None else getattr(config, name)
-        for name in ("batch_size", "lr", "weight_decay", "label_smoothing", "norm_decay")
+        for name in ("batch_size", "weight_decay", "label_smoothing", "norm_decay")
     }
+    chosen |= _learning_rate(config, method, recipe, chosen["batch_size"])
     lengths = {"epochs": config.epochs or _epochs(config, method, recipe)}
     lengths["dense_epochs"] = config.dense_epochs or recipe.dense_epochs or recipe.epochs
     if config.update_interval:
@@ -101,6 +106,30 @@ def _lengths(config: Config, method: Method, recipe: Recipe) -> dict[str, Any]:
     scale = config.scale or 1.0
     scaled = {name: max(1, round(scale * length)) for name, length in lengths.items()}
     return {**chosen, **scaled, "scale": None}
+
+
+def _learning_rate(
+    config: Config, method: Method, recipe: Recipe, batch_size: int
+) -> dict[str, float | None]:
+    """Return the highest learning rate, and the share of the run over which it is reached.
+
+    In proportion to the batch, unless given; larger batches than the recipe's need a warm-up
+    (Goyal et al. 2017, sections 2.1 and 2.2: 5 of 90 epochs). None is the recipe's warm-up.
+    """
+    if config.lr is not None:
+        chosen = {"lr": config.lr, "warmup": config.warmup}
+    else:
+        chosen = {"lr": recipe.lr * batch_size / recipe.batch_size, "warmup": config.warmup}
+        if config.warmup is None and batch_size > recipe.batch_size:
+            first = max(recipe.warmup_epochs, _WARMUP * recipe.epochs)
+            chosen["warmup"] = first / _epochs(config, method, recipe)
+    most = recipe.epochs / _epochs(config, method, recipe) / 2
+    if config.warmup is not None and config.warmup > most:
+        raise InputError(
+            f"--warmup {config.warmup:g} is of the whole run, of which one network has "
+            f"{2 * most:.2g}; give at most half of that"
+        )
+    return chosen
 
 
 def _epochs(config: Config, method: Method, recipe: Recipe) -> int:

@@ -40,14 +40,23 @@ class TicketEnsemble(nn.Module):
 
     On a CPU, without gradients, members run in threads of one core each; `grouped` makes them one
     network (models/grouped).
+
+    class_names: what the K classes are called; empty where nothing says.
     """
 
-    def __init__(self, members: Iterable[nn.Module], *, grouped: bool = False) -> None:
+    def __init__(
+        self,
+        members: Iterable[nn.Module],
+        *,
+        grouped: bool = False,
+        class_names: Sequence[str] = (),
+    ) -> None:
         """Make an ensemble of networks that map the same input to logits [N, K].
 
         Args:
             members: the networks, kept as they are.
             grouped: whether every layer of all members runs in one launch; weights are copied then.
+            class_names: what the K classes are called; load() knows those of the run.
 
         Raises:
             InputError: no members, something else than networks, different data types, or
@@ -66,6 +75,7 @@ class TicketEnsemble(nn.Module):
         self.grouped = group(members) if grouped else None
         self._tickets: Sequence[Ticket] = ()
         self._count = len(members)
+        self.class_names = tuple(class_names)
 
     @classmethod
     def load(
@@ -92,11 +102,13 @@ class TicketEnsemble(nn.Module):
             raise InputError("a grouped ensemble is resident; leave out one of the two")
         tickets = [ticket for source in sources for ticket in tickets_of(source, data_dir)]
         check_preprocessing(tickets)
+        names = next((t.info.class_names for t in tickets if t.info.class_names), ())
         if resident:
             members = [member for ticket in tickets for member in members_of(ticket.load())]
-            return cls(members, grouped=grouped).eval()
+            return cls(members, grouped=grouped, class_names=names).eval()
         # Every file is read once here, so that a wrong one is told of at once.
-        ensemble = cls([m.to("meta") for ticket in tickets for m in members_of(ticket.load())])
+        members = [m.to("meta") for ticket in tickets for m in members_of(ticket.load())]
+        ensemble = cls(members, class_names=names)
         ensemble.members, ensemble._tickets = nn.ModuleList(), tickets
         return ensemble.eval()
 

@@ -6,6 +6,7 @@ Imports torch when first used, so that a wrong run folder is told at once.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import warnings
@@ -63,7 +64,38 @@ def save_file(content: dict[str, Any], path: Path) -> None:
     import torch
 
     with replacing(path) as file:
-        torch.save({"format": FORMAT, **content}, file)
+        torch.save({"format": FORMAT, **own_storages(content)}, file)
+
+
+def own_storages(content: Any) -> Any:
+    """Return tensors, in containers of any depth, without memory that is not theirs.
+
+    torch.save writes whole storages: of a slice all that it was cut from, of several that share
+    one its bytes once. Those that fill their storage stay as they are.
+    """
+    from torch import Tensor, nn
+
+    if isinstance(content, Tensor):
+        if not _is_part(content):
+            return content
+        own = content.detach().clone()
+        is_parameter = isinstance(content, nn.Parameter)
+        return nn.Parameter(own, content.requires_grad) if is_parameter else own
+    if isinstance(content, dict):
+        own = copy.copy(content)  # of the same kind, with the same attributes
+        own.update((key, own_storages(value)) for key, value in content.items())
+        return own
+    if type(content) in (list, tuple):
+        return type(content)(own_storages(value) for value in content)
+    return content
+
+
+def _is_part(tensor: Tensor) -> bool:
+    import torch
+
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    own = tensor.numel() * tensor.element_size()
+    return plain and tensor.layout is torch.strided and tensor.untyped_storage().nbytes() != own
 
 
 def save_json(content: dict[str, Any], path: Path) -> None:

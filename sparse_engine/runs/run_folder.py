@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, kernels.json, metrics.csv and .json, last.pt, member_K.pt."""
+"""A run's folder: config, data, kernels and metrics.json, metrics.csv, last.pt, member_K.pt."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import read_config_file, read_json
+from sparse_engine.data.catalog import DatasetInfo, info_of
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.paths import expanded
 from sparse_engine.runs.epoch_rows import COLUMNS, whole_rows
@@ -95,6 +97,27 @@ class RunFolder:
         """Return the saved configuration."""
         return Config(**read_config_file(str(self.path / "config.json")))
 
+    def save_info(self, info: DatasetInfo) -> None:
+        """Write data.json: sizes, normalisation and class names of the data of the run."""
+        save_json(asdict(info), self.path / "data.json")
+
+    def info(self) -> DatasetInfo | None:
+        """Return what is in data.json; None where an earlier version has left none.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        path = self.path / "data.json"
+        if not path.exists():
+            return None
+        facts = read_json(path, "file")
+        try:
+            return info_of(facts)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"'{path}' is damaged ({error}); delete it, and the data set itself is asked"
+            ) from None
+
     @property
     def kernels(self) -> Path:
         """The file of what was measured and decides which kernels the run takes.
@@ -122,9 +145,12 @@ class RunFolder:
                 kept.replace(self.previous)
         save_file(state, self.last)
 
-    def save_member(self, number: int, model_state: dict[str, Any]) -> None:
-        """Write ticket `number`, counted from 1."""
-        save_file({"member": number, "model": model_state}, self.path / f"member_{number}.pt")
+    def save_member(
+        self, number: int, model_state: dict[str, Any], class_names: Sequence[str] = ()
+    ) -> None:
+        """Write ticket `number`, counted from 1, and what its classes are called."""
+        ticket = {"member": number, "model": model_state, "class_names": list(class_names)}
+        save_file(ticket, self.path / f"member_{number}.pt")
 
     def member_paths(self) -> list[Path]:
         """Return the files of all tickets, in order.
@@ -135,7 +161,8 @@ class RunFolder:
         paths = sorted(self.path.glob("member_*.pt"), key=_number)
         if not paths:
             raise InputError(
-                f"run '{self.path}' has no tickets yet (no member_K.pt); go on with --resume"
+                f"run '{self.path}' has no tickets yet (no member_K.pt); go on with "
+                f"python -m sparse_engine.train --resume {self.path}"
             )
         return paths
 
@@ -181,7 +208,10 @@ class RunFolder:
         except (OSError, ValueError, RecursionError):
             result = None
         if not isinstance(result, dict):
-            raise InputError(f"'{path}' is damaged; delete it, and --resume writes it again")
+            raise InputError(
+                f"'{path}' is damaged; delete it, and `sparse_engine.train --resume` "
+                "writes it again"
+            )
         return result
 
 
@@ -207,7 +237,7 @@ class WatchedFolder(RunFolder):
     def _leave(self, *content: Any) -> None:
         """Leave it to the first process."""
 
-    save_checkpoint = save_member = add_row = drop_rows_after = _leave
+    save_checkpoint = save_member = save_info = add_row = drop_rows_after = _leave
 
 
 def _is_used(path: Path) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import check_values
-from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.catalog import DatasetInfo, info_of
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.state_dict import without_unused_slots
@@ -59,6 +59,8 @@ def save_safetensors(
 def load_safetensors(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Return the network of save_safetensors, in eval mode, with the blocks it was saved with.
 
+    One that the file builds by itself says in `class_names` what its outputs stand for.
+
     Args:
         path: the file.
         model: a network of the same architecture, sparse or dense, which stays as it is; without
@@ -84,7 +86,10 @@ def load_safetensors(path: str | Path, model: nn.Module | None = None) -> nn.Mod
             "give a model of its architecture, or export it again"
         ) from None
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    return (model.to(dtypes.pop()) if len(dtypes) == 1 else model).eval()
+    model = (model.to(dtypes.pop()) if len(dtypes) == 1 else model).eval()
+    if facts is not None:
+        model.class_names = facts[1].class_names
+    return model
 
 
 def exported_facts(path: str | Path) -> tuple[Config, DatasetInfo]:
@@ -156,10 +161,7 @@ def _facts(words: dict[str, str], path: str | Path) -> tuple[Config, DatasetInfo
         )
     try:
         config = Config(**check_values(json.loads(words["config"]), "its configuration"))
-        facts: dict[str, Any] = json.loads(words["data"])
-        return config, DatasetInfo(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
-        )
+        return config, info_of(json.loads(words["data"]))
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise InputError(
             f"file '{path}' holds no configuration of a run: {error}; export it again"

@@ -7,13 +7,12 @@ from torch import Tensor, nn
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo, first_difference
-from sparse_engine.data.load import dataset_info
 from sparse_engine.errors import InputError
 from sparse_engine.layers.surgery import model_density
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.runs.model import is_plain
 from sparse_engine.runs.run_folder import RunFolder
-from sparse_engine.runs.tickets import run_tickets
+from sparse_engine.runs.tickets import run_info, run_tickets
 
 
 class Teacher:
@@ -52,7 +51,7 @@ def load_teacher(config: Config, info: DatasetInfo, device: torch.device) -> Tea
             f"{name} is of method '{saved.method}', whose network is no plain {saved.model}; "
             "use the run of a dense network"
         )
-    _check_data(name, saved, config, info)
+    _check_data(name, run_info(folder, saved), config.dataset, info)
     tickets = run_tickets(folder, saved, info)
     try:
         models = [member for ticket in tickets for member in ticket.members(device)]
@@ -67,14 +66,14 @@ def load_teacher(config: Config, info: DatasetInfo, device: torch.device) -> Tea
     return Teacher(models)
 
 
-def _check_data(name: str, saved: Config, config: Config, info: DatasetInfo) -> None:
-    if saved.dataset == config.dataset:
-        return
-    known = dataset_info(saved.dataset, saved.data_dir)
-    difference = first_difference(replace(known, mean=info.mean, std=info.std), info)
+def _check_data(name: str, known: DatasetInfo, dataset: str, info: DatasetInfo) -> None:
+    """Raise InputError unless a teacher takes images of the same size, of the same classes."""
+    if known.name != info.name:  # whose images are normalised as the run's are
+        known = replace(known, mean=info.mean, std=info.std)
+    difference = first_difference(known, info)
     if difference:
         words, own, wanted = difference
         raise InputError(
-            f"{name} was trained on {saved.dataset}, whose {words} is {own}; that of "
-            f"{config.dataset} is {wanted}: use a teacher of the same classes and image size"
+            f"{name} was trained on {known.name}, whose {words} is {own}; that of "
+            f"{dataset} is {wanted}: use a teacher of the same classes and image size"
         )

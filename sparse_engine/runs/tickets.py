@@ -75,8 +75,16 @@ def tickets_of(source: str | Path, data_dir: str | None = None) -> list[Ticket]:
     folder = RunFolder.existing(str(path.parent if path.is_file() else path))
     saved = folder.config()
     config = resolve(replace(saved, backend="auto", data_dir=data_dir or saved.data_dir))
-    info = dataset_info(config.dataset, config.data_dir)
+    info = run_info(folder, config)
     return [Ticket(path, config, info)] if path.is_file() else run_tickets(folder, config, info)
+
+
+def run_info(folder: RunFolder, config: Config) -> DatasetInfo:
+    """Return sizes, normalisation and class names of a run's data, as its folder has them.
+
+    Those of earlier versions have none; the data set itself is asked then.
+    """
+    return folder.info() or dataset_info(config.dataset, config.data_dir, config.preparation)
 
 
 def run_tickets(folder: RunFolder, config: Config, info: DatasetInfo) -> list[Ticket]:

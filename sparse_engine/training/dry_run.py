@@ -1,10 +1,12 @@
 """What a run would cost, layer by layer and phase by phase; nothing is trained or written."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
 from sparse_engine.config.config import Config
+from sparse_engine.data.arrays import DataSet
+from sparse_engine.data.catalog import DatasetInfo, is_known
 from sparse_engine.data.load import dataset_info
 from sparse_engine.device import choose_device, on_backend
 from sparse_engine.errors import InputError
@@ -20,7 +22,7 @@ from sparse_engine.training.result import (
     describe,
     print_json,
 )
-from sparse_engine.training.run import check_permutable, plan_phases
+from sparse_engine.training.run import check_permutable, load_run_data, plan_phases, print_notes
 
 
 def dry_run(config: Config) -> None:
@@ -33,9 +35,8 @@ def dry_run(config: Config) -> None:
 
 
 def _dry_run(config: Config, device: torch.device) -> None:
-    if config.data_dir and not config.download and not Path(config.data_dir).is_dir():
-        raise InputError(f"data folder '{config.data_dir}' does not exist")
-    info = dataset_info(config.dataset, config.data_dir)
+    data = _stored_data(config)
+    info = dataset_info(config.dataset, None, config.preparation) if data is None else data.info
     config = resolve_budget(config, info, device)
     train_size = info.train_size
     if config.select == "validation":
@@ -44,6 +45,8 @@ def _dry_run(config: Config, device: torch.device) -> None:
     phases = plan_phases(config, train_size)
     costs = run_costs(config, info, phases)
     load_teacher(config, info, device)
+    if data is not None:
+        print_notes(config, data)
     rows = [("layer", "block", "shape", "density", "weights", "stored bytes", "MFLOPs")]
     for plan in costs["plans"]:
         block = "dense" if plan.is_dense else "x".join(map(str, plan.block))
@@ -60,8 +63,42 @@ def _dry_run(config: Config, device: torch.device) -> None:
     result = describe(config, device, costs)
     print("\n" + backends_in_words(backend_shares(config, device, costs)))
     print(costs_in_words(result))
+    print("\n" + _data_in_words(info, train_size, config.batch_size, data is not None))
     print("\n" + format_table(_phase_rows(config, phases)))
-    print_json(result)
+    counts = {
+        "train_images": train_size,
+        "test_images": info.test_size,
+        "classes": info.classes,
+        "steps_per_epoch": train_size // config.batch_size,
+    }
+    print_json({**result, **counts})
+
+
+def _stored_data(config: Config) -> DataSet | None:
+    """Return a run's data; None where its files were not named, or would be fetched first.
+
+    Raises:
+        InputError: what is there cannot be used.
+    """
+    if is_known(config.dataset) and config.dataset != "digits":
+        if config.data_dir is None:
+            return None
+        if config.download:
+            try:
+                return load_run_data(replace(config, download=False))
+            except InputError:
+                return None
+    return load_run_data(config)
+
+
+def _data_in_words(info: DatasetInfo, train_size: int, batch_size: int, counted: bool) -> str:
+    held_out = info.train_size - train_size
+    parts = [f"{train_size} training images" + (f" ({held_out} held out)" if held_out else "")]
+    parts += [f"{info.test_size} test images", f"{info.classes} classes"]
+    parts += [f"{info.channels}x{info.height}x{info.width}"]
+    source = "counted" if counted else "as published, nothing was read"
+    steps = f"{train_size // batch_size} steps of {batch_size} an epoch"
+    return f"data: {', '.join(parts)} ({source}); {steps}"
 
 
 def _phase_rows(config: Config, phases: list[Phase]) -> list[tuple[str, ...]]:

@@ -78,10 +78,12 @@ def train_members(
 def _bring_together(folder: RunFolder, members: int) -> Trained:
     densities, seconds, skipped = Densities(), 0.0, 0
     folder.drop_rows_after(-1)
+    info = folder.info()
+    class_names = info.class_names if info else ()
     for number in range(1, members + 1):
         own = RunFolder(folder.path / f"member-{number}")
         state = load_file(own.last, "densities", "progress", "guard")
-        folder.save_member(number, own.load_member(1))
+        folder.save_member(number, own.load_member(1), class_names)
         with (own.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 folder.add_row(row)

@@ -1,5 +1,6 @@
 """A training run from its configuration to its last line of output."""
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -9,9 +10,10 @@ import torch
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.arrays import DataSet
-from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.data.catalog import DatasetInfo, first_difference
 from sparse_engine.data.load import load_dataset
 from sparse_engine.data.loader import count_steps
+from sparse_engine.data.notes import epoch_note
 from sparse_engine.data.splits import choosing_split
 from sparse_engine.device import choose_device, on_backend, repeatable
 from sparse_engine.errors import InputError
@@ -60,7 +62,7 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         if world.size > 1 and device.type == "cuda":
             device = torch.device("cuda", world.local_rank)
         with world.first_before_others():
-            data = load_dataset(config.dataset, config.data_dir, config.download)
+            data = load_run_data(config)
         # Measured times decide: one process's for all.
         config = world.from_first(partial(resolve_budget, config, data.info, device))
         phases, teacher = _plan(config, data, device)
@@ -69,9 +71,10 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
             if world.is_first:
                 print(f"tuned {tune_run(config, data.info, device)}")
             world.gather(None)
-        folder = stack.enter_context(_open_folder(config, folder, world))
+        folder = stack.enter_context(_open_folder(config, folder, world, data.info))
         _take_the_same_kernels(folder, device, world, stack)
         if world.is_first:
+            print_notes(config, data)
             print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
             print(backends_in_words(backend_shares(config, device, costs)))
         trainer = partial(Trainer, config, data=data, device=device, teacher=teacher)
@@ -106,12 +109,28 @@ def _plan(
     return phases, teacher
 
 
-def _open_folder(config: Config, folder: RunFolder | None, world: DistributedContext) -> RunFolder:
-    """Return the run folder, made by the first process."""
+def _open_folder(
+    config: Config, folder: RunFolder | None, world: DistributedContext, info: DatasetInfo
+) -> RunFolder:
+    """Return the run folder, made by the first process; InputError if its data has changed."""
     if folder is None and world.is_first:
         folder = RunFolder.create(config)
+        folder.save_info(info)
+    elif world.is_first:
+        _check_same_data(folder, info)
     path = world.from_first(lambda: folder.path)
     return folder if world.is_first else WatchedFolder(path)
+
+
+def _check_same_data(folder: RunFolder, info: DatasetInfo) -> None:
+    kept = folder.info()
+    difference = kept and first_difference(kept, info)
+    if difference:
+        words, before, now = difference
+        raise InputError(
+            f"the data of run '{folder.path}' has changed since it began: {words} was {before}, "
+            f"and is {now}; give it the same data, or start a new run"
+        )
 
 
 def _take_the_same_kernels(
@@ -147,6 +166,22 @@ def _train(
     trainer.run()
     seconds, skipped = trainer.progress.train_seconds, trainer.guard.skipped()
     return Trained(trainer.densities, seconds, skipped)
+
+
+def load_run_data(config: Config) -> DataSet:
+    """Return the data set of a run; InputError if it cannot be read, or has one class."""
+    data = load_dataset(config.dataset, config.data_dir, config.download, config.preparation)
+    if data.info.classes < 2:
+        raise InputError(f"{config.dataset} has one class; training needs two or more")
+    return data
+
+
+def print_notes(config: Config, data: DataSet) -> None:
+    """Print a line on stderr for each thing about the data that is perhaps not as it is meant."""
+    split, *_ = choosing_split(data, config.select, config.validation, config.seed)
+    left_out = epoch_note(len(split), config.batch_size)
+    for note in (*data.notes, *([left_out] if left_out else [])):
+        print(f"warning: {note}", file=sys.stderr)
 
 
 def plan_phases(config: Config, train_size: int) -> list[Phase]:

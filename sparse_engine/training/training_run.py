@@ -145,7 +145,7 @@ class TrainingRun:
         self.progress.tickets += 1
         model = self.network.members[0]
         ticket = without_unused_slots(model, state["model"])
-        self.folder.save_member(self.progress.tickets, ticket)
+        self.folder.save_member(self.progress.tickets, ticket, self.data.info.class_names)
         self.densities.add_ticket(model, ticket)
         if self.world.is_first:
             tqdm.write(

@@ -79,7 +79,7 @@ def test_every_method_runs(method, run):
     share = result["train_flops_ratio"]
     assert share == pytest.approx(6 / 40) if method == "dense" else 0 < share < epochs / 40
 
-    names = {"config.json", "kernels.json", "metrics.csv", "metrics.json", "lock"}
+    names = {"config.json", "data.json", "kernels.json", "metrics.csv", "metrics.json", "lock"}
     names |= {"last.pt", "previous.pt"}
     names |= {f"member_{number}.pt" for number in range(1, members + 1)}
     assert {path.name for path in Path("out").iterdir()} == names

@@ -126,7 +126,9 @@ def test_augmented_batches_hold_the_images_of_their_labels():
 
 @pytest.mark.parametrize("batch_size", [0, -3, 51])
 def test_bad_batch_size(batch_size):
-    with pytest.raises(InputError, match=r"from 50 training images; give a batch size from 1"):
+    with pytest.raises(
+        InputError, match=r"from 50 training images; --batch-size 50 is the largest"
+    ):
         loader(make_arrays(50), batch_size=batch_size)
 
 

@@ -1,5 +1,6 @@
 """Reading data sets from npz archives, torchvision's layouts and scikit-learn."""
 
+import gzip
 import io
 import os
 
@@ -11,6 +12,7 @@ from data_files import WRITERS, members, message_of, pixels, write_cifar10, writ
 
 from sparse_engine.data.load import dataset_info, load_dataset
 from sparse_engine.data.readers import read_digits
+from sparse_engine.data.torchvision_files import LAYOUTS
 
 
 def test_digits_split_is_fixed_and_stratified():
@@ -65,7 +67,9 @@ def test_ambiguous_axes_are_channels_first(tmp_path):
         ({"train_labels": np.array([0, 1, -1, 0, 1, 2])}, "train_labels holds -1; labels count"),
         ({"train_labels": np.array([0, 1, 900, 0, 1, 2])}, "the largest label is 900, more than"),
         ({"train_labels": np.zeros(6)}, "train_labels is float64 of shape [6]; expected integers"),
-        ({"train_labels": np.zeros((6, 3), int)}, "train_labels is int64 of shape [6, 3]"),
+        ({"train_labels": np.zeros((6, 3), int)}, "of shape [6, 3]: several labels an image (mult"),
+        ({"class_names": np.array(["a", "b"])}, "class_names has 2 names, and labels run to 2"),
+        ({"class_names": np.arange(3)}, "class_names is int64 of shape [3]; expected different"),
         ({"train_labels": np.array([{}] * 6)}, "mine.npz: train_labels is damaged (Object arrays"),
     ],
 )
@@ -122,16 +126,49 @@ def test_torchvision_layouts(tmp_path, name):
     assert data.info.mean == dataset_info(name).mean
 
 
+@pytest.mark.parametrize("packed", [0, 2, 4])
+def test_idx_files_packed_by_gzip_are_read(tmp_path, packed):
+    images = write_mnist(tmp_path, "FashionMNIST")
+    raw = tmp_path / "FashionMNIST" / "raw"
+    for path in sorted(raw.iterdir())[:packed]:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    before = sorted(raw.iterdir())
+    data = load_dataset("fashion-mnist", str(tmp_path))
+    assert np.array_equal(data.train.images.numpy(), images)
+    assert sorted(raw.iterdir()) == before
+    before[0].write_bytes(before[0].read_bytes()[:100])
+    assert str(before[0]) in message_of("fashion-mnist", tmp_path)
+
+
+def test_files_in_the_wrong_place_are_told_where_they_belong(tmp_path):
+    write_mnist(tmp_path, "flat")
+    wanted = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    move = f"move {tmp_path}/flat/raw/train-images-idx3-ubyte to {wanted}"
+    assert move in message_of("mnist", tmp_path)
+    write_mnist(tmp_path, "MNIST")
+    told = message_of("mnist", tmp_path / "MNIST" / "raw")
+    assert f"pass --data-dir {tmp_path}, which holds that folder" in told
+    write_svhn(tmp_path / "MNIST")
+    assert f"move {tmp_path}/MNIST/train_32x32.mat to" in message_of("svhn", tmp_path)
+    (tmp_path / "cifar-100-python.tar.gz").touch()
+    assert f"unpack {tmp_path}/cifar-100-python.tar.gz" in message_of("cifar100", tmp_path)
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_missing_files(tmp_path, name):
+    folder, (file, *_) = LAYOUTS[name]
     message = message_of(name, tmp_path)
-    assert message.startswith(f"{name} is missing or damaged in {tmp_path} (Dataset not found")
-    assert message.endswith(f"pass --download, or put {name}.npz there")
+    assert message.startswith(f"{name} is missing or damaged in {tmp_path} (there is no ")
+    assert f"{tmp_path / folder / file}); pass --download, or put {name}.npz there" in message
+    assert "--download" not in message_of(name, tmp_path, None)
 
 
 def test_files_with_another_checksum(tmp_path):
     write_cifar10(tmp_path)
-    assert "cifar10 is missing or damaged" in message_of("cifar10", tmp_path)
+    message = message_of("cifar10", tmp_path)
+    assert "cifar10 is missing or damaged" in message
+    assert f"{tmp_path}/cifar-10-batches-py/data_batch_1 is not the original file" in message
 
 
 @pytest.mark.parametrize("kept", [0, 10, 900])
@@ -139,7 +176,9 @@ def test_truncated_idx(tmp_path, kept):
     write_mnist(tmp_path, "MNIST")
     path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:kept])
-    assert "mnist is missing or damaged" in message_of("mnist", tmp_path)
+    message = message_of("mnist", tmp_path)
+    assert "mnist is missing or damaged" in message
+    assert str(path) in message
 
 
 @pytest.mark.usefixtures("any_checksum")
@@ -156,11 +195,11 @@ def test_truncated_pickle_and_mat(tmp_path):
 def test_download_is_passed_only_when_asked(tmp_path, monkeypatch, download):
     asked = []
 
-    def reader(root, train, download):
+    def reader(root, download, **_):
         asked.append(download)
         raise RuntimeError("Error downloading a file:\nTried a mirror")
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", reader)
     message = message_of("mnist", tmp_path, download)
-    assert asked == [download]
+    assert asked == [True] * download
     assert ("delete what is damaged there" in message) == download

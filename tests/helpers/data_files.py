@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import scipy.io
+from PIL import Image
 
 from sparse_engine.data.load import load_dataset
 from sparse_engine.errors import InputError
@@ -103,3 +104,11 @@ def message_of(name, data_dir, download=False):
         load_dataset(name, None if data_dir is None else str(data_dir), download)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def write_pictures(folder, counts, size=(8, 8), ending="png"):
+    """Write so many pictures of height and width `size` into a folder for each class."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.fromarray(pixels(*size, 3)).save(folder / name / f"{number}.{ending}")

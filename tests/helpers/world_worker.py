@@ -13,7 +13,18 @@ from sparse_engine.sparsity.topology import Topology
 from sparse_engine.training.processes import DistributedContext, process_group
 from sparse_engine.training.trainer import Trainer
 
-FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
+FLAGS = [
+    "--model",
+    "mlp",
+    "--block",
+    "8x8",
+    "--batch-size",
+    "256",
+    "--lr",
+    "0.1",
+    "--device",
+    "cpu",
+]
 RUNS = {
     "rigl": ["--method", "rigl", "--epochs", "4", "--checkpoint-every", "3"],
     "fp16": ["--method", "snfs", "--epochs", "4", "--dtype", "fp16", "--seed", "1"],

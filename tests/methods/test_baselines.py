@@ -138,7 +138,7 @@ def test_each_cycle_goes_on_where_the_last_one_ended(run, monkeypatch):
         step(self, phase)
 
     monkeypatch.setattr(Trainer, "_train_step", watch)
-    run("--method", "snapshot", "--members", "2", "--epochs", "2")
+    run("--method", "snapshot", "--members", "2", "--epochs", "2", "--lr", "0.1")
     assert torch.equal(befores["cycle 2"], tickets_of("out")[0]["classifier.weight"])
     with Path("out/metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

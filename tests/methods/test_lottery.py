@@ -44,7 +44,7 @@ def test_learning_rate_rewinding_keeps_the_weights(run, monkeypatch):
         watch(monkeypatch, pruning_actions.Prune),
     )
     flags = ["--rounds", "1", "--rewind-point", "0.2", "--rewind", "learning-rate"]
-    run("out", "--method", "lottery", "--epochs", "18", *flags, "--block", "8x8")
+    run("out", "--method", "lottery", "--epochs", "18", *flags, "--block", "8x8", "--lr", "0.1")
     assert not rewinds
     ((_, before, after, _),) = prunings
     assert all(torch.equal(after[n], before[n] * (after[n] != 0)) for n in after)

@@ -1,5 +1,7 @@
 """Open settings of a run, decided; names and contradictions."""
 
+from dataclasses import replace
+
 import pytest
 from method_phases import config_for
 
@@ -152,3 +154,31 @@ def test_a_scale_is_used_once():
     assert (config.epochs, config.dense_epochs, config.update_interval) == (45, 25, 50)
     assert resolve(config) == config
     assert "scale" not in config.saved()
+
+
+@pytest.mark.parametrize(
+    ("settings", "lr", "warmup"),
+    [
+        ({}, 0.1, 0),
+        ({"batch_size": 128}, 0.1, 0),
+        ({"batch_size": 32}, 0.025, 0),
+        ({"batch_size": 32, "lr": 0.1}, 0.1, 0),
+        ({"batch_size": 512}, 0.4, 5 / 90),
+        ({"batch_size": 512, "lr": 0.4}, 0.4, 0),
+        ({"batch_size": 512, "warmup": 0.0}, 0.4, 0),
+        ({"batch_size": 512, "method": "dst-ensemble", "members": 2}, 0.4, 5 / 180),
+        ({"dataset": "imagefolder:x", "batch_size": 32}, 0.025, 5 / 90),
+    ],
+)
+def test_the_learning_rate_fits_the_batch(settings, lr, warmup):
+    given = {"dataset": "cifar10", "method": "rigl", **settings}
+    config = resolve(Config(**given))
+    assert (config.lr, warmup_share(config)) == pytest.approx((lr, warmup))
+    assert resolve(config) == config
+    earlier = replace(config, warmup=None)  # as earlier versions resolved it
+    assert resolve(earlier) == earlier
+
+
+def test_a_warmup_longer_than_half_a_network():
+    with pytest.raises(InputError, match=r"--warmup 0.3 is of the whole run, of which one network"):
+        resolve(Config(method="dst-ensemble", members=3, warmup=0.3))

@@ -1,5 +1,7 @@
 """Exported networks give what the network gives; what cannot be exported is refused in a line."""
 
+import json
+
 import pytest
 import torch
 from exported_networks import SIZES, images, network
@@ -15,6 +17,7 @@ from sparse_engine.runs.exported import (
     save_safetensors,
     save_torch_export,
 )
+from sparse_engine.runs.files import load_file, save_file
 
 
 def test_dense_state_dict(tmp_path):
@@ -67,10 +70,12 @@ def test_onnx_gives_the_same(tmp_path):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason=f"{name} is not installed (extra 'test')")
     model, path = network(), tmp_path / "ticket.onnx"
-    assert save_onnx(model, path, images(2)) < 1e-4
+    assert save_onnx(model, path, images(2), class_names=["ant", "bee"]) < 1e-4
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = session.get_modelmeta().custom_metadata_map["class_names"]
+    assert json.loads(names) == ["ant", "bee"]
     (found,) = session.run(["logits"], {"images": images(5).numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(images(5)), rtol=1e-3, atol=1e-4)
     assert isinstance(model.get_submodule("blocks.0.conv2"), SparseConv2d)
@@ -92,6 +97,24 @@ def test_onnx_without_its_packages(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs onnx and onnxscript; install the extra 'export'"):
         save_onnx(network(), tmp_path / "x.onnx", images(2))
+
+
+@pytest.mark.filterwarnings("ignore:No complete tensor")
+def test_no_file_holds_memory_that_is_not_the_networks(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    model[0].weight = nn.Parameter(torch.randn(9000, 8)[:8])
+    model.register_buffer("wide", torch.ones(1).expand(500))
+    save_dense(model, tmp_path / "dense")
+    save_torch_export(model, tmp_path / "program", torch.ones(2, 8))
+    save_safetensors(model, tmp_path / "compact")
+    save_file({"model": model.state_dict()}, tmp_path / "checkpoint")
+    for path in tmp_path.iterdir():
+        assert path.stat().st_size < 50_000, path
+    kept = load_file(tmp_path / "checkpoint")["model"]
+    assert torch.equal(kept["0.weight"], model[0].weight)
+    assert isinstance(model[0].weight, nn.Parameter)
+    x = torch.randn(3, 8)
+    assert torch.equal(load_torch_export(tmp_path / "program")(x), model(x))
 
 
 @pytest.mark.parametrize("save", [save_safetensors, save_dense])

@@ -67,7 +67,7 @@ def test_runs_are_evaluated_as_they_were(older, capsys):
     evaluate.main([*RUNS, "--device", "cpu"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     wanted = json.loads(Path("evaluation.json").read_text())
-    assert found.keys() == wanted.keys()
+    assert found.keys() - {"test_set", "test_images", "class_names"} == wanted.keys()
     assert found["runs"] == wanted["runs"]
     # Which added ratios to dense runs of different lengths.
     costs, ratio = dict(found["costs"]), result_of("edst")["train_flops_ratio"]

@@ -203,7 +203,7 @@ def test_damaged_kernel_choices_are_refused_and_may_be_deleted(text, monkeypatch
     ("flags", "message"),
     [
         (["--epochs", "5"], "run 'out' has epochs 4, found 5: a resumed run keeps"),
-        (["--lr", "0.2"], "run 'out' has lr 0.1, found 0.2"),
+        (["--lr", "0.3"], "run 'out' has lr 0.2, found 0.3"),
         (["--method", "set"], "run 'out' has method rigl, found set"),
         (["--seed", "1"], "run 'out' has seed 0, found 1"),
         (["--out", "other"], "run 'out' has out None, found other"),

@@ -119,7 +119,7 @@ def test_dense_has_no_sparse_layer(run):
     ],
 )
 def test_the_learning_rate_follows_the_phases(method, epochs, phases, rates, run):
-    run("out", "--method", method, "--epochs", str(epochs))
+    run("out", "--method", method, "--epochs", str(epochs), "--lr", "0.1")
     assert [row["phase"] for row in rows_of("out")] == phases
     assert column("out", "learning_rate") == pytest.approx(rates)
 
