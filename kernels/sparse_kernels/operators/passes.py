@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd.function import _SingleLevelFunction
 
 from sparse_kernels.index_tensors import count_slots
+from sparse_kernels.operators.batching import register_vmap
 from sparse_kernels.registration import LIBRARY, block_flops, define, positions
+from sparse_kernels.transforms import is_forward_ad
 
 Gradients = Sequence[Tensor | None]
 LISTS = "Tensor[] index, int[] sizes"
@@ -108,21 +112,26 @@ def register_passes(
     _make_differentiable(forward, of_forward)
     _make_differentiable(input_grad, of_input_grad)
     _make_differentiable(weight_grad, of_weight_grad)
+    register_vmap(forward, joins_rows=True, images=images)
+    register_vmap(input_grad, joins_rows=True, images=images)
+    register_vmap(weight_grad, joins_rows=False, images=images)
     return forward, input_grad, weight_grad
 
 
 def _make_differentiable(operator: Any, backward: Callable[..., Gradients]) -> None:
-    """Let autograd record an operator.
+    """Let autograd record an operator, forward AD follow it, and torch.func transform it.
 
     backward: gradients of first, second and, where there is one, bias, from (which are needed,
         gradient of the result, *arguments without bias).
     """
 
-    class Node(torch.autograd.Function):
+    class Rules:
         @staticmethod
         def forward(ctx: Any, first: Tensor, second: Tensor, index: Any, sizes: Any, *rest: Any):
             ctx.save_for_backward(first, second, *index)
             ctx.numbers = [sizes, *(r for r in rest if not isinstance(r, Tensor | None))]
+            if is_forward_ad():
+                ctx.save_for_forward(first, second, *index)
             with torch._C._AutoDispatchBelowAutograd():
                 return _owned(operator(first, second, index, sizes, *rest))
 
@@ -136,9 +145,32 @@ def _make_differentiable(operator: Any, backward: Callable[..., Gradients]) -> N
             between = [None] * (len(needed) - 2 - len(of_bias))
             return of_first, of_second, *between, *of_bias
 
+        @staticmethod
+        def jvp(ctx: Any, of_first: Tensor | None, of_second: Tensor | None, *rest: Any):
+            first, second, *index = ctx.saved_tensors
+            parts = [
+                None if of_first is None else operator(of_first, second, index, *ctx.numbers),
+                None if of_second is None else operator(first, of_second, index, *ctx.numbers),
+                # Of a bias [O], which is added along the channels.
+                *(tangent for tangent in rest if isinstance(tangent, Tensor)),
+            ]
+            return sum(part for part in parts if part is not None)
+
     name = operator.overloadpacket.__name__
-    Node.__name__ = f"{name}_autograd"
-    LIBRARY.impl(name, Node.apply, "Autograd")
+    node, single_level_node = (
+        type(f"{name}_autograd", (Rules, kind), {})
+        for kind in (torch.autograd.Function, _SingleLevelFunction)
+    )
+
+    def record(*arguments: Any) -> Tensor:
+        if not torch._C._are_functorch_transforms_active():
+            return node.apply(*arguments)
+        # Under torch.func, as PyTorch's own operators are: recorded for the transform that the
+        # dispatcher has come to, which sends on to the next one what runs below autograd.
+        with enable_single_level_autograd_function():
+            return single_level_node.apply(*arguments)
+
+    LIBRARY.impl(name, record, "Autograd")
 
 
 def _owned(result: Tensor) -> Tensor:
