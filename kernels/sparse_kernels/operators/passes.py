@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from sparse_kernels.index_tensors import count_slots
@@ -109,7 +110,7 @@ def register_passes(
             forward(x, ddvalues, index, sizes, *geometry) if needed[1] else None,
         )
 
-    _make_differentiable(forward, of_forward)
+    _make_differentiable(forward, of_forward, lambda bias: bias[:, None, None] if images else bias)
     _make_differentiable(input_grad, of_input_grad)
     _make_differentiable(weight_grad, of_weight_grad)
     register_vmap(forward, joins_rows=True, images=images)
@@ -118,11 +119,16 @@ def register_passes(
     return forward, input_grad, weight_grad
 
 
-def _make_differentiable(operator: Any, backward: Callable[..., Gradients]) -> None:
+def _make_differentiable(
+    operator: Any,
+    backward: Callable[..., Gradients],
+    spread: Callable[[Tensor], Tensor] = lambda bias: bias,
+) -> None:
     """Let autograd record an operator, forward AD follow it, and torch.func transform it.
 
     backward: gradients of first, second and, where there is one, bias, from (which are needed,
         gradient of the result, *arguments without bias).
+    spread: a bias with dimensions that broadcast to the result.
     """
 
     class Rules:
@@ -130,10 +136,12 @@ def _make_differentiable(operator: Any, backward: Callable[..., Gradients]) -> N
         def forward(ctx: Any, first: Tensor, second: Tensor, index: Any, sizes: Any, *rest: Any):
             ctx.save_for_backward(first, second, *index)
             ctx.numbers = [sizes, *(r for r in rest if not isinstance(r, Tensor | None))]
+            with torch._C._AutoDispatchBelowAutograd():
+                result = _owned(operator(first, second, index, sizes, *rest))
             if is_forward_ad():
                 ctx.save_for_forward(first, second, *index)
-            with torch._C._AutoDispatchBelowAutograd():
-                return _owned(operator(first, second, index, sizes, *rest))
+                ctx.shape = result.shape
+            return result
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -148,18 +156,25 @@ def _make_differentiable(operator: Any, backward: Callable[..., Gradients]) -> N
         @staticmethod
         def jvp(ctx: Any, of_first: Tensor | None, of_second: Tensor | None, *rest: Any):
             first, second, *index = ctx.saved_tensors
+            *_, of_bias = rest
             parts = [
                 None if of_first is None else operator(of_first, second, index, *ctx.numbers),
                 None if of_second is None else operator(first, of_second, index, *ctx.numbers),
-                # Of a bias [O], which is added along the channels.
-                *(tangent for tangent in rest if isinstance(tangent, Tensor)),
+                None if of_bias is None else spread(of_bias).expand(ctx.shape),
             ]
             return sum(part for part in parts if part is not None)
 
+    class RulesOfLevel(Rules):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any):
+            # Other transforms, which come next, may want gradients and tangents too.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                return Rules.forward(ctx, *arguments)
+
     name = operator.overloadpacket.__name__
-    node, single_level_node = (
-        type(f"{name}_autograd", (Rules, kind), {})
-        for kind in (torch.autograd.Function, _SingleLevelFunction)
+    node, node_of_level = (
+        type(f"{name}_autograd", bases, {})
+        for bases in ((Rules, torch.autograd.Function), (RulesOfLevel, _SingleLevelFunction))
     )
 
     def record(*arguments: Any) -> Tensor:
@@ -168,7 +183,7 @@ def _make_differentiable(operator: Any, backward: Callable[..., Gradients]) -> N
         # Under torch.func, as PyTorch's own operators are: recorded for the transform that the
         # dispatcher has come to, which sends on to the next one what runs below autograd.
         with enable_single_level_autograd_function():
-            return single_level_node.apply(*arguments)
+            return node_of_level.apply(*arguments)
 
     LIBRARY.impl(name, record, "Autograd")
 
