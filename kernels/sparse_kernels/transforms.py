@@ -37,6 +37,11 @@ def is_wrapped(tensor: Tensor) -> bool:
     return _functorch.is_batchedtensor(tensor) or _functorch.is_gradtrackingtensor(tensor)
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Return whether a tensor stands for a batch, in either of PyTorch's two vmaps."""
+    return _functorch.is_batchedtensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
+
+
 def rows_of(tensor: Tensor) -> Tensor:
     """Return the numbers that a tensor [...] stands for as [B, ...], one row for each of a batch.
 

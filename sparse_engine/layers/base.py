@@ -117,6 +117,8 @@ class SparseLayer(BlockIds):
                 "change .values, or load a state dict"
             )
         super().__setattr__(name, value)
+        if name == "values" and "block_ids" in self._buffers and self.block_ids.is_meta:
+            self._move_ids()  # made without numbers, and now given some
 
     def collect(
         self,

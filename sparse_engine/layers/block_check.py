@@ -27,6 +27,12 @@ def block_signs(block_ids: Tensor) -> Tensor:
     return 2 * (bits & 1).float() - 1
 
 
+def are_signs_of(signs: Tensor, block_ids: Tensor) -> bool:
+    """Return whether signs [..., 32] were made of these ids, which are then no means; waits."""
+    own = block_signs(block_ids)
+    return signs.device == own.device and bool((signs == own).all())
+
+
 def are_averaged(signs: Tensor) -> bool:
     """Return whether signs are means of different ones; waits for a GPU.
 

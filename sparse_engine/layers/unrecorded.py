@@ -1,4 +1,4 @@
-"""What is done beside whoever records operators: tracers, counters, selective checkpoints."""
+"""What is done beside whoever records operators: tracers, counters, transforms of functions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
+from sparse_kernels.transforms import untransformed
+
 
 def is_recorded() -> bool:
     """Return whether somebody sees every operator that runs now; for a compiler, ask torch."""
-    return torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+    recorded = torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+    return recorded or torch._C._are_functorch_transforms_active()
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def unrecorded() -> Iterator[None]:
     trace = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)
     try:
-        with _disable_current_modes():
+        with _disable_current_modes(), untransformed():
             yield
     finally:
         torch._C._set_tracing_state(trace)
