@@ -42,6 +42,13 @@ def is_batched(tensor: Tensor) -> bool:
     return _functorch.is_batchedtensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
 
 
+def without_level(tensor: Tensor) -> Tensor:
+    """Return the tensor that one stands for whose gradients are taken; others as they are."""
+    while _functorch.is_gradtrackingtensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def rows_of(tensor: Tensor) -> Tensor:
     """Return the numbers that a tensor [...] stands for as [B, ...], one row for each of a batch.
 

@@ -20,6 +20,7 @@ from sparse_kernels.memory_order import order_of
 from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.dense_gradient_sum import DenseGradientSum
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
+from sparse_kernels.transforms import is_transformed
 
 # Of a state dict, dense or sparse.
 PARTS = ("weight", "values", "block_ids", "block_check")
@@ -98,7 +99,10 @@ class SparseLayer(BlockIds):
         """Return the weight [O, C, R, S] or [O, C], zero outside the blocks; differentiable."""
         values = self.values if self._probe is None else self._probe.view(self.values)
         layout = self.layout
-        dense = scatter_blocks(values, layout.tensors(), layout.sizes())
+        index = layout.tensors()
+        if is_transformed():  # where autograd would not notice lists that are written to later
+            index = [tensor.clone() for tensor in index]
+        dense = scatter_blocks(values, index, layout.sizes())
         if self._probe is not None:
             dense = self._probe.observe_weight(dense, values)
         return dense.reshape(self._weight_shape())

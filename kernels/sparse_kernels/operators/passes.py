@@ -19,7 +19,7 @@ from torch.autograd.function import _SingleLevelFunction
 from sparse_kernels.index_tensors import count_slots
 from sparse_kernels.operators.batching import register_vmap
 from sparse_kernels.registration import LIBRARY, block_flops, define, positions
-from sparse_kernels.transforms import is_forward_ad
+from sparse_kernels.transforms import is_forward_ad, without_level
 
 Gradients = Sequence[Tensor | None]
 LISTS = "Tensor[] index, int[] sizes"
@@ -166,10 +166,12 @@ def _make_differentiable(
 
     class RulesOfLevel(Rules):
         @staticmethod
-        def forward(ctx: Any, *arguments: Any):
+        def forward(ctx: Any, first: Tensor, second: Tensor, index: Any, *rest: Any):
+            # Saved as they are, lists that are written to before backward are noticed.
+            index = [without_level(tensor) for tensor in index]
             # Other transforms, which come next, may want gradients and tangents too.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-                return Rules.forward(ctx, *arguments)
+                return Rules.forward(ctx, first, second, index, *rest)
 
     name = operator.overloadpacket.__name__
     node, node_of_level = (
