@@ -39,6 +39,8 @@ def is_wrapped(tensor: Tensor) -> bool:
 
 def is_batched(tensor: Tensor) -> bool:
     """Return whether a tensor stands for a batch, in either of PyTorch's two vmaps."""
+    if torch.compiler.is_compiling():  # whose graphs are for ordinary tensors
+        return False
     return _functorch.is_batchedtensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
 
 

@@ -138,9 +138,9 @@ def _make_differentiable(
             ctx.numbers = [sizes, *(r for r in rest if not isinstance(r, Tensor | None))]
             with torch._C._AutoDispatchBelowAutograd():
                 result = _owned(operator(first, second, index, sizes, *rest))
+            ctx.shape = result.shape
             if is_forward_ad():
                 ctx.save_for_forward(first, second, *index)
-                ctx.shape = result.shape
             return result
 
         @staticmethod
@@ -171,7 +171,9 @@ def _make_differentiable(
             index = [without_level(tensor) for tensor in index]
             # Other transforms, which come next, may want gradients and tangents too.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-                return Rules.forward(ctx, first, second, index, *rest)
+                result = Rules.forward(ctx, first, second, index, *rest)
+            ctx.save_for_forward(first, second, *index)
+            return result
 
     name = operator.overloadpacket.__name__
     node, node_of_level = (
