@@ -22,7 +22,7 @@ DIFFERENT = (
 )
 NO_BUFFERS = (
     "a {kind} on the meta device was given values without its block_ids, which say where they "
-    "belong: give functional_call the buffers too, as in functional_call(base, (params, buffers), x)"
+    "belong: give functional_call the buffers too, functional_call(base, (params, buffers), x)"
 )
 
 

@@ -70,5 +70,5 @@ linear, linear_input_grad, linear_weight_grad = register_passes(
     Passes(_forward_fake, _input_grad_fake, values_like),
     prepared=lambda grad, *_: grad,
     # No `flatten`: the vmap of is_grads_batched has none.
-    bias_grad=lambda grad: grad.reshape(-1, grad.shape[-1]).sum(0),
+    bias_grad=lambda grad: (grad if grad.ndim == 2 else grad.reshape(-1, grad.shape[-1])).sum(0),
 )

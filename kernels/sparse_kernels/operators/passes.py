@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from sparse_kernels.index_tensors import count_slots
 from sparse_kernels.operators.batching import register_vmap
 from sparse_kernels.registration import LIBRARY, block_flops, define, positions
-from sparse_kernels.transforms import is_forward_ad, without_level
+from sparse_kernels.transforms import without_level
 
 Gradients = Sequence[Tensor | None]
 LISTS = "Tensor[] index, int[] sizes"
@@ -138,9 +139,8 @@ def _make_differentiable(
             ctx.numbers = [sizes, *(r for r in rest if not isinstance(r, Tensor | None))]
             with torch._C._AutoDispatchBelowAutograd():
                 result = _owned(operator(first, second, index, sizes, *rest))
-            ctx.shape = result.shape
-            if is_forward_ad():
-                ctx.save_for_forward(first, second, *index)
+            if forward_ad._current_level >= 0:
+                Rules.keep_for_jvp(ctx, result, first, second, index)
             return result
 
         @staticmethod
@@ -152,6 +152,11 @@ def _make_differentiable(
             )
             between = [None] * (len(needed) - 2 - len(of_bias))
             return of_first, of_second, *between, *of_bias
+
+        @staticmethod
+        def keep_for_jvp(ctx: Any, result: Tensor, first: Tensor, second: Tensor, index: Any):
+            ctx.save_for_forward(first, second, *index)
+            ctx.shape = result.shape
 
         @staticmethod
         def jvp(ctx: Any, of_first: Tensor | None, of_second: Tensor | None, *rest: Any):
@@ -172,7 +177,7 @@ def _make_differentiable(
             # Other transforms, which come next, may want gradients and tangents too.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                 result = Rules.forward(ctx, first, second, index, *rest)
-            ctx.save_for_forward(first, second, *index)
+            Rules.keep_for_jvp(ctx, result, first, second, index)
             return result
 
     name = operator.overloadpacket.__name__
@@ -181,9 +186,12 @@ def _make_differentiable(
         for bases in ((Rules, torch.autograd.Function), (RulesOfLevel, _SingleLevelFunction))
     )
 
+    # Without what torch.autograd.Function looks at before it, which is a microsecond a call.
+    apply = super(torch.autograd.Function, node).apply
+
     def record(*arguments: Any) -> Tensor:
         if not torch._C._are_functorch_transforms_active():
-            return node.apply(*arguments)
+            return apply(*unwrap_dead_wrappers(arguments))
         # Under torch.func, as PyTorch's own operators are: recorded for the transform that the
         # dispatcher has come to, which sends on to the next one what runs below autograd.
         with enable_single_level_autograd_function():
