@@ -44,6 +44,15 @@ def is_batched(tensor: Tensor) -> bool:
     return _functorch.is_batchedtensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
 
 
+def refuse_batches(grad: Tensor | None) -> None:
+    """Raise RuntimeError for a gradient that stands for a batch, where the kernels take one."""
+    if grad is not None and is_batched(grad):
+        raise RuntimeError(
+            "fused passes take no batch of gradients (is_grads_batched, vectorize=True): use "
+            "torch.func.jacrev, or torch.func.vmap of torch.func.vjp, which leave the passes apart"
+        )
+
+
 def without_level(tensor: Tensor) -> Tensor:
     """Return the tensor that one stands for whose gradients are taken; others as they are."""
     while _functorch.is_gradtrackingtensor(tensor):

@@ -42,3 +42,11 @@ def are_averaged(signs: Tensor) -> bool:
     size = signs.float().abs()
     is_written = bool((size <= 1 + TOLERANCE).all() & (size > 1e-3).any())
     return is_written and bool(((size - 1).abs() > TOLERANCE).any())
+
+
+def are_between(ids: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Return whether ids may be means of two, cut to integers."""
+    if ids.shape != first.shape or ids.device != first.device:
+        return False
+    low, high = torch.minimum(first, second) - 1, torch.maximum(first, second)
+    return bool(((ids >= low) & (ids <= high)).all())

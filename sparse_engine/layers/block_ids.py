@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
-from sparse_engine.layers import replicas
-from sparse_engine.layers.block_check import AVERAGED, are_averaged, are_signs_of, block_signs
+from sparse_engine.layers import block_check, replicas
+from sparse_engine.layers.block_check import AVERAGED, are_averaged, are_between, block_signs
 from sparse_engine.layers.copies import Copied, version
 from sparse_engine.layers.same_numbers import same_numbers
 from sparse_engine.layers.stacked import NO_BUFFERS, as_of_one
@@ -198,16 +198,16 @@ class BlockIds(Copied):
         A mean of equal integers, cut to an integer, may be one less.
         """
         source = self._source()
-        same = source is not None and source.equal(self._layout.block_ids)
-        same = same and not are_signs_of(self._buffers["block_check"], ids)
-        return same and _are_between(ids, source, source)
+        if source is None or block_check.are_signs_of(self._buffers["block_check"], ids):
+            return False
+        return source.equal(self._layout.block_ids) and are_between(ids, source, source)
 
     def _check_is_no_average(self, ids: Tensor) -> None:
         """Raise InputError for means of a copy's ids and of those of the layer it is made from."""
         source, own = self._source(), self._layout.block_ids
-        if source is None or are_signs_of(self._buffers["block_check"], ids):
+        if source is None or block_check.are_signs_of(self._buffers["block_check"], ids):
             return
-        if not ids.equal(source) and _are_between(ids, source, own):
+        if not ids.equal(source) and are_between(ids, source, own):
             raise InputError(
                 f"the block_ids of a copy of a {type(self).__name__} are means of block ids, which "
                 f"say nothing: {REMEDY}"
@@ -288,14 +288,6 @@ def refresh(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BlockIds):
             module.refresh()
-
-
-def _are_between(ids: Tensor, first: Tensor, second: Tensor) -> bool:
-    """Return whether ids may be means of two, cut to integers."""
-    if ids.shape != first.shape or ids.device != first.device:
-        return False
-    low, high = torch.minimum(first, second) - 1, torch.maximum(first, second)
-    return bool(((ids >= low) & (ids <= high)).all())
 
 
 def _would_wait(ids: Tensor) -> bool:
