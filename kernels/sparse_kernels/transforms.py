@@ -16,7 +16,7 @@ _functorch = torch._C._functorch
 
 
 def is_transformed() -> bool:
-    """Return whether code runs inside a transform, or of forward AD at some level."""
+    """Return whether code runs inside a transform, or where tensors may have tangents."""
     return torch._C._are_functorch_transforms_active() or is_forward_ad()
 
 
