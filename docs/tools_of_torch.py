@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.func import functional_call
+from torch.func import functional_call, grad, hessian, stack_module_state, vmap
 from torch.fx.passes.split_module import split_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import sparse_engine
-from sparse_engine import dense_state_dict
+from sparse_engine import dense_state_dict, densify
 from sparse_engine.errors import InputError
 
 TORCH = "torch"
@@ -245,6 +245,32 @@ def recomputed() -> str:
         checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
         assert torch.allclose(model[0].values.grad, original[0].values.grad, atol=1e-6)
     return "gradients are those without"
+
+
+@tool(
+    "`torch.func`",
+    TORCH,
+    "`grad`, `hessian`, per-sample gradients; `stack_module_state` of equal and of other blocks",
+)
+def transforms() -> str:
+    model = network(0)
+    dense = densify(copy.deepcopy(model))
+    for call in (
+        lambda m: vmap(grad(lambda x: m(x).square().sum()))(X),
+        lambda m: hessian(lambda x: m(x).square().sum())(X[0]),
+    ):
+        assert torch.allclose(call(model), call(dense), atol=1e-5)
+    base = copy.deepcopy(model).to("meta")
+    for other, is_right in ((copy.deepcopy(model), True), (network(1), False)):
+        states = stack_module_state([model, other])
+        try:
+            found = vmap(lambda p, b: functional_call(base, (p, b), (X,)))(*states)
+        except InputError:
+            assert not is_right
+        else:
+            assert is_right
+            assert torch.allclose(found[1], other(X), atol=1e-6)
+    return "as of dense layers; stacked networks must have the same blocks, others are refused"
 
 
 @tool("`torch.amp.GradScaler`", TORCH, "a scaled step, and one that is left out")

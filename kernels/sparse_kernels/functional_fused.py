@@ -11,6 +11,7 @@ from sparse_kernels.layout import BlockLayout
 from sparse_kernels.operators.batch_norm import Norm
 from sparse_kernels.operators.convolution import output_image
 from sparse_kernels.operators.fused_convolution import Fused, FusedCall, composed, fused
+from sparse_kernels.transforms import is_transformed
 from sparse_kernels.triton.sums import TileSums
 
 Geometry = tuple[Pair, Pair | str, Pair]
@@ -50,8 +51,8 @@ def block_conv2d_fused(
     """
     geometry = (stride, padding, dilation)
     backend, call = _checked(x, values, layout, bias, geometry, norm, residual, statistics)
-    if backend != "triton":
-        return composed(call)
+    if backend != "triton" or is_transformed():
+        return composed(call._replace(values=call.values.to(call.x.dtype)))
     y, sums, x = fused(call)
     none = x.new_empty(0, dtype=torch.float32)
     mean, variance = (none, none) if sums is None else sums.joined().sums[0]
@@ -104,7 +105,6 @@ def _checked(
     if residual is not None:
         _check_like("residual", residual, x, [x.shape[0], layout.shape[0], *image], x.dtype)
     backend = backend_of(x, index, sizes, x.shape[0] * math.prod(image))
-    values = values if backend == "triton" else values.to(x.dtype)
     call = FusedCall(x, values, index, sizes, numbers, bias, norm, residual, statistics)
     return backend, call
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_kernels.transforms import is_transformed
+
 ORDERS = {
     "contiguous": (0, 1, 2, 3),
     "channels_last": (0, 2, 3, 1),
@@ -64,8 +66,9 @@ def by_library(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def reordered(x: Tensor, order: str, back: str) -> Tensor:
     """Return x [N, C, H, W] in an order, whose gradient is brought into the order `back`."""
-    fits = x.permute(ORDERS[order]).is_contiguous()
-    return x if fits else _Reordered.apply(x, order, back)
+    if x.permute(ORDERS[order]).is_contiguous():
+        return x
+    return in_order(x, order) if is_transformed() else _Reordered.apply(x, order, back)
 
 
 class _Reordered(torch.autograd.Function):

@@ -23,6 +23,7 @@ from sparse_kernels.memory_order import order_of
 from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.dense_gradient_sum import DenseGradientSum
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
+from sparse_kernels.transforms import is_transformed
 
 # Of a state dict, dense or sparse.
 PARTS = ("weight", "values", "block_ids", "block_check")
@@ -112,7 +113,10 @@ class SparseLayer(Leaf, WritableWeight, BlockIds):
         """Return the weight [O, C, R, S] or [O, C], zero outside the blocks; differentiable."""
         values = self.values if self._probe is None else self._probe.view(self.values)
         layout = self.layout
-        dense = scatter_blocks(values, layout.tensors(), layout.sizes())
+        index = layout.tensors()
+        if is_transformed():  # where autograd would not notice lists that are written to later
+            index = [tensor.clone() for tensor in index]
+        dense = scatter_blocks(values, index, layout.sizes())
         if self._probe is not None:
             dense = self._probe.observe_weight(dense, values)
         return dense.reshape(self._weight_shape())
@@ -133,6 +137,11 @@ class SparseLayer(Leaf, WritableWeight, BlockIds):
         # Tensors made in inference mode do not count who writes to them.
         with torch.inference_mode(False), torch.set_grad_enabled(is_recorded):
             return open_weight(self.dense_weight(), self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "values" and "block_ids" in self._buffers and self.block_ids.is_meta:
+            self._move_ids()  # made without numbers, and now given some
 
     def collect(
         self,

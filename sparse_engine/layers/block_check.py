@@ -27,6 +27,12 @@ def block_signs(block_ids: Tensor) -> Tensor:
     return 2 * (bits & 1).float() - 1
 
 
+def are_signs_of(signs: Tensor, block_ids: Tensor) -> bool:
+    """Return whether signs [..., 32] were made of these ids, which are then no means; waits."""
+    own = block_signs(block_ids)
+    return signs.device == own.device and bool((signs == own).all())
+
+
 def are_averaged(signs: Tensor) -> bool:
     """Return whether signs are means of different ones; waits for a GPU.
 
@@ -36,3 +42,11 @@ def are_averaged(signs: Tensor) -> bool:
     size = signs.float().abs()
     is_written = bool((size <= 1 + TOLERANCE).all() & (size > 1e-3).any())
     return is_written and bool(((size - 1).abs() > TOLERANCE).any())
+
+
+def are_between(ids: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Return whether ids may be means of two, cut to integers."""
+    if ids.shape != first.shape or ids.device != first.device:
+        return False
+    low, high = torch.minimum(first, second) - 1, torch.maximum(first, second)
+    return bool(((ids >= low) & (ids <= high)).all())

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
-from sparse_engine.layers import replicas
-from sparse_engine.layers.block_check import AVERAGED, are_averaged, block_signs
+from sparse_engine.layers import block_check, replicas
+from sparse_engine.layers.block_check import AVERAGED, are_averaged, are_between, block_signs
 from sparse_engine.layers.copies import Copied, version
 from sparse_engine.layers.same_numbers import same_numbers
+from sparse_engine.layers.stacked import NO_BUFFERS, as_of_one
 from sparse_engine.layers.unrecorded import is_recorded, unrecorded
 from sparse_kernels import BlockLayout
 
@@ -98,7 +99,7 @@ class BlockIds(Copied):
     def _look(self) -> bool:
         """Follow the buffer, once where a compiler traces; return whether that is to export."""
         if is_recorded():
-            with unrecorded():
+            with unrecorded(), as_of_one(self):
                 self._follow()
         else:
             self._follow()
@@ -127,7 +128,7 @@ class BlockIds(Copied):
                 self._check_signs()
                 self._note_ids()
         elif ids.is_meta:
-            self._move_ids()  # of a layer that was given values after it was made without
+            raise InputError(NO_BUFFERS.format(kind=type(self).__name__))
         elif same_numbers(ids, self._layout.block_ids):
             self._note_ids()
         elif self._has_leader or self._is_rounded(ids):
@@ -197,13 +198,16 @@ class BlockIds(Copied):
         A mean of equal integers, cut to an integer, may be one less.
         """
         source = self._source()
-        same = source is not None and source.equal(self._layout.block_ids)
-        return same and _are_between(ids, source, source)
+        if source is None or block_check.are_signs_of(self._buffers["block_check"], ids):
+            return False
+        return source.equal(self._layout.block_ids) and are_between(ids, source, source)
 
     def _check_is_no_average(self, ids: Tensor) -> None:
         """Raise InputError for means of a copy's ids and of those of the layer it is made from."""
         source, own = self._source(), self._layout.block_ids
-        if source is not None and not ids.equal(source) and _are_between(ids, source, own):
+        if source is None or block_check.are_signs_of(self._buffers["block_check"], ids):
+            return
+        if not ids.equal(source) and are_between(ids, source, own):
             raise InputError(
                 f"the block_ids of a copy of a {type(self).__name__} are means of block ids, which "
                 f"say nothing: {REMEDY}"
@@ -284,14 +288,6 @@ def refresh(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BlockIds):
             module.refresh()
-
-
-def _are_between(ids: Tensor, first: Tensor, second: Tensor) -> bool:
-    """Return whether ids may be means of two, cut to integers."""
-    if ids.shape != first.shape or ids.device != first.device:
-        return False
-    low, high = torch.minimum(first, second) - 1, torch.maximum(first, second)
-    return bool(((ids >= low) & (ids <= high)).all())
 
 
 def _would_wait(ids: Tensor) -> bool:

@@ -21,6 +21,7 @@ from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.functional_fused import conv2d_by_tile
 from sparse_kernels.memory_order import in_order
 from sparse_kernels.operators.batch_norm import kernel_order, normalise, tile_statistics
+from sparse_kernels.transforms import is_transformed
 from sparse_kernels.triton.sums import Running, TileSums
 
 
@@ -122,7 +123,8 @@ def runs_fused(modules: Iterable[nn.Module], x: Tensor) -> bool:
 def is_fused(conv: nn.Module, x: Tensor) -> bool:
     """Return whether a convolution of images like x runs on the kernels, with what surrounds it."""
     return (
-        type(conv) is SparseConv2d
+        not is_transformed()  # their operators have no rules for transforms
+        and type(conv) is SparseConv2d
         and conv._probe is None
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)

@@ -1,4 +1,4 @@
-"""What is done beside whoever records operators: tracers, counters, selective checkpoints.
+"""What is done beside whoever records operators: tracers, counters, transforms of functions.
 
 And what torch.fx records as one call of a module, as it does with PyTorch's own layers.
 """
@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
 from sparse_engine.errors import InputError
+from sparse_kernels.transforms import untransformed
 
 _MODES = torch._C._TorchDispatchModeKey
 _GRAPH_MODES = (_MODES.PROXY, _MODES.FUNCTIONAL, _MODES.FAKE)
@@ -19,7 +20,8 @@ _GRAPH_MODES = (_MODES.PROXY, _MODES.FUNCTIONAL, _MODES.FAKE)
 
 def is_recorded() -> bool:
     """Return whether somebody sees every operator that runs now; for a compiler, ask torch."""
-    return torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+    recorded = torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+    return recorded or torch._C._are_functorch_transforms_active()
 
 
 def is_traced() -> bool:
@@ -38,7 +40,7 @@ def unrecorded() -> Iterator[None]:
     trace = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)
     try:
-        with _disable_current_modes():
+        with _disable_current_modes(), untransformed():
             yield
     finally:
         torch._C._set_tracing_state(trace)

@@ -174,7 +174,7 @@ def averaged(
     device = next(iter(layers.values())).values.device
     # Made on the device: a number of the host would be a copy.
     took_part = torch.stack([torch.full((), name in found, device=device) for name in layers])
-    left_out = torch.stack([_flag(found.get(name), device) for name in layers])
+    left_out = torch.stack([_flag(found.get(n), layer, device) for n, layer in layers.items()])
     took_part, left_out = processes.sum_(torch.stack([took_part.float(), left_out])) > 0
     averages = {}
     for number, (name, layer) in enumerate(layers.items()):
@@ -187,6 +187,9 @@ def averaged(
     return averages
 
 
-def _flag(seen: Seen | None, device: torch.device) -> Tensor:
+def _flag(seen: Seen | None, layer: SparseLayer, device: torch.device) -> Tensor:
+    """Return 1 if a step was left out, or its gradient is not known, in this process."""
+    if seen is not None and seen.gradient is None and layer.is_collecting:
+        return torch.ones((), device=device)
     left_out = None if seen is None else seen.left_out
     return torch.zeros((), device=device) if left_out is None else left_out.float().to(device)

@@ -12,7 +12,7 @@ FOLDERS = {"sparse_kernels": ROOT / "kernels", "sparse_engine": ROOT, "bench": R
 # From the ground up. A word is a room, or a file at the root of the package.
 FLOORS = {
     "sparse_kernels": (
-        "block_kinds index_tensors layout measurements memory_order registration timing",
+        "block_kinds index_tensors layout measurements memory_order registration timing transforms",
         "cpu triton",
         "dispatch",
         "operators",

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from sparse_kernels.memory_order import empty_images, in_order, order_of
 from sparse_kernels.registration import define, positions
+from sparse_kernels.transforms import refuse_batches
 from sparse_kernels.triton.launch import check_size, launch
 from sparse_kernels.triton.sums import TileSums
 
@@ -83,6 +84,8 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, other: Tensor | None):
+        refuse_batches(grad)
+        refuse_batches(other)
         if grad is None:
             return other, None, None, None, None
         x, out, *vectors, scale, shift = ctx.saved_tensors

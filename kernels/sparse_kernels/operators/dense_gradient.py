@@ -18,6 +18,8 @@ from torch import Tensor
 
 from sparse_kernels.layout import BlockLayout
 from sparse_kernels.operators import reference
+from sparse_kernels.operators.unseen import unseen
+from sparse_kernels.transforms import is_batched, is_transformed
 
 
 class DenseGradientProbe:
@@ -37,6 +39,7 @@ class DenseGradientProbe:
         """
         self.layout, self.memory, self._make_scored = layout, memory, reduce
         self.scores: Tensor | None = None
+        self._has_missed = False
         self.leaf = values.new_zeros(()).expand(layout.shape).detach().requires_grad_()
         # A strong reference would close a circle through autograd, which is never collected.
         probe = weakref.ref(self)
@@ -51,23 +54,32 @@ class DenseGradientProbe:
 
     @property
     def collected(self) -> Tensor | None:
-        """The scores of all that has arrived, [OB * CB * R * S]; None if nothing has."""
-        return self.scores
+        """The scores of all that has arrived, [OB * CB * R * S]; None if nothing has.
+
+        None, too, where something came by that is in no score: see miss().
+        """
+        return None if self._has_missed else self.scores
 
     def view(self, values: Tensor) -> Tensor:
         """Return the values that an operator should be given, for observe to see its gradient."""
-        return values
+        return unseen(values, self) if is_transformed() else values
 
     def observe(self, y: Tensor, x: Tensor, values: Tensor, *geometry: Sequence[int]) -> Tensor:
         """Return y, what an operator makes of x and of values that come from view().
 
         geometry: stride, padding, dilation of a convolution.
         """
-        return _Observe.apply(y, x, self.leaf, self.layout.sizes(), geometry)
+        if is_transformed():
+            return y
+        return _Observe.apply(y, x, self.leaf, self, geometry)
 
     def observe_weight(self, dense: Tensor, values: Tensor) -> Tensor:
         """Return the dense weight [O, C, R, S] of values that come from view()."""
-        return dense + self.leaf
+        return dense if is_transformed() else dense + self.leaf
+
+    def miss(self) -> None:
+        """Note that the gradient of the values has a part of which there is no dense gradient."""
+        self._has_missed = True
 
     def add_scores(self, gradient: Tensor) -> None:
         """Add the block norms of a dense gradient [O, C, R, S] to the scores; inf and nan stay."""
@@ -89,15 +101,20 @@ class DenseGradientProbe:
 
 class _Observe(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, leaf: Tensor, sizes: Any, geometry: Any) -> Tensor:
+    def forward(ctx: Any, y: Tensor, x: Tensor, leaf: Tensor, probe: Any, geometry: Any) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.sizes, ctx.geometry, ctx.dtype = sizes, geometry, leaf.dtype
+        ctx.probe, ctx.sizes = weakref.ref(probe), probe.layout.sizes()
+        ctx.geometry, ctx.dtype = geometry, leaf.dtype
         # A view could not be written to by an activation in place.
         return y.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
         (x,) = ctx.saved_tensors
+        if is_batched(grad):
+            if (probe := ctx.probe()) is not None:
+                probe.miss()
+            return grad, None, None, None, None
         dense = dense_weight_grad(x, grad, ctx.sizes, ctx.geometry)
         return grad, None, dense.to(ctx.dtype), None, None
 

@@ -20,6 +20,8 @@ from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.gradient_match import matching
 from sparse_kernels.operators.gradient_watch import NO_PASS, GradientWatch, current_pass
 from sparse_kernels.operators.observation import Observation, observe, observe_weight
+from sparse_kernels.operators.unseen import unseen
+from sparse_kernels.transforms import is_transformed
 
 MOST_WAITING = 3  # dense gradients of passes; with one more, the earliest two become their sum
 
@@ -50,18 +52,21 @@ class DenseGradientSum(DenseGradientProbe):
         self._landing: dict[int, Tensor] = {}
         self._returned: dict[int, Tensor] = {}
         self._landed_in, self._landed_plainly = NO_PASS, True
+        self._missed: set[int] = set()  # passes with a part that was not observed
+        self._is_unknown = False
 
     @property
     def gradient(self) -> Tensor | None:
         """The dense gradient [O, C, R, S] that belongs to values.grad as it is now, or None.
 
-        It is the sum itself, to which later passes add in place.
+        It is the sum itself, to which later passes add in place. None, too, where values.grad has
+        a part that was not observed.
         """
         if self._watch.is_landing:  # asked by a hook of the values, before ours
             self._watch.land()
         else:
             self._look()
-        return self._sum
+        return None if self._is_unknown else self._sum
 
     @property
     def took_part(self) -> bool:
@@ -77,6 +82,8 @@ class DenseGradientSum(DenseGradientProbe):
     def take(self) -> Tensor | None:
         """Return the gradient and begin anew: whatever happens to values.grad later."""
         gradient = self.gradient
+        if gradient is None and self._watch.took_part:
+            self.scores = None  # they lack a gradient
         self._begin()
         self._taken_in = current_pass()
         self._watch.forget()
@@ -88,11 +95,13 @@ class DenseGradientSum(DenseGradientProbe):
 
     def view(self, values: Tensor) -> Tensor:
         """Return a view, whose node tells whether a pass goes through to the values."""
+        if is_transformed():
+            return unseen(values, self)
         return values if torch.compiler.is_compiling() else values.view_as(values)
 
     def observe(self, y: Tensor, x: Tensor, values: Tensor, *geometry: Sequence[int]) -> Tensor:
         """Return y, what an operator makes of x and of values that come from view()."""
-        if not self._is_seen(values):
+        if is_transformed() or not self._is_seen(values):
             return y
         if torch.compiler.is_compiling():
             return super().observe(y, x, values, *geometry)
@@ -100,7 +109,7 @@ class DenseGradientSum(DenseGradientProbe):
 
     def observe_weight(self, dense: Tensor, values: Tensor) -> Tensor:
         """Return the dense weight [O, C, R, S] of values that come from view()."""
-        if not self._is_seen(values):
+        if is_transformed() or not self._is_seen(values):
             return dense
         if torch.compiler.is_compiling():
             return super().observe_weight(dense, values)
@@ -110,6 +119,10 @@ class DenseGradientSum(DenseGradientProbe):
         """Take a dense gradient of a pass that does not reach the leaf."""
         self._put(self._returned, gradient)
 
+    def miss(self) -> None:
+        """Note that the pass that runs, or what others will write, is not known in full."""
+        self._missed.add(current_pass())
+
     def before_landing(self) -> None:
         """Called by the watch."""
         self._look()
@@ -117,6 +130,8 @@ class DenseGradientSum(DenseGradientProbe):
     def after_landing(self, is_plain: bool) -> None:
         """Called by the watch: what the pass has brought belongs to values.grad."""
         self._landed_in, self._landed_plainly = current_pass(), is_plain
+        self._is_unknown |= self._landed_in in self._missed
+        self._missed.discard(self._landed_in)
         self._settle(self._popped(lambda number: number == self._landed_in))
         # Nobody has written them to values.grad until now, or they would have been matched.
         self._returned.clear()
@@ -126,7 +141,7 @@ class DenseGradientSum(DenseGradientProbe):
         if not self._landed_plainly:
             self._match(gradients)
             return
-        for gradient in gradients:
+        for gradient in [] if self._is_unknown else gradients:
             self._sum = gradient if self._sum is None else self._sum.add_(gradient)
 
     def _is_seen(self, values: Tensor) -> bool:
@@ -156,7 +171,7 @@ class DenseGradientSum(DenseGradientProbe):
         """Bring the sum to what others have made of values.grad since the last look."""
         target = self._values.grad
         if target is None:
-            self._sum = None
+            self._sum, self._is_unknown = None, False
         elif self._watch.is_touched:
             self._match(self._popped(lambda number: number != current_pass()))
         self._watch.note()
@@ -174,7 +189,8 @@ class DenseGradientSum(DenseGradientProbe):
         """Make of the sum and of others what is in values.grad."""
         known = gradients if self._sum is None else [self._sum, *gradients]
         target, self._sum = self._values.grad, None
-        if known and target is not None:
+        self._is_unknown |= bool(self._missed)
+        if not self._is_unknown and known and target is not None:
             self._sum = matching(target, known, self._restricted)
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ from sparse_kernels.memory_order import empty_images, in_order
 from sparse_kernels.operators.batch_norm import Norm, norm_backward
 from sparse_kernels.operators.convolution import GEOMETRY, conv2d, output_image, result_order
 from sparse_kernels.registration import block_flops, define, positions
+from sparse_kernels.transforms import refuse_batches
 from sparse_kernels.triton.fusion import Fusion
 from sparse_kernels.triton.gather import GatherCall, gather
 from sparse_kernels.triton.sums import TileSums, added
@@ -118,6 +119,8 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: None, other: Tensor | None):
+        refuse_batches(grad)
+        refuse_batches(other)
         if grad is None:
             return other, *[None] * 6
         x, values, mean, variance, weight, scale, shift, *index = ctx.saved_tensors

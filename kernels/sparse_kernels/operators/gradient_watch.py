@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from sparse_kernels.transforms import is_batched
+
 NO_PASS = -1  # what torch calls the backward pass where none runs
 
 
@@ -111,6 +113,8 @@ class GradientWatch:
         self._mark()
 
     def _announce(self, gradient: Tensor) -> None:
+        if is_batched(gradient):  # of is_grads_batched: returned, never added to parameter.grad
+            return
         self._incoming = (gradient.untyped_storage()._cdata, gradient._version)
         if (listener := self._listening()) is not None:
             listener.before_landing()

@@ -69,5 +69,6 @@ linear, linear_input_grad, linear_weight_grad = register_passes(
     Passes(_forward, _input_grad, _weight_grad),
     Passes(_forward_fake, _input_grad_fake, values_like),
     prepared=lambda grad, *_: grad,
-    bias_grad=lambda grad: grad.flatten(0, -2).sum(0),
+    # No `flatten`: the vmap of is_grads_batched has none.
+    bias_grad=lambda grad: (grad if grad.ndim == 2 else grad.reshape(-1, grad.shape[-1])).sum(0),
 )

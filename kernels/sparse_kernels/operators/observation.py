@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparse_kernels.layout import BlockLayout
 from sparse_kernels.operators.dense_gradient import dense_weight_grad
+from sparse_kernels.transforms import is_batched
 
 
 class Receiver(Protocol):
@@ -26,6 +27,9 @@ class Receiver(Protocol):
 
     def receive(self, gradient: Tensor) -> None:
         """Take one, [O, C, R, S] in the dtype of the leaf."""
+
+    def miss(self) -> None:
+        """Note that there is one that cannot be given."""
 
 
 class Observation(NamedTuple):
@@ -43,7 +47,7 @@ class Observation(NamedTuple):
     @torch.no_grad()
     def product(self, node: Any, x: Tensor, grad: Tensor) -> Tensor | None:
         """Return the dense weight gradient for the leaf, unless `deliver` says otherwise."""
-        if not self._is_wanted(node):
+        if not self._is_wanted(node) or self._is_missed(grad):
             return None
         dense = dense_weight_grad(x, grad, self.sizes, self.geometry)
         return self.deliver(node, dense.to(node.leaf.dtype))
@@ -53,12 +57,21 @@ class Observation(NamedTuple):
 
         torch.autograd.grad and backward(inputs=...) pass the leaf by.
         """
+        if self._is_missed(dense):
+            return None
         if _runs(node, LEAF):
             return dense
         receiver = self.receiver()
         if receiver is not None and _runs(node, VALUES):
             receiver.receive(dense)
         return None
+
+    def _is_missed(self, grad: Tensor) -> bool:
+        """Tell the receiver if a gradient is one for a whole batch, and return whether it is."""
+        receiver = self.receiver()
+        if is_batched(grad) and receiver is not None:
+            receiver.miss()
+        return is_batched(grad)
 
     def _is_wanted(self, node: Any) -> bool:
         return self.receiver() is not None and (_runs(node, LEAF) or _runs(node, VALUES))

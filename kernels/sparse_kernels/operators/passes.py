@@ -12,9 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from sparse_kernels.index_tensors import count_slots
+from sparse_kernels.operators.batching import register_vmap
 from sparse_kernels.registration import LIBRARY, block_flops, define, positions
+from sparse_kernels.transforms import without_level
 
 Gradients = Sequence[Tensor | None]
 LISTS = "Tensor[] index, int[] sizes"
@@ -105,26 +111,37 @@ def register_passes(
             forward(x, ddvalues, index, sizes, *geometry) if needed[1] else None,
         )
 
-    _make_differentiable(forward, of_forward)
+    _make_differentiable(forward, of_forward, lambda bias: bias[:, None, None] if images else bias)
     _make_differentiable(input_grad, of_input_grad)
     _make_differentiable(weight_grad, of_weight_grad)
+    register_vmap(forward, joins_rows=True, images=images)
+    register_vmap(input_grad, joins_rows=True, images=images)
+    register_vmap(weight_grad, joins_rows=False, images=images)
     return forward, input_grad, weight_grad
 
 
-def _make_differentiable(operator: Any, backward: Callable[..., Gradients]) -> None:
-    """Let autograd record an operator.
+def _make_differentiable(
+    operator: Any,
+    backward: Callable[..., Gradients],
+    spread: Callable[[Tensor], Tensor] = lambda bias: bias,
+) -> None:
+    """Let autograd record an operator, forward AD follow it, and torch.func transform it.
 
     backward: gradients of first, second and, where there is one, bias, from (which are needed,
         gradient of the result, *arguments without bias).
+    spread: a bias with dimensions that broadcast to the result.
     """
 
-    class Node(torch.autograd.Function):
+    class Rules:
         @staticmethod
         def forward(ctx: Any, first: Tensor, second: Tensor, index: Any, sizes: Any, *rest: Any):
             ctx.save_for_backward(first, second, *index)
             ctx.numbers = [sizes, *(r for r in rest if not isinstance(r, Tensor | None))]
             with torch._C._AutoDispatchBelowAutograd():
-                return _owned(operator(first, second, index, sizes, *rest))
+                result = _owned(operator(first, second, index, sizes, *rest))
+            if forward_ad._current_level >= 0:
+                Rules.keep_for_jvp(ctx, result, first, second, index)
+            return result
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -136,9 +153,51 @@ def _make_differentiable(operator: Any, backward: Callable[..., Gradients]) -> N
             between = [None] * (len(needed) - 2 - len(of_bias))
             return of_first, of_second, *between, *of_bias
 
+        @staticmethod
+        def keep_for_jvp(ctx: Any, result: Tensor, first: Tensor, second: Tensor, index: Any):
+            ctx.save_for_forward(first, second, *index)
+            ctx.shape = result.shape
+
+        @staticmethod
+        def jvp(ctx: Any, of_first: Tensor | None, of_second: Tensor | None, *rest: Any):
+            first, second, *index = ctx.saved_tensors
+            *_, of_bias = rest
+            parts = [
+                None if of_first is None else operator(of_first, second, index, *ctx.numbers),
+                None if of_second is None else operator(first, of_second, index, *ctx.numbers),
+                None if of_bias is None else spread(of_bias).expand(ctx.shape),
+            ]
+            return sum(part for part in parts if part is not None)
+
+    class RulesOfLevel(Rules):
+        @staticmethod
+        def forward(ctx: Any, first: Tensor, second: Tensor, index: Any, *rest: Any):
+            # Saved as they are, lists that are written to before backward are noticed.
+            index = [without_level(tensor) for tensor in index]
+            # Other transforms, which come next, may want gradients and tangents too.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                result = Rules.forward(ctx, first, second, index, *rest)
+            Rules.keep_for_jvp(ctx, result, first, second, index)
+            return result
+
     name = operator.overloadpacket.__name__
-    Node.__name__ = f"{name}_autograd"
-    LIBRARY.impl(name, Node.apply, "Autograd")
+    node, node_of_level = (
+        type(f"{name}_autograd", bases, {})
+        for bases in ((Rules, torch.autograd.Function), (RulesOfLevel, _SingleLevelFunction))
+    )
+
+    # Without what torch.autograd.Function looks at before it, which is a microsecond a call.
+    apply = super(torch.autograd.Function, node).apply
+
+    def record(*arguments: Any) -> Tensor:
+        if not torch._C._are_functorch_transforms_active():
+            return apply(*unwrap_dead_wrappers(arguments))
+        # Under torch.func, as PyTorch's own operators are: recorded for the transform that the
+        # dispatcher has come to, which sends on to the next one what runs below autograd.
+        with enable_single_level_autograd_function():
+            return node_of_level.apply(*arguments)
+
+    LIBRARY.impl(name, record, "Autograd")
 
 
 def _owned(result: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ def _scatter(
     else:
         dense = values.new_zeros(height, width, taps_h, taps_w)
     blocks = dense.unflatten(0, (out_blocks + 1, bo)).unflatten(2, (in_blocks, bc))
-    out_block, in_block, tap_h, tap_w = slots
-    blocks[out_block, :, in_block, :, tap_h, tap_w] = values.transpose(1, 2)
+    # Indexed dimensions side by side: vmap knows no others.
+    blocks.permute(0, 2, 4, 5, 1, 3)[tuple(slots)] = values.transpose(1, 2)
     return dense[:out_channels, :in_channels]
 
 
