@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparse_engine.evaluation.plots import draw_blocks
-    from sparse_engine.layers.block_ids import refresh
+    from sparse_engine.layers.ids.block_ids import refresh
     from sparse_engine.layers.initialisation import draw_by_fan_in
     from sparse_engine.layers.modules import SparseConv2d, SparseLinear
     from sparse_engine.layers.report import report
@@ -45,7 +45,7 @@ _HOMES = {
     "load_safetensors": "runs.exported",
     "load_torch_export": "runs.exported",
     "orders": "layers.rows",
-    "refresh": "layers.block_ids",
+    "refresh": "layers.ids.block_ids",
     "report": "layers.report",
     "save_safetensors": "runs.exported",
     "snip_scores": "sparsity.saliency",

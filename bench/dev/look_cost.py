@@ -17,7 +17,7 @@ from bench.speed.networks import NETWORKS, Network, wide_mlp
 from bench.speed.steps import Step
 from bench.speed.timing import clock_of, quantile, ratio_text, steps_in_turn
 from bench.speed.variant import Case, Variant
-from sparse_engine.layers.block_ids import BlockIds
+from sparse_engine.layers.ids.block_ids import BlockIds
 
 # By name: the network and its blocks.
 TIMED = {

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_engine.layers.base import weight_parameter
+from sparse_engine.layers.leaf import Leaf
 from sparse_engine.layers.modules import SparseLinear
-from sparse_engine.layers.unrecorded import Leaf
 from sparse_kernels.operators.reference import scatter_blocks
 
 INPUTS = ("q_proj", "k_proj", "v_proj")

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.layers.block_check import AVERAGED, are_averaged, block_signs
-from sparse_engine.layers.block_ids import BlockIds
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.data_types import check_data_type
+from sparse_engine.layers.ids.block_check import AVERAGED, are_averaged, block_signs
+from sparse_engine.layers.ids.block_ids import BlockIds
+from sparse_engine.layers.kept_weight import KeptWeight
+from sparse_engine.layers.leaf import Leaf
 from sparse_engine.layers.plan import LayerPlan, strongest_blocks
-from sparse_engine.layers.unrecorded import Leaf, is_traced
-from sparse_engine.layers.weight_writes import WritableWeight, open_weight
+from sparse_engine.layers.unrecorded import is_traced
+from sparse_engine.layers.weight_writes import open_weight
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.memory_order import order_of
@@ -32,7 +34,7 @@ WEIGHT_READ = "dense (weight read)"
 READERS = ("torch.nn.modules.transformer", "torch.nn.modules.activation")
 
 
-class SparseLayer(Leaf, WritableWeight, BlockIds):
+class SparseLayer(Leaf, KeptWeight, BlockIds):
     """What the sparse layers share: compact values [Z, BC, BO], where they lie, and a bias.
 
     A state dict holds `values`, `block_ids` and `bias`; one with a dense `weight` loads as well and

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_engine.layers.block_check import SIGNS
 from sparse_engine.layers.blocks import DENSE, BlockChoice, layer_block, without_ragged_edge
+from sparse_engine.layers.ids.block_check import SIGNS
 from sparse_kernels import BlockLayout
 from sparse_kernels.block_kinds import BlockKinds, Counts
 from sparse_kernels.index_tensors import index_bytes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer, weight_parameter
-from sparse_engine.layers.block_check import SIGNS
+from sparse_engine.layers.ids.block_check import SIGNS
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.surgery import (
     budget_layers,

@@ -1,27 +1,21 @@
-"""What other code does to a layer's weight: writes go to its blocks, putting another is refused."""
+"""What other code writes to a layer's weight in place: the layer's blocks take it."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
-from sparse_engine.errors import InputError
 from sparse_engine.layers.unrecorded import is_traced
+from sparse_kernels import BlockLayout
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 IN_GRAD_MODE = (
     "a sparse layer's weight is being written in place where gradients are recorded: write to it "
     "under torch.no_grad(), as to a parameter"
-)
-_ASSIGNED = (
-    "is made from its blocks and cannot be assigned; change .values, write to .weight in place, "
-    "or load a state dict"
 )
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _GET_BASE = Tensor._base.__get__  # type: ignore[attr-defined]
@@ -35,6 +29,17 @@ _RESHAPING = {
 }
 
 
+class Layer(Protocol):
+    """What has a weight made of blocks."""
+
+    values: nn.Parameter
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Where the blocks lie."""
+        ...
+
+
 class LayerWeight(Tensor):
     """A layer's dense weight, or a view of it: what is written to it in place, the layer takes.
 
@@ -42,11 +47,11 @@ class LayerWeight(Tensor):
     but for views. It has the numbers of when it was read; a write reads the present ones first.
     """
 
-    _layer: WritableWeight
+    _layer: Layer
     _whole: Tensor  # the numbers of the whole weight; this is a view of them
 
     @classmethod
-    def of(cls, layer: WritableWeight, part: Tensor, whole: Tensor) -> LayerWeight:
+    def of(cls, layer: Layer, part: Tensor, whole: Tensor) -> LayerWeight:
         """Return a part of a layer's dense weight as a tensor that can be written to."""
         weight = part.as_subclass(cls)
         weight._layer, weight._whole = layer, whole
@@ -129,94 +134,12 @@ class LayerWeight(Tensor):
         return self.plain().__reduce_ex__(protocol)
 
 
-def open_weight(dense: Tensor, layer: WritableWeight) -> Tensor:
+def open_weight(dense: Tensor, layer: Layer) -> Tensor:
     """Return a layer's dense weight as one that can be written to; as it is on the meta device."""
     if type(dense) is not Tensor or dense.is_meta:
         return dense
     dense = dense.contiguous()
     return LayerWeight.of(layer, dense, dense.detach())
-
-
-class _Parameters(dict[str, Any]):
-    """The parameters of a layer, for code that takes `weight` or `values` out by itself."""
-
-    __slots__ = ()
-
-    def __missing__(self, name: str) -> Any:
-        if name == "weight":
-            raise _refusal(name)
-        raise KeyError(name)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            raise _refusal(name)
-        super().__setitem__(name, value)
-
-    def __delitem__(self, name: str) -> None:
-        if name in ("weight", "values"):
-            raise _refusal(name)
-        super().__delitem__(name)
-
-
-class WritableWeight(nn.Module):
-    """A module with a `weight` made of blocks, which nobody may put another in the place of.
-
-    A tool that does (weight_norm, prune, ...) would hide the layer's values from topology updates.
-    """
-
-    layout: Any
-    values: nn.Parameter
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.__dict__["_parameters"] = _Parameters(self._parameters)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.__dict__["_parameters"] = _Parameters(self._parameters)
-
-    @property
-    def parametrizations(self) -> nn.ModuleDict:
-        """What torch.nn.utils.parametrize keeps of a bias; it is refused elsewhere."""
-        asks, caller = sys._getframe(1), sys._getframe(2)
-        if caller.f_code is parametrize.register_parametrization.__code__:
-            name = asks.f_locals.get("tensor_name")
-            if name in ("weight", "values"):
-                raise _refusal(name)
-        raise AttributeError("parametrizations")  # nn.Module looks among its modules
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Add a parameter, but none that stands for the weight or the values.
-
-        Raises:
-            InputError: it does, as those of prune, weight_norm and spectral_norm do.
-        """
-        if name == "weight":
-            raise _refusal(name)
-        stem, _, role = name.rpartition("_")
-        if stem in ("weight", "values") and role in ("orig", "g", "v"):
-            if "values" not in self._parameters:  # spectral_norm has taken them out before
-                rest = dict(self._parameters)
-                self._parameters.clear()
-                self._parameters.update({"values": param, **rest})
-            raise _refusal(stem)
-        super().register_parameter(name, param)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            # `layer.weight += 1` ends so, after it has written.
-            if type(value) is LayerWeight and value.can_replace(self):
-                return value._write()
-            raise AttributeError(f"{type(self).__name__}.weight {_ASSIGNED}")
-        super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        if name == "weight":
-            raise AttributeError(f"{type(self).__name__}.weight {_ASSIGNED}")
-        if name in self._parameters:  # FSDP takes the values out, and puts them back
-            self._parameters.pop(name)
-        else:
-            super().__delattr__(name)
 
 
 def _weights_in(value: Any) -> Iterator[LayerWeight]:
@@ -290,11 +213,3 @@ def _set_data(weight: LayerWeight, data: Tensor) -> None:
     weight._read()
     weight.detach().copy_(numbers)
     weight._write()
-
-
-def _refusal(name: str) -> InputError:
-    return InputError(
-        f"the {name} of a sparse layer cannot be replaced or computed from other parameters "
-        "(weight_norm, spectral_norm, prune, parametrize): apply such a tool before sparsify, and "
-        "the layer stays dense, or write to the weight in place"
-    )

@@ -7,7 +7,7 @@ import torch
 from bench.dev import look_cost
 from bench.speed.networks import TINY
 from sparse_engine import SparseLinear
-from sparse_engine.layers.block_ids import BlockIds
+from sparse_engine.layers.ids.block_ids import BlockIds
 
 
 def test_a_row_for_each_batch_and_number_of_threads(monkeypatch):

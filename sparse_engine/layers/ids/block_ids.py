@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
-from sparse_engine.layers import block_check, replicas
-from sparse_engine.layers.block_check import AVERAGED, are_averaged, are_between, block_signs
-from sparse_engine.layers.copies import Copied, version
-from sparse_engine.layers.same_numbers import same_numbers
-from sparse_engine.layers.stacked import NO_BUFFERS, as_of_one
+from sparse_engine.layers.ids import block_check, replicas
+from sparse_engine.layers.ids.block_check import AVERAGED, are_averaged, are_between, block_signs
+from sparse_engine.layers.ids.copies import Copied, version
+from sparse_engine.layers.ids.same_numbers import same_numbers
+from sparse_engine.layers.ids.stacked import NO_BUFFERS, as_of_one
 from sparse_engine.layers.unrecorded import is_recorded, unrecorded
 from sparse_kernels import BlockLayout
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sparse_engine
 from sparse_engine.errors import InputError
-from sparse_engine.layers import block_ids, replicas
+from sparse_engine.layers.ids import block_ids, replicas
 
 
 @pytest.fixture

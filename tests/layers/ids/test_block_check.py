@@ -8,7 +8,7 @@ from torch import nn
 
 from sparse_engine import sparsify
 from sparse_engine.errors import InputError
-from sparse_engine.layers.block_check import are_averaged, block_signs
+from sparse_engine.layers.ids.block_check import are_averaged, block_signs
 
 X = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
 
