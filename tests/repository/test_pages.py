@@ -82,6 +82,12 @@ def test_files_exist(page):
         assert beside.exists() or any((ROOT / start / name).exists() for start in STARTS), name
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if "::" in PAGES[page]])
+def test_tests_exist(page):
+    for path, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", PAGES[page]):
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), name
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_modules_that_are_run_exist(page):
     for name in re.findall(r"python -m ((?:sparse_engine|bench)(?:\.\w+)*)", PAGES[page]):
