@@ -3,7 +3,8 @@
 Runs a small program for each tool (extra `integration`; a tool that is not installed is a row that
 says so) and writes the table into your_own_loop.md. `--check` compares instead, versions left out,
 and exits with 1 where a row says something else; it starts no processes. A new row: a function
-with @tool in tools_of_torch.py, tools_of_loops.py or tools_of_others.py.
+with @tool in tools_of_torch.py, tools_of_functions.py, tools_of_loops.py or
+tools_of_others.py.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main() -> None:
 
 def run(with_processes: bool) -> list[tuple[str, ...]]:
     """Run all programs, on one thread; return the cells of their rows."""
+    import tools_of_functions  # noqa: F401
     import tools_of_loops  # noqa: F401
     import tools_of_others
     import tools_of_torch  # noqa: F401

@@ -54,7 +54,7 @@ def sparsify(
             a "dense" layer stays an ordinary module and counts in the budget.
         skip: names of layers to leave dense and outside the budget; `*` matches anything.
         init: which blocks stay: "magnitude" (largest L1 norm), "random", or scores of single
-            weights by layer name (see starts.py), which choose the layers' densities as well, in
+            weights by layer name (see saliency.py), which choose the layers' densities as well, in
             place of the distribution. The weights of the model in these blocks are kept.
         generator: for init="random".
         taps: "each" tap of a pair of channel blocks stays or goes by itself, "all" together.
@@ -88,16 +88,13 @@ def sparsify(
             chosen = dict.fromkeys(layers[plan.name] for plan in plans if not plan.is_dense)
             check_replaceable(model, _kept_apart(separated, chosen) | chosen)
             permute_for(model, {plan.name: None if plan.is_dense else plan for plan in plans})
+        starts = plans
+        if start_sparsity is not None:
+            starts = plan_model(model, replace(what, sparsity=start_sparsity), skipped)
+            starts = [denser(start, plan) for start, plan in zip(starts, plans)]
         if isinstance(init, str):
-            starts = plans
-            if start_sparsity is not None:
-                starts = plan_model(model, replace(what, sparsity=start_sparsity), skipped)
-                starts = [denser(start, plan) for start, plan in zip(starts, plans)]
-            layouts = {
-                start.name: _first_blocks(start, layers[start.name].weight, init, generator)
-                for plan, start in zip(plans, starts)
-                if not plan.is_dense
-            }
+            weights = {p.name: layers[p.name].weight for p in plans if not p.is_dense}
+            layouts = _first_blocks(starts, weights, init, generator)
         else:
             full = what.full({plan.name: plan.shape for plan in plans})
             layouts = scored_layouts(full, init, sparsity)
@@ -205,9 +202,19 @@ def _check_arguments(
 
 
 def _first_blocks(
-    plan: LayerPlan, weight: Tensor, init: str, generator: torch.Generator | None
-) -> BlockLayout:
-    return plan.random(generator) if init == "random" else plan.strongest(weight)
+    starts: Sequence[LayerPlan],
+    weights: Mapping[str, Tensor],
+    init: str,
+    generator: torch.Generator | None,
+) -> dict[str, BlockLayout]:
+    """Return the layouts that layers with these weights begin with, by name."""
+    return {
+        plan.name: plan.random(generator)
+        if init == "random"
+        else plan.strongest(weights[plan.name])
+        for plan in starts
+        if plan.name in weights
+    }
 
 
 def _kept_apart(

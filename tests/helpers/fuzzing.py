@@ -23,7 +23,7 @@ class Accepted(Exception):
 ENDS = {Accepted: "accepted", InputError: "refused", RunFailure: "failed"}
 
 
-def accept(config, folder, world):
+def accept(config, folder, world, info):
     raise Accepted
 
 

@@ -80,7 +80,8 @@ def test_a_method_may_have_a_network_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(architecture.BUILDERS, "two", TwoHeads)
     monkeypatch.setitem(registry.METHODS, "two", Method(single.phases, network="two"))
     flags = ["--method", "two", "--model", "mlp", "--block", "8x8", "--batch-size", "64"]
-    main([*flags, "--epochs", "3", "--sparsity", "0.5", "--lr", "0.3", "--out", "out"])
+    flags += ["--epochs", "3", "--dense-epochs", "3", "--sparsity", "0.5", "--lr", "0.3"]
+    main([*flags, "--out", "out"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["accuracy"] > 0.3
     # Both heads count, against one plain network.

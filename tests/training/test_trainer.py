@@ -172,7 +172,7 @@ def test_the_test_split_chooses_nothing(select, run, monkeypatch):
 
 def test_select_validation_keeps_the_best_epoch(run, monkeypatch):
     accuracies = iter([0.9, 0.9, 0.9, 0.2, 0.4, 0.5, 0.3, 0.6, 0.6])
-    monkeypatch.setattr(trainer, "accuracy", lambda *arguments: next(accuracies))
+    monkeypatch.setattr(trainer, "accuracy", lambda *arguments, log: next(accuracies))
     states, close = [], Trainer._close_epoch
 
     def watch(self, *arguments):
@@ -192,5 +192,5 @@ def test_validation_accuracy_is_that_of_images_never_trained_on(run):
     held_out = split_validation(data.train, config.validation, config.seed)[1]
     model = build_network(config, data.info, CPU).model
     model.load_state_dict(tickets_of("out")[0])
-    by_hand = accuracy(*predict(model, batches(held_out, data.info, 512, CPU, 0)))
+    by_hand = accuracy(*predict(model, batches(held_out, data.info, 512, CPU, 0)), log=True)
     assert f"{by_hand:.6f}" == max(row["accuracy"] for row in rows_of("out"))
