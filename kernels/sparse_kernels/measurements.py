@@ -111,7 +111,8 @@ def _hardware(device: torch.device) -> str:
 @functools.cache
 def _sources() -> str:
     """Return a digest of the kernels' code: other code takes other times."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    rooms = Path(__file__).parent.rglob("*")
+    files = sorted(file for file in rooms if file.suffix in (".py", ".h", ".cpp"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 

@@ -22,6 +22,7 @@ import torch
 
 from sparse_kernels.cpu.compiler import VARIABLE, CannotCompile, Compiler, compilers
 from sparse_kernels.cpu.private_folder import private_folder
+from sparse_kernels.measurements import FOLDER as CACHE
 from sparse_kernels.measurements import cache_folder
 
 SOURCE = Path(__file__).parent / "source"
@@ -73,7 +74,7 @@ def _lock(process: int) -> threading.Lock:
 
 
 def _look() -> _Found:
-    if os.environ.get(VARIABLE) == "off":
+    if os.environ.get(VARIABLE, "").strip().lower() == "off":
         return _Found(None, f"${VARIABLE} is off")
     try:
         return _Found(_library(), None)
@@ -95,7 +96,7 @@ def _library() -> ctypes.CDLL:
     try:
         for compiler in compilers():
             try:
-                return _prepared(_loaded(compiler))
+                return with_runtime(_loaded(compiler))
             except CannotCompile as error:
                 failures.append(str(error))
     except CannotCompile as error:
@@ -131,7 +132,7 @@ def _folder() -> Path | None:
     try:
         return private_folder(cache_folder() / FOLDER)
     except OSError as error:
-        _warn_of_cost(error)
+        _warn_of_cost(str(error))
         return None
 
 
@@ -139,23 +140,33 @@ def _copy(built: Path, folder: Path) -> Path | None:
     """Copy a library to a folder under a passing name; return it, None if there is no room."""
     name = None
     try:
-        for path in folder.iterdir():
-            if time.time() - path.stat().st_mtime > DAYS * 24 * 3600:
-                path.unlink()
+        _clear(folder)
         number, name = tempfile.mkstemp(".part", dir=folder)
         with open(number, "wb") as file:
             file.write(built.read_bytes())
         return Path(name)
     except OSError as error:
-        _warn_of_cost(error)
+        _warn_of_cost(str(error))
         if name is not None:
             Path(name).unlink(missing_ok=True)
         return None
 
 
-def _warn_of_cost(error: OSError) -> None:
+def _clear(folder: Path) -> None:
+    """Delete the libraries of sources that are gone, and what a broken-off process has left."""
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process has
+            if time.time() - path.lstat().st_mtime > DAYS * 24 * 3600:
+                path.unlink()
+
+
+@functools.cache
+def _warn_of_cost(why: str) -> None:
     logging.getLogger(__name__).warning(
-        "native kernels are compiled by each process anew, as they cannot be kept: %s", error
+        "native kernels are compiled by each process anew, as they cannot be kept: %s "
+        "($%s names another folder)",
+        why,
+        CACHE,
     )
 
 
@@ -173,7 +184,7 @@ def _probe(path: Path) -> None:
         raise CannotCompile(f"what was compiled does not run here ({done.returncode}) {complaint}")
 
 
-def _prepared(library: ctypes.CDLL) -> ctypes.CDLL:
+def with_runtime(library: ctypes.CDLL) -> ctypes.CDLL:
     """Let a library use the threads of the OpenMP runtime that torch uses, if it has one."""
     suffix = "dylib" if sys.platform == "darwin" else "so"
     # None stands for all that the process has loaded for everybody.
@@ -186,7 +197,7 @@ def _prepared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _sources() -> str:
-    files = sorted(SOURCE.iterdir())
+    files = sorted(file for file in SOURCE.iterdir() if file.suffix in (".cpp", ".h"))
     parts = (part for file in files for part in (file.name.encode(), file.read_bytes()))
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 

@@ -32,7 +32,7 @@ def children(number):
     for _ in range(number):
         if os.fork() == 0:
             signal.alarm(30)
-            assert all(results(t) == EXPECTED for t in (1, 2, 8) for _ in range(20))
+            assert all(results(t) == EXPECTED for t in (1, 2, 8) for _ in range(4))
             os._exit(7)
 
 def wait(number):
@@ -84,7 +84,6 @@ def small(fresh, tmp_path, monkeypatch):
     (tmp_path / "source").mkdir()
     for name in ("probe.cpp", "threads.cpp", "threads.h"):
         shutil.copy(Path(library.__file__).parent / "source" / name, tmp_path / "source")
-    # Optimizing is not what these tests are about.
     monkeypatch.setenv(compiler.VARIABLE, f"{_compiler()} -O0")
     return fresh
 
@@ -123,7 +122,6 @@ def test_results_do_not_depend_on_threads():
 
 @needs_compiler
 def test_processes_and_threads(small):
-    """Four begin together, and some are forked from one that has used threads."""
     command = [sys.executable, "-W", "ignore", "-c", PROCESSES, str(library.SOURCE)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
@@ -136,9 +134,8 @@ def test_what_is_kept(small, monkeypatch, caplog):
     assert library.library(), library.why_not()
     (name,) = _files(small)
     assert small.stat().st_mode & 0o777 == 0o700
-    # It is found again without compiling.
     with monkeypatch.context() as patch:
-        patch.setattr(compiler.Compiler, "build", None)
+        patch.setattr(compiler.Compiler, "build", None)  # it is found again without compiling
         assert _again(patch)
     # What is damaged, or is not what its name says, is built anew; what nobody used is deleted.
     for junk in (b"", (small / name).read_bytes()[:-1], b"\x7fELF" + bytes(10_000)):
@@ -171,8 +168,8 @@ def test_without_a_folder_that_is_private(way, small, tmp_path, monkeypatch, cap
     elif way == "no folder":  # and none can be made, as where all is read-only
         monkeypatch.setenv(FOLDER, "/proc/no/such")
     else:
-        fail = OSError(28, "No space left on device")
-        monkeypatch.setattr(library.tempfile, "mkstemp", lambda *_, **__: _raise(fail))
+        library._warn_of_cost.cache_clear()
+        monkeypatch.setattr(library.tempfile, "mkstemp", _no_space)
     assert library.library(), library.why_not()
     assert not small.exists() or not _files(small)
     (line,) = caplog.messages
@@ -180,8 +177,8 @@ def test_without_a_folder_that_is_private(way, small, tmp_path, monkeypatch, cap
     assert not list(Path(library.tempfile.gettempdir()).glob("sparse-engine-*/native.so"))
 
 
-def _raise(error):
-    raise error
+def _no_space(*_, **__):
+    raise OSError(28, "No space left on device")
 
 
 def test_folders_above(tmp_path, monkeypatch):
