@@ -172,13 +172,13 @@ def _warn_of_cost(why: str) -> None:
 
 def _probe(path: Path) -> None:
     """Raise CannotCompile if a new library crashes or computes nonsense, in another process."""
-    if not sys.executable:  # Python within another program
-        return
-    command = [sys.executable, "-I", "-S", "-c", PROBE, str(path)]
+    command = [sys.executable or "", "-I", "-S", "-c", PROBE, str(path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         raise CannotCompile("what was compiled hangs") from None
+    except OSError:  # there is no Python to be called, as within another program
+        return
     if done.returncode:
         complaint = (done.stderr.strip().splitlines() or [""])[-1][:300]
         raise CannotCompile(f"what was compiled does not run here ({done.returncode}) {complaint}")

@@ -159,12 +159,12 @@ extern "C" void use_runtime(void* gomp_parallel) { runtime = reinterpret_cast<Pa
 
 void in_threads(Share share, void* context, int64_t count, int64_t part, int threads) {
   Work work{share, context, count, part};
-  threads = static_cast<int>(std::min<int64_t>(threads, (count + part - 1) / part));
+  int64_t parts = (count + part - 1) / part;
   Parallel parallel = runtime;
-  if (threads <= 1)
+  if (threads <= 1 || parts <= 1)
     take_parts(work);
   else if (parallel && !resting())
-    in_threads_of_the_runtime(parallel, work, threads);
+    in_threads_of_the_runtime(parallel, work, threads);  // with fewer it would end some, and begin them for torch
   else
-    in_threads_of_our_own(*pool, work, threads);
+    in_threads_of_our_own(*pool, work, static_cast<int>(std::min<int64_t>(threads, parts)));
 }
