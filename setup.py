@@ -8,5 +8,5 @@ setup(
         *find_packages("kernels"),
     ],
     package_dir={"sparse_kernels": "kernels/sparse_kernels"},
-    package_data={"sparse_engine": ["py.typed"], "sparse_kernels": ["py.typed"]},
+    package_data={"sparse_engine": ["py.typed"], "sparse_kernels": ["py.typed", "cpu/source/*"]},
 )

@@ -1,8 +1,9 @@
 """GPU tests skip, with the reason, where there is no GPU; kernels then run interpreted."""
 
 import os
+import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -27,10 +28,25 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_tuned_tiles(tmp_path_factory):
-    """Tiles that a user has tuned change no test, and no test changes them."""
-    os.environ["SPARSE_ENGINE_CACHE"] = str(tmp_path_factory.mktemp("tiles"))
+    """Tiles that a user has tuned change no test, and no test changes them.
+
+    Native kernels, which take seconds to compile, are those of the user, who gets new ones.
+    """
+    from sparse_kernels.cpu.library import FOLDER
+    from sparse_kernels.cpu.private_folder import private_folder
+    from sparse_kernels.measurements import cache_folder
+
+    compiled = cache_folder() / FOLDER
+    place = tmp_path_factory.mktemp("tiles")
+    for path in compiled.glob("*.so"):
+        (private_folder(place / FOLDER) / path.name).symlink_to(path.absolute())
+    os.environ["SPARSE_ENGINE_CACHE"] = str(place)
     yield
     del os.environ["SPARSE_ENGINE_CACHE"]
+    with suppress(OSError):
+        for path in (place / FOLDER).glob("*.so"):
+            if not path.is_symlink():
+                shutil.copy(path, private_folder(compiled))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -82,16 +82,17 @@ def cache_path(kind: str, device: str, *versions: str) -> Path:
     """Return the file of what was measured on a device, by the version of torch and others."""
     parts = (kind, device, f"torch{torch.__version__}", *versions)
     name = "-".join(re.sub(r"[^A-Za-z0-9.+]+", "_", part) for part in parts)
-    return _folder() / f"{name}.json"
+    return cache_folder() / f"{name}.json"
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of what is kept on this machine between runs; it may not exist yet."""
     folder = os.environ.get(FOLDER) or "~/.cache/sparse-engine"
     try:
         return Path(folder).expanduser()
     except RuntimeError:  # as in a container whose user has no home
         place = Path(tempfile.gettempdir()) / "sparse-engine"
-        _tell_once(f"there is no home for '{folder}'; what is measured is kept in {place}")
+        _tell_once(f"there is no home for '{folder}'; {place} takes its place")
         return place
 
 
@@ -110,7 +111,8 @@ def _hardware(device: torch.device) -> str:
 @functools.cache
 def _sources() -> str:
     """Return a digest of the kernels' code: other code takes other times."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    rooms = Path(__file__).parent.rglob("*")
+    files = sorted(file for file in rooms if file.suffix in (".py", ".h", ".cpp"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
