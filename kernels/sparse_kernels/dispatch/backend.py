@@ -1,8 +1,8 @@
 """Which implementation runs: `auto`, or what the environment asks for.
 
 `auto` takes the Triton kernels on a CUDA GPU that has them, for data types and blocks they are
-written for and densities below break-even; on a CPU the gemm path where it was
-measured to save time, or else should (all in cost_model.py); and the masked path (scatter
+written for and densities below break-even; on a CPU the native kernels, where they
+can be built and were measured to save time, or else should (all in cost_model.py); and the masked path (scatter
 the blocks, then the dense operator) anywhere else.
 """
 
@@ -15,13 +15,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from sparse_kernels.dispatch.cost_model import break_even_density, gemm_is_faster, gemm_limit
+from sparse_kernels.cpu.library import library, why_not
+from sparse_kernels.cpu.native import TYPES as NATIVE_TYPES
+from sparse_kernels.dispatch.cost_model import (
+    break_even_density,
+    native_is_faster,
+    native_limit,
+)
 from sparse_kernels.index_tensors import count_slots
 from sparse_kernels.layout import block_grid
 from sparse_kernels.triton.launch import gpu_facts
 
 VARIABLE = "SPARSE_ENGINE_BACKEND"
-BACKENDS = ("auto", "triton", "gemm", "masked")
+BACKENDS = ("auto", "triton", "native", "masked")
+EARLIER = {"gemm": "native"}  # names until the next release
 # A block is clamped to a layer's channels rounded up to 16, so 48 and its like occur.
 KERNEL_BLOCKS = range(16, 129, 16)
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,13 +41,16 @@ class BackendError(RuntimeError):
 
 def check_backend(name: str, device: torch.device) -> None:
     """Raise BackendError, in one line, unless backend `name` can run on `device`."""
+    name = _present_name(name)
     if name not in BACKENDS:
         raise BackendError(f"backend '{name}' is unknown; choose from {', '.join(BACKENDS)}")
-    if name == "gemm" and device.type != "cpu":
+    if name == "native" and device.type != "cpu":
         raise BackendError(
-            f"backend 'gemm' runs on a CPU, found device '{device.type}'; "
+            f"backend 'native' runs on a CPU, found device '{device.type}'; "
             "use --backend auto or triton"
         )
+    if name == "native" and library() is None:
+        raise BackendError(f"backend 'native' cannot run here, {why_not()}; use --backend masked")
     if name != "triton" or (device.type == "cpu" and _interpreted()):
         return
     if device.type != "cuda":
@@ -90,7 +100,7 @@ def choose_backend(
     density: float,
     positions: int | None = None,
 ) -> str:
-    """Return "triton", "gemm" or "masked" for a layer.
+    """Return "triton", "native" or "masked" for a layer.
 
     Args:
         device, dtype: of its input.
@@ -102,14 +112,16 @@ def choose_backend(
     Raises:
         BackendError: the environment asks for what cannot run.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
+    wanted = _present_name(os.environ.get(VARIABLE, "auto"))
     check_backend(wanted, device)
-    if wanted in ("masked", "gemm"):
+    if wanted == "masked":
         return wanted
+    if wanted == "native":
+        return "native" if dtype in NATIVE_TYPES else "masked"
     if wanted == "auto" and device.type != "cuda":
         on_cpu = device.type == "cpu" and positions is not None
-        faster = on_cpu and _prefers_gemm(dtype, sizes, density, positions)
-        return "gemm" if faster else "masked"
+        faster = on_cpu and _prefers_native(dtype, sizes, density, positions)
+        return "native" if faster and library() is not None else "masked"
     problem = _problem(dtype, sizes[4:])
     if wanted == "triton" and problem:
         raise BackendError(f"backend 'triton' has no kernel for {problem}; use auto or masked")
@@ -121,14 +133,24 @@ def choose_backend(
     return "triton"
 
 
-def _prefers_gemm(
+def _prefers_native(
     dtype: torch.dtype, sizes: tuple[int, ...], density: float, positions: int
 ) -> bool:
+    if dtype not in NATIVE_TYPES:
+        return False
     threads = torch.get_num_threads()
-    limit = gemm_limit(dtype, sizes, positions, threads)
+    limit = native_limit(dtype, sizes, positions, threads)
     if limit is None:
-        return gemm_is_faster(dtype, sizes, density, positions, threads)
+        return native_is_faster(dtype, sizes, density, positions, threads)
     return density <= limit
+
+
+def _present_name(name: str) -> str:
+    """Return the name of a backend that was called otherwise, which the log says once."""
+    present = EARLIER.get(name, name)
+    if present != name:
+        _say_once(f"backend '{name}' is called '{present}' now")
+    return present
 
 
 def _problem(dtype: torch.dtype, block: tuple[int, ...]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparse_kernels.cpu import convolution as gemm
+from sparse_kernels.cpu import native
 from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.index_tensors import IndexTensors
 from sparse_kernels.memory_order import empty_images, in_order, order_of
@@ -46,8 +46,8 @@ def _forward(x, values, index, sizes, stride, padding, dilation, bias=None):
     if backend == "masked":
         return in_order(reference.conv2d(x, values, bias, index, sizes, *geometry), order)
     y = _forward_fake(x, values, index, sizes, *geometry)
-    if backend == "gemm":
-        return gemm.conv2d(x, values, bias, y, index, sizes, geometry)
+    if backend == "native":
+        return native.conv2d(x, values, bias, y, index, sizes, geometry)
     x, lists = in_order(x, order), IndexTensors.of(index).forward
     gather(GatherCall(x, values, y, lists, sizes, geometry, bias=bias))
     return y
@@ -67,8 +67,8 @@ def _input_grad(
         dx = reference.conv2d_input_grad(grad, values, index, sizes, image, *geometry)
         return in_order(dx, order)
     dx = _input_grad_fake(grad, values, index, sizes, image)
-    if backend == "gemm":
-        return gemm.conv2d_input_grad(grad, values, dx, index, sizes, geometry)
+    if backend == "native":
+        return native.conv2d_input_grad(grad, values, dx, index, sizes, geometry)
     grad, lists = in_order(grad, order), IndexTensors.of(index).input_grad
     gather(GatherCall(grad, values, dx, lists, sizes, geometry, transposed=True))
     return dx
@@ -82,8 +82,8 @@ def _weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints, *geometry: 
     backend = backend_of(x, index, sizes, positions(grad.shape, 1))
     if backend == "masked":
         return reference.conv2d_weight_grad(x, grad, index, sizes, *geometry)
-    if backend == "gemm":
-        return gemm.conv2d_weight_grad(x, grad, index, sizes, geometry)
+    if backend == "native":
+        return native.conv2d_weight_grad(x, grad, index, sizes, geometry)
     order, slots = result_order(x, index, sizes), IndexTensors.of(index).slots
     return weight_grad(in_order(x, order), in_order(grad, order), slots, sizes, geometry)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparse_kernels.cpu import linear as gemm
+from sparse_kernels.cpu import native
 from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.index_tensors import IndexTensors
 from sparse_kernels.operators import reference
@@ -17,7 +17,7 @@ Ints = Sequence[int]
 Index = Sequence[Tensor]
 # Stride, padding and dilation.
 ONE_PIXEL = ((1, 1), (0, 0), (1, 1))
-BY_LIBRARY = {"masked": reference, "gemm": gemm}
+BY_LIBRARY = {"masked": reference, "native": native}
 
 
 def _pixel(x: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""The native kernels of a CPU: which of the two computes a pass, by the width of the blocks.
+
+Vectors run over channels where a pass writes blocks of a multiple of 16 of them, else over pixels.
+Activations are fp32, fp16 or bf16; sums are in fp32. Results are equal bit for bit in any number
+of threads. Arguments are those of operators/reference.py; `geometry` is (stride, padding,
+dilation), and y or dx is empty, of the result's shape and order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sparse_kernels.cpu import channel_vectors, pixel_vectors
+
+Ints = Sequence[int]
+Index = Sequence[Tensor]
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def conv2d(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    index: Index,
+    sizes: Ints,
+    geometry: Sequence[Ints],
+) -> Tensor:
+    """Return the output [N, O, P, Q] of x [N, C, H, W], in the order of y."""
+    return _kernel("forward", sizes).conv2d(x, values, bias, y, index, sizes, geometry)
+
+
+def conv2d_input_grad(
+    grad: Tensor, values: Tensor, dx: Tensor, index: Index, sizes: Ints, geometry: Sequence[Ints]
+) -> Tensor:
+    """Return the input gradient [N, C, H, W] of dy [N, O, P, Q], in the order of dx."""
+    kernel = _kernel("input_grad", sizes)
+    return kernel.conv2d_input_grad(grad, values, dx, index, sizes, geometry)
+
+
+def conv2d_weight_grad(
+    x: Tensor, grad: Tensor, index: Index, sizes: Ints, geometry: Sequence[Ints]
+) -> Tensor:
+    """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
+    return _kernel("weight_grad", sizes).conv2d_weight_grad(x, grad, index, sizes, geometry)
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints) -> Tensor:
+    """Return y [..., O] of x [..., C]."""
+    return _kernel("forward", sizes).linear(x, values, bias, index, sizes)
+
+
+def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
+    """Return dx [..., C] of dy [..., O]."""
+    return _kernel("input_grad", sizes).linear_input_grad(grad, values, index, sizes)
+
+
+def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
+    """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
+    return _kernel("weight_grad", sizes).linear_weight_grad(x, grad, index, sizes)
+
+
+def _kernel(pass_name: str, sizes: Ints) -> ModuleType:
+    return channel_vectors if channel_vectors.supports(sizes, pass_name) else pixel_vectors
