@@ -104,7 +104,7 @@ class Kernels:
     ) -> Iterator[tuple[str, Passes, Mapping[str, Tensor]]]:
         """Yield name, passes and what they should give, of ours and of peers."""
         right = right_results(problem)
-        backends = ("triton", "masked") if self.device == "cuda" else ("gemm", "masked")
+        backends = ("triton", "masked") if self.device == "cuda" else ("native", "masked")
         if wanted := os.environ.get(VARIABLE):
             backends = (wanted,)
         orders = orders if problem.layer.image else ("rows",)
@@ -139,7 +139,7 @@ class Kernels:
         layout, kind = problem.layout, name.split()[0]
         density = {"dense": 1.0, "torch 2:4": 0.5}.get(name, layout.density)
         columns = speeds(seconds, 2 * problem.positions * problem.dense.numel(), density)
-        rates = rates_of(files.device_name(self.device)) if kind in ("triton", "gemm") else None
+        rates = rates_of(files.device_name(self.device)) if kind in ("triton", "native") else None
         channels = sum(problem.layer.weight[:2])
         work = traffic(which, problem.positions, channels, layout.active, layout.block)
         return {

@@ -28,7 +28,7 @@ ON_GPU = variants(
     "auto rows compiled", "auto", "mask-multiply", "masked",
 )  # fmt: skip
 DENSE_ON_GPU = variants("dense", "dense captured", "dense compiled captured", "dense compiled")
-ON_CPU = variants("auto", "gemm", "masked", "mask-multiply")
+ON_CPU = variants("auto", "native", "masked", "mask-multiply")
 # Seconds on a GPU: a variant built, checked and timed; torch.compile; the times of updates; and
 # what is right, once for a case.
 EAGER, COMPILED, UPDATE, REFERENCE = 6.0, 45.0, 3.0, 2.5

@@ -1,6 +1,6 @@
 """Training steps of whole networks on a CPU, by backend: `python -m bench.dev.cpu_steps`.
 
-Ratios to the same dense network in channels_last, of steps taken in turn; `rows` is gemm after
+Ratios to the same dense network in channels_last, of steps taken in turn; `rows` is native after
 to_rows. Clocks are as in cpu_table.py.
 """
 
@@ -20,9 +20,9 @@ TIMED = {"wrn16-2": Network("wrn16-2", (3, 32, 32), 128, 128), **TIMED}
 PATHS = {
     "dense": DENSE,
     "masked": Variant("masked"),
-    "gemm": Variant("gemm"),
+    "native": Variant("native"),
     "auto": Variant("auto"),
-    "rows": Variant("gemm", rows=True),
+    "rows": Variant("native", rows=True),
 }
 COLUMNS = ("network", "sparsity", "block", "dense ms", *list(PATHS)[1:])
 FLAGS = {

@@ -1,4 +1,4 @@
-"""The gemm path on a CPU beside the masked path and the dense layer: python -m bench.dev.cpu_table.
+"""The native path on a CPU beside the masked path and the dense layer: python -m bench.dev.cpu_table.
 
 A row is a layer, a block and a density: forward and both gradients, in channels_last, as ratios of
 times taken in turn, and the ratio that backend.py expects, by which `auto` chooses. Its constants
@@ -15,7 +15,7 @@ import torch
 from bench.dev.harness import print_table
 from bench.speed.problems import Layer, dense_passes, make_problem, sparse_passes
 from bench.speed.timing import STEP, clock_of, in_turn, quantile, ratio_text
-from sparse_kernels.dispatch.cost_model import gemm_ratio
+from sparse_kernels.dispatch.cost_model import native_ratio
 from sparse_kernels.layout import clamp_block
 
 # Network, images, pixels a side (0: a linear layer's vectors), channels in and out, kernel, stride.
@@ -38,7 +38,7 @@ LAYERS = (
     ("transformer", 2048, 0, 512, 2048, 1, 1),
 )
 COLUMNS = (
-    "layer", "block", "density", "dense ms", "masked / dense", "gemm / dense", "gemm / masked",
+    "layer", "block", "density", "dense ms", "masked / dense", "native / dense", "native / masked",
     "the same as expected",
 )  # fmt: skip
 FLAGS = {
@@ -67,19 +67,19 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
             passes = {
                 "dense": dense_passes(problem),
                 "masked": sparse_passes(problem, "channels_last", "masked"),
-                "gemm": sparse_passes(problem, "channels_last", "gemm"),
+                "native": sparse_passes(problem, "channels_last", "native"),
             }
             times = in_turn(passes, options.rounds, clock_of("cpu"))
-            dense, masked, gemm = (times[name][STEP] for name in passes)
-            expected = gemm_ratio(tuple(layout.sizes()), layout.density, problem.positions)
+            dense, masked, native = (times[name][STEP] for name in passes)
+            expected = native_ratio(tuple(layout.sizes()), layout.density, problem.positions)
             yield [
                 layer.name,
                 f"{layout.block}",
                 f"{layout.density:.2f}",
                 f"{1e3 * quantile(dense, 0.5):.1f}",
                 ratio_text(masked, dense),
-                ratio_text(gemm, dense),
-                ratio_text(gemm, masked),
+                ratio_text(native, dense),
+                ratio_text(native, masked),
                 f"{expected:.2f}",
             ]
 

@@ -41,8 +41,8 @@ RUNS = {
     "edst": Run(EDST),
     "edst resumed": Run(EDST, stop_after=3),
     "rigl": Run((*WRN, "--method", "rigl")),
-    "rigl on gemm": Run(
-        (*WRN, "--method", "rigl", "--backend", "gemm", "--batch-size", "256", "--lr", "0.1")
+    "rigl on native": Run(
+        (*WRN, "--method", "rigl", "--backend", "native", "--batch-size", "256", "--lr", "0.1")
     ),
     "lottery": Run((*MLP, "--method", "lottery", "--rounds", "2", "--epochs", "6")),
     "dst-ensemble grouped": Run((*MLP, *GROUPED, "--epochs", "8")),

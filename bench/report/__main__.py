@@ -32,7 +32,7 @@ def document(rows: list[Row]) -> str:
         "Written by `python -m bench.report` from the CSVs beside it: the last row of each thing "
         "measured. `/ dense` is the median over the best dense variant's median of the same run; "
         "in brackets the 20th and 80th percentile of the rounds' ratios, where variants took "
-        'turns. `runs`: "sparse" if 80 % or more of the sparse FLOPs ran on triton or gemm. A '
+        'turns. `runs`: "sparse" if 80 % or more of the sparse FLOPs ran on triton or native. A '
         "variant whose check failed has no row.",
     ]
     for device, own in by_device(rows).items():

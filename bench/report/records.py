@@ -19,12 +19,12 @@ from sparse_engine.errors import InputError
 REPORTS = Path(__file__).parents[1] / "reports"
 REHEARSAL = "rehearsal"  # the device of rows that nothing was measured for
 # run: start, in UTC. subject: network or layer. contender: the variant of it. label: "sparse" where
-# 80 % of the sparse FLOPs or more ran on triton or gemm. n: repetitions. ratio_p20, ratio_p80: of
+# 80 % of the sparse FLOPs or more ran on triton or native. n: repetitions. ratio_p20, ratio_p80: of
 # time / dense time, round by round, where variants took turns. flops_ratio: promised, of the dense
 # FLOPs. tflops: useful ones a second, dense_tflops: those the dense network would need. roofline:
 # share of the GPU's bound. peak_mb: tensors on the GPU. state_mb: parameters, gradients,
 # optimizer state and lists of blocks. energy_j: of one repetition. kernel_share: of sparse FLOPs,
-# on triton or gemm.
+# on triton or native.
 # error: the largest relative one of a layer's results, or of an ensemble's; step_error: of a whole
 # step's gradients.
 COLUMNS = (

@@ -75,7 +75,7 @@ def smoke(device: str, tiny: bool = False) -> None:
     if device == "cuda":
         check_tools()
     triton = device == "cuda" or os.environ.get(VARIABLE) == "triton"
-    backend = "triton" if triton else "gemm"
+    backend = "triton" if triton else "native"
     wrong: list[str] = []
     right: list[float] = []
     for check in TINY if tiny else CHECKS:

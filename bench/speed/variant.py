@@ -169,10 +169,10 @@ class Workload:
         self.replay = replay
 
     def kernel_share(self) -> float | None:
-        """Return the share of sparse FLOPs on triton or gemm; None without sparse layers."""
+        """Return the share of sparse FLOPs on triton or native; None without sparse layers."""
         layers = {n: m for n, m in self.model.named_modules() if isinstance(m, SparseLayer)}
         if not layers:
             return None
         flops = {n: self.flops[n] * m.density for n, m in layers.items()}
-        ours = [n for n, m in layers.items() if (m.ran_on or "").startswith(("triton", "gemm"))]
+        ours = [n for n, m in layers.items() if (m.ran_on or "").startswith(("triton", "native"))]
         return sum(flops[n] for n in ours) / sum(flops.values())

@@ -54,7 +54,7 @@ class Config:
     dtype: str = RUN.choice(
         "bf16 and fp16 run under autocast, fp16 with a scaled loss", "fp32|bf16|fp16"
     )
-    backend: str = RUN.choice("implementation of the sparse layers", "auto|triton|gemm|masked")
+    backend: str = RUN.choice("implementation of the sparse layers", "auto|triton|native|masked")
     cuda_graph: str = RUN.choice(
         "replay the training step as a CUDA graph: auto does on a GPU, where it can", "auto|on|off"
     )
@@ -85,7 +85,7 @@ class Config:
         "seconds that a process waits for another", 600.0, least=1, most=1e6
     )
     tune: bool = RUN.switch(
-        "first time the GPU kernels' tiles, or on a CPU up to which density gemm pays"
+        "first time the GPU kernels' tiles, or on a CPU up to which density the native kernels pay"
     )
 
     sparsity: float | None = SPARSITY.number(

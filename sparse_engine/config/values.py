@@ -1,6 +1,7 @@
 """Settings from a JSON file or from flags, checked for type and limits. Imports no torch."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -19,8 +20,11 @@ GONE = {
     "score": "l1",
     "fan_in": "free",
 }
+_LOG = logging.getLogger(__name__)
 # Settings by the names that earlier versions gave them: files and flags may still have these.
 EARLIER = {"regroup": "permute_channels"}
+# Choices by the names that earlier versions gave them.
+EARLIER_CHOICES = {("backend", "gemm"): "native"}
 
 
 def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -114,6 +118,10 @@ def _check(spec: Any, value: Any, source: str) -> Any:
     if kind is str:
         check_text(value, source)
     choices = spec.metadata.get("choices")
+    if (spec.name, value) in EARLIER_CHOICES:
+        present = EARLIER_CHOICES[spec.name, value]
+        _LOG.warning("%s: %s '%s' is called '%s' now", source, spec.name, value, present)
+        value = present
     if choices and value not in choices:
         hint = nearest(value, choices)
         raise InputError(

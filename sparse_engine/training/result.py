@@ -44,7 +44,7 @@ def describe(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "dtype": config.dtype,
         "backend": "+".join(sorted(shares)) or "dense",
-        "kernel_flops_share": sum(shares.get(name, 0.0) for name in ("triton", "gemm")),
+        "kernel_flops_share": sum(shares.get(name, 0.0) for name in ("triton", "native")),
     }
 
 

@@ -36,6 +36,7 @@ from sparse_engine.training.result import backend_shares, backends_in_words, des
 from sparse_engine.training.state import restore
 from sparse_engine.training.trainer import Trainer
 from sparse_engine.training.tuning import tune_run
+from sparse_kernels.dispatch.backend import BackendError
 from sparse_kernels.dispatch.kernel_choices import kernel_choices, with_kernel_choices
 
 
@@ -143,6 +144,8 @@ def _take_the_same_kernels(
         folder.save_kernel_choices(choices)
     try:
         stack.enter_context(with_kernel_choices(device, world.from_first(lambda: choices)))
+    except BackendError as error:
+        raise InputError(f"run '{folder.path}': {error}") from None
     except (TypeError, ValueError, AttributeError):
         raise InputError(
             f"'{folder.kernels}' is damaged; delete it, and the run takes the kernels "

@@ -18,7 +18,9 @@ from sparse_engine.models.workload import layer_calls
 from sparse_engine.runs.model import dense_model
 from sparse_engine.sparsity.layer_times import measure, measured_counts
 from sparse_engine.training.network import build_network, plan_network
-from sparse_kernels.dispatch.cost_model import LEAST_BLOCK, kept_limits, limit_key
+from sparse_kernels.cpu.library import library
+from sparse_kernels.cpu.native import TYPES
+from sparse_kernels.dispatch.cost_model import kept_limits, limit_key
 from sparse_kernels.tuner import save, tuning
 
 
@@ -58,14 +60,14 @@ def tune(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> dict[
 def tune_run(config: Config, info: DatasetInfo, device: torch.device) -> str:
     """Tune the layers of a run, with its batch size and data type; return what was found.
 
-    On a CPU these are break-even densities of the gemm path, else tiles of the Triton kernels.
+    On a CPU these are break-even densities of the native kernels, else tiles of the Triton kernels.
     """
     dtype, image = DTYPES[config.dtype], (info.channels, info.height, info.width)
     if device.type == "cpu" and config.backend != "triton":
         with torch.device("meta"):
             model = dense_model(config, info)
         plans = plan_network(config, model)
-        found = tune_gemm(plans, model, image, config.batch_size, dtype)
+        found = tune_native(plans, model, image, config.batch_size, dtype)
         return f"break-even densities of {len(found)} layers"
     model = build_network(config, info, device).model
     generator = torch.Generator().manual_seed(config.seed)
@@ -92,7 +94,7 @@ CPU = torch.device("cpu")
 NOTICEABLE = 0.95
 
 
-def tune_gemm(
+def tune_native(
     plans: Sequence[LayerPlan],
     model: nn.Module,
     image: Sequence[int],
@@ -115,13 +117,12 @@ def tune_gemm(
         The densities by what they are kept as.
 
     Raises:
-        InputError: no layer could run on the gemm path.
+        InputError: no layer could run on the native kernels.
     """
-    sparse = [p for p in plans if not p.is_dense and min(p.block) >= LEAST_BLOCK]
+    sparse = [] if dtype not in TYPES or library() is None else [p for p in plans if not p.is_dense]
     if not sparse:
         raise InputError(
-            "no layer runs on the Triton kernels or the gemm path (blocks of 16 or wider), so "
-            "there is nothing to tune"
+            "no layer runs on the Triton or the native kernels, so there is nothing to tune"
         )
     problems = layer_calls(model, image, batch, {plan.name for plan in sparse})
     threads, found = torch.get_num_threads(), {}
@@ -134,12 +135,12 @@ def tune_gemm(
                 counts = measured_counts(plan)
                 # The masked path takes the same time at any density.
                 middle = (counts[len(counts) // 2], plan.total)
-                gemm, masked = (
+                native, masked = (
                     measure(plan, problem, module, some, CPU, dtype, [path] * (len(some) - 1))
-                    for some, path in ((counts, "gemm"), (middle, "masked"))
+                    for some, path in ((counts, "native"), (middle, "masked"))
                 )
                 densities = [count / plan.total for count in counts[:-1]]
-                found[key] = crossing(densities, gemm[:-1], NOTICEABLE * masked[0])
+                found[key] = crossing(densities, native[:-1], NOTICEABLE * masked[0])
     kept_limits().add({key: [density] for key, density in found.items()})
     kept_limits().save()
     return found

@@ -33,6 +33,7 @@ EARLIER = {"gemm": "native"}  # names until the next release
 KERNEL_BLOCKS = range(16, 129, 16)
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SAID: set[str] = set()
+_ALLOWED = {"native": True}
 
 
 class BackendError(RuntimeError):
@@ -49,7 +50,7 @@ def check_backend(name: str, device: torch.device) -> None:
             f"backend 'native' runs on a CPU, found device '{device.type}'; "
             "use --backend auto or triton"
         )
-    if name == "native" and library() is None:
+    if name == "native" and not _is_built():
         raise BackendError(f"backend 'native' cannot run here, {why_not()}; use --backend masked")
     if name != "triton" or (device.type == "cpu" and _interpreted()):
         return
@@ -60,6 +61,16 @@ def check_backend(name: str, device: torch.device) -> None:
         )
     if _too_old(device):
         raise BackendError("backend 'triton' needs a GPU of capability 8.0 or newer; use masked")
+
+
+@contextmanager
+def without_native() -> Iterator[None]:
+    """Run what is inside as where the native kernels cannot be built."""
+    before, _ALLOWED["native"] = _ALLOWED["native"], False
+    try:
+        yield
+    finally:
+        _ALLOWED["native"] = before
 
 
 @contextmanager
@@ -121,7 +132,7 @@ def choose_backend(
     if wanted == "auto" and device.type != "cuda":
         on_cpu = device.type == "cpu" and positions is not None
         faster = on_cpu and _prefers_native(dtype, sizes, density, positions)
-        return "native" if faster and library() is not None else "masked"
+        return "native" if faster and _is_built() else "masked"
     problem = _problem(dtype, sizes[4:])
     if wanted == "triton" and problem:
         raise BackendError(f"backend 'triton' has no kernel for {problem}; use auto or masked")
@@ -143,6 +154,11 @@ def _prefers_native(
     if limit is None:
         return native_is_faster(dtype, sizes, density, positions, threads)
     return density <= limit
+
+
+def _is_built() -> bool:
+    # A compiler that traces is asked again when its code runs.
+    return torch.compiler.is_compiling() or (_ALLOWED["native"] and library() is not None)
 
 
 def _present_name(name: str) -> str:

@@ -1,33 +1,35 @@
-"""When the gemm path should be faster than the masked one: fitted to python -m bench.dev.cpu_table.
+"""Which path should be faster: on a CPU fitted to python -m bench.dev.cpu_table.
 
-The ratio of their times is taken as a straight line in the density. Its slope falls with the block,
-for a wider product runs nearer to the processor's peak, and rises where a product has few rows and
-its call costs more than its arithmetic. What is left at density zero are the copies to and from
-panels, which a layer of few channels feels most.
+The time of the native kernels over the dense layer's is taken as a straight line in the density.
+Its slope is what a product of a block costs against the library's, by the width of the block. What
+is left at density zero are the copies of activations, which a layer of few channels feels most. The
+masked path costs what the dense layer does, and scatters and gathers all weights besides, which
+shows where there are few positions for each.
 """
 
 import functools
 
 import torch
 
-from sparse_kernels.cpu.linear import rows_at_a_time
 from sparse_kernels.measurements import Measurements, timings
 
-# Products of narrower blocks run far from the peak: those of 8 took three times the masked time.
-LEAST_BLOCK = 16
+# By the narrower side of a block.
+SLOPES = {1: 2.6, 2: 2.0, 4: 1.5, 8: 1.5, 16: 1.6, 32: 1.25, 64: 1.15}
+# Of copies, over the number of channels.
+COPIES = 6.0
+# Positions for which the scattering of all weights takes as long as the dense layer.
+SCATTER = 32.0
 # Above this ratio nothing is gained that another machine could not lose.
-LARGEST_RATIO = 0.8
-# Multiplications that a core does in the time of one call.
-CALL = 5e4
+LARGEST_RATIO = 0.9
 # The masked path is so much faster in bf16, where the processor has instructions for it.
 MASKED_SPEED = {torch.bfloat16: 2.0}
 
 
 @functools.lru_cache(maxsize=4096)
-def gemm_is_faster(
+def native_is_faster(
     dtype: torch.dtype, sizes: tuple[int, ...], density: float, positions: int, threads: int
 ) -> bool:
-    """Return whether a CPU should run a layer on the gemm path.
+    """Return whether a CPU should run a layer on the native kernels.
 
     Args:
         dtype: of the activations.
@@ -36,23 +38,20 @@ def gemm_is_faster(
         positions: N * P * Q of the output, or the rows of a linear layer's input.
         threads: that share a product.
     """
-    if min(sizes[4:]) < LEAST_BLOCK:
-        return False
-    ratio = MASKED_SPEED.get(dtype, 1.0) * gemm_ratio(sizes, density, positions / threads)
-    return ratio < LARGEST_RATIO
+    masked = masked_ratio(positions) / MASKED_SPEED.get(dtype, 1.0)
+    return native_ratio(sizes, density) < LARGEST_RATIO * masked
 
 
-def gemm_ratio(sizes: tuple[int, ...], density: float, positions: float) -> float:
-    """Return the time of forward and both gradients in fp32 over that of the masked path.
-
-    Args:
-        sizes, density: as above.
-        positions: of one thread.
-    """
+def native_ratio(sizes: tuple[int, ...], density: float) -> float:
+    """Return the time of forward and both gradients in fp32 over that of the dense layer."""
     out_channels, in_channels, _, _, bo, bc = sizes
-    rows = max(1.0, min(positions, rows_at_a_time((bo, bc))))
-    slope = 1.1 + 16 / min(bo, bc) + 2 * CALL / (rows * bo * bc)
-    return density * slope + 0.05 + 12 / min(out_channels, in_channels)
+    slope = SLOPES[max(side for side in SLOPES if side <= min(bo, bc))]
+    return density * slope + 0.02 + COPIES / min(out_channels, in_channels)
+
+
+def masked_ratio(positions: int) -> float:
+    """Return the same of the masked path."""
+    return 1 + SCATTER / positions
 
 
 # By the block's smaller side; a GPU generation without a row of its own has the nearest older one.
@@ -75,10 +74,10 @@ def break_even_density(arch: int, block: tuple[int, int]) -> float:
     return row[max([min(row), *(known for known in row if known <= side)])]
 
 
-def gemm_limit(
+def native_limit(
     dtype: torch.dtype, sizes: tuple[int, ...], positions: int, threads: int
 ) -> float | None:
-    """Return the density, None if it was not measured; arguments as of gemm_is_faster."""
+    """Return the density, None if it was not measured; arguments as of native_is_faster."""
     limit = kept_limits().entries.get(limit_key(dtype, sizes, positions, threads))
     return limit[0] if limit else None
 
@@ -91,7 +90,7 @@ def limit_key(dtype: torch.dtype, sizes: tuple[int, ...], positions: int, thread
 @functools.cache
 def kept_limits() -> Measurements[list[float]]:
     """Return the limits of this machine, a density by key."""
-    return timings("gemm-limits", torch.device("cpu"), _density)
+    return timings("native-limits", torch.device("cpu"), _density)
 
 
 def _density(numbers: list[float]) -> list[float]:
