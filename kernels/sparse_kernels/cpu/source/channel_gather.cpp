@@ -61,12 +61,16 @@ inline __attribute__((always_inline)) void finish(Vector (&sums)[MT][NV], const 
 
 template <int MT, int NV, int KU>
 inline __attribute__((always_inline)) void multiply(Vector (&sums)[MT][NV], const float* panel, const int64_t* offsets,
-                                                    const float* values, int64_t width) {
+                                                    const float* values, int64_t width, int64_t ahead) {
+  asm("" : "+r"(offsets));
   Vector weights[KU][NV];
   UNROLL
   for (int u = 0; u < KU; u++) {
     UNROLL
-    for (int j = 0; j < NV; j++) weights[u][j] = load(values + u * width + j * LANES);
+    for (int j = 0; j < NV; j++) {
+      __builtin_prefetch(values + ahead + u * width + j * LANES);
+      weights[u][j] = load(values + u * width + j * LANES);
+    }
   }
   UNROLL
   for (int i = 0; i < MT; i++) {
@@ -92,17 +96,19 @@ __attribute__((noinline)) void tile(const Chunk& chunk, const uint8_t* reads, in
     UNROLL
     for (int j = 0; j < NV; j++) sums[i][j] = Vector{};
   }
-  for (int64_t e = lists.start[block]; e < lists.start[block + 1]; e++) {
+  const int64_t last = lists.start[block + 1] - 1;
+  for (int64_t e = lists.start[block]; e <= last; e++) {
     int64_t tap = lists.tap_h[e] * call.taps_w + lists.tap_w[e];
     if (!reads[tap]) continue;
     const int64_t* offsets = chunk.offsets.data() + tap * chunk.pitch + first;
     const float* panel = chunk.panels.block(lists.reduce[e]);
     const float* values = call.values + lists.slot[e] * depth * width + column;
+    int64_t ahead = (lists.slot[std::min(e + 1, last)] - lists.slot[e]) * depth * width;
     // Values past the last source channel may be anything.
     int64_t channels = std::min(depth, call.sources.channels - lists.reduce[e] * depth), k = 0;
-    for (; k + KU <= channels; k += KU) multiply<MT, NV, KU>(sums, panel + k, offsets, values + k * width, width);
+    for (; k + KU <= channels; k += KU) multiply<MT, NV, KU>(sums, panel + k, offsets, values + k * width, width, ahead);
     if (KU > 1)
-      for (; k < channels; k++) multiply<MT, NV, 1>(sums, panel + k, offsets, values + k * width, width);
+      for (; k < channels; k++) multiply<MT, NV, 1>(sums, panel + k, offsets, values + k * width, width, ahead);
   }
   finish<MT, NV>(sums, chunk, first, block * width + column, call.bias);
 }

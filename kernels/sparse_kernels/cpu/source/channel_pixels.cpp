@@ -32,6 +32,9 @@ Axis scattering_axis(int64_t phase, int64_t results, int64_t sources, int64_t ta
   return axis;
 }
 
+// Floats between what is copied and what is fetched: pixels mostly lie one after the other.
+constexpr int64_t AHEAD = 2048;
+
 struct Scratch {
   float* data = nullptr;
   int64_t floats = 0;
@@ -110,7 +113,10 @@ void Panels::copy(const float* pixel, int64_t number) {
   float* to = data_ + number * pitch_;
   for (int64_t c = 0; c < images_.channels; c += width_, to += panel_) {
     int64_t left = images_.channels - c < width_ ? images_.channels - c : width_, k = 0;
-    for (; k + LANES <= left; k += LANES) store(to + k, load(pixel + c + k));
+    for (; k + LANES <= left; k += LANES) {
+      __builtin_prefetch(pixel + c + k + AHEAD);
+      store(to + k, load(pixel + c + k));
+    }
     for (; k < left; k++) to[k] = pixel[c + k];
     // Sums over whole blocks meet what is beside the last channel.
     for (; k < width_; k++) to[k] = 0;
