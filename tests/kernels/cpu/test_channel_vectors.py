@@ -52,7 +52,7 @@ def check(convolution):
             continue
         scale = right.norm()
         error, allowed = (found - right).norm(), (single - right).norm()
-        assert error <= 2 * allowed + 2 * EPSILON * scale, (error / scale, allowed / scale)
+        assert error <= 2 * allowed + EPSILON * scale, (error / scale, allowed / scale)
     outside = convolution.layout.outside()
     if found is not None and outside is not None:
         assert not found[outside].any()

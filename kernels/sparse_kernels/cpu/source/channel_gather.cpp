@@ -19,6 +19,8 @@ constexpr int WIDE = 4, WIDE_PIXELS = 6, WIDE_CHANNELS = 1, PIXELS = 24, CHANNEL
 constexpr int WIDE = 2, WIDE_PIXELS = 5, WIDE_CHANNELS = 1, PIXELS = 10, CHANNELS = 2;
 #endif
 constexpr int64_t MOST_PIXELS = PIXELS > WIDE_PIXELS ? PIXELS : WIDE_PIXELS;
+// Terms of a sum that are added one by one.
+constexpr int64_t MOST_TERMS = 128;
 // Floats of panels that stay in the second cache beside the weights, and most pixels of a chunk.
 constexpr int64_t PANEL_FLOATS = 96 * 1024, CHUNK_PIXELS = 208;
 
@@ -30,39 +32,34 @@ struct Chunk {
   int64_t pixels, pitch;
   std::vector<int64_t> offsets;  // [taps][pitch], of source pixels in the panels
   std::vector<float*> results;   // [pitch]
+  float* totals;                 // of the tile that is summed
 };
 
-void store_some(float* to, const Vector* v, int64_t channels) {
-  if (channels > 0) std::memcpy(to, v, channels * sizeof(float));
-}
-
-template <int MT, int NV>
-inline __attribute__((always_inline)) void finish(Vector (&sums)[MT][NV], const Chunk& chunk, int64_t first,
-                                                  int64_t channel, const float* bias) {
+// Adds the bias to MT * NV totals and writes those that are inside.
+void finish(const Chunk& chunk, int pixels, int vectors, int64_t first, int64_t channel) {
+  const float* bias = chunk.call.bias;
   int64_t left = chunk.call.results.channels - channel;
-  Vector added[NV] = {};
-  if (bias)
-    for (int64_t k = 0; k < NV * LANES && k < left; k++) reinterpret_cast<float*>(added)[k] = bias[channel + k];
-  float* const* to = chunk.results.data() + first;
-  int64_t pixels = chunk.pixels - first;
-  UNROLL
-  for (int i = 0; i < MT; i++)
-    if (i < pixels) {
-      UNROLL
-      for (int j = 0; j < NV; j++) {
-        Vector v = sums[i][j] + added[j];
-        if (left >= (j + 1) * LANES)
-          store(to[i] + channel + j * LANES, v);
-        else
-          store_some(to[i] + channel + j * LANES, &v, left - j * LANES);
-      }
+  pixels = static_cast<int>(std::min<int64_t>(pixels, chunk.pixels - first));
+  for (int j = 0; j < vectors && left > 0; j++, channel += LANES, left -= LANES) {
+    int64_t lanes = std::min<int64_t>(left, LANES);
+    Vector added{};
+    if (bias) std::memcpy(&added, bias + channel, lanes * sizeof(float));
+    for (int i = 0; i < pixels; i++) {
+      Vector v = load(chunk.totals + (i * vectors + j) * LANES) + added;
+      float* to = chunk.results[first + i] + channel;
+      if (lanes == LANES)
+        store(to, v);
+      else
+        std::memcpy(to, &v, lanes * sizeof(float));
     }
+  }
 }
 
 template <int MT, int NV, int KU>
 inline __attribute__((always_inline)) void multiply(Vector (&sums)[MT][NV], const float* panel, const int64_t* offsets,
                                                     const float* values, int64_t width, int64_t ahead) {
-  asm("" : "+r"(offsets));
+  // Addresses are to be panel + offset, made anew each time: kept ones would take the registers.
+  asm("" : "+r"(offsets), "+r"(panel));
   Vector weights[KU][NV];
   UNROLL
   for (int u = 0; u < KU; u++) {
@@ -84,18 +81,40 @@ inline __attribute__((always_inline)) void multiply(Vector (&sums)[MT][NV], cons
   }
 }
 
-// Results of MT pixels from `first` on, NV vectors from `column` of an output block on.
-template <int MT, int NV, int KU>
-__attribute__((noinline)) void tile(const Chunk& chunk, const uint8_t* reads, int64_t first, int64_t block, int64_t column) {
-  const Call& call = chunk.call;
-  const Lists& lists = call.lists;
-  int64_t width = call.result_block, depth = call.source_block;
-  Vector sums[MT][NV];
+template <int MT, int NV>
+inline __attribute__((always_inline)) void clear(Vector (&sums)[MT][NV]) {
   UNROLL
   for (int i = 0; i < MT; i++) {
     UNROLL
     for (int j = 0; j < NV; j++) sums[i][j] = Vector{};
   }
+}
+
+// Moves sums to totals in memory, whose first content they are or to which they are added: the error
+// of a long sum grows with the terms that are added to one register.
+template <int MT, int NV>
+inline __attribute__((always_inline)) void settle(Vector (&sums)[MT][NV], float* totals, bool add) {
+  UNROLL
+  for (int i = 0; i < MT; i++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) {
+      float* total = totals + (i * NV + j) * LANES;
+      store(total, add ? load(total) + sums[i][j] : sums[i][j]);
+    }
+  }
+  clear(sums);
+}
+
+// Results of MT pixels from `first` on, NV vectors from `column` of an output block on.
+template <int MT, int NV, int KU>
+__attribute__((noinline)) void tile(const Chunk& chunk, const uint8_t* reads, int64_t first, int64_t block, int64_t column) {
+  const Call& call = chunk.call;
+  const Lists& lists = call.lists;
+  int64_t width = call.result_block, depth = call.source_block, terms = 0;
+  float* totals = chunk.totals;
+  bool settled = false;
+  Vector sums[MT][NV];
+  clear(sums);
   const int64_t last = lists.start[block + 1] - 1;
   for (int64_t e = lists.start[block]; e <= last; e++) {
     int64_t tap = lists.tap_h[e] * call.taps_w + lists.tap_w[e];
@@ -105,12 +124,21 @@ __attribute__((noinline)) void tile(const Chunk& chunk, const uint8_t* reads, in
     const float* values = call.values + lists.slot[e] * depth * width + column;
     int64_t ahead = (lists.slot[std::min(e + 1, last)] - lists.slot[e]) * depth * width;
     // Values past the last source channel may be anything.
-    int64_t channels = std::min(depth, call.sources.channels - lists.reduce[e] * depth), k = 0;
-    for (; k + KU <= channels; k += KU) multiply<MT, NV, KU>(sums, panel + k, offsets, values + k * width, width, ahead);
-    if (KU > 1)
-      for (; k < channels; k++) multiply<MT, NV, 1>(sums, panel + k, offsets, values + k * width, width, ahead);
+    int64_t channels = std::min(depth, call.sources.channels - lists.reduce[e] * depth);
+    for (int64_t k = 0; k < channels;) {
+      int64_t end = std::min(channels, k + MOST_TERMS);
+      terms += end - k;
+      for (; k + KU <= end; k += KU) multiply<MT, NV, KU>(sums, panel + k, offsets, values + k * width, width, ahead);
+      if (KU > 1)
+        for (; k < end; k++) multiply<MT, NV, 1>(sums, panel + k, offsets, values + k * width, width, ahead);
+      if (terms < MOST_TERMS) continue;
+      settle(sums, totals, settled);
+      settled = true;
+      terms = 0;
+    }
   }
-  finish<MT, NV>(sums, chunk, first, block * width + column, call.bias);
+  settle(sums, totals, settled);
+  finish(chunk, MT, NV, first, block * width + column);
 }
 
 typedef void (*TileFunction)(const Chunk&, const uint8_t*, int64_t, int64_t, int64_t);
@@ -177,7 +205,7 @@ void sum_chunk(const Call& call, const Grid& grid, int64_t begin, int64_t end, i
   panels.read_sources(grid, begin, end);
   int64_t pitch = end - begin + MOST_PIXELS;
   Chunk chunk{call, panels, end - begin, pitch, std::vector<int64_t>(call.taps() * pitch, panels.zero()),
-              std::vector<float*>(pitch)};
+              std::vector<float*>(pitch), scratch(3, 2 * MOST_PIXELS * WIDE * LANES)};
   find_pixels(chunk, grid, begin);
   int64_t wide = call.result_block / (WIDE * LANES) * (WIDE * LANES);
   Cut wide_cut(chunk, WIDE_TILES, panels.zero()), cut(chunk, TILES, panels.zero());

@@ -16,6 +16,8 @@ constexpr int WIDE = 4, WIDE_ROWS = 4, ROWS = 16;
 #else
 constexpr int WIDE = 2, WIDE_ROWS = 4, ROWS = 8;
 #endif
+// Terms of a sum that are added to one register: the error of a long sum grows with them.
+constexpr int64_t MOST_TERMS = 128;
 // Pixels of a chunk: their part of two blocks stays in the first cache.
 constexpr int64_t CHUNK_PIXELS = 256, PANEL_FLOATS = 192 * 1024;
 
@@ -63,11 +65,14 @@ void columns(const Pair* pair, const Pair* end, const float* rows, const float* 
   for (; k < height; k++) tile<1, NV>(pair, end, rows + k, vectors, gradient + k * width, width);
 }
 
-void add_block(const Pair* pair, const Pair* end, const float* rows, const float* vectors, float* gradient, int64_t height, int64_t width) {
-  int64_t j = 0;
-  for (; j + WIDE * LANES <= width; j += WIDE * LANES)
-    columns<WIDE_ROWS, WIDE>(pair, end, rows, vectors + j, gradient + j, height, width);
-  for (; j < width; j += LANES) columns<ROWS, 1>(pair, end, rows, vectors + j, gradient + j, height, width);
+void add_block(const Pair* pair, const Pair* last, const float* rows, const float* vectors, float* gradient, int64_t height, int64_t width) {
+  for (const Pair* end; pair < last; pair = end) {
+    end = std::min(pair + MOST_TERMS, last);
+    int64_t j = 0;
+    for (; j + WIDE * LANES <= width; j += WIDE * LANES)
+      columns<WIDE_ROWS, WIDE>(pair, end, rows, vectors + j, gradient + j, height, width);
+    for (; j < width; j += LANES) columns<ROWS, 1>(pair, end, rows, vectors + j, gradient + j, height, width);
+  }
 }
 
 // For each tap, the pairs of pixels of a chunk that meet.
