@@ -1,0 +1,216 @@
+"""Native kernels with vectors over channels: layers whose blocks are 16 wide and wider.
+
+Activations have adjacent channels (channels_last, "rows", matrices); others are copied once. The
+C++ is in source/channel_*.cpp; sums are in fp32, and equal bit for bit in any number of threads.
+What a pass makes vectors of has blocks that are a multiple of 16 wide: BO for the forward pass, BC
+for the input gradient, one of them for the weight gradient; `supports` says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_kernels.cpu.library import library
+from sparse_kernels.index_tensors import IndexTensors, PassIndex
+from sparse_kernels.memory_order import in_order
+
+Ints = Sequence[int]
+Index = Sequence[Tensor]
+# Every vector width divides it.
+MULTIPLE = 16
+PASSES = ("forward", "input_grad", "weight_grad")
+POINTWISE: tuple[Ints, Ints, Ints] = ((1, 1), (0, 0), (1, 1))
+
+
+def supports(sizes: Ints, pass_name: str) -> bool:
+    """Return whether a pass, one of PASSES, runs for blocks of these sizes (O, C, R, S, BO, BC)."""
+    wide = [side % MULTIPLE == 0 for side in sizes[4:]]
+    return {"forward": wide[0], "input_grad": wide[1], "weight_grad": any(wide)}[pass_name]
+
+
+def conv2d(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    index: Index,
+    sizes: Ints,
+    geometry: Sequence[Ints],
+) -> Tensor:
+    """Return the output [N, O, P, Q] of x [N, C, H, W], in the order of y.
+
+    Args:
+        x: fp32, fp16 or bf16, as are all tensors here.
+        values: [Z, BC, BO]; what lies outside the weight may be anything.
+        bias: [O], or None.
+        y: empty, of the result's shape and order; it is written.
+        index: BlockLayout.tensors().
+        sizes: BlockLayout.sizes().
+        geometry: stride, padding, dilation.
+
+    Raises:
+        NotImplementedError: `supports` says no, or the data type is another.
+        ValueError: the lists of `index` name a block that is not there.
+    """
+    _check(x, sizes, "forward")
+    source, values, result = _adjacent(x), _ready(values), _to_write(y)
+    bias = None if bias is None else _ready(bias)
+    call = _call(source, result, IndexTensors.of(index).forward, values, sizes, geometry)
+    call.bias = None if bias is None else bias.data_ptr()
+    _run("channel_gather", call)
+    return y if result is y else y.copy_(result)
+
+
+def conv2d_input_grad(
+    grad: Tensor, values: Tensor, dx: Tensor, index: Index, sizes: Ints, geometry: Sequence[Ints]
+) -> Tensor:
+    """Return the input gradient [N, C, H, W] of dy [N, O, P, Q]; dx is as y of conv2d."""
+    _check(grad, sizes, "input_grad")
+    source, values, result = _adjacent(grad), _transposed(_ready(values)), _to_write(dx)
+    sides = (*sizes[:4], sizes[5], sizes[4])
+    call = _call(source, result, IndexTensors.of(index).input_grad, values, sides, geometry)
+    call.transposed = 1
+    _run("channel_gather", call)
+    return dx if result is dx else dx.copy_(result)
+
+
+def conv2d_weight_grad(
+    x: Tensor, grad: Tensor, index: Index, sizes: Ints, geometry: Sequence[Ints]
+) -> Tensor:
+    """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
+    _check(x, sizes, "weight_grad")
+    source, result = _adjacent(x), _adjacent(grad)
+    lists = IndexTensors.of(index).forward
+    bo, bc = sizes[4:]
+    swapped = bo % MULTIPLE != 0
+    sides = (bo, bc) if swapped else (bc, bo)
+    dvalues = torch.zeros(len(lists.slot), *sides)
+    call = _call(source, result, lists, None, sizes, geometry)
+    call.gradient, call.swapped = dvalues.data_ptr(), int(swapped)
+    _run("channel_sums", call)
+    return (dvalues.transpose(1, 2).contiguous() if swapped else dvalues).to(x.dtype)
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints) -> Tensor:
+    """Return y [..., O] of x [..., C]."""
+    y = x.new_empty(*x.shape[:-1], sizes[0])
+    conv2d(_pixels(x), values, bias, _pixels(y), index, sizes, POINTWISE)
+    return y
+
+
+def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
+    """Return dx [..., C] of dy [..., O]."""
+    dx = grad.new_empty(*grad.shape[:-1], sizes[1])
+    conv2d_input_grad(_pixels(grad), values, _pixels(dx), index, sizes, POINTWISE)
+    return dx
+
+
+def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
+    """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
+    return conv2d_weight_grad(_pixels(x), _pixels(grad), index, sizes, POINTWISE)
+
+
+class _Images(ctypes.Structure):
+    """struct Images of channel_vectors.h."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels")),
+        *((name, ctypes.c_int64) for name in ("step_image", "step_row", "step_pixel")),
+    ]
+
+
+class _Call(ctypes.Structure):
+    """struct Call of channel_vectors.h."""
+
+    _fields_ = [
+        ("sources", _Images),
+        ("results", _Images),
+        *((name, ctypes.c_void_p) for name in ("values", "bias", "gradient")),
+        *((name, ctypes.c_void_p) for name in PassIndex._fields),
+        *((name, ctypes.c_int64) for name in ("slots", "taps_h", "taps_w")),
+        *((name, ctypes.c_int64) for name in ("result_block", "source_block")),
+        *((name, ctypes.c_int64 * 2) for name in ("stride", "padding", "dilation")),
+        *((name, ctypes.c_int64) for name in ("transposed", "swapped", "threads")),
+    ]
+
+
+def _check(x: Tensor, sizes: Ints, pass_name: str) -> None:
+    if not supports(sizes, pass_name):
+        raise NotImplementedError(f"{pass_name} has no vectors over channels in blocks {sizes[4:]}")
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise NotImplementedError(f"native kernels are for fp32, fp16 and bf16, found {x.dtype}")
+
+
+def _ready(t: Tensor) -> Tensor:
+    """Return a tensor in fp32 whose elements lie one after the other."""
+    return t.float().contiguous()
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """Return images [N, C, H, W] in fp32 whose channels are adjacent."""
+    x = x.float()
+    return x if x.shape[1] == 1 or x.stride(1) == 1 else in_order(x, "channels_last")
+
+
+def _to_write(y: Tensor) -> Tensor:
+    """Return y, or images to write in its place whose channels are adjacent."""
+    if y.dtype == torch.float32 and (y.shape[1] == 1 or y.stride(1) == 1):
+        return y
+    return torch.empty(y.shape, memory_format=torch.channels_last)
+
+
+def _pixels(rows: Tensor) -> Tensor:
+    """View [..., C] as images of one pixel [M, C, 1, 1]."""
+    return rows.reshape(-1, rows.shape[-1], 1, 1)
+
+
+def _transposed(values: Tensor) -> Tensor:
+    """Return values [Z, BO, BC] of [Z, BC, BO]."""
+    result = torch.empty_like(values.mT, memory_format=torch.contiguous_format)
+    sizes = [ctypes.c_int64(n) for n in (*values.shape, torch.get_num_threads())]
+    pointers = (ctypes.c_void_p(t.data_ptr()) for t in (values, result))
+    _library().channel_transpose(*pointers, *sizes)
+    return result
+
+
+def _images(x: Tensor) -> _Images:
+    n, c, h, w = x.shape
+    return _Images(x.data_ptr(), n, h, w, c, x.stride(0), x.stride(2), x.stride(3))
+
+
+def _call(
+    sources: Tensor,
+    results: Tensor,
+    lists: PassIndex,
+    values: Tensor | None,
+    sizes: Ints,
+    geometry: Sequence[Ints],
+) -> _Call:
+    """Describe a call; sizes has the block along the result first, then along the source."""
+    call = _Call(sources=_images(sources), results=_images(results))
+    call.values = None if values is None else values.data_ptr()
+    for name, t in zip(PassIndex._fields, lists):
+        setattr(call, name, t.data_ptr())
+    call.slots = len(lists.slot)
+    call.taps_h, call.taps_w, call.result_block, call.source_block = sizes[2:]
+    for name, pair in zip(("stride", "padding", "dilation"), geometry):
+        setattr(call, name, (ctypes.c_int64 * 2)(*pair))
+    call.threads = torch.get_num_threads()
+    return call
+
+
+def _run(name: str, call: _Call) -> None:
+    if not getattr(_library(), name)(ctypes.byref(call)):
+        raise ValueError("the lists of blocks name a block that is not there: build them anew")
+
+
+def _library() -> ctypes.CDLL:
+    found = library()
+    if found is None:
+        raise NotImplementedError("native kernels cannot be compiled here")
+    return found

@@ -1,0 +1,273 @@
+// Forward and input gradient of blocks 16 wide and wider, with vectors over channels.
+//
+// A tile of results, some pixels by one or two vectors of channels, stays in registers while all
+// active blocks of its output block are summed: a weight is loaded once for all pixels, a source
+// channel broadcast once for all vectors. The source pixels that a chunk of tiles reads are copied
+// to panels first, so that the pixels of a block are near each other, whatever lies between them.
+#include <algorithm>
+#include <cstring>
+#include "channel_vectors.h"
+#include "threads.h"
+
+namespace {
+// Vectors of a tile; its pixels, and channels at a time, so that sums and weights fill the registers.
+#if defined(__AVX512F__)
+constexpr int WIDE = 2, WIDE_PIXELS = 13, WIDE_CHANNELS = 2, PIXELS = 26, CHANNELS = 4;
+#elif defined(__aarch64__)
+constexpr int WIDE = 4, WIDE_PIXELS = 6, WIDE_CHANNELS = 1, PIXELS = 24, CHANNELS = 4;
+#else
+constexpr int WIDE = 2, WIDE_PIXELS = 5, WIDE_CHANNELS = 1, PIXELS = 10, CHANNELS = 2;
+#endif
+constexpr int64_t MOST_PIXELS = PIXELS > WIDE_PIXELS ? PIXELS : WIDE_PIXELS;
+// Terms of a sum that are added one by one.
+constexpr int64_t MOST_TERMS = 128;
+// Floats of panels that stay in the second cache beside the weights, and most pixels of a chunk.
+constexpr int64_t PANEL_FLOATS = 96 * 1024, CHUNK_PIXELS = 208;
+
+
+// What a chunk of result pixels reads.
+struct Chunk {
+  const Call& call;
+  const Panels& panels;
+  int64_t pixels, pitch;
+  std::vector<int64_t> offsets;  // [taps][pitch], of source pixels in the panels
+  std::vector<float*> results;   // [pitch]
+  float* totals;                 // of the tile that is summed
+};
+
+// Adds the bias to MT * NV totals and writes those that are inside.
+void finish(const Chunk& chunk, int pixels, int vectors, int64_t first, int64_t channel) {
+  const float* bias = chunk.call.bias;
+  int64_t left = chunk.call.results.channels - channel;
+  pixels = static_cast<int>(std::min<int64_t>(pixels, chunk.pixels - first));
+  for (int j = 0; j < vectors && left > 0; j++, channel += LANES, left -= LANES) {
+    int64_t lanes = std::min<int64_t>(left, LANES);
+    Vector added{};
+    if (bias) std::memcpy(&added, bias + channel, lanes * sizeof(float));
+    for (int i = 0; i < pixels; i++) {
+      Vector v = load(chunk.totals + (i * vectors + j) * LANES) + added;
+      float* to = chunk.results[first + i] + channel;
+      if (lanes == LANES)
+        store(to, v);
+      else
+        std::memcpy(to, &v, lanes * sizeof(float));
+    }
+  }
+}
+
+template <int MT, int NV, int KU>
+inline __attribute__((always_inline)) void multiply(Vector (&sums)[MT][NV], const float* panel, const int64_t* offsets,
+                                                    const float* values, int64_t width, int64_t ahead) {
+  // Addresses are to be panel + offset, made anew each time: kept ones would take the registers.
+  asm("" : "+r"(offsets), "+r"(panel));
+  Vector weights[KU][NV];
+  UNROLL
+  for (int u = 0; u < KU; u++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) {
+      __builtin_prefetch(values + ahead + u * width + j * LANES);
+      weights[u][j] = load(values + u * width + j * LANES);
+    }
+  }
+  UNROLL
+  for (int i = 0; i < MT; i++) {
+    const float* pixel = panel + offsets[i];
+    UNROLL
+    for (int u = 0; u < KU; u++) {
+      Vector source = broadcast(pixel[u]);
+      UNROLL
+      for (int j = 0; j < NV; j++) sums[i][j] += source * weights[u][j];
+    }
+  }
+}
+
+template <int MT, int NV>
+inline __attribute__((always_inline)) void clear(Vector (&sums)[MT][NV]) {
+  UNROLL
+  for (int i = 0; i < MT; i++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) sums[i][j] = Vector{};
+  }
+}
+
+// Moves sums to totals in memory, whose first content they are or to which they are added: the error
+// of a long sum grows with the terms that are added to one register.
+template <int MT, int NV>
+inline __attribute__((always_inline)) void settle(Vector (&sums)[MT][NV], float* totals, bool add) {
+  UNROLL
+  for (int i = 0; i < MT; i++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) {
+      float* total = totals + (i * NV + j) * LANES;
+      store(total, add ? load(total) + sums[i][j] : sums[i][j]);
+    }
+  }
+  clear(sums);
+}
+
+// Results of MT pixels from `first` on, NV vectors from `column` of an output block on.
+template <int MT, int NV, int KU>
+__attribute__((noinline)) void tile(const Chunk& chunk, const uint8_t* reads, int64_t first, int64_t block, int64_t column) {
+  const Call& call = chunk.call;
+  const Lists& lists = call.lists;
+  int64_t width = call.result_block, depth = call.source_block, terms = 0;
+  float* totals = chunk.totals;
+  bool settled = false;
+  Vector sums[MT][NV];
+  clear(sums);
+  const int64_t last = lists.start[block + 1] - 1;
+  for (int64_t e = lists.start[block]; e <= last; e++) {
+    int64_t tap = lists.tap_h[e] * call.taps_w + lists.tap_w[e];
+    if (!reads[tap]) continue;
+    const int64_t* offsets = chunk.offsets.data() + tap * chunk.pitch + first;
+    const float* panel = chunk.panels.block(lists.reduce[e]);
+    const float* values = call.values + lists.slot[e] * depth * width + column;
+    int64_t ahead = (lists.slot[std::min(e + 1, last)] - lists.slot[e]) * depth * width;
+    // Values past the last source channel may be anything.
+    int64_t channels = std::min(depth, call.sources.channels - lists.reduce[e] * depth);
+    for (int64_t k = 0; k < channels;) {
+      int64_t end = std::min(channels, k + MOST_TERMS);
+      terms += end - k;
+      for (; k + KU <= end; k += KU) multiply<MT, NV, KU>(sums, panel + k, offsets, values + k * width, width, ahead);
+      if (KU > 1)
+        for (; k < end; k++) multiply<MT, NV, 1>(sums, panel + k, offsets, values + k * width, width, ahead);
+      if (terms < MOST_TERMS) continue;
+      settle(sums, totals, settled);
+      settled = true;
+      terms = 0;
+    }
+  }
+  settle(sums, totals, settled);
+  finish(chunk, MT, NV, first, block * width + column);
+}
+
+typedef void (*TileFunction)(const Chunk&, const uint8_t*, int64_t, int64_t, int64_t);
+struct TileSize {
+  int64_t pixels;
+  TileFunction run;
+};
+// From small to large: what is left of a chunk takes the least that holds it.
+constexpr int half(int pixels) { return (pixels + 1) / 2; }
+constexpr TileSize WIDE_TILES[] = {{half(half(WIDE_PIXELS)), tile<half(half(WIDE_PIXELS)), WIDE, WIDE_CHANNELS>},
+                                   {half(WIDE_PIXELS), tile<half(WIDE_PIXELS), WIDE, WIDE_CHANNELS>},
+                                   {WIDE_PIXELS, tile<WIDE_PIXELS, WIDE, WIDE_CHANNELS>}};
+constexpr TileSize TILES[] = {{half(half(PIXELS)), tile<half(half(PIXELS)), 1, CHANNELS>},
+                              {half(PIXELS), tile<half(PIXELS), 1, CHANNELS>},
+                              {PIXELS, tile<PIXELS, 1, CHANNELS>}};
+
+// How a chunk is cut into tiles, and which taps each tile reads under.
+struct Cut {
+  std::vector<int64_t> first;
+  std::vector<TileFunction> run;
+  std::vector<uint8_t> reads;  // [tiles][taps]
+  Cut(const Chunk& chunk, const TileSize (&sizes)[3], int64_t zero) {
+    int64_t taps = chunk.call.taps();
+    for (int64_t m = 0; m < chunk.pixels;) {
+      const TileSize* size = sizes;
+      while (size < sizes + 2 && size->pixels < chunk.pixels - m) size++;
+      first.push_back(m);
+      run.push_back(size->run);
+      for (int64_t tap = 0; tap < taps; tap++) {
+        const int64_t* offsets = chunk.offsets.data() + tap * chunk.pitch + m;
+        reads.push_back(std::any_of(offsets, offsets + size->pixels, [&](int64_t at) { return at != zero; }));
+      }
+      m += size->pixels;
+    }
+  }
+  void sum(const Chunk& chunk, int64_t block, int64_t column) const {
+    for (size_t t = 0; t < first.size(); t++)
+      run[t](chunk, reads.data() + t * chunk.call.taps(), first[t], block, column);
+  }
+};
+
+void find_pixels(Chunk& chunk, const Grid& grid, int64_t begin) {
+  const Call& call = chunk.call;
+  const Images& to = call.results;
+  for (int64_t i = 0; i < chunk.pixels; i++) {
+    int64_t row = (begin + i) / grid.w.count, column = (begin + i) % grid.w.count;
+    int64_t n = row / grid.h.count, line = row % grid.h.count;
+    chunk.results[i] = const_cast<float*>(
+        to.pixel(n, grid.h.first + line * grid.h.step, grid.w.first + column * grid.w.step));
+    int64_t* offset = chunk.offsets.data() + i;
+    for (int64_t r = 0; r < call.taps_h; r++) {
+      int64_t h = grid.h.read(r, line);
+      for (int64_t s = 0; s < call.taps_w; s++, offset += chunk.pitch) {
+        int64_t w = grid.w.read(s, column);
+        *offset = h < 0 || w < 0 ? chunk.panels.zero() : chunk.panels.offset(n, h, w);
+      }
+    }
+  }
+}
+
+// Computes output blocks [block, last_block) of result pixels [begin, end) of a grid.
+void sum_chunk(const Call& call, const Grid& grid, int64_t begin, int64_t end, int64_t block, int64_t last_block) {
+  Panels panels(call.sources, call.source_block, 0);
+  panels.read_sources(grid, begin, end);
+  int64_t pitch = end - begin + MOST_PIXELS;
+  Chunk chunk{call, panels, end - begin, pitch, std::vector<int64_t>(call.taps() * pitch, panels.zero()),
+              std::vector<float*>(pitch), scratch(3, 2 * MOST_PIXELS * WIDE * LANES)};
+  find_pixels(chunk, grid, begin);
+  int64_t wide = call.result_block / (WIDE * LANES) * (WIDE * LANES);
+  Cut wide_cut(chunk, WIDE_TILES, panels.zero()), cut(chunk, TILES, panels.zero());
+  for (; block < last_block; block++) {
+    int64_t left = call.results.channels - block * call.result_block;
+    for (int64_t column = 0; column < std::min(wide, left); column += WIDE * LANES) wide_cut.sum(chunk, block, column);
+    for (int64_t column = wide; column < std::min(call.result_block, left); column += LANES)
+      cut.sum(chunk, block, column);
+  }
+}
+
+// Pixels of a chunk: whole tiles, as many as the caches hold.
+int64_t chunk_pixels(const Call& call) {
+  int64_t tile = call.result_block % (WIDE * LANES) ? PIXELS : WIDE_PIXELS;
+  int64_t fit = std::min(CHUNK_PIXELS, PANEL_FLOATS / call.sources.channels) / tile;
+  return tile * std::max<int64_t>(fit, 1);
+}
+
+struct Task {
+  const Grid* grid;
+  int64_t begin, end, block, last_block;
+};
+
+// Chunks of every grid, and where they are few, parts of the output blocks, too.
+std::vector<Task> tasks_of(const Call& call, const std::vector<Grid>& grids) {
+  int64_t size = chunk_pixels(call), blocks = call.result_blocks(), chunks = 0;
+  for (const Grid& grid : grids) chunks += (grid.pixels() + size - 1) / size;
+  int64_t wanted = call.threads > 1 ? 4 * call.threads : 1;
+  int64_t parts = chunks ? std::min(blocks, std::max<int64_t>(1, wanted / chunks)) : 1;
+  std::vector<Task> tasks;
+  for (const Grid& grid : grids)
+    for (int64_t m = 0; m < grid.pixels(); m += size)
+      for (int64_t part = 0; part < parts; part++)
+        tasks.push_back({&grid, m, std::min(m + size, grid.pixels()), blocks * part / parts, blocks * (part + 1) / parts});
+  return tasks;
+}
+}  // namespace
+
+// Writes every element of call.results; false, and nothing written, if the lists point outside.
+extern "C" int channel_gather(const Call* call) {
+  if (!lists_are_sound(*call)) return 0;
+  std::vector<Grid> grids = grids_of(*call);
+  std::vector<Task> tasks = tasks_of(*call, grids);
+  shared(static_cast<int64_t>(tasks.size()), 1, static_cast<int>(call->threads), [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; t++)
+      sum_chunk(*call, *tasks[t].grid, tasks[t].begin, tasks[t].end, tasks[t].block, tasks[t].last_block);
+  });
+  return 1;
+}
+
+// values [slots, height, width] -> [slots, width, height].
+extern "C" void channel_transpose(const float* values, float* result, int64_t slots, int64_t height, int64_t width,
+                                  int64_t threads) {
+  constexpr int64_t SIDE = 16;
+  shared(slots, 8, static_cast<int>(threads), [&](int64_t first, int64_t last) {
+    for (int64_t slot = first; slot < last; slot++) {
+      const float* from = values + slot * height * width;
+      float* to = result + slot * height * width;
+      for (int64_t i0 = 0; i0 < height; i0 += SIDE)
+        for (int64_t j0 = 0; j0 < width; j0 += SIDE)
+          for (int64_t j = j0; j < std::min(j0 + SIDE, width); j++)
+            for (int64_t i = i0; i < std::min(i0 + SIDE, height); i++) to[j * height + i] = from[i * width + j];
+    }
+  });
+}

@@ -1,0 +1,155 @@
+// Which pixels meet under which tap, and copies of them in panels (channel_vectors.h).
+#include "channel_vectors.h"
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Forward, result position i reads i * stride - padding + tap * dilation.
+Axis gathering_axis(int64_t results, int64_t sources, int64_t taps, int64_t stride, int64_t padding,
+                    int64_t dilation) {
+  Axis axis{0, 1, results, sources, std::vector<int32_t>(taps * results)};
+  for (int64_t tap = 0; tap < taps; tap++)
+    for (int64_t i = 0; i < results; i++) {
+      int64_t read = i * stride - padding + tap * dilation;
+      axis.source[tap * results + i] = static_cast<int32_t>(read >= 0 && read < sources ? read : -1);
+    }
+  return axis;
+}
+
+// Transposed, result position i reads the s for which s * stride - padding + tap * dilation is i.
+Axis scattering_axis(int64_t phase, int64_t results, int64_t sources, int64_t taps, int64_t stride,
+                     int64_t padding, int64_t dilation) {
+  int64_t count = results > phase ? divided_up(results - phase, stride) : 0;
+  Axis axis{phase, stride, count, sources, std::vector<int32_t>(taps * count)};
+  for (int64_t tap = 0; tap < taps; tap++)
+    for (int64_t i = 0; i < count; i++) {
+      int64_t read = phase + i * stride + padding - tap * dilation;
+      bool meets = read >= 0 && read % stride == 0 && read / stride < sources;
+      axis.source[tap * count + i] = static_cast<int32_t>(meets ? read / stride : -1);
+    }
+  return axis;
+}
+
+// Floats between what is copied and what is fetched: pixels mostly lie one after the other.
+constexpr int64_t AHEAD = 2048;
+
+struct Scratch {
+  float* data = nullptr;
+  int64_t floats = 0;
+  ~Scratch() { std::free(data); }
+};
+
+// Marks the positions that some tap reads, and numbers them: -1 where none does.
+int64_t number_columns(const Axis& axis, std::vector<int32_t>& column) {
+  column.assign(axis.sources, -1);
+  for (int32_t read : axis.source)
+    if (read >= 0) column[read] = 0;
+  int32_t used = 0;
+  for (int32_t& number : column)
+    if (number == 0) number = used++;
+  return used;
+}
+}  // namespace
+
+std::vector<Grid> grids_of(const Call& call) {
+  const Images &from = call.sources, &to = call.results;
+  auto axis = [&](int d, int64_t phase, int64_t results, int64_t sources, int64_t taps) {
+    if (call.transposed)
+      return scattering_axis(phase, results, sources, taps, call.stride[d], call.padding[d], call.dilation[d]);
+    return gathering_axis(results, sources, taps, call.stride[d], call.padding[d], call.dilation[d]);
+  };
+  std::vector<Grid> grids;
+  for (int64_t a = 0; a < (call.transposed ? call.stride[0] : 1); a++)
+    for (int64_t b = 0; b < (call.transposed ? call.stride[1] : 1); b++) {
+      Grid grid{to.images, axis(0, a, to.height, from.height, call.taps_h), axis(1, b, to.width, from.width, call.taps_w)};
+      if (grid.pixels()) grids.push_back(std::move(grid));
+    }
+  return grids;
+}
+
+bool lists_are_sound(const Call& call) {
+  const Lists& lists = call.lists;
+  int64_t blocks = call.result_blocks(), sources = call.source_blocks();
+  if (lists.start[0] != 0) return false;
+  for (int64_t g = 0; g < blocks; g++)
+    if (lists.start[g + 1] < lists.start[g]) return false;
+  if (lists.start[blocks] > call.slots) return false;
+  auto inside = [](int32_t value, int64_t count) { return value >= 0 && value < count; };
+  for (int64_t e = 0; e < lists.start[blocks]; e++)
+    if (!inside(lists.slot[e], call.slots) || !inside(lists.reduce[e], sources) ||
+        !inside(lists.tap_h[e], call.taps_h) || !inside(lists.tap_w[e], call.taps_w))
+      return false;
+  return true;
+}
+
+float* scratch(int which, int64_t floats) {
+  static thread_local Scratch kept[4];
+  Scratch& memory = kept[which];
+  if (memory.floats < floats) {
+    std::free(memory.data);
+    memory.floats = divided_up(floats, 1024) * 1024;
+    memory.data = static_cast<float*>(std::aligned_alloc(64, memory.floats * sizeof(float)));
+  }
+  return memory.data;
+}
+
+Panels::Panels(const Images& images, int64_t block, int which) : images_(images), block_(block), which_(which) {
+  // Narrow blocks share a panel, whose pixels are then some 64 floats wide.
+  blocks_ = block >= 16 ? 1 : 64 / block;
+  width_ = block_ * blocks_;
+  pitch_ = divided_up(width_, 16) * 16;
+  panels_ = divided_up(images.channels, width_);
+}
+
+void Panels::make_room(int64_t pixels) {
+  panel_ = (1 + pixels) * pitch_;
+  data_ = scratch(which_, panels_ * panel_);
+  for (int64_t p = 0; p < panels_; p++) std::memset(data_ + p * panel_, 0, pitch_ * sizeof(float));
+}
+
+void Panels::copy(const float* pixel, int64_t number) {
+  float* to = data_ + number * pitch_;
+  for (int64_t c = 0; c < images_.channels; c += width_, to += panel_) {
+    int64_t left = images_.channels - c < width_ ? images_.channels - c : width_, k = 0;
+    for (; k + LANES <= left; k += LANES) {
+      __builtin_prefetch(pixel + c + k + AHEAD);
+      store(to + k, load(pixel + c + k));
+    }
+    for (; k < left; k++) to[k] = pixel[c + k];
+    // Sums over whole blocks meet what is beside the last channel.
+    for (; k < width_; k++) to[k] = 0;
+  }
+}
+
+void Panels::read_sources(const Grid& grid, int64_t first, int64_t last) {
+  if (grid_ != &grid) columns_ = number_columns(grid.w, column_);
+  grid_ = &grid;
+  int64_t first_row = first / grid.w.count, last_row = (last - 1) / grid.w.count, height = images_.height;
+  first_image_ = first_row / grid.h.count;
+  row_.assign((last_row / grid.h.count - first_image_ + 1) * height, -1);
+  rows_.clear();
+  int64_t taps = static_cast<int64_t>(grid.h.source.size()) / grid.h.count;
+  for (int64_t r = first_row; r <= last_row; r++)
+    for (int64_t tap = 0; tap < taps; tap++) {
+      int64_t read = grid.h.read(tap, r % grid.h.count), place = (r / grid.h.count - first_image_) * height + read;
+      if (read < 0 || row_[place] >= 0) continue;
+      row_[place] = static_cast<int32_t>(1 + rows_.size() * columns_);
+      rows_.push_back(place);
+    }
+  make_room(static_cast<int64_t>(rows_.size()) * columns_);
+  for (int64_t place : rows_)
+    for (int64_t w = 0; w < grid.w.sources; w++)
+      if (column_[w] >= 0) copy(images_.pixel(first_image_ + place / height, place % height, w), row_[place] + column_[w]);
+}
+
+void Panels::read_results(const Grid& grid, int64_t first, int64_t last) {
+  make_room(last - first);
+  for (int64_t m = first; m < last; m++) {
+    int64_t row = m / grid.w.count;
+    const float* pixel = images_.pixel(row / grid.h.count, grid.h.first + row % grid.h.count * grid.h.step,
+                                       grid.w.first + m % grid.w.count * grid.w.step);
+    copy(pixel, 1 + m - first);
+  }
+}

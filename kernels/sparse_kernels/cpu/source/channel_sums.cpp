@@ -1,0 +1,166 @@
+// The weight gradient of blocks one side of which is 16 wide or wider, with vectors over channels.
+//
+// A tile of a block's gradient, some source channels by one or two vectors of result channels, stays
+// in registers while the pairs of pixels of a chunk that meet under its tap are summed. Both images'
+// pixels of the chunk are copied to panels, in which the few that a block reads are side by side.
+// Slots are divided among threads, sums are not.
+#include <algorithm>
+#include "channel_vectors.h"
+#include "threads.h"
+
+namespace {
+#if defined(__AVX512F__)
+constexpr int WIDE = 2, WIDE_ROWS = 8, ROWS = 16;
+#elif defined(__aarch64__)
+constexpr int WIDE = 4, WIDE_ROWS = 4, ROWS = 16;
+#else
+constexpr int WIDE = 2, WIDE_ROWS = 4, ROWS = 8;
+#endif
+// Terms of a sum that are added to one register: the error of a long sum grows with them.
+constexpr int64_t MOST_TERMS = 128;
+// Pixels of a chunk: their part of two blocks stays in the first cache.
+constexpr int64_t CHUNK_PIXELS = 256, PANEL_FLOATS = 192 * 1024;
+
+// Offsets of two pixels that meet: one is broadcast by channel, the other makes vectors.
+struct Pair {
+  int32_t row, vector;
+};
+
+template <int KT, int NV>
+void tile(const Pair* pair, const Pair* end, const float* rows, const float* vectors, float* gradient, int64_t width) {
+  for (int k = 0; k < KT; k++) __builtin_prefetch(gradient + k * width, 1);
+  Vector sums[KT][NV];
+  UNROLL
+  for (int k = 0; k < KT; k++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) sums[k][j] = Vector{};
+  }
+  for (; pair < end; pair++) {
+    const float *row = rows + pair->row, *vector = vectors + pair->vector;
+    Vector v[NV];
+    UNROLL
+    for (int j = 0; j < NV; j++) v[j] = load(vector + j * LANES);
+    UNROLL
+    for (int k = 0; k < KT; k++) {
+      Vector factor = broadcast(row[k]);
+      UNROLL
+      for (int j = 0; j < NV; j++) sums[k][j] += factor * v[j];
+    }
+  }
+  UNROLL
+  for (int k = 0; k < KT; k++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) store(gradient + k * width + j * LANES, load(gradient + k * width + j * LANES) + sums[k][j]);
+  }
+}
+
+// NV vectors of all rows of a block.
+template <int KT, int NV>
+void columns(const Pair* pair, const Pair* end, const float* rows, const float* vectors, float* gradient, int64_t height, int64_t width) {
+  int64_t k = 0;
+  for (; k + KT <= height; k += KT) tile<KT, NV>(pair, end, rows + k, vectors, gradient + k * width, width);
+  if (KT > 8)
+    for (; k + 8 <= height; k += 8) tile<8, NV>(pair, end, rows + k, vectors, gradient + k * width, width);
+  for (; k + 4 <= height; k += 4) tile<4, NV>(pair, end, rows + k, vectors, gradient + k * width, width);
+  for (; k < height; k++) tile<1, NV>(pair, end, rows + k, vectors, gradient + k * width, width);
+}
+
+void add_block(const Pair* pair, const Pair* last, const float* rows, const float* vectors, float* gradient, int64_t height, int64_t width) {
+  for (const Pair* end; pair < last; pair = end) {
+    end = std::min(pair + MOST_TERMS, last);
+    int64_t j = 0;
+    for (; j + WIDE * LANES <= width; j += WIDE * LANES)
+      columns<WIDE_ROWS, WIDE>(pair, end, rows, vectors + j, gradient + j, height, width);
+    for (; j < width; j += LANES) columns<ROWS, 1>(pair, end, rows, vectors + j, gradient + j, height, width);
+  }
+}
+
+// For each tap, the pairs of pixels of a chunk that meet.
+struct Pairs {
+  std::vector<Pair> pairs;
+  std::vector<int64_t> start;
+  void find(const Call& call, const Grid& grid, const Panels& sources, const Panels& results, int64_t begin, int64_t end) {
+    pairs.clear();
+    start.assign(1, 0);
+    for (int64_t r = 0; r < call.taps_h; r++)
+      for (int64_t s = 0; s < call.taps_w; s++) {
+        for (int64_t m = begin; m < end; m++) {
+          int64_t row = m / grid.w.count, h = grid.h.read(r, row % grid.h.count), w = grid.w.read(s, m % grid.w.count);
+          if (h < 0 || w < 0) continue;
+          int32_t source = static_cast<int32_t>(sources.offset(row / grid.h.count, h, w));
+          int32_t result = static_cast<int32_t>(results.result_offset(m - begin));
+          pairs.push_back(call.swapped ? Pair{result, source} : Pair{source, result});
+        }
+        start.push_back(static_cast<int64_t>(pairs.size()));
+      }
+  }
+};
+
+struct Entry {
+  int64_t slot, result, source, tap;
+};
+
+std::vector<Entry> entries_of(const Call& call) {
+  std::vector<Entry> entries;
+  const Lists& lists = call.lists;
+  for (int64_t g = 0; g < call.result_blocks(); g++)
+    for (int64_t e = lists.start[g]; e < lists.start[g + 1]; e++)
+      entries.push_back({lists.slot[e], g, lists.reduce[e], lists.tap_h[e] * call.taps_w + lists.tap_w[e]});
+  return entries;
+}
+
+// What lies past the last channel has no gradient, whatever it was summed with.
+void clear_outside(const Call& call, const Entry& entry) {
+  int64_t width = call.swapped ? call.source_block : call.result_block;
+  int64_t height = call.swapped ? call.result_block : call.source_block;
+  int64_t results = call.results.channels - entry.result * call.result_block, sources = call.sources.channels - entry.source * call.source_block;
+  int64_t columns = call.swapped ? sources : results, rows = call.swapped ? results : sources;
+  float* gradient = call.gradient + entry.slot * height * width;
+  for (int64_t k = 0; k < height; k++)
+    for (int64_t j = k < rows ? std::min(columns, width) : 0; j < width; j++) gradient[k * width + j] = 0;
+}
+
+int64_t chunk_pixels(const Call& call) {
+  int64_t fit = PANEL_FLOATS / (call.sources.channels + call.results.channels);
+  return std::max<int64_t>(64, std::min(CHUNK_PIXELS, fit));
+}
+
+void sum_entries(const Call& call, const Grid& grid, const Entry* first, const Entry* last) {
+  Panels sources(call.sources, call.source_block, 1), results(call.results, call.result_block, 2);
+  Pairs pairs;
+  for (int64_t m = 0, size = chunk_pixels(call); m < grid.pixels(); m += size) {
+    int64_t end = std::min(m + size, grid.pixels());
+    sources.read_sources(grid, m, end);
+    results.read_results(grid, m, end);
+    pairs.find(call, grid, sources, results, m, end);
+    for (const Entry* entry = first; entry < last; entry++) {
+      const Pair* begin = pairs.pairs.data() + pairs.start[entry->tap];
+      const Pair* stop = pairs.pairs.data() + pairs.start[entry->tap + 1];
+      float* gradient = call.gradient + entry->slot * call.source_block * call.result_block;
+      const float *source = sources.block(entry->source), *result = results.block(entry->result);
+      if (call.swapped)
+        add_block(begin, stop, result, source, gradient, call.result_block, call.source_block);
+      else
+        add_block(begin, stop, source, result, gradient, call.source_block, call.result_block);
+    }
+  }
+  for (const Entry* entry = first; entry < last; entry++) clear_outside(call, *entry);
+}
+}  // namespace
+
+// Adds to call.gradient [slots, source_block, result_block], zero before; where call.swapped, to
+// [slots, result_block, source_block].
+extern "C" int channel_sums(const Call* call) {
+  if (!lists_are_sound(*call)) return 0;
+  std::vector<Entry> entries = entries_of(*call);
+  std::vector<Grid> grids = grids_of(*call);
+  if (grids.empty() || entries.empty()) return 1;
+  int64_t count = static_cast<int64_t>(entries.size());
+  // Every part copies the pixels of all chunks, so there are few.
+  int64_t parts = std::min(count, call->threads > 1 ? 2 * call->threads : 1);
+  shared(parts, 1, static_cast<int>(call->threads), [&](int64_t first, int64_t last) {
+    for (int64_t p = first; p < last; p++)
+      sum_entries(*call, grids[0], entries.data() + count * p / parts, entries.data() + count * (p + 1) / parts);
+  });
+  return 1;
+}

@@ -1,0 +1,118 @@
+// What the kernels with vectors over channels share: vectors, the call, pixels and their packing.
+//
+// A pass writes "results" and sums over "sources": forward writes y of x, the input gradient dx of
+// dy. Activations have adjacent channels; any step lies between pixels, rows and images.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+constexpr int LANES = VECTOR_BYTES / 4;
+typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
+// The same anywhere in memory.
+typedef float Unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#endif
+
+static inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+static inline void store(float* to, Vector v) { *reinterpret_cast<Unaligned*>(to) = v; }
+// x - 0 is x, so that this is one broadcast; 0 + x would have to make 0 of -0, and cost an addition.
+static inline Vector broadcast(float x) { return x - Vector{}; }
+
+// Images in memory: sizes, and floats from an image, a row and a pixel to the next one.
+struct Images {
+  const float* data;
+  int64_t images, height, width, channels;
+  int64_t step_image, step_row, step_pixel;
+  const float* pixel(int64_t n, int64_t h, int64_t w) const {
+    return data + n * step_image + h * step_row + w * step_pixel;
+  }
+};
+
+// Blocks by the dimension that is written: its block g has entries start[g] to start[g + 1].
+struct Lists {
+  const int32_t *start, *slot, *reduce, *tap_h, *tap_w;
+};
+
+// One call, as Python fills it in. sources and results are x and y of the forward pass, dy and dx
+// of the input gradient (transposed = 1), x and dy of the weight gradient.
+struct Call {
+  Images sources, results;
+  const float *values, *bias;
+  float* gradient;
+  Lists lists;
+  int64_t slots, taps_h, taps_w, result_block, source_block;
+  int64_t stride[2], padding[2], dilation[2];
+  int64_t transposed, swapped, threads;
+  int64_t taps() const { return taps_h * taps_w; }
+  int64_t result_blocks() const { return (results.channels + result_block - 1) / result_block; }
+  int64_t source_blocks() const { return (sources.channels + source_block - 1) / source_block; }
+};
+
+// Whether every entry of the lists is inside of what it points into.
+bool lists_are_sound(const Call& call);
+
+// Along one dimension, the source position that each result position reads under each tap, -1 where
+// it reads none. Result positions are first, first + step, ...
+struct Axis {
+  int64_t first, step, count, sources;
+  std::vector<int32_t> source;  // [taps][count]
+  int64_t read(int64_t tap, int64_t position) const { return source[tap * count + position]; }
+};
+
+// Result pixels that read under the same taps, numbered by image, row and column. A transposed pass
+// with a stride has one such grid for each of the stride's phases, any other pass has one.
+struct Grid {
+  int64_t images;
+  Axis h, w;
+  int64_t rows() const { return images * h.count; }
+  int64_t pixels() const { return rows() * w.count; }
+};
+std::vector<Grid> grids_of(const Call& call);
+
+// Memory that a thread keeps between calls, aligned to a cache line.
+float* scratch(int which, int64_t floats);
+
+// Copies of pixels, in panels of a few channels each: panel p holds channels [p * width, ...) of
+// every copied pixel side by side. Pixel 0 is zero in every panel.
+class Panels {
+ public:
+  // block: channels that are read together; a panel holds one block, or several narrow ones.
+  Panels(const Images& images, int64_t block, int which);
+  // Prepares for the source pixels that results [first, last) of the grid read.
+  void read_sources(const Grid& grid, int64_t first, int64_t last);
+  // Prepares for the result pixels [first, last) of the grid themselves.
+  void read_results(const Grid& grid, int64_t first, int64_t last);
+  // Offset of source pixel (h, w) of an image in each panel.
+  int64_t offset(int64_t n, int64_t h, int64_t w) const {
+    return (row_[(n - first_image_) * images_.height + h] + column_[w]) * pitch_;
+  }
+  int64_t zero() const { return 0; }
+  int64_t result_offset(int64_t number) const { return (1 + number) * pitch_; }
+  // Where a block's channels begin.
+  const float* block(int64_t b) const {
+    return data_ + b / blocks_ * panel_ + b % blocks_ * block_;
+  }
+
+ private:
+  void make_room(int64_t pixels);
+  void copy(const float* pixel, int64_t number);
+  const Images& images_;
+  int64_t block_, blocks_, width_, pitch_, panels_;
+  int which_;
+  float* data_ = nullptr;
+  int64_t panel_ = 0, first_image_ = 0, columns_ = 0;
+  const Grid* grid_ = nullptr;
+  std::vector<int32_t> row_, column_;
+  std::vector<int64_t> rows_;
+};

@@ -1,0 +1,219 @@
+"""Native kernels with vectors over channels, against the dense operator in float64."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from drawn_convolutions import draw_convolution, guarded, guards_are_whole
+
+from sparse_kernels import BlockLayout
+from sparse_kernels.cpu import channel_vectors as native
+from sparse_kernels.cpu.library import SOURCE
+from sparse_kernels.memory_order import ORDERS, order_of
+
+EPSILON = torch.finfo(torch.float32).eps
+UNIT = ((1, 1), (1, 1), (1, 1))
+
+
+def passes(convolution):
+    """Return y, dx and dvalues, None where a pass has no vectors; results were NaN before."""
+    index, sizes, geometry = convolution.lists
+    x, values, bias = convolution.x, convolution.values, convolution.bias
+    y, dx = (guarded(t.shape, order_of(t), float("nan")) for t in (convolution.grad, convolution.x))
+    calls = {
+        "forward": lambda: native.conv2d(x, values, bias, y, index, sizes, geometry),
+        "input_grad": lambda: native.conv2d_input_grad(
+            convolution.grad, values, dx, index, sizes, geometry
+        ),
+        "weight_grad": lambda: native.conv2d_weight_grad(
+            x, convolution.grad, index, sizes, geometry
+        ),
+    }
+    found = []
+    for name, call in calls.items():
+        if native.supports(sizes, name):
+            found.append(call())
+        else:
+            found.append(None)
+            with pytest.raises(NotImplementedError, match=name):
+                call()
+    assert guards_are_whole(y)
+    assert guards_are_whole(dx)
+    return found
+
+
+def check(convolution):
+    exact, dense = convolution.dense(), convolution.dense(torch.float32)
+    for found, right, single in zip(passes(convolution), exact, dense):
+        if found is None:
+            continue
+        scale = right.norm()
+        error, allowed = (found - right).norm(), (single - right).norm()
+        assert error <= 2 * allowed + EPSILON * scale, (error / scale, allowed / scale)
+    outside = convolution.layout.outside()
+    if found is not None and outside is not None:
+        assert not found[outside].any()
+
+
+def test_drawn_geometries_equal_dense_ones():
+    for seed in range(300):
+        check(draw_convolution(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_thousands_of_drawn_geometries_equal_dense_ones(part):
+    for seed in range(1000 * part, 1000 * (part + 1)):
+        check(draw_convolution(10_000 + seed, most_channels=300 if seed % 4 == 0 else 140))
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    before = torch.get_num_threads()
+    try:
+        for seed in range(40):
+            convolution = draw_convolution(seed, sides=(16, 32, 48))
+            results = []
+            for threads in (1, 2, 3, 8):
+                torch.set_num_threads(threads)
+                results.append(passes(convolution))
+            for others in results[1:]:
+                for one, other in zip(results[0], others):
+                    assert one.equal(other)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [(7,), (2, 3, 5), (1, 300), (0,)], ids=str)
+def test_linear_layers_of_any_number_of_rows(rows):
+    torch.manual_seed(0)
+    mask = torch.rand(3, 5) < 0.5
+    layout = BlockLayout.from_mask(mask, (75, 150), (32, 32))
+    index, sizes = layout.tensors(), layout.sizes()
+    values = torch.randn(layout.slots, 32, 32).masked_fill_(layout.outside(), float("nan"))
+    weight = torch.zeros(96, 160)
+    for value, (o, c) in zip(values, mask.nonzero().tolist()):
+        weight[32 * o : 32 * o + 32, 32 * c : 32 * c + 32] = value.T
+    weight = weight[:75, :150].double()
+    x, grad, bias = guarded((*rows, 150)), guarded((*rows, 75)), torch.randn(75)
+    y = native.linear(x, values, bias, index, sizes)
+    torch.testing.assert_close(y.double(), x.double() @ weight.T + bias, rtol=1e-5, atol=1e-4)
+    dx = native.linear_input_grad(grad, values, index, sizes)
+    torch.testing.assert_close(dx.double(), grad.double() @ weight, rtol=1e-5, atol=1e-4)
+    dvalues = native.linear_weight_grad(x, grad, index, sizes)
+    dense = grad.double().flatten(0, -2).T @ x.double().flatten(0, -2)
+    dense = torch.nn.functional.pad(dense, (0, 10, 0, 21))
+    for found, (o, c) in zip(dvalues, mask.nonzero().tolist()):
+        block = dense[32 * o : 32 * o + 32, 32 * c : 32 * c + 32].T
+        torch.testing.assert_close(found.double(), block, rtol=1e-5, atol=1e-3)
+
+
+def test_gradients_outside_the_weight_are_zero_whatever_the_images_hold():
+    layout = BlockLayout((20, 20, 1, 1), (16, 16), torch.arange(4))
+    lists = layout.tensors(), layout.sizes(), ((1, 1), (0, 0), (1, 1))
+    x = torch.full((1, 20, 2, 2), float("inf"))
+    dvalues = native.conv2d_weight_grad(x, torch.full_like(x, float("nan")), *lists)
+    assert not dvalues[layout.outside()].any()
+    assert dvalues[~layout.outside()].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_single(dtype):
+    convolution = draw_convolution(5, sides=(16, 32))
+    for name in ("x", "values", "grad"):
+        setattr(convolution, name, getattr(convolution, name).to(dtype))
+    index, sizes, geometry = convolution.lists
+    y = native.conv2d(
+        convolution.x,
+        convolution.values,
+        None,
+        torch.empty_like(convolution.grad),
+        index,
+        sizes,
+        geometry,
+    )
+    convolution.bias = None
+    right = convolution.dense()[0]
+    assert y.dtype == dtype
+    assert (y - right).norm() <= torch.finfo(dtype).eps * right.norm()
+    dvalues = native.conv2d_weight_grad(convolution.x, convolution.grad, index, sizes, geometry)
+    assert dvalues.dtype == dtype
+
+
+def test_double_precision_is_refused():
+    convolution = draw_convolution(0, sides=(16,))
+    convolution.x = convolution.x.double()
+    index, sizes, geometry = convolution.lists
+    with pytest.raises(NotImplementedError, match="float64"):
+        native.conv2d_weight_grad(convolution.x, convolution.grad, index, sizes, geometry)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_results_are_in_the_order_that_was_asked_for(order):
+    layout = BlockLayout((32, 32, 3, 3), (16, 16), torch.arange(9))
+    x = guarded((2, 32, 5, 5), order)
+    y = guarded((2, 32, 5, 5), order, float("nan"))
+    values = torch.randn(9, 16, 16)
+    found = native.conv2d(x, values, None, y, layout.tensors(), layout.sizes(), UNIT)
+    assert found is y
+    assert order_of(y) == order
+    assert not y.isnan().any()
+
+
+@pytest.mark.parametrize("place", range(11), ids=lambda place: f"list {place}")
+@pytest.mark.parametrize("wrong", [-1, 10_000])
+def test_lists_that_point_outside_are_refused(place, wrong):
+    layout = BlockLayout((32, 32, 3, 3), (16, 16), torch.arange(0, 36, 2))
+    lists = [t.clone() for t in layout.tensors()]
+    lists[place][1 if len(lists[place]) > 1 else 0] = wrong
+    x, values = torch.randn(1, 32, 4, 4), torch.randn(18, 16, 16)
+    calls = {
+        range(1, 6): [
+            lambda: native.conv2d(
+                x, values, None, torch.empty_like(x), lists, layout.sizes(), UNIT
+            ),
+            lambda: native.conv2d_weight_grad(x, x, lists, layout.sizes(), UNIT),
+        ],
+        range(6, 11): [
+            lambda: native.conv2d_input_grad(
+                x, values, torch.empty_like(x), lists, layout.sizes(), UNIT
+            )
+        ],
+    }
+    for places, some in calls.items():
+        for call in some if place in places else ():
+            with pytest.raises(ValueError, match="not there"):
+                call()
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tmp_path):
+    """Reads and writes outside of a tensor, signed overflow, shifts: in any drawn geometry."""
+    target = tmp_path / "checked.so"
+    flags = ["-O1", "-g", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi"]
+    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    sources = sorted(map(str, SOURCE.glob("*.cpp")))
+    subprocess.run(["g++", *flags, *checks, "-o", str(target), *sources], check=True)
+    preload = [
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(preload),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    command = [sys.executable, __file__, str(target)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+if __name__ == "__main__":
+    checked = ctypes.CDLL(sys.argv[1])
+    native.library = lambda: checked
+    for number in range(1500):
+        passes(draw_convolution(number))
