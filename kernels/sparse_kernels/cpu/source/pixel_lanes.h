@@ -34,7 +34,8 @@ constexpr int most_columns(int width) { return width == 8 ? 1 : width == 4 ? 2 :
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Loose*>(p) = v; }
-inline Vec broadcast(float f) { return Vec{} + f; }
+// f - 0 is f for every f, so that nothing is computed (f + 0 is another number for -0).
+inline Vec broadcast(float f) { return f - Vec{}; }
 
 // {a[h], b[h], a[h + 1], b[h + 1], ...}, where h is 0 or, of the upper half, LANES / 2.
 template <int H, int... I> inline Vec interleaved(Vec a, Vec b, std::integer_sequence<int, I...>) {

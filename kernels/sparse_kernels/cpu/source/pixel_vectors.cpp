@@ -10,59 +10,96 @@ namespace {
 
 // Bytes of the packed source that the sums of one tile, or of a chunk of weights, come back to.
 // Several results share what is read, so that the second-level cache is fast enough for them.
-int64_t cached_bytes(int width) { return width <= 2 ? 32 << 10 : 256 << 10; }
+int64_t cached_bytes(int width) { if (getenv("CB")) return atol(getenv("CB"));  return width <= 2 ? 64 << 10 : 128 << 10; }
 
-// Floats from one stripe of sums to the next: [stripe * width][position][lane].
+// Results whose sums are summed over all chunks before the next ones: they stay in the cache.
+constexpr int64_t SUMS_BYTES = 256 << 10;
+
+// The sums of some positions for all results: [stripe * width][position][lane].
 typedef void (*Tile)(const float* source, const int64_t* at, const Columns& columns, const float* bias, float* sums);
 
-// The sums of V positions, at[i] floats into the source, for all results.
-template <int B, int V>
-void tile(const float* source, const int64_t* at, const Columns& columns, const float* bias, float* sums) {
-  int64_t place[V];
-  for (int j = 0; j < V; j++) place[j] = at[j];
-  for (int64_t chunk = 0; chunk < columns.chunks; chunk++)
-    for (int64_t stripe = 0; stripe < columns.stripes; stripe++) {
-      const int32_t* start = columns.start + chunk * columns.stripes + stripe;
-      if (chunk && start[0] == start[1]) continue;
-      Vec* result = reinterpret_cast<Vec*>(sums) + stripe * B * V;
-      Vec acc[B][V];
+// RUNS times V positions: V side by side in the source, at[i] floats into it.
+template <int B, int RUNS, int V>
+__attribute__((always_inline)) inline void add_cell(const float* source, const int64_t (&at)[RUNS], const Columns& columns, int64_t cell, const Vec* begin, Vec* result) {
+  Vec acc[B][RUNS][V];
 #pragma GCC unroll 8
-      for (int b = 0; b < B; b++)
+  for (int b = 0; b < B; b++)
 #pragma GCC unroll 8
-        for (int j = 0; j < V; j++) acc[b][j] = chunk ? result[b * V + j] : broadcast(bias[stripe * B + b]);
-      for (int64_t e = start[0]; e < start[1]; e++) {
-        const float* x = source + static_cast<int64_t>(columns.distance[e]) * LANES;
-        const float* weight = columns.weights + e * B;
-        Vec read[V];
+    for (int i = 0; i < RUNS; i++)
 #pragma GCC unroll 8
-        for (int j = 0; j < V; j++) read[j] = *reinterpret_cast<const Vec*>(x + place[j]);
+      for (int j = 0; j < V; j++) acc[b][i][j] = begin ? begin[b] : result[(b * RUNS + i) * V + j];
+  const int32_t* distance = columns.distance + columns.start[cell];
+  const int32_t* last = columns.distance + columns.start[cell + 1];
+  const float* weight = columns.weights + static_cast<int64_t>(columns.start[cell]) * B;
+  for (; distance != last; distance++, weight += B) {
+    const float* x = source + static_cast<int64_t>(*distance) * LANES;
+    Vec read[RUNS][V];
 #pragma GCC unroll 8
-        for (int b = 0; b < B; b++) {
-          Vec factor = broadcast(weight[b]);
+    for (int i = 0; i < RUNS; i++) {
+      const float* run = x + at[i];
+      // One address a run: the compiler would keep one for each vector, more than it has registers.
+      if (V > 1) asm("" : "+r"(run));
 #pragma GCC unroll 8
-          for (int j = 0; j < V; j++) acc[b][j] += factor * read[j];
-        }
-      }
-#pragma GCC unroll 8
-      for (int b = 0; b < B; b++)
-#pragma GCC unroll 8
-        for (int j = 0; j < V; j++) result[b * V + j] = acc[b][j];
+      for (int j = 0; j < V; j++) read[i][j] = *reinterpret_cast<const Vec*>(run + j * LANES);
     }
+#pragma GCC unroll 8
+    for (int b = 0; b < B; b++) {
+      Vec factor = broadcast(weight[b]);
+#pragma GCC unroll 8
+      for (int i = 0; i < RUNS; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < V; j++) acc[b][i][j] += factor * read[i][j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int b = 0; b < B; b++)
+#pragma GCC unroll 8
+    for (int i = 0; i < RUNS; i++)
+#pragma GCC unroll 8
+      for (int j = 0; j < V; j++) result[(b * RUNS + i) * V + j] = acc[b][i][j];
 }
 
-template <int B, int... V> Tile tile_of(int positions, std::integer_sequence<int, V...>) {
-  static constexpr Tile tiles[] = {tile<B, V + 1>...};
-  return tiles[positions - 1];
+template <int B, int RUNS, int V>
+void tile(const float* source, const int64_t* places, const Columns& columns, const float* bias, float* sums) {
+  int64_t at[RUNS];
+  for (int i = 0; i < RUNS; i++) at[i] = places[i];
+  constexpr int64_t STRIPE = B * RUNS * V;
+  int64_t some = std::max<int64_t>(1, SUMS_BYTES / (STRIPE * 4 * LANES));
+  for (int64_t first = 0; first < columns.stripes; first += some)
+    for (int64_t chunk = 0; chunk < columns.chunks; chunk++)
+      for (int64_t stripe = first; stripe < std::min(first + some, columns.stripes); stripe++) {
+        int64_t cell = chunk * columns.stripes + stripe;
+        if (chunk && columns.start[cell] == columns.start[cell + 1]) continue;
+        Vec begin[B];
+        if (!chunk)
+          for (int b = 0; b < B; b++) begin[b] = broadcast(bias[stripe * B + b]);
+        add_cell<B, RUNS, V>(source, at, columns, cell, chunk ? nullptr : begin, reinterpret_cast<Vec*>(sums) + stripe * STRIPE);
+      }
 }
-template <int B> Tile tile_of(int positions) {
-  return tile_of<B>(positions, std::make_integer_sequence<int, most_positions(B)>{});
+
+template <int B, int RUNS, int... V> Tile side_by_side(int length, std::integer_sequence<int, V...>) {
+  static constexpr Tile tiles[] = {tile<B, RUNS, V + 1>...};
+  return tiles[length - 1];
 }
-Tile tile_of(int width, int positions) {
-  return width == 8   ? tile_of<8>(positions)
-         : width == 4 ? tile_of<4>(positions)
-         : width == 2 ? tile_of<2>(positions)
-                      : tile_of<1>(positions);
+template <int B, int... RUNS> Tile apart(int runs, std::integer_sequence<int, RUNS...>) {
+  static constexpr Tile tiles[] = {tile<B, RUNS + 1, 1>...};
+  return tiles[runs - 1];
 }
+template <int B> Tile tile_of(int runs, int length) {
+  auto positions = std::make_integer_sequence<int, most_positions(B)>{};
+  if (length == 1) return apart<B>(runs, positions);
+  if (B == 1 && runs == 2) return side_by_side<B, B == 1 ? 2 : 1>(length, positions);
+  return side_by_side<B, 1>(length, positions);
+}
+Tile tile_of(int width, int runs, int length) {
+  return width == 8   ? tile_of<8>(runs, length)
+         : width == 4 ? tile_of<4>(runs, length)
+         : width == 2 ? tile_of<2>(runs, length)
+                      : tile_of<1>(runs, length);
+}
+
+// Positions of a tile at most: with one result each there is room for two runs.
+int64_t most_sums(int width) { return width == 1 ? 2 * most_positions(1) : most_positions(width); }
 
 // One pass that writes images: the output, or the gradient of the input.
 struct Gather {
@@ -78,7 +115,7 @@ struct Gather {
     thread_local Scratch copy, sums;
     Packed packed = shape;
     packed.data = copy.take<float>(h.extent(strips.height) * packed.row());
-    float* results = sums.take<float>(lists[0].stripes * width * most_positions(width) * LANES);
+    float* results = sums.take<float>(lists[0].stripes * width * most_sums(width) * LANES);
     for (int64_t i = first; i < last; i++) run_strip(Strip(strips, i, h, w), packed, results);
   }
 
@@ -95,19 +132,34 @@ struct Gather {
   void run_phase(const Strip& strip, const Lanes& lanes, int64_t a, int64_t b, const Packed& packed,
                  float* sums) const {
     int64_t down = ceil_div(strip.height - a, h.phases), across = ceil_div(strip.width - b, w.phases);
-    int64_t count = down * across, parts = ceil_div(count, most_positions(width));
-    for (int64_t part = 0; part < parts; part++) {
-      int64_t first = count * part / parts, n = count * (part + 1) / parts - first, at[8];
-      for (int64_t k = 0; k < n; k++) {
-        int64_t i = (first + k) / across, j = (first + k) % across;
-        at[k] = i * h.step * packed.row() + j * w.step * LANES;
+    int64_t most = most_positions(width), length = ceil_div(across, ceil_div(across, most)), runs = width == 1 ? 2 : 1;
+    if (w.step != 1 || length * runs < most / 2 + 1) length = 1, runs = most;
+    // Runs of `length` positions side by side, the last of a row maybe shorter: tiles of equal ones.
+    int64_t whole = across / length, rest = across % length;
+    auto tiles = [&](int64_t per_row, int64_t left, int64_t n) {
+      int64_t count = down * per_row, parts = ceil_div(count, runs);
+      for (int64_t part = 0; part < parts; part++) {
+        int64_t first = count * part / parts, last = count * (part + 1) / parts;
+        tile_of_runs(strip, lanes, a, b, packed, sums, first, last, per_row, left, n);
       }
-      tile_of(width, static_cast<int>(n))(packed.data, at, lists[a * w.phases + b], bias, sums);
-      for (int64_t k = 0; k < n; k++) {
-        int64_t i = strip.top + (first + k) / across * h.phases + a;
-        int64_t j = strip.left + (first + k) % across * w.phases + b;
-        unpack_result(sums + k * LANES, n, h, w, lanes, i, j, result);
-      }
+    };
+    if (whole) tiles(whole, 0, length);
+    if (rest) tiles(1, whole * length, rest);
+  }
+
+  // Runs first to last of n positions, per_row of them in a row, from column `left` on.
+  void tile_of_runs(const Strip& strip, const Lanes& lanes, int64_t a, int64_t b, const Packed& packed, float* sums,
+                    int64_t first, int64_t last, int64_t per_row, int64_t left, int64_t n) const {
+    int64_t at[8], runs = last - first;
+    for (int64_t k = 0; k < runs; k++) {
+      int64_t i = (first + k) / per_row, j = left + (first + k) % per_row * n;
+      at[k] = i * h.step * packed.row() + j * w.step * LANES;
+    }
+    tile_of(width, static_cast<int>(runs), static_cast<int>(n))(packed.data, at, lists[a * w.phases + b], bias, sums);
+    for (int64_t k = 0; k < runs * n; k++) {
+      int64_t run = first + k / n, j = left + run % per_row * n + k % n;
+      unpack_result(sums + k * LANES, runs * n, h, w, lanes, strip.top + run / per_row * h.phases + a,
+                    strip.left + j * w.phases + b, result);
     }
   }
 
@@ -115,13 +167,13 @@ struct Gather {
   int64_t result_images() const { return images; }
 };
 
-// Channels of a chunk whose packed pixels for so many positions side by side fit in a cache.
+// Blocks of channels of a chunk whose packed pixels for so many positions fit in a cache.
 int64_t chunk_of(const Side& side, const Axis& h, const Axis& w, int64_t down, int64_t across, int64_t bytes) {
   int64_t taps_h = ceil_div(h.taps, h.phases), taps_w = ceil_div(w.taps, w.phases);
   int64_t vectors = ((down - 1) * h.step + taps_h) * ((across - 1) * w.step + taps_w);
   int64_t chunk = std::max<int64_t>(1, bytes / (vectors * 4 * LANES));
-  int64_t chunks = ceil_div(side.read, chunk);
-  return ceil_div(side.read, chunks);
+  int64_t blocks = std::max<int64_t>(1, chunk / side.block_read);
+  return ceil_div(side.blocks_read(), ceil_div(side.blocks_read(), blocks));
 }
 
 void gather(const Layer& layer, bool backward, const Images& source, const float* values, const float* bias,
@@ -136,9 +188,9 @@ void gather(const Layer& layer, bool backward, const Images& source, const float
   g.strips = cut_into_strips(layer.images, g.h, g.w, source.channels, layer.threads > 1 ? 4 * layer.threads : 1);
   g.shape = {nullptr, source.channels, pitch_of(g.w.extent(g.strips.width))};
   int64_t most = most_positions(g.width);
-  int64_t chunk = chunk_of(side, g.h, g.w, 1, most, cached_bytes(g.width));
+  int64_t chunk = chunk_of(side, g.h, g.w, g.width == 1 ? 2 : 1, most, cached_bytes(g.width));
   Reading reading{layer, side, list, g.width, chunk, g.shape.pitch, g.shape.channels * g.shape.pitch};
-  int64_t chunks = ceil_div(side.read, chunk), stripes = side.blocks_written() * (side.block_written / g.width);
+  int64_t chunks = ceil_div(side.blocks_read(), chunk), stripes = side.blocks_written() * (side.block_written / g.width);
   int64_t phases = g.h.phases * g.w.phases, room = reading.columns();
   thread_local Scratch starts, distances, weights, biases;
   int32_t* start = starts.take<int32_t>(phases * (chunks * stripes + 1));
@@ -148,8 +200,11 @@ void gather(const Layer& layer, bool backward, const Images& source, const float
   for (int64_t i = 0; i < stripes * g.width; i++) padded[i] = bias && i < side.written ? bias[i] : 0.0f;
   g.bias = padded;
   for (int64_t phase = 0; phase < phases; phase++) {
-    Columns columns{chunks, stripes, start, distance, weight, nullptr};
-    int64_t n = fill(reading, g.h, g.w, phase / g.w.phases, phase % g.w.phases, values, columns);
+    Columns columns{chunks, stripes, start, distance, weight};
+    std::vector<int32_t> taps = tap_distances(reading, g.h, g.w, phase / g.w.phases, phase % g.w.phases);
+    count(reading, taps.data(), columns);
+    fill(reading, taps.data(), values, columns);
+    int64_t n = columns.start[columns.cells()];
     start += columns.cells() + 1, distance += n, weight += n * g.width;
     g.lists.push_back(columns);
   }
@@ -157,9 +212,11 @@ void gather(const Layer& layer, bool backward, const Images& source, const float
 }
 
 // Weight gradient: positions of a tile, as floats into the packed input and the packed gradient.
+struct Position {
+  int64_t x, y;
+};
 struct Positions {
-  const int64_t *x, *y;
-  int64_t count;
+  const Position *first, *last;
 };
 typedef void (*Dots)(const float* x, const int32_t* distance, const float* y, int64_t y_step, const Positions& at, Vec* sums);
 
@@ -174,9 +231,9 @@ void dots(const float* x, const int32_t* distance, const float* y, int64_t y_ste
 #pragma GCC unroll 8
     for (int b = 0; b < B; b++) acc[k][b] = Vec{};
   }
-  for (int64_t i = 0; i < at.count; i++) {
-    int64_t x_at = at.x[i];
-    const float* grad = y + at.y[i];
+  for (const Position* i = at.first; i != at.last; i++) {
+    int64_t x_at = i->x;
+    const float* grad = y + i->y;
     Vec factor[B];
 #pragma GCC unroll 8
     for (int b = 0; b < B; b++) factor[b] = *reinterpret_cast<const Vec*>(grad + b * y_step);
@@ -281,24 +338,23 @@ struct WeightGrad {
         else if (rows[row])
           pack_row(x, h, w, lanes, strip, x_columns, row, packed_x);
     });
-    std::vector<int64_t> x_at, y_at, starts;
+    std::vector<Position> at;
+    std::vector<size_t> starts;
     for (int64_t top = 0; top < strip.height; top += tile_down)
       for (int64_t left = 0; left < strip.width; left += tile_across) {
-        starts.push_back(static_cast<int64_t>(x_at.size()));
+        starts.push_back(at.size());
         for (int64_t i = top; i < std::min(top + tile_down, strip.height); i++)
-          for (int64_t j = left; j < std::min(left + tile_across, strip.width); j++) {
-            x_at.push_back(i * h.step * packed_x.row() + j * w.step * LANES);
-            y_at.push_back(i * packed_y.row() + j * LANES);
-          }
+          for (int64_t j = left; j < std::min(left + tile_across, strip.width); j++)
+            at.push_back({i * h.step * packed_x.row() + j * w.step * LANES, i * packed_y.row() + j * LANES});
       }
-    starts.push_back(static_cast<int64_t>(x_at.size()));
+    starts.push_back(at.size());
     int64_t segments = std::min(SEGMENTS, columns.stripes);
     shared(columns.chunks * segments, 1, threads(), [&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last; task++)
         for (size_t tile = 0; tile + 1 < starts.size(); tile++) {
-          Positions at{&x_at[starts[tile]], &y_at[starts[tile]], starts[tile + 1] - starts[tile]};
+          Positions positions{&at[starts[tile]], at.data() + starts[tile + 1]};
           int64_t cell = task / segments * columns.stripes, part = task % segments;
-          add(cell + columns.stripes * part / segments, cell + columns.stripes * (part + 1) / segments, at);
+          add(cell + columns.stripes * part / segments, cell + columns.stripes * (part + 1) / segments, positions);
         }
     });
   }
@@ -319,7 +375,7 @@ void weight_grad(const Layer& layer, const Images& x, const Images& y, float* dv
   g.y_h.cut(g.h.bands), g.y_w.cut(g.w.bands);
   g.strips = cut_into_strips(layer.images, g.h, g.w, x.channels + y.channels, 1);
   int64_t stripes = side.blocks_written() * (side.block_written / g.width);
-  thread_local Scratch copies_x, copies_y, starts, distances, places, totals;
+  thread_local Scratch copies_x, copies_y, starts, distances, totals;
   g.packed_x = {nullptr, x.channels, pitch_of(g.w.extent(g.strips.width))};
   g.packed_y = {nullptr, stripes * g.width, pitch_of(g.strips.width)};
   g.packed_x.data = copies_x.take<float>(g.h.extent(g.strips.height) * g.packed_x.row());
@@ -328,15 +384,22 @@ void weight_grad(const Layer& layer, const Images& x, const Images& y, float* dv
   g.tile_down = std::min(g.strips.height, std::max<int64_t>(1, TILE / g.tile_across));
   int64_t chunk = chunk_of(side, g.h, g.w, g.tile_down, g.tile_across, cached_bytes(g.width));
   Reading reading{layer, side, list, g.width, chunk, g.packed_x.pitch, g.packed_x.channels * g.packed_x.pitch};
-  int64_t chunks = ceil_div(side.read, chunk), room = reading.columns();
-  g.columns = {chunks, stripes, starts.take<int32_t>(chunks * stripes + 1), distances.take<int32_t>(room), nullptr,
-               places.take<int64_t>(room)};
-  int64_t n = fill(reading, g.h, g.w, 0, 0, nullptr, g.columns);
+  int64_t chunks = ceil_div(side.blocks_read(), chunk), room = reading.columns();
+  g.columns = {chunks, stripes, starts.take<int32_t>(chunks * stripes + 1), distances.take<int32_t>(room), nullptr};
+  std::vector<int32_t> taps = tap_distances(reading, g.h, g.w, 0, 0);
+  count(reading, taps.data(), g.columns);
+  int32_t* distance = g.columns.distance;
+  each_column(reading, taps.data(), stripes, begins(g.columns),
+              [=](int64_t column, int64_t far, int64_t, int64_t) { distance[column] = static_cast<int32_t>(far); });
+  int64_t n = g.columns.start[g.columns.cells()];
   g.totals = totals.take<float>(room * g.width);
   std::fill_n(g.totals, n * g.width, 0.0f);
   g.run();
-  for (int64_t e = 0; e < n; e++)
-    std::memcpy(dvalues + g.columns.places[e], g.totals + e * g.width, g.width * sizeof(float));
+  const float* sums = g.totals;
+  const int64_t width = g.width;
+  each_column(reading, taps.data(), stripes, begins(g.columns), [=](int64_t column, int64_t, int64_t place, int64_t) {
+    for (int64_t b = 0; b < width; b++) dvalues[place + b] = sums[column * width + b];
+  });
 }
 
 enum Outcome { DONE, UNSOUND, NO_MEMORY };
