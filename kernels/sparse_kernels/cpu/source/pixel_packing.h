@@ -1,0 +1,110 @@
+// Images from channels-last to vectors over pixels, [row][channel][column][lane], and back.
+#pragma once
+#include <cstdlib>
+#include <new>
+
+#include "pixel_plan.h"
+
+namespace pixels {
+
+// Memory that a thread keeps from call to call: fresh pages would cost as much as the copies.
+class Scratch {
+ public:
+  ~Scratch() { std::free(data_); }
+  template <class T> T* take(int64_t count) {
+    int64_t bytes = ceil_div(std::max<int64_t>(count, 1) * sizeof(T), 64) * 64;
+    if (bytes > size_ || (size_ > KEPT && bytes < size_ / 2)) {
+      std::free(data_);
+      data_ = std::aligned_alloc(64, bytes), size_ = data_ ? bytes : 0;
+      if (!data_) throw std::bad_alloc();
+    }
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  static constexpr int64_t KEPT = 64 << 20;
+  void* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// One place of all lanes; rows[lane] is null where the lane has no pixel. A channel goes to every
+// `pitch`-th vector from `to` on.
+inline void pack_place(const float* const (&rows)[LANES], int64_t channels, float* to, int64_t pitch) {
+  for (int64_t c = 0; c < channels; c += LANES) {
+    int64_t n = std::min<int64_t>(LANES, channels - c);
+    Vec block[LANES];
+    for (int lane = 0; lane < LANES; lane++) {
+      block[lane] = Vec{};
+      if (!rows[lane]) continue;
+      if (n == LANES)
+        block[lane] = load(rows[lane] + c);
+      else
+        std::memcpy(&block[lane], rows[lane] + c, n * sizeof(float));
+    }
+    transpose(block);
+    for (int64_t k = 0; k < n; k++) *reinterpret_cast<Vec*>(to + (c + k) * pitch * LANES) = block[k];
+  }
+}
+
+inline void unpack_place(const float* from, int64_t pitch, int64_t channels, float* const (&rows)[LANES]) {
+  for (int64_t c = 0; c < channels; c += LANES) {
+    int64_t n = std::min<int64_t>(LANES, channels - c);
+    Vec block[LANES];
+    for (int64_t k = 0; k < LANES; k++)
+      block[k] = k < n ? *reinterpret_cast<const Vec*>(from + (c + k) * pitch * LANES) : Vec{};
+    transpose(block);
+    for (int lane = 0; lane < LANES; lane++) {
+      if (!rows[lane]) continue;
+      if (n == LANES)
+        store(rows[lane] + c, block[lane]);
+      else
+        std::memcpy(rows[lane] + c, &block[lane], n * sizeof(float));
+    }
+  }
+}
+
+// A copy of what a strip reads: [row][channel][column] vectors.
+struct Packed {
+  float* data;
+  int64_t channels, pitch;
+  int64_t row() const { return channels * pitch * LANES; }
+};
+
+// Copies a row of a strip; `channels` of the copy beyond those of the images are zero.
+inline void pack_row(const Images& from, const Axis& h, const Axis& w, const Lanes& lanes, const Strip& strip,
+                     const std::vector<char>& columns_read, int64_t row, const Packed& to) {
+  const float* starts[LANES];
+  int64_t columns[LANES];
+  for (int lane = 0; lane < LANES; lane++) {
+    int64_t y = h.first_of(lanes.band_h[lane]) + strip.top / h.phases * h.scale + row;
+    bool inside = lanes.used[lane] && y >= 0 && y < from.height;
+    starts[lane] = inside ? from.data + lanes.image[lane] * from.image + y * from.row : nullptr;
+    columns[lane] = w.first_of(lanes.band_w[lane]) + strip.left / w.phases * w.scale;
+  }
+  float* target = to.data + row * to.row();
+  for (int64_t column = 0; column < static_cast<int64_t>(columns_read.size()); column++) {
+    if (!columns_read[column]) continue;
+    const float* rows[LANES];
+    for (int lane = 0; lane < LANES; lane++) {
+      int64_t x = columns[lane] + column;
+      rows[lane] = starts[lane] && x >= 0 && x < from.width ? starts[lane] + x * from.column : nullptr;
+    }
+    pack_place(rows, from.channels, target + column * LANES, to.pitch);
+    for (int64_t c = from.channels; c < to.channels; c++)
+      std::memset(target + (c * to.pitch + column) * LANES, 0, sizeof(Vec));
+  }
+}
+
+// Writes result (i, j) of every band, [channel] vectors `pitch` apart, to the images.
+inline void unpack_result(const float* from, int64_t pitch, const Axis& h, const Axis& w, const Lanes& lanes,
+                          int64_t i, int64_t j, const Images& to) {
+  float* rows[LANES];
+  for (int lane = 0; lane < LANES; lane++) {
+    int64_t y = lanes.band_h[lane] * h.length + i, x = lanes.band_w[lane] * w.length + j;
+    bool inside = lanes.used[lane] && y < to.height && x < to.width;
+    rows[lane] = inside ? to.data + lanes.image[lane] * to.image + y * to.row + x * to.column : nullptr;
+  }
+  unpack_place(from, pitch, to.channels, rows);
+}
+
+}  // namespace pixels
