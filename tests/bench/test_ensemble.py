@@ -16,11 +16,11 @@ def rows_of(folder, *variants: str) -> list[dict[str, str]]:
 
 
 def test_rows_of_ensembles(tmp_path):
-    variants = ("gemm", "masked", "gemm grouped", "masked grouped", "masked vmapped")
+    variants = ("native", "masked", "native grouped", "masked grouped", "masked vmapped")
     rows = rows_of(tmp_path, *variants)
     assert [row["contender"] for row in rows] == ["dense", *variants]
     for row in rows:
-        assert row["label"] == ("sparse" if "gemm" in row["contender"] else "dense")
+        assert row["label"] == ("sparse" if "native" in row["contender"] else "dense")
         assert row["phase"] == prediction.PHASE
         assert float(row["error"]) < 1e-3
         members = 1 if row["contender"] == "dense" else 3

@@ -42,7 +42,7 @@ def test_tuned_rows_say_so(monkeypatch, tmp_path):
 def test_a_cpu_has_its_own_paths(monkeypatch, tmp_path):
     rows = run(monkeypatch, tmp_path)
     labels = {row["contender"]: row["label"] for row in rows}
-    assert labels == {"dense": "dense", "gemm rows": "sparse", "masked rows": "dense"}
+    assert labels == {"dense": "dense", "native rows": "sparse", "masked rows": "dense"}
 
 
 def test_a_wrong_result_gives_no_row(monkeypatch, tmp_path, capsys):
@@ -55,7 +55,7 @@ def test_a_wrong_result_gives_no_row(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(kernels, "sparse_passes", wrong)
     rows = run(monkeypatch, tmp_path)
     assert "forward" not in {row["phase"] for row in rows if row["contender"] != "dense"}
-    assert "gemm rows forward: ArithmeticError: it is wrong by 1.0e-01" in capsys.readouterr().out
+    assert "native rows forward: ArithmeticError: it is wrong by 1.0e-01" in capsys.readouterr().out
 
 
 def test_a_peer_that_cannot_run_costs_one_line(monkeypatch, tmp_path, capsys):
@@ -97,7 +97,7 @@ def subject(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("refused", "kept"), [("gemm rows forward", 8), ("dense weight gradient", 6)]
+    ("refused", "kept"), [("native rows forward", 8), ("dense weight gradient", 6)]
 )
 def test_what_cannot_be_captured_gives_no_row(refused, kept, subject, monkeypatch, capsys):
     def replays(passes):

@@ -27,22 +27,22 @@ def test_rows_of_training_steps(tmp_path, capsys):
         phases[row["contender"]].add(row["phase"])
         assert float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
         assert float(row["step_error"]) < 1e-2
-        assert bool(row["error"]) == (row["contender"] in ("auto", "gemm", "masked"))
+        assert bool(row["error"]) == (row["contender"] in ("auto", "native", "masked"))
         assert float(row["error"] or 0) < 1e-4
         assert row["device"].startswith("CPU")
     updated = PHASES | {"armed step", "topology update"}
-    names = ("dense", "gemm", "masked", "mask-multiply")
+    names = ("dense", "native", "masked", "mask-multiply")
     assert phases == {**dict.fromkeys(names, PHASES), "auto": updated}
     steps = {row["contender"]: row for row in rows if row["phase"] == "step"}
     # The state of blocks falls with density; masks need the dense one's.
     state = {name: float(row["state_mb"]) for name, row in steps.items()}
-    assert state["gemm"] < 0.25 * state["dense"] == 0.25 * state["mask-multiply"]
-    assert steps["gemm"]["label"] == "sparse"
-    assert steps["gemm"]["kernel_share"] == "1"
+    assert state["native"] < 0.25 * state["dense"] == 0.25 * state["mask-multiply"]
+    assert steps["native"]["label"] == "sparse"
+    assert steps["native"]["kernel_share"] == "1"
     assert steps["masked"]["label"] == steps["mask-multiply"]["label"] == "dense"
     assert steps["masked"]["kernel_share"] == "0"
-    promised = float(steps["gemm"]["flops_ratio"])
-    assert promised == pytest.approx(float(steps["gemm"]["density"]), abs=0.05)
+    promised = float(steps["native"]["flops_ratio"])
+    assert promised == pytest.approx(float(steps["native"]["density"]), abs=0.05)
     assert "EDST, M = 3" in capsys.readouterr().out
 
 
@@ -51,20 +51,20 @@ def test_a_wrong_gradient_gives_no_row(monkeypatch, tmp_path, capsys):
 
     def wrong(self):
         right(self)
-        if self.variant.kind == "gemm":
+        if self.variant.kind == "native":
             self.model.blocks[1].conv1.values.grad.mul_(1.1)
 
     monkeypatch.setattr(Step, "backward", wrong)
-    rows = rows_of(tmp_path, "--variants", "gemm", "masked")
+    rows = rows_of(tmp_path, "--variants", "native", "masked")
     assert {row["contender"] for row in rows} == {"dense", "masked"}
-    assert "gemm: WrongResult: blocks.1.conv1 is off by 1.0e-01" in capsys.readouterr().out
+    assert "native: WrongResult: blocks.1.conv1 is off by 1.0e-01" in capsys.readouterr().out
 
 
 def test_what_cannot_run_here_gives_no_row(tmp_path, capsys):
-    rows = rows_of(tmp_path, "--variants", "gemm captured", "triton", "auto grouped")
+    rows = rows_of(tmp_path, "--variants", "native captured", "triton", "auto grouped")
     assert {row["contender"] for row in rows} == {"dense"}
     said = capsys.readouterr().out
-    assert "gemm captured: Unavailable: only what runs on a CUDA GPU can be captured" in said
+    assert "native captured: Unavailable: only what runs on a CUDA GPU can be captured" in said
     assert "BackendError: backend 'triton' needs a CUDA GPU" in said
     assert "auto grouped: Unavailable: training steps are neither" in said
 

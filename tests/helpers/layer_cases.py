@@ -161,4 +161,6 @@ def assert_as_exact_as_dense(case, dtype, x, values, layout, bias):
         assert ours.dtype == dtype
         assert ours.shape == truth.shape
         limit = 1e-14 if dtype == torch.float64 else 2 * error(theirs, truth)
+        if dtype == torch.float32:  # of few numbers the dense layer's rounding may be luck
+            limit = max(limit, torch.finfo(dtype).eps)
         assert error(ours, truth) <= limit, name

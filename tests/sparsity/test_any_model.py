@@ -78,7 +78,7 @@ def test_a_model_trains_saves_loads_and_becomes_dense(name):
 
 @pytest.mark.parametrize(
     ("backend", "kernel"),
-    [("gemm", 1), ("gemm", 3), ("gemm", None), ("masked", 3), ("triton", 1), ("triton", None)],
+    [("native", 1), ("native", 3), ("native", None), ("masked", 3), ("triton", 1), ("triton", None)],
 )
 def test_an_activation_may_work_in_place(backend, kernel, monkeypatch, triton_backend):
     monkeypatch.setenv("SPARSE_ENGINE_BACKEND", backend)

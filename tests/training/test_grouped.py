@@ -77,7 +77,7 @@ def assert_close_tickets(first, second, tolerance):
         (["--topology", "rigl", "--label-smoothing", "0.1"], 1e-5),
         (["--topology", "granet", "--start-sparsity", "0.2"], 1e-5),
         (["--topology", "rigl", "--select", "validation"], 1e-5),
-        (["--topology", "rigl", "--weight-init", "fan-in", "--backend", "gemm"], 1e-5),
+        (["--topology", "rigl", "--weight-init", "fan-in", "--backend", "native"], 1e-5),
         (["--topology", "set", "--norm-decay", "off", "--deterministic", *CONV], 1e-4),
         (["--topology", "set", "--dtype", "bf16"], 2e-3),
         # A seed with which no two blocks are as strong as fp16 can tell.

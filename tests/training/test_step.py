@@ -49,7 +49,7 @@ def train_some(rule, graph, dtype="fp32", backend_steps=12):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("rule", ["set", "rigl", "static"])
-@pytest.mark.parametrize("backend", ["masked", "gemm"])
+@pytest.mark.parametrize("backend", ["masked", "native"])
 def test_replays_equal_steps(rule, dtype, backend, monkeypatch):
     """Rates change and blocks are swapped between replays."""
     monkeypatch.setenv("SPARSE_ENGINE_BACKEND", backend)

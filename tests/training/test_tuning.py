@@ -9,10 +9,10 @@ from torch import nn
 from sparse_engine.errors import InputError
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.training import tuning
-from sparse_engine.training.tuning import crossing, tune_gemm
+from sparse_engine.training.tuning import crossing, tune_native
 from sparse_kernels.dispatch import cost_model
 from sparse_kernels.dispatch.backend import choose_backend
-from sparse_kernels.dispatch.cost_model import gemm_is_faster
+from sparse_kernels.dispatch.cost_model import native_is_faster
 
 CPU = torch.device("cpu")
 SIZES = (64, 64, 3, 3, 16, 16)
@@ -22,18 +22,18 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def tune(monkeypatch, slope):
-    """Tune a convolution whose masked path takes a second, and gemm `slope` times its density."""
+    """Tune a convolution whose masked path takes a second, and native `slope` times its density."""
 
     def measure(plan, problem, module, counts, device, dtype, backends):
         assert (type(module), module.weight.is_meta) == (nn.Conv2d, True)
-        seconds = {"gemm": lambda count: slope * count / plan.total, "masked": lambda count: 1.0}
+        seconds = {"native": lambda count: slope * count / plan.total, "masked": lambda count: 1.0}
         return [*(seconds[b](n) for b, n in zip(backends, counts[:-1], strict=True)), 0.9]
 
     monkeypatch.setattr(tuning, "measure", measure)
     model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1))
     plans = [LayerPlan.full(name, (64, 64, 3, 3), (16, 16)) for name in ("0", "1")]
     sparse = [replace(plan, active=plan.total // 5) for plan in plans]
-    return tune_gemm(sparse, model.to("meta"), (64, 8, 8), 4, torch.float32)
+    return tune_native(sparse, model.to("meta"), (64, 8, 8), 4, torch.float32)
 
 
 def choice(density, positions=4 * 64):
@@ -41,12 +41,12 @@ def choice(density, positions=4 * 64):
 
 
 @pytest.mark.parametrize("slope", [2.0, 4.0])
-def test_auto_takes_gemm_up_to_the_density_that_was_measured(slope, monkeypatch):
+def test_auto_takes_native_up_to_the_density_that_was_measured(slope, monkeypatch):
     expected = choice(0.99, 4 * 65)
     [density] = tune(monkeypatch, slope).values()
     assert density == pytest.approx(0.95 / slope, rel=0.02)
     for _ in range(2):
-        assert choice(density) == "gemm"
+        assert choice(density) == "native"
         assert choice(density + 1e-3) == "masked"
         # Another number of images was not measured, and is expected as before.
         assert choice(0.99, 4 * 65) == expected
@@ -56,8 +56,8 @@ def test_auto_takes_gemm_up_to_the_density_that_was_measured(slope, monkeypatch)
 
 def test_what_was_not_measured_is_expected():
     for density in (0.05, 0.3, 0.6):
-        faster = gemm_is_faster(torch.float32, SIZES, density, 256, torch.get_num_threads())
-        assert choice(density) == ("gemm" if faster else "masked")
+        faster = native_is_faster(torch.float32, SIZES, density, 256, torch.get_num_threads())
+        assert choice(density) == ("native" if faster else "masked")
 
 
 def test_layers_of_one_kind_are_measured_once(monkeypatch):
@@ -67,7 +67,7 @@ def test_layers_of_one_kind_are_measured_once(monkeypatch):
 def test_narrow_blocks_have_nothing_to_tune():
     plan = LayerPlan.full("0", (64, 64), (8, 8))
     with pytest.raises(InputError, match="so there is nothing to tune"):
-        tune_gemm([plan], nn.Sequential(), (1, 8, 8), 4, torch.float32)
+        tune_native([plan], nn.Sequential(), (1, 8, 8), 4, torch.float32)
 
 
 def test_the_crossing_lies_on_a_line():

@@ -14,7 +14,7 @@ from sparse_engine.errors import InputError
     [
         (["--networks", "wrm28-10"], "did you mean 'wrn28-10'"),
         (["--blocks", "64"], "such as 32x32"),
-        (["--variants", "gemm sideways"], "variant 'gemm sideways' is unknown"),
+        (["--variants", "native sideways"], "variant 'native sideways' is unknown"),
         (["--rouns", "1"], "unknown flag '--rouns'; did you mean '--rounds'"),
     ],
 )

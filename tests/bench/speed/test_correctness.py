@@ -17,7 +17,7 @@ CASE = Case(TINY, 0.8, "uniform", "16x16")
 
 
 def test_a_layer_that_is_a_little_wrong_is_found(monkeypatch):
-    step = Step(CASE, Variant("gemm"), "cpu")
+    step = Step(CASE, Variant("native"), "cpu")
     assert check_layers(step) < 1e-5
     layer, right = step.model.blocks[1].conv1, SparseConv2d.forward
     monkeypatch.setattr(

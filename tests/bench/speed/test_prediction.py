@@ -22,7 +22,7 @@ def test_a_captured_prediction_has_no_nodes(captures):
 
 def test_only_dense_tickets_are_vmapped():
     with pytest.raises(Unavailable, match="only masked tickets"):
-        Prediction(CASE, Variant("gemm", vmapped=True), "cpu")
+        Prediction(CASE, Variant("native", vmapped=True), "cpu")
 
 
 @pytest.mark.parametrize(("name", "norms", "left"), [("wrn10-2", 7, 3), ("resnet8", 9, 0)])

@@ -21,7 +21,7 @@ LAYERS = (
 )
 
 
-@pytest.mark.parametrize("backend", ["masked", "gemm"])
+@pytest.mark.parametrize("backend", ["masked", "native"])
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
 def test_passes_agree(layer, backend):
     problem = make_problem(layer, (16, 16), 0.5, "cpu")

@@ -40,7 +40,7 @@ def test_the_nearest_bound_is_the_largest_time():
 @pytest.mark.parametrize("device", ["NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA L40S"])
 def test_rows_of_steps_and_layers(device, monkeypatch, tmp_path):
     monkeypatch.setattr(records, "device_name", lambda _: device)
-    step = Step(Case(TINY, 0.8, "uniform", "16x16"), Variant("gemm"), "cpu")
+    step = Step(Case(TINY, 0.8, "uniform", "16x16"), Variant("native"), "cpu")
     training = Training(Records(tmp_path / "a.csv", {"run": "now"}), "cpu")
     (row,) = training.rows(step, {"step": [1e-3]})
     expected = 1e12 * row["tflops"] / H200.tensor if "H" in device else None
@@ -48,6 +48,6 @@ def test_rows_of_steps_and_layers(device, monkeypatch, tmp_path):
     layer = Layer("linear 32x64", (32, 64), (), 128)
     problem = make_problem(layer, (32, 32), 0.5, "cpu")
     subject = kernels.Kernels(None, "cpu")
-    found = subject._row(problem, "gemm rows", "forward", [1e-3], [1e-3])["roofline"]
+    found = subject._row(problem, "native rows", "forward", [1e-3], [1e-3])["roofline"]
     assert (found is not None) == ("H" in device)
     assert subject._row(problem, "masked rows", "forward", [1e-3], [1e-3])["roofline"] is None

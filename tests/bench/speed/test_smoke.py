@@ -68,7 +68,7 @@ def test_a_kernel_that_cannot_be_compiled_costs_its_own_result(monkeypatch, caps
 
 def test_a_cpu_checks_what_it_has(capsys):
     smoke.main(["--tiny"])
-    assert capsys.readouterr().out.startswith("gemm: 19 of 19 results right")
+    assert capsys.readouterr().out.startswith("native: 19 of 19 results right")
 
 
 def test_a_gpu_without_a_compiler_is_refused(monkeypatch):
@@ -89,7 +89,7 @@ def test_the_checks_of_a_gpu():
 def test_a_wrong_plain_pass_is_found(monkeypatch, capsys):
     monkeypatch.setattr(smoke, "CHECKS", smoke.CHECKS[-1:])
     smoke.smoke("cpu")
-    assert "gemm: 3 of 3 results right" in capsys.readouterr().out
+    assert "native: 3 of 3 results right" in capsys.readouterr().out
     real = smoke.sparse_passes
 
     def wrong(*arguments):

@@ -27,7 +27,7 @@ def test_no_step_is_grouped():
         Step(CASE, Variant("auto", grouped=True), "cpu")
 
 
-@pytest.mark.parametrize("name", ["dense captured", "masked rows captured", "gemm fuse captured"])
+@pytest.mark.parametrize("name", ["dense captured", "masked rows captured", "native fuse captured"])
 def test_nodes_of_a_captured_step_are_fresh(name, captures, monkeypatch, tmp_path):
     """After all that comes before: the check of layers and a plain step."""
     loss, variant = Step._loss, Variant.parse(name)

@@ -34,5 +34,5 @@ def test_the_dense_network_has_no_blocks():
     assert str(case) == "wrn10-2 0.8 uniform 16x16"
     assert case.of(Variant("dense", captured=True)) == case.dense() == Case(TINY)
     assert case.of(Variant("mask-multiply")) is case
-    backends = [Variant(kind).backend for kind in ("dense", "mask-multiply", "gemm")]
-    assert backends == ["auto", "auto", "gemm"]
+    backends = [Variant(kind).backend for kind in ("dense", "mask-multiply", "native")]
+    assert backends == ["auto", "auto", "native"]

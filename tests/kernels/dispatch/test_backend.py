@@ -52,7 +52,7 @@ def choose_on_cpu(sizes=WIDE, density=0.1, positions=8192, dtype=torch.float32):
 
 def test_auto_takes_what_should_be_faster(monkeypatch):
     monkeypatch.setenv(VARIABLE, "auto")
-    assert choose_on_cpu() == "gemm"
+    assert choose_on_cpu() == "native"
     assert choose_on_cpu(density=0.9) == "masked"
     assert choose_on_cpu(sizes=(256, 256, 3, 3, 8, 8), density=0.01) == "masked"
     assert choose_on_cpu(sizes=(1024, 1024, 1, 1, 16, 16), positions=16) == "masked"
@@ -66,7 +66,7 @@ def test_auto_takes_what_should_be_faster(monkeypatch):
 def test_auto_follows_the_number_of_threads(monkeypatch):
     monkeypatch.setenv(VARIABLE, "auto")
     small = {"sizes": (512, 512, 1, 1, 32, 32), "positions": 256}
-    assert choose_on_cpu(**small) == "gemm"
+    assert choose_on_cpu(**small) == "native"
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(64)
@@ -76,8 +76,8 @@ def test_auto_follows_the_number_of_threads(monkeypatch):
 
 
 def test_only_a_cpu_has_it():
-    with pytest.raises(BackendError, match="backend 'gemm' runs on a CPU, found device 'cuda'"):
-        check_backend("gemm", torch.device("cuda"))
+    with pytest.raises(BackendError, match="backend 'native' runs on a CPU, found device 'cuda'"):
+        check_backend("native", torch.device("cuda"))
 
 
 @pytest.mark.parametrize("seen_before", [False, True])
@@ -98,7 +98,7 @@ def test_a_choice_for_a_gpu(seen_before, monkeypatch):
 
 @pytest.mark.parametrize("order", ["rows", "channels_last"])
 @pytest.mark.parametrize("function", [block_conv2d, block_conv2d_fused])
-def test_a_layer_on_a_cpu_that_may_run_gemm(function, order):
+def test_a_layer_on_a_cpu_that_may_run_native(function, order):
     torch.manual_seed(0)
     layout = BlockLayout((32, 32, 3, 3), (16, 16), torch.arange(4))
     values = torch.randn(4, 16, 16)
@@ -127,7 +127,7 @@ def convolution() -> torch.Tensor:
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
-        ("tritn", "backend 'tritn' is unknown; choose from auto, triton, gemm, masked"),
+        ("tritn", "backend 'tritn' is unknown; choose from auto, triton, native, masked"),
         ("triton", "'triton' needs a CUDA GPU, found device 'cpu'; use --backend auto or masked"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_backend_that_cannot_run(monkeypatch, call, backend, message):
         call()
 
 
-@pytest.mark.parametrize("backend", ["auto", "masked", "gemm"])
+@pytest.mark.parametrize("backend", ["auto", "masked", "native"])
 def test_a_backend_that_runs_on_every_cpu(monkeypatch, backend):
     wanted = linear()
     monkeypatch.setenv(VARIABLE, backend)

@@ -1,6 +1,6 @@
-"""When a layer runs dense or on the gemm path: the table of break-even, and the fitted times."""
+"""When a layer runs dense or on the native path: the table of break-even, and the fitted times."""
 
-from sparse_kernels.dispatch.cost_model import BREAK_EVEN, break_even_density, gemm_ratio
+from sparse_kernels.dispatch.cost_model import BREAK_EVEN, break_even_density, native_ratio
 
 
 def test_wider_blocks_break_even_at_higher_densities():
@@ -14,7 +14,7 @@ def test_wider_blocks_break_even_at_higher_densities():
 
 def test_the_expected_time_grows_with_density_and_falls_with_block_and_rows():
     def ratio(density=0.2, block=32, positions=1024):
-        return gemm_ratio((256, 256, 3, 3, block, block), density, positions)
+        return native_ratio((256, 256, 3, 3, block, block), density, positions)
 
     for name, values in {"density": (0.1, 0.2, 0.4), "block": (64, 32, 16)}.items():
         found = [ratio(**{name: value}) for value in values]

@@ -31,7 +31,7 @@ def test_what_was_picked_stays_until_the_end():
     measure(0.1)
     assert choice(0.5) == "masked"
     with with_kernel_choices(CPU, kept):
-        assert choice(0.5) == "gemm"
+        assert choice(0.5) == "native"
         assert kernel_choices(CPU) == kept
     assert choice(0.5) == "masked"
 
@@ -40,15 +40,15 @@ def test_what_was_measured_since_is_left_out():
     kept, expected = kernel_choices(CPU), choice(0.9)
     measure(0.99)
     assert expected == "masked"
-    assert choice(0.9) == "gemm"
+    assert choice(0.9) == "native"
     with with_kernel_choices(CPU, kept):
         assert choice(0.9) == expected
 
 
 def test_other_hardware_says_nothing():
     measure(0.99)
-    with with_kernel_choices(CPU, {"gemm-limits-other-torch1.json": {"key": [0.0]}}):
-        assert choice(0.9) == "gemm"
+    with with_kernel_choices(CPU, {"native-limits-other-torch1.json": {"key": [0.0]}}):
+        assert choice(0.9) == "native"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from sparse_kernels.dispatch.backend import VARIABLE
 
 
-@pytest.fixture(params=["masked", "gemm"])
+@pytest.fixture(params=["masked", "native"])
 def both_paths(request, monkeypatch):
     """Run a test on both paths."""
     monkeypatch.setenv(VARIABLE, request.param)

@@ -36,10 +36,10 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("backend", ["auto", "masked", "gemm"])
+@pytest.mark.parametrize("backend", ["auto", "masked", "native"])
 def test_equals_the_members(name, backend):
     make, options = NETWORKS[name]
-    if backend == "gemm" and options.get("block") == (1, 1):
+    if backend == "native" and options.get("block") == (1, 1):
         backend = "auto"
     models, x = members(make, **options), images()
     with torch.no_grad(), forced_backend(backend):
@@ -56,7 +56,7 @@ def test_one_channel_shown_to_a_network_for_three():
         assert_equal(group(models)(x), one_by_one(models, x))
 
 
-@pytest.mark.parametrize("backend", ["masked", "gemm"])
+@pytest.mark.parametrize("backend", ["masked", "native"])
 def test_training_members_on_batches_of_their_own(backend):
     models = members(Odd)
     twins = copy.deepcopy(models)

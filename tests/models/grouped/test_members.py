@@ -72,7 +72,7 @@ def block_lists(model):
     return {n: m.layout.block_ids.tolist() for n, m in layers.items()}
 
 
-@pytest.mark.parametrize("backend", ["masked", "gemm"])
+@pytest.mark.parametrize("backend", ["masked", "native"])
 @pytest.mark.parametrize("rule", ["static", "set", "rigl", "granet"])
 def test_equals_members_trained_apart(rule, backend):
     models = networks(**({"start_sparsity": 0.4} if rule == "granet" else {}))

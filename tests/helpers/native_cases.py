@@ -1,4 +1,4 @@
-"""Layers for the gemm path, and what the masked path makes of them."""
+"""Layers for the native path, and what the masked path makes of them."""
 
 import torch
 
@@ -8,7 +8,7 @@ from sparse_kernels.dispatch.backend import VARIABLE
 LAYER = (64, 48, 3, 3)
 
 
-def make(shape=LAYER, block=(16, 16), density=0.3, dtype=torch.float64):
+def make(shape=LAYER, block=(16, 16), density=0.3, dtype=torch.float32):
     whole = BlockLayout(shape, block, torch.arange(1))
     ids = torch.randperm(whole.total)[: max(1, round(density * whole.total))]
     layout = BlockLayout(shape, block, ids)
