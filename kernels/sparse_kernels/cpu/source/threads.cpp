@@ -38,7 +38,8 @@ int64_t nanoseconds() {
 }
 
 // The runtime's threads. How late the last of them came decides how many passes do without them.
-const int64_t LATE = 300000;  // nanoseconds: a thread that slept needs a third, one that queues ten times as much
+// In nanoseconds: a thread that slept needs a third of it, one that queues ten times as much.
+const int64_t LATE = 300000;
 const int LONGEST_REST = 256;
 std::atomic<int> rest{0}, next_rest{1};
 
@@ -164,7 +165,8 @@ void in_threads(Share share, void* context, int64_t count, int64_t part, int thr
   if (threads <= 1 || parts <= 1)
     take_parts(work);
   else if (parallel && !resting())
-    in_threads_of_the_runtime(parallel, work, threads);  // with fewer it would end some, and begin them for torch
+    // Of fewer it would end some threads, and torch's next operator would begin them again.
+    in_threads_of_the_runtime(parallel, work, threads);
   else
     in_threads_of_our_own(*pool, work, static_cast<int>(std::min<int64_t>(threads, parts)));
 }
