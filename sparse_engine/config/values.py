@@ -118,7 +118,7 @@ def _check(spec: Any, value: Any, source: str) -> Any:
     if kind is str:
         check_text(value, source)
     choices = spec.metadata.get("choices")
-    if (spec.name, value) in EARLIER_CHOICES:
+    if kind is str and (spec.name, value) in EARLIER_CHOICES:
         present = EARLIER_CHOICES[spec.name, value]
         _LOG.warning("%s: %s '%s' is called '%s' now", source, spec.name, value, present)
         value = present
