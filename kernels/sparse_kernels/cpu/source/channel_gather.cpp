@@ -255,19 +255,3 @@ extern "C" int channel_gather(const Call* call) {
   });
   return 1;
 }
-
-// values [slots, height, width] -> [slots, width, height].
-extern "C" void channel_transpose(const float* values, float* result, int64_t slots, int64_t height, int64_t width,
-                                  int64_t threads) {
-  constexpr int64_t SIDE = 16;
-  shared(slots, 8, static_cast<int>(threads), [&](int64_t first, int64_t last) {
-    for (int64_t slot = first; slot < last; slot++) {
-      const float* from = values + slot * height * width;
-      float* to = result + slot * height * width;
-      for (int64_t i0 = 0; i0 < height; i0 += SIDE)
-        for (int64_t j0 = 0; j0 < width; j0 += SIDE)
-          for (int64_t j = j0; j < std::min(j0 + SIDE, width); j++)
-            for (int64_t i = i0; i < std::min(i0 + SIDE, height); i++) to[j * height + i] = from[i * width + j];
-    }
-  });
-}
