@@ -180,23 +180,32 @@ struct Cut {
   }
 };
 
-void find_pixels(Chunk& chunk, const Grid& grid, int64_t begin) {
-  const Call& call = chunk.call;
-  const Images& to = call.results;
-  for (int64_t i = 0; i < chunk.pixels; i++) {
-    int64_t row = (begin + i) / grid.w.count, column = (begin + i) % grid.w.count;
-    int64_t n = row / grid.h.count, line = row % grid.h.count;
-    chunk.results[i] = const_cast<float*>(
-        to.pixel(n, grid.h.first + line * grid.h.step, grid.w.first + column * grid.w.step));
-    int64_t* offset = chunk.offsets.data() + i;
-    for (int64_t r = 0; r < call.taps_h; r++) {
-      int64_t h = grid.h.read(r, line);
-      for (int64_t s = 0; s < call.taps_w; s++, offset += chunk.pitch) {
-        int64_t w = grid.w.read(s, column);
-        *offset = h < 0 || w < 0 ? chunk.panels.zero() : chunk.panels.offset(n, h, w);
+// Where a run of pixels in a row reads under each tap, from pixel `first` of the chunk on.
+void find_sources(Chunk& chunk, const Grid& grid, int64_t n, int64_t row, int64_t column, int64_t count, int64_t first) {
+  int64_t* offsets = chunk.offsets.data() + first;
+  for (int64_t r = 0; r < chunk.call.taps_h; r++) {
+    int64_t h = grid.h.read(r, row);
+    for (int64_t s = 0; s < chunk.call.taps_w; s++, offsets += chunk.pitch) {
+      if (h < 0) continue;
+      int64_t line = chunk.panels.row_offset(n, h);
+      for (int64_t i = 0; i < count; i++) {
+        int64_t w = grid.w.read(s, column + i);
+        if (w >= 0) offsets[i] = line + chunk.panels.column_offset(w);
       }
     }
   }
+}
+
+void find_pixels(Chunk& chunk, const Grid& grid, int64_t begin) {
+  const Images& to = chunk.call.results;
+  int64_t first = 0;
+  grid.by_row(begin, begin + chunk.pixels, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
+    const float* pixel = to.pixel(n, grid.h.first + row * grid.h.step, grid.w.first + column * grid.w.step);
+    for (int64_t i = 0; i < count; i++)
+      chunk.results[first + i] = const_cast<float*>(pixel) + i * grid.w.step * to.step_pixel;
+    find_sources(chunk, grid, n, row, column, count, first);
+    first += count;
+  });
 }
 
 // Computes output blocks [block, last_block) of result pixels [begin, end) of a grid.

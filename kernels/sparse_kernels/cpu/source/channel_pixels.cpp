@@ -146,10 +146,9 @@ void Panels::read_sources(const Grid& grid, int64_t first, int64_t last) {
 
 void Panels::read_results(const Grid& grid, int64_t first, int64_t last) {
   make_room(last - first);
-  for (int64_t m = first; m < last; m++) {
-    int64_t row = m / grid.w.count;
-    const float* pixel = images_.pixel(row / grid.h.count, grid.h.first + row % grid.h.count * grid.h.step,
-                                       grid.w.first + m % grid.w.count * grid.w.step);
-    copy(pixel, 1 + m - first);
-  }
+  int64_t number = 1;
+  grid.by_row(first, last, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
+    const float* pixel = images_.pixel(n, grid.h.first + row * grid.h.step, grid.w.first + column * grid.w.step);
+    for (int64_t i = 0; i < count; i++) copy(pixel + i * grid.w.step * images_.step_pixel, number++);
+  });
 }

@@ -96,13 +96,17 @@ struct Pairs {
     start.assign(1, 0);
     for (int64_t r = 0; r < call.taps_h; r++)
       for (int64_t s = 0; s < call.taps_w; s++) {
-        for (int64_t m = begin; m < end; m++) {
-          int64_t row = m / grid.w.count, h = grid.h.read(r, row % grid.h.count), w = grid.w.read(s, m % grid.w.count);
-          if (h < 0 || w < 0) continue;
-          int32_t source = static_cast<int32_t>(sources.offset(row / grid.h.count, h, w));
-          int32_t result = static_cast<int32_t>(results.result_offset(m - begin));
-          pairs.push_back(call.swapped ? Pair{result, source} : Pair{source, result});
-        }
+        int64_t number = 0;
+        grid.by_row(begin, end, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
+          int64_t h = grid.h.read(r, row), line = h < 0 ? 0 : sources.row_offset(n, h);
+          for (int64_t i = 0; i < count; i++, number++) {
+            int64_t w = grid.w.read(s, column + i);
+            if (h < 0 || w < 0) continue;
+            int32_t source = static_cast<int32_t>(line + sources.column_offset(w));
+            int32_t result = static_cast<int32_t>(results.result_offset(number));
+            pairs.push_back(call.swapped ? Pair{result, source} : Pair{source, result});
+          }
+        });
         start.push_back(static_cast<int64_t>(pairs.size()));
       }
   }
