@@ -22,7 +22,7 @@ constexpr int64_t MOST_PIXELS = PIXELS > WIDE_PIXELS ? PIXELS : WIDE_PIXELS;
 // Terms of a sum that are added one by one.
 constexpr int64_t MOST_TERMS = 128;
 // Floats of panels that stay in the second cache beside the weights, and most pixels of a chunk.
-constexpr int64_t PANEL_FLOATS = 96 * 1024, CHUNK_PIXELS = 208;
+constexpr int64_t PANEL_FLOATS = 96 * 1024, CHUNK_PIXELS = 416;
 
 
 // What a chunk of result pixels reads.
@@ -211,6 +211,7 @@ void find_pixels(Chunk& chunk, const Grid& grid, int64_t begin) {
 // Computes output blocks [block, last_block) of result pixels [begin, end) of a grid.
 void sum_chunk(const Call& call, const Grid& grid, int64_t begin, int64_t end, int64_t block, int64_t last_block) {
   Panels panels(call.sources, call.source_block, 0);
+  for (int64_t e = call.lists.start[block]; e < call.lists.start[last_block]; e++) panels.use(call.lists.reduce[e]);
   panels.read_sources(grid, begin, end);
   int64_t pitch = end - begin + MOST_PIXELS;
   Chunk chunk{call, panels, end - begin, pitch, std::vector<int64_t>(call.taps() * pitch, panels.zero()),

@@ -153,6 +153,10 @@ int64_t chunk_pixels(const Call& call) {
 
 void sum_entries(const Call& call, const Grid& grid, const Entry* first, const Entry* last) {
   Panels sources(call.sources, call.source_block, 1), results(call.results, call.result_block, 2);
+  for (const Entry* entry = first; entry < last; entry++) {
+    sources.use(entry->source);
+    results.use(entry->result);
+  }
   Pairs pairs;
   for (int64_t m = 0, size = chunk_pixels(call); m < grid.pixels(); m += size) {
     int64_t end = std::min(m + size, grid.pixels());
@@ -181,8 +185,9 @@ extern "C" int channel_sums(const Call* call) {
   std::vector<Grid> grids = grids_of(*call);
   if (grids.empty() || entries.empty()) return 1;
   int64_t count = static_cast<int64_t>(entries.size());
-  // Every part copies the pixels of all chunks, so there are few.
-  int64_t parts = std::min(count, call->threads > 1 ? 2 * call->threads : 1);
+  // Every part copies what it reads of all chunks, so there are no more than can run at once. Entries
+  // are in the order of their output blocks, so that parts have few of these in common.
+  int64_t parts = std::min(count, std::max<int64_t>(call->threads, 1));
   shared(parts, 1, static_cast<int>(call->threads), [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; p++)
       sum_entries(*call, grids[0], entries.data() + count * p / parts, entries.data() + count * (p + 1) / parts);

@@ -98,6 +98,8 @@ class Panels {
  public:
   // block: channels that are read together; a panel holds one block, or several narrow ones.
   Panels(const Images& images, int64_t block, int which);
+  // Says that a block will be read; panels of which none is are left empty.
+  void use(int64_t b) { used_[b / blocks_] = 1; }
   // Prepares for the source pixels that results [first, last) of the grid read.
   void read_sources(const Grid& grid, int64_t first, int64_t last);
   // Prepares for the result pixels [first, last) of the grid themselves.
@@ -121,6 +123,7 @@ class Panels {
   float* data_ = nullptr;
   int64_t panel_ = 0, first_image_ = 0, columns_ = 0;
   const Grid* grid_ = nullptr;
+  std::vector<uint8_t> used_;
   std::vector<int32_t> row_, column_;
   std::vector<int64_t> rows_;
 };
