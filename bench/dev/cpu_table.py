@@ -1,4 +1,4 @@
-"""The native path on a CPU beside the masked path and the dense layer: python -m bench.dev.cpu_table.
+"""The native kernels on a CPU beside the masked path and the dense layer: python -m bench.dev.cpu_table.
 
 A row is a layer, a block and a density: forward and both gradients, in channels_last, as ratios of
 times taken in turn, and the ratio that backend.py expects, by which `auto` chooses. Its constants
@@ -15,7 +15,7 @@ import torch
 from bench.dev.harness import print_table
 from bench.speed.problems import Layer, dense_passes, make_problem, sparse_passes
 from bench.speed.timing import STEP, clock_of, in_turn, quantile, ratio_text
-from sparse_kernels.dispatch.cost_model import native_ratio
+from sparse_kernels.dispatch.cost_model import masked_ratio, native_ratio
 from sparse_kernels.layout import clamp_block
 
 # Network, images, pixels a side (0: a linear layer's vectors), channels in and out, kernel, stride.
@@ -43,7 +43,7 @@ COLUMNS = (
 )  # fmt: skip
 FLAGS = {
     "threads": 1, "rounds": 7, "dtype": ("float32", "bfloat16"),
-    "networks": list(dict.fromkeys(facts[0] for facts in LAYERS)), "blocks": [16, 32, 64],
+    "networks": list(dict.fromkeys(facts[0] for facts in LAYERS)), "blocks": [1, 4, 8, 16, 32, 64],
     "densities": [0.05, 0.1, 0.2, 0.3, 0.5],
 }  # fmt: skip
 
@@ -71,7 +71,7 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
             }
             times = in_turn(passes, options.rounds, clock_of("cpu"))
             dense, masked, native = (times[name][STEP] for name in passes)
-            expected = native_ratio(tuple(layout.sizes()), layout.density, problem.positions)
+            expected = native_ratio(tuple(layout.sizes()), layout.density) / masked_ratio(problem.positions)
             yield [
                 layer.name,
                 f"{layout.block}",

@@ -22,7 +22,7 @@ constexpr int64_t MOST_PIXELS = PIXELS > WIDE_PIXELS ? PIXELS : WIDE_PIXELS;
 // Terms of a sum that are added one by one.
 constexpr int64_t MOST_TERMS = 128;
 // Floats of panels that stay in the second cache beside the weights, and most pixels of a chunk.
-constexpr int64_t PANEL_FLOATS = 96 * 1024, CHUNK_PIXELS = 208;
+constexpr int64_t PANEL_FLOATS = 96 * 1024, CHUNK_PIXELS = 416;
 
 
 // What a chunk of result pixels reads.
@@ -180,28 +180,38 @@ struct Cut {
   }
 };
 
-void find_pixels(Chunk& chunk, const Grid& grid, int64_t begin) {
-  const Call& call = chunk.call;
-  const Images& to = call.results;
-  for (int64_t i = 0; i < chunk.pixels; i++) {
-    int64_t row = (begin + i) / grid.w.count, column = (begin + i) % grid.w.count;
-    int64_t n = row / grid.h.count, line = row % grid.h.count;
-    chunk.results[i] = const_cast<float*>(
-        to.pixel(n, grid.h.first + line * grid.h.step, grid.w.first + column * grid.w.step));
-    int64_t* offset = chunk.offsets.data() + i;
-    for (int64_t r = 0; r < call.taps_h; r++) {
-      int64_t h = grid.h.read(r, line);
-      for (int64_t s = 0; s < call.taps_w; s++, offset += chunk.pitch) {
-        int64_t w = grid.w.read(s, column);
-        *offset = h < 0 || w < 0 ? chunk.panels.zero() : chunk.panels.offset(n, h, w);
+// Where a run of pixels in a row reads under each tap, from pixel `first` of the chunk on.
+void find_sources(Chunk& chunk, const Grid& grid, int64_t n, int64_t row, int64_t column, int64_t count, int64_t first) {
+  int64_t* offsets = chunk.offsets.data() + first;
+  for (int64_t r = 0; r < chunk.call.taps_h; r++) {
+    int64_t h = grid.h.read(r, row);
+    for (int64_t s = 0; s < chunk.call.taps_w; s++, offsets += chunk.pitch) {
+      if (h < 0) continue;
+      int64_t line = chunk.panels.row_offset(n, h);
+      for (int64_t i = 0; i < count; i++) {
+        int64_t w = grid.w.read(s, column + i);
+        if (w >= 0) offsets[i] = line + chunk.panels.column_offset(w);
       }
     }
   }
 }
 
+void find_pixels(Chunk& chunk, const Grid& grid, int64_t begin) {
+  const Images& to = chunk.call.results;
+  int64_t first = 0;
+  grid.by_row(begin, begin + chunk.pixels, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
+    const float* pixel = to.pixel(n, grid.h.first + row * grid.h.step, grid.w.first + column * grid.w.step);
+    for (int64_t i = 0; i < count; i++)
+      chunk.results[first + i] = const_cast<float*>(pixel) + i * grid.w.step * to.step_pixel;
+    find_sources(chunk, grid, n, row, column, count, first);
+    first += count;
+  });
+}
+
 // Computes output blocks [block, last_block) of result pixels [begin, end) of a grid.
 void sum_chunk(const Call& call, const Grid& grid, int64_t begin, int64_t end, int64_t block, int64_t last_block) {
   Panels panels(call.sources, call.source_block, 0);
+  for (int64_t e = call.lists.start[block]; e < call.lists.start[last_block]; e++) panels.use(call.lists.reduce[e]);
   panels.read_sources(grid, begin, end);
   int64_t pitch = end - begin + MOST_PIXELS;
   Chunk chunk{call, panels, end - begin, pitch, std::vector<int64_t>(call.taps() * pitch, panels.zero()),
@@ -254,20 +264,4 @@ extern "C" int channel_gather(const Call* call) {
       sum_chunk(*call, *tasks[t].grid, tasks[t].begin, tasks[t].end, tasks[t].block, tasks[t].last_block);
   });
   return 1;
-}
-
-// values [slots, height, width] -> [slots, width, height].
-extern "C" void channel_transpose(const float* values, float* result, int64_t slots, int64_t height, int64_t width,
-                                  int64_t threads) {
-  constexpr int64_t SIDE = 16;
-  shared(slots, 8, static_cast<int>(threads), [&](int64_t first, int64_t last) {
-    for (int64_t slot = first; slot < last; slot++) {
-      const float* from = values + slot * height * width;
-      float* to = result + slot * height * width;
-      for (int64_t i0 = 0; i0 < height; i0 += SIDE)
-        for (int64_t j0 = 0; j0 < width; j0 += SIDE)
-          for (int64_t j = j0; j < std::min(j0 + SIDE, width); j++)
-            for (int64_t i = i0; i < std::min(i0 + SIDE, height); i++) to[j * height + i] = from[i * width + j];
-    }
-  });
 }

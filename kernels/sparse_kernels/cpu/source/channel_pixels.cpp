@@ -101,6 +101,7 @@ Panels::Panels(const Images& images, int64_t block, int which) : images_(images)
   width_ = block_ * blocks_;
   pitch_ = divided_up(width_, 16) * 16;
   panels_ = divided_up(images.channels, width_);
+  used_.assign(panels_, 0);
 }
 
 void Panels::make_room(int64_t pixels) {
@@ -111,7 +112,8 @@ void Panels::make_room(int64_t pixels) {
 
 void Panels::copy(const float* pixel, int64_t number) {
   float* to = data_ + number * pitch_;
-  for (int64_t c = 0; c < images_.channels; c += width_, to += panel_) {
+  for (int64_t p = 0, c = 0; p < panels_; p++, c += width_, to += panel_) {
+    if (!used_[p]) continue;
     int64_t left = images_.channels - c < width_ ? images_.channels - c : width_, k = 0;
     for (; k + LANES <= left; k += LANES) {
       __builtin_prefetch(pixel + c + k + AHEAD);
@@ -146,10 +148,9 @@ void Panels::read_sources(const Grid& grid, int64_t first, int64_t last) {
 
 void Panels::read_results(const Grid& grid, int64_t first, int64_t last) {
   make_room(last - first);
-  for (int64_t m = first; m < last; m++) {
-    int64_t row = m / grid.w.count;
-    const float* pixel = images_.pixel(row / grid.h.count, grid.h.first + row % grid.h.count * grid.h.step,
-                                       grid.w.first + m % grid.w.count * grid.w.step);
-    copy(pixel, 1 + m - first);
-  }
+  int64_t number = 1;
+  grid.by_row(first, last, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
+    const float* pixel = images_.pixel(n, grid.h.first + row * grid.h.step, grid.w.first + column * grid.w.step);
+    for (int64_t i = 0; i < count; i++) copy(pixel + i * grid.w.step * images_.step_pixel, number++);
+  });
 }

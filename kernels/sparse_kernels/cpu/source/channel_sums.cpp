@@ -5,6 +5,7 @@
 // pixels of the chunk are copied to panels, in which the few that a block reads are side by side.
 // Slots are divided among threads, sums are not.
 #include <algorithm>
+#include <utility>
 #include "channel_vectors.h"
 #include "threads.h"
 
@@ -54,24 +55,35 @@ void tile(const Pair* pair, const Pair* end, const float* rows, const float* vec
   }
 }
 
-// NV vectors of all rows of a block.
-template <int KT, int NV>
-void columns(const Pair* pair, const Pair* end, const float* rows, const float* vectors, float* gradient, int64_t height, int64_t width) {
-  int64_t k = 0;
-  for (; k + KT <= height; k += KT) tile<KT, NV>(pair, end, rows + k, vectors, gradient + k * width, width);
-  if (KT > 8)
-    for (; k + 8 <= height; k += 8) tile<8, NV>(pair, end, rows + k, vectors, gradient + k * width, width);
-  for (; k + 4 <= height; k += 4) tile<4, NV>(pair, end, rows + k, vectors, gradient + k * width, width);
-  for (; k < height; k++) tile<1, NV>(pair, end, rows + k, vectors, gradient + k * width, width);
-}
+// What a tile adds up, and to which gradient: pairs of pixels by their offsets from two blocks.
+struct Sum {
+  const Pair *pair, *end;
+  const float *rows, *vectors;
+  float* gradient;
+  int64_t width;
+  template <int KT, int NV>
+  void add(int64_t k, int64_t j) const {
+    tile<KT, NV>(pair, end, rows + k, vectors + j, gradient + k * width + j, width);
+  }
+  // NV vectors of so many rows.
+  template <int KT, int NV>
+  void add_rows(int64_t count, int64_t j) const {
+    int64_t k = 0;
+    for (; k + KT <= count; k += KT) add<KT, NV>(k, j);
+    if (KT > 8)
+      for (; k + 8 <= count; k += 8) add<8, NV>(k, j);
+    for (; k + 4 <= count; k += 4) add<4, NV>(k, j);
+    for (; k < count; k++) add<1, NV>(k, j);
+  }
+};
 
-void add_block(const Pair* pair, const Pair* last, const float* rows, const float* vectors, float* gradient, int64_t height, int64_t width) {
-  for (const Pair* end; pair < last; pair = end) {
-    end = std::min(pair + MOST_TERMS, last);
+// The rows and columns are those inside of the weight; the last vector may reach past them.
+void add_block(Sum sum, const Pair* last, int64_t rows, int64_t columns) {
+  for (; sum.pair < last; sum.pair = sum.end) {
+    sum.end = std::min(sum.pair + MOST_TERMS, last);
     int64_t j = 0;
-    for (; j + WIDE * LANES <= width; j += WIDE * LANES)
-      columns<WIDE_ROWS, WIDE>(pair, end, rows, vectors + j, gradient + j, height, width);
-    for (; j < width; j += LANES) columns<ROWS, 1>(pair, end, rows, vectors + j, gradient + j, height, width);
+    for (; j + (WIDE - 1) * LANES < columns; j += WIDE * LANES) sum.add_rows<WIDE_ROWS, WIDE>(rows, j);
+    for (; j < columns; j += LANES) sum.add_rows<ROWS, 1>(rows, j);
   }
 }
 
@@ -84,13 +96,17 @@ struct Pairs {
     start.assign(1, 0);
     for (int64_t r = 0; r < call.taps_h; r++)
       for (int64_t s = 0; s < call.taps_w; s++) {
-        for (int64_t m = begin; m < end; m++) {
-          int64_t row = m / grid.w.count, h = grid.h.read(r, row % grid.h.count), w = grid.w.read(s, m % grid.w.count);
-          if (h < 0 || w < 0) continue;
-          int32_t source = static_cast<int32_t>(sources.offset(row / grid.h.count, h, w));
-          int32_t result = static_cast<int32_t>(results.result_offset(m - begin));
-          pairs.push_back(call.swapped ? Pair{result, source} : Pair{source, result});
-        }
+        int64_t number = 0;
+        grid.by_row(begin, end, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
+          int64_t h = grid.h.read(r, row), line = h < 0 ? 0 : sources.row_offset(n, h);
+          for (int64_t i = 0; i < count; i++, number++) {
+            int64_t w = grid.w.read(s, column + i);
+            if (h < 0 || w < 0) continue;
+            int32_t source = static_cast<int32_t>(line + sources.column_offset(w));
+            int32_t result = static_cast<int32_t>(results.result_offset(number));
+            pairs.push_back(call.swapped ? Pair{result, source} : Pair{source, result});
+          }
+        });
         start.push_back(static_cast<int64_t>(pairs.size()));
       }
   }
@@ -109,15 +125,25 @@ std::vector<Entry> entries_of(const Call& call) {
   return entries;
 }
 
+// Rows and columns of a block's gradient that are inside of the weight, and all of them.
+struct Inside {
+  int64_t rows, columns, height, width;
+  Inside(const Call& call, const Entry& entry) {
+    int64_t results = std::min(call.result_block, call.results.channels - entry.result * call.result_block);
+    int64_t sources = std::min(call.source_block, call.sources.channels - entry.source * call.source_block);
+    rows = call.swapped ? results : sources;
+    columns = call.swapped ? sources : results;
+    height = call.swapped ? call.result_block : call.source_block;
+    width = call.swapped ? call.source_block : call.result_block;
+  }
+};
+
 // What lies past the last channel has no gradient, whatever it was summed with.
 void clear_outside(const Call& call, const Entry& entry) {
-  int64_t width = call.swapped ? call.source_block : call.result_block;
-  int64_t height = call.swapped ? call.result_block : call.source_block;
-  int64_t results = call.results.channels - entry.result * call.result_block, sources = call.sources.channels - entry.source * call.source_block;
-  int64_t columns = call.swapped ? sources : results, rows = call.swapped ? results : sources;
-  float* gradient = call.gradient + entry.slot * height * width;
-  for (int64_t k = 0; k < height; k++)
-    for (int64_t j = k < rows ? std::min(columns, width) : 0; j < width; j++) gradient[k * width + j] = 0;
+  Inside inside(call, entry);
+  float* row = call.gradient + entry.slot * inside.height * inside.width;
+  for (int64_t k = 0; k < inside.height; k++, row += inside.width)
+    std::fill(row + (k < inside.rows ? inside.columns : 0), row + inside.width, 0.f);
 }
 
 int64_t chunk_pixels(const Call& call) {
@@ -127,6 +153,10 @@ int64_t chunk_pixels(const Call& call) {
 
 void sum_entries(const Call& call, const Grid& grid, const Entry* first, const Entry* last) {
   Panels sources(call.sources, call.source_block, 1), results(call.results, call.result_block, 2);
+  for (const Entry* entry = first; entry < last; entry++) {
+    sources.use(entry->source);
+    results.use(entry->result);
+  }
   Pairs pairs;
   for (int64_t m = 0, size = chunk_pixels(call); m < grid.pixels(); m += size) {
     int64_t end = std::min(m + size, grid.pixels());
@@ -138,10 +168,9 @@ void sum_entries(const Call& call, const Grid& grid, const Entry* first, const E
       const Pair* stop = pairs.pairs.data() + pairs.start[entry->tap + 1];
       float* gradient = call.gradient + entry->slot * call.source_block * call.result_block;
       const float *source = sources.block(entry->source), *result = results.block(entry->result);
-      if (call.swapped)
-        add_block(begin, stop, result, source, gradient, call.result_block, call.source_block);
-      else
-        add_block(begin, stop, source, result, gradient, call.source_block, call.result_block);
+      Inside inside(call, *entry);
+      if (call.swapped) std::swap(source, result);
+      add_block({begin, nullptr, source, result, gradient, inside.width}, stop, inside.rows, inside.columns);
     }
   }
   for (const Entry* entry = first; entry < last; entry++) clear_outside(call, *entry);
@@ -156,8 +185,9 @@ extern "C" int channel_sums(const Call* call) {
   std::vector<Grid> grids = grids_of(*call);
   if (grids.empty() || entries.empty()) return 1;
   int64_t count = static_cast<int64_t>(entries.size());
-  // Every part copies the pixels of all chunks, so there are few.
-  int64_t parts = std::min(count, call->threads > 1 ? 2 * call->threads : 1);
+  // Every part copies what it reads of all chunks, so there are no more than can run at once. Entries
+  // are in the order of their output blocks, so that parts have few of these in common.
+  int64_t parts = std::min(count, std::max<int64_t>(call->threads, 1));
   shared(parts, 1, static_cast<int>(call->threads), [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; p++)
       sum_entries(*call, grids[0], entries.data() + count * p / parts, entries.data() + count * (p + 1) / parts);

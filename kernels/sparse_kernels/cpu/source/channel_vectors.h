@@ -77,6 +77,15 @@ struct Grid {
   Axis h, w;
   int64_t rows() const { return images * h.count; }
   int64_t pixels() const { return rows() * w.count; }
+  // Calls f(image, row, column, pixels) for what each row has of pixels [begin, end).
+  template <class F>
+  void by_row(int64_t begin, int64_t end, F&& f) const {
+    for (int64_t m = begin, next; m < end; m = next) {
+      int64_t row = m / w.count, column = m % w.count;
+      next = (row + 1) * w.count < end ? (row + 1) * w.count : end;
+      f(row / h.count, row % h.count, column, next - m);
+    }
+  }
 };
 std::vector<Grid> grids_of(const Call& call);
 
@@ -89,14 +98,15 @@ class Panels {
  public:
   // block: channels that are read together; a panel holds one block, or several narrow ones.
   Panels(const Images& images, int64_t block, int which);
+  // Says that a block will be read; panels of which none is are left empty.
+  void use(int64_t b) { used_[b / blocks_] = 1; }
   // Prepares for the source pixels that results [first, last) of the grid read.
   void read_sources(const Grid& grid, int64_t first, int64_t last);
   // Prepares for the result pixels [first, last) of the grid themselves.
   void read_results(const Grid& grid, int64_t first, int64_t last);
-  // Offset of source pixel (h, w) of an image in each panel.
-  int64_t offset(int64_t n, int64_t h, int64_t w) const {
-    return (row_[(n - first_image_) * images_.height + h] + column_[w]) * pitch_;
-  }
+  // The offset of source pixel (h, w) of an image in each panel is that of its row and its column.
+  int64_t row_offset(int64_t n, int64_t h) const { return row_[(n - first_image_) * images_.height + h] * pitch_; }
+  int64_t column_offset(int64_t w) const { return column_[w] * pitch_; }
   int64_t zero() const { return 0; }
   int64_t result_offset(int64_t number) const { return (1 + number) * pitch_; }
   // Where a block's channels begin.
@@ -113,6 +123,7 @@ class Panels {
   float* data_ = nullptr;
   int64_t panel_ = 0, first_image_ = 0, columns_ = 0;
   const Grid* grid_ = nullptr;
+  std::vector<uint8_t> used_;
   std::vector<int32_t> row_, column_;
   std::vector<int64_t> rows_;
 };
