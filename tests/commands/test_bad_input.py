@@ -60,7 +60,7 @@ def test_told_by_a_process_that_needs_torch(arguments, message):
         (["--update-interval", "9999"], "too short for a topology update every 9999"),
         (["--validation", "1e-9", "--select", "validation"], "a validation fraction of 1e-09"),
         (["--dry-run", "--backend", "triton"], "backend 'triton' needs a CUDA GPU"),
-        (["--tune"], "so there is nothing to tune"),
+        (["--tune", "--method", "dense"], "so there is nothing to tune"),
         (["--method", "treenet", "--model", "torchvision/vgg11"], "vgg11"),
         (["--method", "snapshot", "--epochs", "1", "--members", "6"], "too few for 6 phases"),
         (["--method", "lottery", "--rounds", "2", "--members", "3"], "of 2 rounds has 2 tickets"),

@@ -64,10 +64,10 @@ def test_layers_of_one_kind_are_measured_once(monkeypatch):
     assert len(tune(monkeypatch, 3.0)) == 1
 
 
-def test_narrow_blocks_have_nothing_to_tune():
-    plan = LayerPlan.full("0", (64, 64), (8, 8))
+def test_a_data_type_without_kernels_has_nothing_to_tune():
+    plan = replace(LayerPlan.full("0", (64, 64), (8, 8)), active=3)
     with pytest.raises(InputError, match="so there is nothing to tune"):
-        tune_native([plan], nn.Sequential(), (1, 8, 8), 4, torch.float32)
+        tune_native([plan], nn.Sequential(), (1, 8, 8), 4, torch.float64)
 
 
 def test_the_crossing_lies_on_a_line():

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from sparse_kernels.dispatch.backend import choose_backend
+from sparse_kernels.cpu import library
+from sparse_kernels.dispatch.backend import BackendError, choose_backend, forced_backend
 from sparse_kernels.dispatch.cost_model import kept_limits, limit_key
 from sparse_kernels.dispatch.kernel_choices import kernel_choices, with_kernel_choices
 
@@ -49,6 +50,22 @@ def test_other_hardware_says_nothing():
     measure(0.99)
     with with_kernel_choices(CPU, {"native-limits-other-torch1.json": {"key": [0.0]}}):
         assert choice(0.9) == "native"
+
+
+def test_a_run_goes_on_with_the_kernels_that_it_began_with(monkeypatch):
+    measure(0.99)
+    built = kernel_choices(CPU)
+    monkeypatch.setattr(library, "_found", library._Found(None, "there is no compiler"))
+    not_built = kernel_choices(CPU)
+    with pytest.raises(BackendError, match="there is no compiler; mend that, or take --backend"):
+        with_kernel_choices(CPU, built).__enter__()
+    with forced_backend("masked"), with_kernel_choices(CPU, built):
+        assert choice(0.5) == "masked"
+    monkeypatch.undo()
+    assert choice(0.5) == "native"
+    with with_kernel_choices(CPU, not_built):
+        assert choice(0.5) == "masked"
+    assert choice(0.5) == "native"
 
 
 @pytest.mark.parametrize(
