@@ -71,7 +71,8 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
             }
             times = in_turn(passes, options.rounds, clock_of("cpu"))
             dense, masked, native = (times[name][STEP] for name in passes)
-            expected = native_ratio(tuple(layout.sizes()), layout.density) / masked_ratio(problem.positions)
+            expected = native_ratio(tuple(layout.sizes()), layout.density, problem.positions)
+            expected /= masked_ratio(problem.positions)
             yield [
                 layer.name,
                 f"{layout.block}",

@@ -14,9 +14,13 @@ import torch
 from sparse_kernels.measurements import Measurements, timings
 
 # By the narrower side of a block.
-SLOPES = {1: 2.6, 2: 2.0, 4: 1.5, 8: 1.5, 16: 1.6, 32: 1.25, 64: 1.15}
-# Of copies, over the number of channels.
-COPIES = 6.0
+SLOPES = {1: 2.5, 2: 1.9, 4: 1.6, 8: 1.3, 16: 1.35, 32: 1.05, 64: 1.0}
+# Blocks below are multiplied in vectors over pixels, of which there should be many.
+WIDE, PIXELS = 16, 60.0
+# At density zero: 12 / (channels + 16), and what nothing saves.
+COPIES, LEAST = (12.0, 16.0), 0.02
+# Conversion of 16-bit activations, by as much of the dense layer's time in fp32.
+CONVERSION = 0.1
 # Positions for which the scattering of all weights takes as long as the dense layer.
 SCATTER = 32.0
 # Above this ratio nothing is gained that another machine could not lose.
@@ -39,14 +43,26 @@ def native_is_faster(
         threads: that share a product.
     """
     masked = masked_ratio(positions) / MASKED_SPEED.get(dtype, 1.0)
-    return native_ratio(sizes, density) < LARGEST_RATIO * masked
+    native = native_ratio(sizes, density, positions / threads)
+    if dtype != torch.float32:
+        native += CONVERSION
+    return native < LARGEST_RATIO * masked
 
 
-def native_ratio(sizes: tuple[int, ...], density: float) -> float:
-    """Return the time of forward and both gradients in fp32 over that of the dense layer."""
+def native_ratio(sizes: tuple[int, ...], density: float, positions: float) -> float:
+    """Return the time of forward and both gradients in fp32 over that of the dense layer.
+
+    Args:
+        sizes, density: as above.
+        positions: of one thread.
+    """
     out_channels, in_channels, _, _, bo, bc = sizes
-    slope = SLOPES[max(side for side in SLOPES if side <= min(bo, bc))]
-    return density * slope + 0.02 + COPIES / min(out_channels, in_channels)
+    side = min(bo, bc)
+    slope = SLOPES[max(known for known in SLOPES if known <= side)]
+    if side < WIDE:
+        slope *= 1 + PIXELS / positions
+    copies, channels = COPIES
+    return density * slope + LEAST + copies / (min(out_channels, in_channels) + channels)
 
 
 def masked_ratio(positions: int) -> float:

@@ -7,6 +7,7 @@ import torch
 from kernel_cases import DEVICE
 
 from sparse_kernels import BlockLayout, block_conv2d, block_conv2d_fused, block_linear
+from sparse_kernels.cpu import library
 from sparse_kernels.dispatch import backend
 from sparse_kernels.dispatch.backend import VARIABLE, BackendError, check_backend, choose_backend
 from sparse_kernels.dispatch.cost_model import break_even_density
@@ -54,18 +55,24 @@ def test_auto_takes_what_should_be_faster(monkeypatch):
     monkeypatch.setenv(VARIABLE, "auto")
     assert choose_on_cpu() == "native"
     assert choose_on_cpu(density=0.9) == "masked"
-    assert choose_on_cpu(sizes=(256, 256, 3, 3, 8, 8), density=0.01) == "masked"
-    assert choose_on_cpu(sizes=(1024, 1024, 1, 1, 16, 16), positions=16) == "masked"
-    assert choose_on_cpu(sizes=(3, 3, 3, 3, 16, 16)) == "masked"
+    assert choose_on_cpu(sizes=(256, 256, 3, 3, 1, 1)) == "native"
+    assert choose_on_cpu(sizes=(256, 256, 3, 3, 1, 1), density=0.4) == "masked"
+    assert choose_on_cpu((1024, 1024, 1, 1, 1, 1), 0.3, positions=16) == "masked"
     assert choose_on_cpu(positions=None) == "masked"
     assert choose_on_cpu(density=0.3, dtype=torch.bfloat16) == "masked"
+    assert choose_on_cpu(dtype=torch.float64) == "masked"
+    monkeypatch.setattr(library, "_found", library._Found(None, "no compiler"))
+    assert choose_on_cpu() == "masked"
+    monkeypatch.undo()
+    monkeypatch.setenv(VARIABLE, "native")
+    assert choose_on_cpu(dtype=torch.float64) == "masked"
     monkeypatch.setenv(VARIABLE, "masked")
     assert choose_on_cpu() == "masked"
 
 
 def test_auto_follows_the_number_of_threads(monkeypatch):
     monkeypatch.setenv(VARIABLE, "auto")
-    small = {"sizes": (512, 512, 1, 1, 32, 32), "positions": 256}
+    small = {"sizes": (512, 512, 1, 1, 1, 1), "positions": 256}
     assert choose_on_cpu(**small) == "native"
     before = torch.get_num_threads()
     try:
@@ -78,6 +85,19 @@ def test_auto_follows_the_number_of_threads(monkeypatch):
 def test_only_a_cpu_has_it():
     with pytest.raises(BackendError, match="backend 'native' runs on a CPU, found device 'cuda'"):
         check_backend("native", torch.device("cuda"))
+
+
+def test_without_a_compiler_it_cannot_be_asked_for(monkeypatch):
+    monkeypatch.setattr(library, "_found", library._Found(None, "there is no compiler"))
+    with pytest.raises(BackendError, match="cannot run here, there is no compiler; use --backend"):
+        check_backend("native", torch.device("cpu"))
+
+
+def test_its_earlier_name_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(backend, "_SAID", set())
+    monkeypatch.setenv(VARIABLE, "gemm")
+    assert [choose_on_cpu(), choose_on_cpu()] == ["native"] * 2
+    assert [r.message for r in caplog.records] == ["backend 'gemm' is called 'native' now"]
 
 
 @pytest.mark.parametrize("seen_before", [False, True])

@@ -1,6 +1,13 @@
-"""When a layer runs dense or on the native path: the table of break-even, and the fitted times."""
+"""When a layer runs dense or on the native kernels: the table of break-even, and the fitted times."""
 
-from sparse_kernels.dispatch.cost_model import BREAK_EVEN, break_even_density, native_ratio
+import pytest
+
+from sparse_kernels.dispatch.cost_model import (
+    BREAK_EVEN,
+    break_even_density,
+    masked_ratio,
+    native_ratio,
+)
 
 
 def test_wider_blocks_break_even_at_higher_densities():
@@ -13,12 +20,28 @@ def test_wider_blocks_break_even_at_higher_densities():
 
 
 def test_the_expected_time_grows_with_density_and_falls_with_block_and_rows():
-    def ratio(density=0.2, block=32, positions=1024):
-        return native_ratio((256, 256, 3, 3, block, block), density, positions)
+    def ratio(density=0.2, block=4, positions=1024, channels=256):
+        return native_ratio((channels, channels, 3, 3, block, block), density, positions)
 
-    for name, values in {"density": (0.1, 0.2, 0.4), "block": (64, 32, 16)}.items():
+    changes = {"density": (0.1, 0.2, 0.4), "block": (64, 32, 4, 1), "positions": (8192, 512, 64)}
+    for name, values in {**changes, "channels": (512, 128, 16)}.items():
         found = [ratio(**{name: value}) for value in values]
-        assert found == sorted(found)
-        assert len(set(found)) == 3
-    assert ratio(positions=64) > ratio(positions=1024) > ratio(positions=8192)
-    assert ratio(positions=8192) == ratio(positions=10**6)
+        assert found == sorted(set(found))
+    assert ratio(block=32, positions=64) == ratio(block=32, positions=8192)
+    assert masked_ratio(32) > masked_ratio(8192) > 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "measured"),
+    [
+        # python -m bench.dev.cpu_table: density, native / dense.
+        (((256, 256, 3, 3, 1, 1), 2048), {0.1: 0.34, 0.3: 0.83}),
+        (((256, 256, 3, 3, 32, 32), 2048), {0.1: 0.14, 0.3: 0.34}),
+        (((64, 64, 3, 3, 4, 4), 32768), {0.1: 0.30, 0.3: 0.50}),
+        (((1024, 1024, 1, 1, 1, 1), 128), {0.1: 0.63, 0.3: 1.35}),
+    ],
+)
+def test_the_expected_time_is_near_what_was_measured(layer, measured):
+    sizes, positions = layer
+    for density, ratio in measured.items():
+        assert native_ratio(sizes, density, positions) == pytest.approx(ratio, rel=0.4)
