@@ -106,9 +106,7 @@ def contenders(case: Case, block: tuple[int, int], density: float):
         return torch.empty_like(like)
 
     passes = {
-        "forward": lambda: pixel_vectors.conv2d(
-            x, values, None, empty(y), index, sizes, geometry
-        ),
+        "forward": lambda: pixel_vectors.conv2d(x, values, None, empty(y), index, sizes, geometry),
         "dx": lambda: pixel_vectors.conv2d_input_grad(
             grad, values, empty(x), index, sizes, geometry
         ),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparse_kernels.cpu.library import library
 from sparse_kernels.index_tensors import IndexTensors, PassIndex, count_slots
-from sparse_kernels.memory_order import in_order, order_of
+from sparse_kernels.memory_order import empty_images, in_order
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -113,7 +113,9 @@ def _gather(
     if not result.numel():
         return result
     source, values = _native(source), values.float().contiguous()
-    written = _native(result)
+    written = result
+    if not _is_native(result):
+        written = empty_images(source, result.shape, "channels_last")
     if bias is not None:
         bias = bias.float().contiguous()
     code = _library().pixels_gather(
@@ -134,10 +136,12 @@ def _gather(
 def _native(x: Tensor) -> Tensor:
     """Return x in fp32 with its channels side by side in memory; itself if it is that."""
     x = x.float()
+    return x if _is_native(x) else in_order(x, "channels_last")
+
+
+def _is_native(x: Tensor) -> bool:
     # A dimension of size 1 has any stride.
-    if x.stride(1) == 1 or x.shape[1] == 1:
-        return x
-    return x if order_of(x) != "contiguous" else in_order(x, "channels_last")
+    return x.dtype == torch.float32 and (x.stride(1) == 1 or x.shape[1] == 1)
 
 
 def _layer(

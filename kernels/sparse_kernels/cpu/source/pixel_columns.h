@@ -2,7 +2,6 @@
 // (one distance in the packed source) with its weights to `width` neighbouring results.
 #pragma once
 #include <atomic>
-#include <stdexcept>
 
 #include "pixel_packing.h"
 #include "threads.h"
@@ -86,8 +85,8 @@ template <class F> void each_run(const Reading& r, int64_t g, F&& f) {
   }
 }
 
-// Calls f(column, distance, place of its first weight in values, block's entry's results inside the
-// weight) for all columns of a run and stripe, from `column` on. Returns the number behind the last.
+// Calls f(column, distance, place of its first weight in values) for the columns of a run and a
+// stripe, which are numbered from `column` on. Returns the number behind the last.
 template <class F>
 int32_t each_column(const Reading& r, const int32_t* taps, int64_t first, int64_t last, int64_t stripe, int32_t column, F f) {
   const PassList list = r.list;
@@ -105,7 +104,8 @@ int32_t each_column(const Reading& r, const int32_t* taps, int64_t first, int64_
   return column;
 }
 
-// Calls f(column, distance, place) for all columns, in threads; `next` is where each cell's begin.
+// Calls f(column, distance, place, results inside the weight) for all columns, in threads; `next` is
+// where those of each cell begin.
 template <class F>
 void each_column(const Reading& r, const int32_t* taps, int64_t stripes, std::vector<int32_t> next, F f) {
   int64_t groups = r.side.blocks_written(), part = std::max<int64_t>(1, ceil_div(groups, 4 * r.layer.threads));

@@ -37,6 +37,19 @@ inline void store(float* p, Vec v) { *reinterpret_cast<Loose*>(p) = v; }
 // f - 0 is f for every f, so that nothing is computed (f + 0 is another number for -0).
 inline Vec broadcast(float f) { return f - Vec{}; }
 
+// Keeps v in a register where the compiler would read it again from memory for each use.
+inline void keep(Vec& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  (void)v;
+#endif
+}
+
 // {a[h], b[h], a[h + 1], b[h + 1], ...}, where h is 0 or, of the upper half, LANES / 2.
 template <int H, int... I> inline Vec interleaved(Vec a, Vec b, std::integer_sequence<int, I...>) {
 #if defined(__clang__)

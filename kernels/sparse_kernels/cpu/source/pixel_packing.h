@@ -67,7 +67,9 @@ inline void unpack_place(const float* from, int64_t pitch, int64_t channels, flo
 struct Packed {
   float* data;
   int64_t channels, pitch;
-  int64_t row() const { return channels * pitch * LANES; }
+  // Rows of a channel lie in different sets of a cache, whatever the number of channels.
+  int64_t row_vectors() const { return channels * pitch + (97 - channels * pitch % 64) % 64; }
+  int64_t row() const { return row_vectors() * LANES; }
 };
 
 // Copies a row of a strip; `channels` of the copy beyond those of the images are zero.

@@ -10,7 +10,7 @@ namespace {
 
 // Bytes of the packed source that the sums of one tile, or of a chunk of weights, come back to.
 // Several results share what is read, so that the second-level cache is fast enough for them.
-int64_t cached_bytes(int width) { if (getenv("CB")) return atol(getenv("CB"));  return width <= 2 ? 64 << 10 : 128 << 10; }
+int64_t cached_bytes(int width) { return width <= 2 ? 48 << 10 : 128 << 10; }
 
 // Results whose sums are summed over all chunks before the next ones: they stay in the cache.
 constexpr int64_t SUMS_BYTES = 256 << 10;
@@ -105,6 +105,7 @@ int64_t most_sums(int width) { return width == 1 ? 2 * most_positions(1) : most_
 struct Gather {
   Axis h, w;
   Images source, result;
+  int64_t images;
   int width;
   Strips strips;
   Packed shape;  // of a strip's copy, without its data
@@ -120,7 +121,7 @@ struct Gather {
   }
 
   void run_strip(const Strip& strip, const Packed& packed, float* sums) const {
-    Lanes lanes(strip.group, result_images(), h, w);
+    Lanes lanes(strip.group, images, h, w);
     std::vector<char> rows = h.is_read(strip.height), columns = w.is_read(strip.width);
     for (int64_t row = 0; row < static_cast<int64_t>(rows.size()); row++)
       if (rows[row]) pack_row(source, h, w, lanes, strip, columns, row, packed);
@@ -163,8 +164,6 @@ struct Gather {
     }
   }
 
-  int64_t images;
-  int64_t result_images() const { return images; }
 };
 
 // Blocks of channels of a chunk whose packed pixels for so many positions fit in a cache.
@@ -189,7 +188,7 @@ void gather(const Layer& layer, bool backward, const Images& source, const float
   g.shape = {nullptr, source.channels, pitch_of(g.w.extent(g.strips.width))};
   int64_t most = most_positions(g.width);
   int64_t chunk = chunk_of(side, g.h, g.w, g.width == 1 ? 2 : 1, most, cached_bytes(g.width));
-  Reading reading{layer, side, list, g.width, chunk, g.shape.pitch, g.shape.channels * g.shape.pitch};
+  Reading reading{layer, side, list, g.width, chunk, g.shape.pitch, g.shape.row_vectors()};
   int64_t chunks = ceil_div(side.blocks_read(), chunk), stripes = side.blocks_written() * (side.block_written / g.width);
   int64_t phases = g.h.phases * g.w.phases, room = reading.columns();
   thread_local Scratch starts, distances, weights, biases;
@@ -208,7 +207,15 @@ void gather(const Layer& layer, bool backward, const Images& source, const float
     start += columns.cells() + 1, distance += n, weight += n * g.width;
     g.lists.push_back(columns);
   }
-  shared(g.strips.count(), 1, static_cast<int>(layer.threads), [&](int64_t first, int64_t last) { g.run(first, last); });
+  std::atomic<bool> no_memory{false};
+  shared(g.strips.count(), 1, static_cast<int>(layer.threads), [&](int64_t first, int64_t last) {
+    try {
+      g.run(first, last);
+    } catch (const std::bad_alloc&) {
+      no_memory = true;  // an exception must not leave a thread
+    }
+  });
+  if (no_memory) throw std::bad_alloc();
 }
 
 // Weight gradient: positions of a tile, as floats into the packed input and the packed gradient.
@@ -240,6 +247,7 @@ void dots(const float* x, const int32_t* distance, const float* y, int64_t y_ste
 #pragma GCC unroll 8
     for (int k = 0; k < K; k++) {
       Vec read = *reinterpret_cast<const Vec*>(column[k] + x_at);
+      if (B > 1) keep(read);
 #pragma GCC unroll 8
       for (int b = 0; b < B; b++) acc[k][b] += factor[b] * read;
     }
@@ -383,7 +391,7 @@ void weight_grad(const Layer& layer, const Images& x, const Images& y, float* dv
   g.tile_across = ceil_div(g.strips.width, ceil_div(g.strips.width, TILE));
   g.tile_down = std::min(g.strips.height, std::max<int64_t>(1, TILE / g.tile_across));
   int64_t chunk = chunk_of(side, g.h, g.w, g.tile_down, g.tile_across, cached_bytes(g.width));
-  Reading reading{layer, side, list, g.width, chunk, g.packed_x.pitch, g.packed_x.channels * g.packed_x.pitch};
+  Reading reading{layer, side, list, g.width, chunk, g.packed_x.pitch, g.packed_x.row_vectors()};
   int64_t chunks = ceil_div(side.blocks_read(), chunk), room = reading.columns();
   g.columns = {chunks, stripes, starts.take<int32_t>(chunks * stripes + 1), distances.take<int32_t>(room), nullptr};
   std::vector<int32_t> taps = tap_distances(reading, g.h, g.w, 0, 0);

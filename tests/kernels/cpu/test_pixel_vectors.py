@@ -1,0 +1,146 @@
+"""The kernel over pixels equals the dense operator for whatever layer, images and memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pixel_cases import Case, Layer, draw, error, guarded
+
+from sparse_kernels.cpu import pixel_vectors
+from sparse_kernels.cpu.library import SOURCE
+
+SAME = ((1, 1), (1, 1), (1, 1))
+LARGE = [
+    Case(32, (64, 48, 3, 3), (16, 16), (1, 1), SAME, 0.2),
+    Case(16, (128, 64, 3, 3), (16, 14), (4, 4), ((2, 2), (1, 1), (1, 1)), 0.2),
+    Case(2, (40, 200, 3, 3), (32, 33), (8, 64), SAME, 0.3),
+    Case(1, (70, 60, 5, 5), (56, 56), (2, 2), ((1, 1), (2, 2), (1, 1)), 0.1),
+    Case(8, (320, 320, 3, 3), (8, 8), (1, 1), SAME, 0.1),
+]
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("first", range(0, 150, 50))
+def test_drawn_layers(first):
+    for seed in range(first, first + 50):
+        Layer(draw(seed), seed).check()
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_large_layers(case):
+    Layer(case).check()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("first", range(1000, 5000, 500))
+def test_thousands_of_drawn_layers(first):
+    for seed in range(first, first + 500):
+        Layer(draw(seed), seed).check()
+
+
+@pytest.mark.parametrize("case", [LARGE[0], LARGE[1], LARGE[4], draw(3), draw(11)], ids=str)
+def test_bits_do_not_depend_on_the_number_of_threads(case):
+    layer, before = Layer(case), torch.get_num_threads()
+    found = []
+    for number in (1, 2, 3, 8):
+        torch.set_num_threads(number)
+        found.append([t.contiguous().view(torch.int32) for t in layer.run()])
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(a.equal(b) for a, b in zip(found[0], other))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 100, 1030])
+@pytest.mark.parametrize("block", [(1, 1), (4, 4), (8, 2)])
+def test_rows_of_a_linear_layer(rows, block):
+    layer = Layer(Case(1, (75, 50, 1, 1), (1, rows), block, ((1, 1), (0, 0), (1, 1)), 0.3))
+    x, grad = (guarded(t[0, :, 0].T.contiguous()) for t in (layer.x, layer.grad))
+    x, grad = x.view(1, rows, -1), grad.view(1, rows, -1)
+    rest = layer.index, layer.sizes
+    ours = [
+        pixel_vectors.linear(x, layer.values, layer.bias, *rest),
+        pixel_vectors.linear_input_grad(grad, layer.values, *rest),
+    ]
+    for a, b in zip(ours, layer.dense(torch.float64)):
+        assert error(a[0].T, b[0, :, 0]) < 4e-7
+    dvalues = pixel_vectors.linear_weight_grad(x, grad, *rest)
+    assert dvalues.equal(layer.run()[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_in_single(dtype):
+    layer = Layer(draw(3))
+    for name in ("x", "grad", "values", "bias"):
+        tensor = getattr(layer, name)
+        setattr(layer, name, None if tensor is None else tensor.to(dtype))
+    rest = layer.index, layer.sizes, layer.case.geometry
+    y = pixel_vectors.conv2d(layer.x, layer.values, layer.bias, torch.empty_like(layer.grad), *rest)
+    single = [None if t is None else t.float() for t in (layer.x, layer.values, layer.bias)]
+    exact = pixel_vectors.conv2d(*single, torch.empty_like(layer.grad, dtype=torch.float), *rest)
+    assert y.dtype == dtype and y.equal(exact.to(dtype))
+
+
+def test_no_images_and_no_rows():
+    layer = Layer(Case(1, (8, 8, 1, 1), (4, 4), (1, 1), ((1, 1), (0, 0), (1, 1)), 0.3))
+    rest = layer.index, layer.sizes
+    x = torch.empty(0, 8, 4, 4)
+    y = pixel_vectors.conv2d(x, layer.values, None, x.clone(), *rest, layer.case.geometry)
+    assert y.shape == x.shape
+    assert not pixel_vectors.linear_weight_grad(x[:, :, 0, 0], x[:, :, 0, 0], *rest).any()
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_lists_that_name_other_blocks_are_refused(number):
+    layer = Layer(Case(2, (8, 8, 3, 3), (4, 4), (2, 2), SAME, 0.3))
+    layer.index[number][2] = 1 << 20
+    with pytest.raises(RuntimeError, match="index lists"):
+        layer.run()
+
+
+SANITIZED = """
+import ctypes, sys, torch
+from pathlib import Path
+from pixel_cases import Layer, draw
+from sparse_kernels.cpu import pixel_vectors
+native = ctypes.CDLL(sys.argv[1])
+gomp = ctypes.CDLL(str(next(Path(torch.__file__).parent.glob("lib/libgomp*"))))
+native.use_runtime(ctypes.cast(gomp.GOMP_parallel, ctypes.c_void_p))
+pixel_vectors.library = lambda: native
+for seed in range(150):
+    torch.set_num_threads(1 + seed % 3)
+    Layer(draw(seed), seed).check()
+"""
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tmp_path):
+    """An AddressSanitizer and UBSan build runs drawn layers."""
+    target = tmp_path / "native.so"
+    flags = ["-O1", "-g", "-march=native", "-std=c++17", "-shared", "-fPIC"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sources = [str(path) for path in SOURCE.glob("*.cpp")]
+    subprocess.run(["g++", *flags, "-o", str(target), *sources], check=True)
+    asan = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    paths = [str(Path(__file__).parents[2] / "helpers"), *filter(None, sys.path)]
+    subprocess.run(
+        [sys.executable, "-c", SANITIZED, str(target)],
+        check=True,
+        env={
+            "LD_PRELOAD": asan,
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "PYTHONPATH": ":".join(paths),
+        },
+    )
