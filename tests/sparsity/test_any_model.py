@@ -79,7 +79,14 @@ def test_a_model_trains_saves_loads_and_becomes_dense(name):
 
 @pytest.mark.parametrize(
     ("backend", "kernel"),
-    [("native", 1), ("native", 3), ("native", None), ("masked", 3), ("triton", 1), ("triton", None)],
+    [
+        ("native", 1),
+        ("native", 3),
+        ("native", None),
+        ("masked", 3),
+        ("triton", 1),
+        ("triton", None),
+    ],
 )
 def test_an_activation_may_work_in_place(backend, kernel, monkeypatch, triton_backend):
     monkeypatch.setenv("SPARSE_ENGINE_BACKEND", backend)
@@ -185,7 +192,10 @@ def test_report_counts_everything_and_tells_of_spare_slots():
     assert str(found).splitlines()[-1].split() == ["all", "else", "256", "1024"]
     model[1](torch.randn(2, 32))
     size = found.stored_bytes
-    assert f"density=0.25, block=(8, 8), blocks=4/16, bytes={size}, ran_on='{model[1].ran_on}'" in repr(model)
+    assert (
+        f"density=0.25, block=(8, 8), blocks=4/16, bytes={size}, ran_on='{model[1].ran_on}'"
+        in repr(model)
+    )
 
 
 def test_a_subclass_of_the_same_name_is_told_apart():
