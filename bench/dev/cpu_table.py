@@ -1,4 +1,4 @@
-"""The native kernels on a CPU beside the masked path and the dense layer: python -m bench.dev.cpu_table.
+"""Native kernels beside the masked path and the dense layer: python -m bench.dev.cpu_table.
 
 A row is a layer, a block and a density: forward and both gradients, in channels_last, as ratios of
 times taken in turn, and the ratio that backend.py expects, by which `auto` chooses. Its constants

@@ -1,9 +1,9 @@
 """Which implementation runs: `auto`, or what the environment asks for.
 
 `auto` takes the Triton kernels on a CUDA GPU that has them, for data types and blocks they are
-written for and densities below break-even; on a CPU the native kernels, where they
-can be built and were measured to save time, or else should (all in cost_model.py); and the masked path (scatter
-the blocks, then the dense operator) anywhere else.
+written for and densities below break-even; on a CPU the native kernels, where they can be built and
+were measured to save time, or else should (all in cost_model.py); and the masked path (scatter the
+blocks, then the dense operator) anywhere else.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The native kernels behind the operators: what is their own. That they are right is in operators/."""
+"""Native kernels behind the operators: what is their own. That they are right is in operators/."""
 
 import threading
 

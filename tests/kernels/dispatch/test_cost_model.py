@@ -1,4 +1,4 @@
-"""When a layer runs dense or on the native kernels: the table of break-even, and the fitted times."""
+"""When a layer runs on kernels: the table of break-even, and the fitted times."""
 
 import pytest
 
