@@ -211,7 +211,7 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
         if known or torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta:
             return
         backend = backend_of(x, self._layout.tensors(), self._layout.sizes(), positions)
-        copied = backend == "triton" and x.ndim == 4 and order_of(x) == "contiguous"
+        copied = backend != "masked" and x.ndim == 4 and order_of(x) == "contiguous"
         self.ran_on = backend + (", copied from NCHW" if copied else "")
 
     def _weight_shape(self) -> tuple[int, ...]:
