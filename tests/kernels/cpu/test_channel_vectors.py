@@ -64,6 +64,27 @@ def test_drawn_geometries_equal_dense_ones():
         check(draw_convolution(seed))
 
 
+def test_rows_longer_than_a_chunk():
+    for seed in range(12):
+        check(draw_convolution(seed, (16, 32), most_channels=40, longest=(3, 3000)))
+
+
+def test_tensors_of_other_sizes_are_refused():
+    layout = BlockLayout((32, 32, 3, 3), (16, 16), torch.arange(9))
+    x, values, sizes = torch.randn(1, 32, 4, 4), torch.randn(9, 16, 16), layout.sizes()
+    lists = layout.tensors()
+    shorter = [*lists[:1], lists[1][:-1], *lists[2:]]
+    for operands in (
+        (x[:, :16], values, None, x, lists),
+        (x, values[:8], None, x, lists),
+        (x, values, torch.zeros(31), x, lists),
+        (x, values, None, x, shorter),
+        (x, values, None, x, [t.long() for t in lists]),
+    ):
+        with pytest.raises(ValueError, match="found"):
+            native.conv2d(*operands, sizes, UNIT)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 def test_thousands_of_drawn_geometries_equal_dense_ones(part):
