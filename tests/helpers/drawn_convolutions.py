@@ -82,12 +82,13 @@ def draw_layout(draw: random.Random, shape, block, taps="each") -> BlockLayout:
     return BlockLayout(shape, block, ids, slots - unused)
 
 
-def draw_convolution(seed: int, sides=SIDES, most_channels=140) -> Convolution:
-    """Return a convolution with a side of its blocks 16 wide or wider."""
+def draw_convolution(seed: int, sides=SIDES, most_channels=140, longest=(9, 9)) -> Convolution:
+    """Return a convolution with a side of its blocks 16 wide or wider, its images drawn, too."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     while True:
-        image, taps = ([draw.randint(1, most) for _ in "hw"] for most in (9, 4))
+        image = [draw.randint(-(-most // 9), most) for most in longest]
+        taps = [draw.randint(1, 4) for _ in "hw"]
         stride, dilation = ([draw.choice([1, 1, 2, 3]) for _ in "hw"] for _ in "sd")
         padding = [draw.randint(0, 4) for _ in "hw"]
         out_image = output_image(image, taps, stride, padding, dilation)

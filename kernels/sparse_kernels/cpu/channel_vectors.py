@@ -54,11 +54,13 @@ def conv2d(
 
     Raises:
         NotImplementedError: `supports` says no, or the data type is another.
-        ValueError: the lists of `index` name a block that is not there.
+        ValueError: a size does not fit, or `index` names a block that is not there.
     """
     _check(x, sizes, "forward")
     source, values, result = _adjacent(x), _ready(values), _to_write(y)
     bias = None if bias is None else _ready(bias)
+    if bias is not None and bias.shape != (sizes[0],):
+        raise ValueError(f"bias should be [{sizes[0]}], found {list(bias.shape)}")
     call = _call(source, result, IndexTensors.of(index).forward, values, sizes, geometry)
     call.bias = None if bias is None else bias.data_ptr()
     _run("channel_gather", call)
@@ -192,6 +194,7 @@ def _call(
     geometry: Sequence[Ints],
 ) -> _Call:
     """Describe a call; sizes has the block along the result first, then along the source."""
+    _check_shapes(sources, results, lists, values, sizes)
     call = _Call(sources=_images(sources), results=_images(results))
     call.values = None if values is None else values.data_ptr()
     for name, t in zip(PassIndex._fields, lists):
@@ -202,6 +205,26 @@ def _call(
         setattr(call, name, (ctypes.c_int64 * 2)(*pair))
     call.threads = torch.get_num_threads()
     return call
+
+
+def _check_shapes(
+    sources: Tensor, results: Tensor, lists: PassIndex, values: Tensor | None, sizes: Ints
+) -> None:
+    """Refuse what the kernel would read outside of; it looks at what the lists hold itself."""
+    block = sizes[4]
+    blocks, slots = -(-results.shape[1] // block), len(lists.slot)
+    sound = [t.dtype == torch.int32 and t.is_contiguous() for t in lists]
+    lengths = [len(t) for t in lists]
+    shape = (slots, *sizes[:3:-1])
+    if not all(sound) or lengths != [blocks + 1, *[slots] * (len(lists) - 1)]:
+        raise ValueError(f"lists of blocks should be int32 for {blocks} blocks, found {lengths}")
+    if values is not None and tuple(values.shape) != shape:
+        raise ValueError(f"values should be {list(shape)}, found {list(values.shape)}")
+    if sources.shape[0] != results.shape[0] or sorted(sizes[:2]) != sorted(
+        (sources.shape[1], results.shape[1])
+    ):
+        found = f"{list(sources.shape)} and {list(results.shape)}"
+        raise ValueError(f"images do not fit a weight {list(sizes[:4])}: found {found}")
 
 
 def _run(name: str, call: _Call) -> None:

@@ -60,8 +60,29 @@ def check(convolution, floor=EPSILON):
 
 
 def test_drawn_geometries_equal_dense_ones():
-    for seed in range(300):
+    for seed in range(200):
         check(draw_convolution(seed))
+
+
+def test_rows_longer_than_a_chunk():
+    for seed in range(12):
+        check(draw_convolution(seed, (16, 32), most_channels=40, longest=(3, 3000)))
+
+
+def test_tensors_of_other_sizes_are_refused():
+    layout = BlockLayout((32, 32, 3, 3), (16, 16), torch.arange(9))
+    x, values, sizes = torch.randn(1, 32, 4, 4), torch.randn(9, 16, 16), layout.sizes()
+    lists = layout.tensors()
+    shorter = [*lists[:1], lists[1][:-1], *lists[2:]]
+    for operands in (
+        (x[:, :16], values, None, x, lists),
+        (x, values[:8], None, x, lists),
+        (x, values, torch.zeros(31), x, lists),
+        (x, values, None, x, shorter),
+        (x, values, None, x, [t.long() for t in lists]),
+    ):
+        with pytest.raises(ValueError, match="found"):
+            native.conv2d(*operands, sizes, UNIT)
 
 
 @pytest.mark.slow
@@ -75,7 +96,7 @@ def test_thousands_of_drawn_geometries_equal_dense_ones(part):
 def test_results_do_not_depend_on_the_number_of_threads():
     before = torch.get_num_threads()
     try:
-        for seed in range(40):
+        for seed in range(25):
             convolution = draw_convolution(seed, sides=(16, 32, 48))
             results = []
             for threads in (1, 2, 3, 8):

@@ -208,8 +208,16 @@ void find_pixels(Chunk& chunk, const Grid& grid, int64_t begin) {
   });
 }
 
-// Computes output blocks [block, last_block) of result pixels [begin, end) of a grid.
-void sum_chunk(const Call& call, const Grid& grid, int64_t begin, int64_t end, int64_t block, int64_t last_block) {
+// Output blocks [block, last_block) of some result pixels of a grid.
+struct Task {
+  const Grid* grid;
+  Range pixels;
+  int64_t block, last_block;
+};
+
+void sum_chunk(const Call& call, const Task& task) {
+  const Grid& grid = *task.grid;
+  int64_t begin = task.pixels.begin, end = task.pixels.end, block = task.block, last_block = task.last_block;
   Panels panels(call.sources, call.source_block, 0);
   for (int64_t e = call.lists.start[block]; e < call.lists.start[last_block]; e++) panels.use(call.lists.reduce[e]);
   panels.read_sources(grid, begin, end);
@@ -234,22 +242,17 @@ int64_t chunk_pixels(const Call& call) {
   return tile * std::max<int64_t>(fit, 1);
 }
 
-struct Task {
-  const Grid* grid;
-  int64_t begin, end, block, last_block;
-};
-
 // Chunks of every grid, and where they are few, parts of the output blocks, too.
 std::vector<Task> tasks_of(const Call& call, const std::vector<Grid>& grids) {
-  int64_t size = chunk_pixels(call), blocks = call.result_blocks(), chunks = 0;
-  for (const Grid& grid : grids) chunks += (grid.pixels() + size - 1) / size;
-  int64_t wanted = call.threads > 1 ? 4 * call.threads : 1;
-  int64_t parts = chunks ? std::min(blocks, std::max<int64_t>(1, wanted / chunks)) : 1;
-  std::vector<Task> tasks;
+  int64_t blocks = call.result_blocks(), wanted = call.threads > 1 ? 4 * call.threads : 1;
+  std::vector<Task> chunks, tasks;
   for (const Grid& grid : grids)
-    for (int64_t m = 0; m < grid.pixels(); m += size)
-      for (int64_t part = 0; part < parts; part++)
-        tasks.push_back({&grid, m, std::min(m + size, grid.pixels()), blocks * part / parts, blocks * (part + 1) / parts});
+    for (Range pixels : chunks_of(grid, chunk_pixels(call))) chunks.push_back({&grid, pixels, 0, 0});
+  int64_t count = std::max<int64_t>(1, static_cast<int64_t>(chunks.size()));
+  int64_t parts = std::min(blocks, std::max<int64_t>(1, wanted / count));
+  for (const Task& chunk : chunks)
+    for (int64_t part = 0; part < parts; part++)
+      tasks.push_back({chunk.grid, chunk.pixels, blocks * part / parts, blocks * (part + 1) / parts});
   return tasks;
 }
 }  // namespace
@@ -260,8 +263,7 @@ extern "C" int channel_gather(const Call* call) {
   std::vector<Grid> grids = grids_of(*call);
   std::vector<Task> tasks = tasks_of(*call, grids);
   shared(static_cast<int64_t>(tasks.size()), 1, static_cast<int>(call->threads), [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; t++)
-      sum_chunk(*call, *tasks[t].grid, tasks[t].begin, tasks[t].end, tasks[t].block, tasks[t].last_block);
+    for (int64_t t = first; t < last; t++) sum_chunk(*call, tasks[t]);
   });
   return 1;
 }

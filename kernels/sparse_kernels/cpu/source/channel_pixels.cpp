@@ -1,5 +1,6 @@
 // Which pixels meet under which tap, and copies of them in panels (channel_vectors.h).
 #include "channel_vectors.h"
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -40,17 +41,6 @@ struct Scratch {
   int64_t floats = 0;
   ~Scratch() { std::free(data); }
 };
-
-// Marks the positions that some tap reads, and numbers them: -1 where none does.
-int64_t number_columns(const Axis& axis, std::vector<int32_t>& column) {
-  column.assign(axis.sources, -1);
-  for (int32_t read : axis.source)
-    if (read >= 0) column[read] = 0;
-  int32_t used = 0;
-  for (int32_t& number : column)
-    if (number == 0) number = used++;
-  return used;
-}
 }  // namespace
 
 std::vector<Grid> grids_of(const Call& call) {
@@ -67,6 +57,18 @@ std::vector<Grid> grids_of(const Call& call) {
       if (grid.pixels()) grids.push_back(std::move(grid));
     }
   return grids;
+}
+
+std::vector<Range> chunks_of(const Grid& grid, int64_t size) {
+  int64_t width = grid.w.count, pixels = grid.pixels();
+  std::vector<Range> chunks;
+  if (width <= size) {
+    for (int64_t m = 0; m < pixels; m += size) chunks.push_back({m, std::min(m + size, pixels)});
+    return chunks;
+  }
+  for (int64_t row = 0; row < pixels; row += width)
+    for (int64_t m = 0; m < width; m += size) chunks.push_back({row + m, row + std::min(m + size, width)});
+  return chunks;
 }
 
 bool lists_are_sound(const Call& call) {
@@ -125,10 +127,32 @@ void Panels::copy(const float* pixel, int64_t number) {
   }
 }
 
+// Numbers the columns that some tap reads for results [first, last) of a row.
+void Panels::number_columns(const Axis& axis, int64_t first, int64_t last) {
+  first_column_ = axis.sources, last_column_ = columns_ = 0;
+  auto each_read = [&](auto&& f) {
+    int64_t taps = static_cast<int64_t>(axis.source.size()) / axis.count;
+    for (int64_t tap = 0; tap < taps; tap++)
+      for (int64_t i = first; i < last; i++)
+        if (axis.read(tap, i) >= 0) f(axis.read(tap, i));
+  };
+  each_read([&](int64_t w) {
+    first_column_ = std::min(first_column_, w);
+    last_column_ = std::max(last_column_, w + 1);
+  });
+  column_.resize(axis.sources);
+  for (int64_t w = first_column_; w < last_column_; w++) column_[w] = -1;
+  each_read([&](int64_t w) { column_[w] = 0; });
+  for (int64_t w = first_column_; w < last_column_; w++)
+    if (column_[w] == 0) column_[w] = static_cast<int32_t>(columns_++);
+}
+
 void Panels::read_sources(const Grid& grid, int64_t first, int64_t last) {
-  if (grid_ != &grid) columns_ = number_columns(grid.w, column_);
-  grid_ = &grid;
   int64_t first_row = first / grid.w.count, last_row = (last - 1) / grid.w.count, height = images_.height;
+  if (first_row == last_row)
+    number_columns(grid.w, first % grid.w.count, (last - 1) % grid.w.count + 1);
+  else
+    number_columns(grid.w, 0, grid.w.count);
   first_image_ = first_row / grid.h.count;
   row_.assign((last_row / grid.h.count - first_image_ + 1) * height, -1);
   rows_.clear();
@@ -142,7 +166,7 @@ void Panels::read_sources(const Grid& grid, int64_t first, int64_t last) {
     }
   make_room(static_cast<int64_t>(rows_.size()) * columns_);
   for (int64_t place : rows_)
-    for (int64_t w = 0; w < grid.w.sources; w++)
+    for (int64_t w = first_column_; w < last_column_; w++)
       if (column_[w] >= 0) copy(images_.pixel(first_image_ + place / height, place % height, w), row_[place] + column_[w]);
 }
 

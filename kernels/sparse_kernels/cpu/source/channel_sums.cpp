@@ -158,11 +158,10 @@ void sum_entries(const Call& call, const Grid& grid, const Entry* first, const E
     results.use(entry->result);
   }
   Pairs pairs;
-  for (int64_t m = 0, size = chunk_pixels(call); m < grid.pixels(); m += size) {
-    int64_t end = std::min(m + size, grid.pixels());
-    sources.read_sources(grid, m, end);
-    results.read_results(grid, m, end);
-    pairs.find(call, grid, sources, results, m, end);
+  for (Range chunk : chunks_of(grid, chunk_pixels(call))) {
+    sources.read_sources(grid, chunk.begin, chunk.end);
+    results.read_results(grid, chunk.begin, chunk.end);
+    pairs.find(call, grid, sources, results, chunk.begin, chunk.end);
     for (const Entry* entry = first; entry < last; entry++) {
       const Pair* begin = pairs.pairs.data() + pairs.start[entry->tap];
       const Pair* stop = pairs.pairs.data() + pairs.start[entry->tap + 1];

@@ -89,6 +89,13 @@ struct Grid {
 };
 std::vector<Grid> grids_of(const Call& call);
 
+// Pixels [begin, end) of a grid.
+struct Range {
+  int64_t begin, end;
+};
+// Chunks of at most `size` pixels: several rows, or where rows are longer, parts of one.
+std::vector<Range> chunks_of(const Grid& grid, int64_t size);
+
 // Memory that a thread keeps between calls, aligned to a cache line.
 float* scratch(int which, int64_t floats);
 
@@ -116,13 +123,15 @@ class Panels {
 
  private:
   void make_room(int64_t pixels);
+  void number_columns(const Axis& axis, int64_t first, int64_t last);
   void copy(const float* pixel, int64_t number);
   const Images& images_;
   int64_t block_, blocks_, width_, pitch_, panels_;
   int which_;
   float* data_ = nullptr;
-  int64_t panel_ = 0, first_image_ = 0, columns_ = 0;
-  const Grid* grid_ = nullptr;
+  int64_t panel_ = 0, first_image_ = 0;
+  // Source columns from the first to behind the last one that is read, and how many are.
+  int64_t first_column_ = 0, last_column_ = 0, columns_ = 0;
   std::vector<uint8_t> used_;
   std::vector<int32_t> row_, column_;
   std::vector<int64_t> rows_;
