@@ -1,6 +1,6 @@
 """Native kernels over pixels beside the dense layer: ratios of the CPU time of a step.
 
-    PYTHONPATH=kernels:. python -m bench.dev.pixel_table [CASE ...]   # case: conv256, conv640, linear, wrn
+    PYTHONPATH=kernels:. python -m bench.dev.pixel_table [conv256] [conv640] [linear] [wrn]
 
 Forward and both gradients, one thread, fp32, contenders in turn, medians; the dense layer is
 PyTorch's, eager and in channels_last. The parts are shares of the sparse layer's own time.

@@ -103,14 +103,17 @@ class Layer:
         grad = torch.randn(like.shape, generator=generator)
         self.grad = guarded(in_order(grad, case.order))
 
-    def dense(self, dtype: torch.dtype) -> list[Tensor]:
-        """Return y, dx and the gradient of the active weights."""
-        x, weight = (t.to(dtype).requires_grad_() for t in (self.x, self.weight.nan_to_num()))
-        bias = None if self.bias is None else self.bias.to(dtype)
-        y = torch.nn.functional.conv2d(x, weight, bias, *self.case.geometry)
+    def dense(self, dtype: torch.dtype, change=lambda t: t) -> list[Tensor]:
+        """Return y, dx and the gradient of the active weights, of tensors that are changed."""
+        x, weight = (change(_plain(t, dtype)).requires_grad_() for t in (self.x, self.weight))
+        bias = None if self.bias is None else change(self.bias.to(dtype))
+        stride, (high, wide), dilation = self.case.geometry
+        # oneDNN (3.12) crashes where it pads more than a tap reads.
+        padded = torch.nn.functional.pad(x, (wide, wide, high, high))
+        y = torch.nn.functional.conv2d(padded, weight, bias, stride, 0, dilation)
         if not hasattr(self, "grad"):
             return [y.detach()]
-        dx, dw = torch.autograd.grad(y, (x, weight), self.grad.to(dtype))
+        dx, dw = torch.autograd.grad(y, (x, weight), change(_plain(self.grad, dtype)))
         return [y.detach(), dx, dw * self.mask]
 
     def run(self) -> list[Tensor]:
@@ -122,17 +125,23 @@ class Layer:
             pixel_vectors.conv2d_input_grad(self.grad, self.values, dx, *rest),
             pixel_vectors.conv2d_weight_grad(self.x, self.grad, *rest),
         ]
-        assert margins_are_kept(y) and margins_are_kept(dx)
-        assert outcome[0].stride() == y.stride() and outcome[1].stride() == dx.stride()
+        for written, result in zip((y, dx), outcome):
+            assert margins_are_kept(written)
+            assert written.stride() == result.stride()
         return outcome
 
     def check(self) -> None:
-        """Compare all three with the dense operator: at most twice its error in fp32."""
+        """Compare all three with the dense operator: at most twice its error in fp32.
+
+        Where that is nearly none by chance, as of a few products: a rounding of what was summed.
+        """
         ours, exact, single = self.run(), self.dense(torch.float64), self.dense(torch.float32)
         assert not ours[2][~self.inside].any()
         ours[2] = self.to_dense(ours[2])
-        for what, a, b, c in zip(("y", "dx", "dvalues"), ours, exact, single):
-            assert error(a, b) <= max(2 * error(c, b), 4e-7), (what, self.case)
+        summed = self.dense(torch.float64, torch.abs)
+        for what, a, b, c, size in zip(("y", "dx", "dvalues"), ours, exact, single, summed):
+            allowed = max(2 * (c - b).norm(), 2e-7 * size.norm())
+            assert (a - b).norm() <= allowed, (what, self.case)
 
     def to_dense(self, dvalues: Tensor) -> Tensor:
         block = self.sizes[4:]
@@ -144,6 +153,11 @@ def error(x: Tensor, exact: Tensor) -> float:
     """Return the error relative to the norm; NaN counts as infinite."""
     found = float((x.double() - exact).norm() / exact.norm().clamp(min=1e-30))
     return found if found == found else float("inf")
+
+
+def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy in order, as some of PyTorch's convolutions want it."""
+    return x.to(dtype).clone(memory_format=torch.contiguous_format)
 
 
 def _guarded_lists(layout: BlockLayout) -> list[Tensor]:

@@ -18,7 +18,8 @@ constexpr int64_t SUMS_BYTES = 256 << 10;
 // The sums of some positions for all results: [stripe * width][position][lane].
 typedef void (*Tile)(const float* source, const int64_t* at, const Columns& columns, const float* bias, float* sums);
 
-// RUNS times V positions: V side by side in the source, at[i] floats into it.
+// Adds a cell's products to the sums, which are `begin` where that is given, of RUNS times V
+// positions: V side by side in the source, at[i] floats into it.
 template <int B, int RUNS, int V>
 __attribute__((always_inline)) inline void add_cell(const float* source, const int64_t (&at)[RUNS], const Columns& columns, int64_t cell, const Vec* begin, Vec* result) {
   Vec acc[B][RUNS][V];
@@ -27,7 +28,7 @@ __attribute__((always_inline)) inline void add_cell(const float* source, const i
 #pragma GCC unroll 8
     for (int i = 0; i < RUNS; i++)
 #pragma GCC unroll 8
-      for (int j = 0; j < V; j++) acc[b][i][j] = begin ? begin[b] : result[(b * RUNS + i) * V + j];
+      for (int j = 0; j < V; j++) acc[b][i][j] = Vec{};
   const int32_t* distance = columns.distance + columns.start[cell];
   const int32_t* last = columns.distance + columns.start[cell + 1];
   const float* weight = columns.weights + static_cast<int64_t>(columns.start[cell]) * B;
@@ -56,7 +57,10 @@ __attribute__((always_inline)) inline void add_cell(const float* source, const i
 #pragma GCC unroll 8
     for (int i = 0; i < RUNS; i++)
 #pragma GCC unroll 8
-      for (int j = 0; j < V; j++) result[(b * RUNS + i) * V + j] = acc[b][i][j];
+      for (int j = 0; j < V; j++) {
+        Vec& sum = result[(b * RUNS + i) * V + j];
+        sum = (begin ? begin[b] : sum) + acc[b][i][j];
+      }
 }
 
 template <int B, int RUNS, int V>
@@ -166,6 +170,9 @@ struct Gather {
 
 };
 
+// Products that are summed one by one; sums of more are sums of such, for their rounding's sake.
+constexpr int64_t PRODUCTS = 128;
+
 // Blocks of channels of a chunk whose packed pixels for so many positions fit in a cache.
 int64_t chunk_of(const Side& side, const Axis& h, const Axis& w, int64_t down, int64_t across, int64_t bytes) {
   int64_t taps_h = ceil_div(h.taps, h.phases), taps_w = ceil_div(w.taps, w.phases);
@@ -189,8 +196,11 @@ void gather(const Layer& layer, bool backward, const Images& source, const float
   int64_t most = most_positions(g.width);
   int64_t chunk = chunk_of(side, g.h, g.w, g.width == 1 ? 2 : 1, most, cached_bytes(g.width));
   Reading reading{layer, side, list, g.width, chunk, g.shape.pitch, g.shape.row_vectors()};
-  int64_t chunks = ceil_div(side.blocks_read(), chunk), stripes = side.blocks_written() * (side.block_written / g.width);
+  int64_t stripes = side.blocks_written() * (side.block_written / g.width);
   int64_t phases = g.h.phases * g.w.phases, room = reading.columns();
+  int64_t few = PRODUCTS * side.blocks_read() * stripes * phases / std::max<int64_t>(1, room);
+  reading.chunk = std::max<int64_t>(1, std::min(chunk, few));
+  int64_t chunks = ceil_div(side.blocks_read(), reading.chunk);
   thread_local Scratch starts, distances, weights, biases;
   int32_t* start = starts.take<int32_t>(phases * (chunks * stripes + 1));
   int32_t* distance = distances.take<int32_t>(room);
