@@ -81,19 +81,22 @@ void tile(const float* source, const int64_t* places, const Columns& columns, co
       }
 }
 
+// Shorter runs are taken as single positions.
+constexpr int least_run(int width) { return most_positions(width) / 2 + 1; }
+
 template <int B, int RUNS, int... V> Tile side_by_side(int length, std::integer_sequence<int, V...>) {
-  static constexpr Tile tiles[] = {tile<B, RUNS, V + 1>...};
-  return tiles[length - 1];
+  static constexpr Tile tiles[] = {tile<B, RUNS, V + least_run(B)>...};
+  return tiles[length - least_run(B)];
 }
 template <int B, int... RUNS> Tile apart(int runs, std::integer_sequence<int, RUNS...>) {
   static constexpr Tile tiles[] = {tile<B, RUNS + 1, 1>...};
   return tiles[runs - 1];
 }
 template <int B> Tile tile_of(int runs, int length) {
-  auto positions = std::make_integer_sequence<int, most_positions(B)>{};
-  if (length == 1) return apart<B>(runs, positions);
-  if (B == 1 && runs == 2) return side_by_side<B, B == 1 ? 2 : 1>(length, positions);
-  return side_by_side<B, 1>(length, positions);
+  constexpr int MOST = most_positions(B);
+  if (length == 1) return apart<B>(runs, std::make_integer_sequence<int, MOST>{});
+  auto lengths = std::make_integer_sequence<int, MOST - least_run(B) + 1>{};
+  return B == 1 && runs == 2 ? side_by_side<B, B == 1 ? 2 : 1>(length, lengths) : side_by_side<B, 1>(length, lengths);
 }
 Tile tile_of(int width, int runs, int length) {
   return width == 8   ? tile_of<8>(runs, length)
@@ -138,18 +141,15 @@ struct Gather {
                  float* sums) const {
     int64_t down = ceil_div(strip.height - a, h.phases), across = ceil_div(strip.width - b, w.phases);
     int64_t most = most_positions(width), length = ceil_div(across, ceil_div(across, most)), runs = width == 1 ? 2 : 1;
-    if (w.step != 1 || length * runs < most / 2 + 1) length = 1, runs = most;
-    // Runs of `length` positions side by side, the last of a row maybe shorter: tiles of equal ones.
-    int64_t whole = across / length, rest = across % length;
+    // Runs of `length` positions side by side, the last of a row maybe shorter, in tiles of equal ones.
     auto tiles = [&](int64_t per_row, int64_t left, int64_t n) {
-      int64_t count = down * per_row, parts = ceil_div(count, runs);
-      for (int64_t part = 0; part < parts; part++) {
-        int64_t first = count * part / parts, last = count * (part + 1) / parts;
-        tile_of_runs(strip, lanes, a, b, packed, sums, first, last, per_row, left, n);
-      }
+      if (n > 1 && (w.step != 1 || n < least_run(width))) per_row *= n, n = 1;
+      int64_t count = down * per_row, parts = ceil_div(count, n == 1 ? most : runs);
+      for (int64_t part = 0; part < parts; part++)
+        tile_of_runs(strip, lanes, a, b, packed, sums, count * part / parts, count * (part + 1) / parts, per_row, left, n);
     };
-    if (whole) tiles(whole, 0, length);
-    if (rest) tiles(1, whole * length, rest);
+    if (across / length) tiles(across / length, 0, length);
+    if (across % length) tiles(1, across / length * length, across % length);
   }
 
   // Runs first to last of n positions, per_row of them in a row, from column `left` on.
