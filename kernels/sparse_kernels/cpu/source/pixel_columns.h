@@ -164,4 +164,17 @@ inline int width_of(int64_t block_written) {
   return width;
 }
 
+// Bytes of the packed source that the sums of one tile, or of a chunk of weights, come back to.
+// Several results share what is read, so that the second-level cache is fast enough for them.
+inline int64_t cached_bytes(int width) { return width <= 2 ? 48 << 10 : 128 << 10; }
+
+// Blocks of channels of a chunk whose packed pixels for so many positions fit in a cache.
+inline int64_t chunk_of(const Side& side, const Axis& h, const Axis& w, int64_t down, int64_t across, int64_t bytes) {
+  int64_t taps_h = ceil_div(h.taps, h.phases), taps_w = ceil_div(w.taps, w.phases);
+  int64_t vectors = ((down - 1) * h.step + taps_h) * ((across - 1) * w.step + taps_w);
+  int64_t chunk = std::max<int64_t>(1, bytes / (vectors * 4 * LANES));
+  int64_t blocks = std::max<int64_t>(1, chunk / side.block_read);
+  return ceil_div(side.blocks_read(), ceil_div(side.blocks_read(), blocks));
+}
+
 }  // namespace pixels
