@@ -178,7 +178,8 @@ def test_a_network_is_one_ticket_and_each_member_is_measured(method, model, run,
 def test_a_baseline_may_be_sparse(method, run):
     flags = ["--method", method, "--sparsity", "0.6", "--block", "4x4", "--epochs", "1"]
     result = run(*flags, "--members", "2", "--batch-size", "512")
-    assert (result["sparsity"], result["backend"]) == (0.6, "masked")
+    assert result["sparsity"] == 0.6
+    assert set(result["backend"].split("+")) <= {"masked", "native"}
     config = Config(**json.loads(Path("out/config.json").read_text()))
     network = dense_model(config, TABLE["digits"])
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}

@@ -62,7 +62,7 @@ def test_a_model_trains_saves_loads_and_becomes_dense(name):
         assert layer.values.grad.isfinite().all()
         read = layer_name.split(".")[-1] in READ.get(name, ())
         ran_on = (WEIGHT_READ,) if read else ("native", "masked")
-        assert layer.ran_on in ran_on, layer_name
+        assert layer.ran_on.startswith(ran_on), layer_name
     twin = MODELS[name]()
     sparsify(twin, 0.7, "uniform", BLOCK, init="random")
     twin.load_state_dict(saved_and_loaded(model.state_dict()))
