@@ -16,7 +16,8 @@ from bench.speed.variant import DENSE, Case, Variant
 from sparse_engine.errors import InputError
 
 TIMED = {name: NETWORKS[name].on("cpu") for name in ("wrn16-8", "wrn28-10", "resnet18")}
-TIMED = {"wrn16-2": Network("wrn16-2", (3, 32, 32), 128, 128), **TIMED}
+SMALL = {"wrn16-2": 128, "wrn16-4": 32}  # images of a step
+TIMED = {name: Network(name, (3, 32, 32), images, images) for name, images in SMALL.items()} | TIMED
 PATHS = {
     "dense": DENSE,
     "masked": Variant("masked"),
