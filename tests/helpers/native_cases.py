@@ -1,9 +1,8 @@
-"""Layers for the native path, and what the masked path makes of them."""
+"""Layers for the native kernels, and a step of them."""
 
 import torch
 
 from sparse_kernels import BlockLayout
-from sparse_kernels.dispatch.backend import VARIABLE
 
 LAYER = (64, 48, 3, 3)
 
@@ -23,9 +22,3 @@ def step(operator, x, values, layout, **geometry):
     grad = torch.empty_like(y)
     grad.copy_(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)))
     return [y, *torch.autograd.grad(y, (x, values), grad)]
-
-
-def masked(monkeypatch, *arguments, **geometry):
-    with monkeypatch.context() as patch:
-        patch.setenv(VARIABLE, "masked")
-        return step(*arguments, **geometry)

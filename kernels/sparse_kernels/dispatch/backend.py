@@ -65,7 +65,7 @@ def check_backend(name: str, device: torch.device) -> None:
 
 @contextmanager
 def without_native() -> Iterator[None]:
-    """Run what is inside as where the native kernels cannot be built."""
+    """Let `auto` take no native kernels inside, as where they cannot be built."""
     before, _ALLOWED["native"] = _ALLOWED["native"], False
     try:
         yield
@@ -132,7 +132,7 @@ def choose_backend(
     if wanted == "auto" and device.type != "cuda":
         on_cpu = device.type == "cpu" and positions is not None
         faster = on_cpu and _prefers_native(dtype, sizes, density, positions)
-        return "native" if faster and _is_built() else "masked"
+        return "native" if faster and _ALLOWED["native"] and _is_built() else "masked"
     problem = _problem(dtype, sizes[4:])
     if wanted == "triton" and problem:
         raise BackendError(f"backend 'triton' has no kernel for {problem}; use auto or masked")
@@ -158,7 +158,7 @@ def _prefers_native(
 
 def _is_built() -> bool:
     # A compiler that traces is asked again when its code runs.
-    return torch.compiler.is_compiling() or (_ALLOWED["native"] and library() is not None)
+    return torch.compiler.is_compiling() or library() is not None
 
 
 def _present_name(name: str) -> str:

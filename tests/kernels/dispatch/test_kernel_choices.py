@@ -61,10 +61,13 @@ def test_a_run_goes_on_with_the_kernels_that_it_began_with(monkeypatch):
         with_kernel_choices(CPU, built).__enter__()
     with forced_backend("masked"), with_kernel_choices(CPU, built):
         assert choice(0.5) == "masked"
+        assert built.keys() - kernel_choices(CPU).keys() == {"native"}
     monkeypatch.undo()
     assert choice(0.5) == "native"
     with with_kernel_choices(CPU, not_built):
         assert choice(0.5) == "masked"
+        with forced_backend("native"):
+            assert choice(0.5) == "native"
     assert choice(0.5) == "native"
 
 
