@@ -1,12 +1,16 @@
-"""The lists of blocks that the three passes of a layer follow, by name.
+"""The lists of blocks that the three passes of a layer follow.
 
 Legend as in layout.py. Operators take and save them as one flat list, for a schema knows no
-classes: `IndexTensors.tensors` makes it and `IndexTensors.of` gives it its names back.
+classes. On a GPU it holds what the kernels read, sorted and taken apart when blocks change. On a
+CPU it holds the ids alone, four bytes a slot: native kernels sort them as they read them, which
+costs little beside their products, and lists of single weights would take as much memory as a
+dense network. `forward_index`, `input_grad_index` and `slot_index` give either its names back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -41,7 +45,7 @@ class SlotIndex(NamedTuple):
 
 
 class IndexTensors(NamedTuple):
-    """All lists of a layout.
+    """All lists of a layout on a GPU.
 
     block_ids: id of each slot's block, int32 [Z]; OB * CB * R * S where a slot is unused.
     forward: blocks by output block; `reduce` is the input block.
@@ -54,51 +58,76 @@ class IndexTensors(NamedTuple):
     input_grad: PassIndex
     slots: SlotIndex
 
-    @classmethod
-    def build(cls, block_ids: Tensor, grid: Grid) -> IndexTensors:
-        """Return the lists of integer ids [Z] in a grid [OB, CB, R, S]; larger means unused."""
-        out_blocks, in_blocks, taps_h, taps_w = grid
-        taps = taps_h * taps_w
-        total = out_blocks * in_blocks * taps
-        ids = block_ids.clamp(max=total).to(torch.int32)
-        pair, tap = ids // taps, ids % taps
-        slots = SlotIndex(pair // in_blocks, pair % in_blocks, tap // taps_w, tap % taps_w)
-        by_input = (slots.in_block * out_blocks + slots.out_block) * taps + tap
-        by_input = torch.where(ids < total, by_input, total)
-        return cls(
-            ids,
-            _sorted_pass(ids, out_blocks, in_blocks * taps, slots, slots.in_block),
-            _sorted_pass(by_input, in_blocks, out_blocks * taps, slots, slots.out_block),
-            slots,
-        )
 
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> IndexTensors:
-        """Return the lists that `tensors` has made one of."""
-        rest, length = iter(tensors), len(PassIndex._fields)
-        return cls(
-            next(rest),
-            PassIndex(*islice(rest, length)),
-            PassIndex(*islice(rest, length)),
-            SlotIndex(*rest),
-        )
-
-    def tensors(self) -> list[Tensor]:
-        """Return all lists as one, as operators take them."""
-        return [self.block_ids, *self.forward, *self.input_grad, *self.slots]
+def make_lists(block_ids: Tensor, grid: Grid) -> list[Tensor]:
+    """Return the lists of integer ids [Z] in a grid [OB, CB, R, S]; larger means unused."""
+    ids = block_ids.clamp(max=math.prod(grid)).to(torch.int32)
+    if ids.device.type == "cpu":
+        return [ids]
+    slots = _slot_index(ids, grid)
+    by_output = _by_output(ids, grid, slots)
+    return [ids, *by_output, *_by_input(ids, grid, slots), *slots]
 
 
-def index_bytes(slots: int, grid: Grid) -> int:
-    """Return the bytes of all lists of so many slots in a grid [OB, CB, R, S]."""
-    out_blocks, in_blocks, *_ = grid
-    passes, starts = 2 * (len(PassIndex._fields) - 1), out_blocks + 1 + in_blocks + 1
-    return 4 * ((1 + passes + len(SlotIndex._fields)) * slots + starts)
+def forward_index(tensors: Sequence[Tensor], sizes: Sequence[int]) -> PassIndex:
+    """Return the blocks by output block, from the lists as one and BlockLayout.sizes()."""
+    if len(tensors) > 1:
+        return _all(tensors).forward
+    (ids,), grid = tensors, grid_of(sizes)
+    return _by_output(ids, grid, _slot_index(ids, grid))
 
 
-def count_slots(tensors: Iterable[Tensor]) -> int:
+def input_grad_index(tensors: Sequence[Tensor], sizes: Sequence[int]) -> PassIndex:
+    """Return the blocks by input block, from the lists as one and BlockLayout.sizes()."""
+    if len(tensors) > 1:
+        return _all(tensors).input_grad
+    (ids,), grid = tensors, grid_of(sizes)
+    return _by_input(ids, grid, _slot_index(ids, grid))
+
+
+def slot_index(tensors: Sequence[Tensor], sizes: Sequence[int]) -> SlotIndex:
+    """Return where each slot's block lies, from the lists as one and BlockLayout.sizes()."""
+    return _all(tensors).slots if len(tensors) > 1 else _slot_index(tensors[0], grid_of(sizes))
+
+
+def grid_of(sizes: Sequence[int]) -> Grid:
+    """Return [OB, CB, R, S] of BlockLayout.sizes()."""
+    out_channels, in_channels, taps_h, taps_w, bo, bc = sizes
+    return -(-out_channels // bo), -(-in_channels // bc), taps_h, taps_w
+
+
+def count_slots(tensors: Sequence[Tensor]) -> int:
     """Return Z, from the lists as one."""
-    block_ids, *_ = tensors
-    return block_ids.shape[0]
+    return tensors[0].shape[0]
+
+
+def _all(tensors: Sequence[Tensor]) -> IndexTensors:
+    rest, length = iter(tensors), len(PassIndex._fields)
+    return IndexTensors(
+        next(rest),
+        PassIndex(*islice(rest, length)),
+        PassIndex(*islice(rest, length)),
+        SlotIndex(*rest),
+    )
+
+
+def _slot_index(ids: Tensor, grid: Grid) -> SlotIndex:
+    _, in_blocks, taps_h, taps_w = grid
+    pair, tap = ids // (taps_h * taps_w), ids % (taps_h * taps_w)
+    return SlotIndex(pair // in_blocks, pair % in_blocks, tap // taps_w, tap % taps_w)
+
+
+def _by_output(ids: Tensor, grid: Grid, slots: SlotIndex) -> PassIndex:
+    out_blocks, in_blocks, taps_h, taps_w = grid
+    return _sorted_pass(ids, out_blocks, in_blocks * taps_h * taps_w, slots, slots.in_block)
+
+
+def _by_input(ids: Tensor, grid: Grid, slots: SlotIndex) -> PassIndex:
+    out_blocks, in_blocks, taps_h, taps_w = grid
+    taps, total = taps_h * taps_w, math.prod(grid)
+    keys = (slots.in_block * out_blocks + slots.out_block) * taps + ids % taps
+    keys = torch.where(ids < total, keys, total)
+    return _sorted_pass(keys, in_blocks, out_blocks * taps, slots, slots.out_block)
 
 
 def _sorted_pass(

@@ -12,12 +12,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparse_kernels.block_kinds import BlockKinds, Counts
-from sparse_kernels.index_tensors import Grid, IndexTensors
+from sparse_kernels.index_tensors import Grid, SlotIndex, make_lists, slot_index
 
 TAPS = ("each", "all")
 
@@ -67,7 +68,7 @@ class BlockLayout:
             )
         self.active = self._whole(len(block_ids) if active is None else active)
         self._whole(len(block_ids))
-        self.index = IndexTensors.build(block_ids, self.grid)
+        self._lists = make_lists(block_ids, self.grid)
 
     @classmethod
     def from_mask(
@@ -112,6 +113,8 @@ class BlockLayout:
     @property
     def group_ids(self) -> Tensor:
         """Id of each group's pair, int32 [Z / T]; `total` / T where a group is unused."""
+        if self.group == 1:
+            return self.block_ids
         return self.block_ids[:: self.group] // self.group
 
     @property
@@ -156,11 +159,16 @@ class BlockLayout:
     @property
     def block_ids(self) -> Tensor:
         """Id of each slot's block, int32 [Z]; `total` where a slot is unused."""
-        return self.index.block_ids
+        return self._lists[0]
+
+    @property
+    def slot_index(self) -> SlotIndex:
+        """Where each slot's block lies; made when asked for, on a CPU."""
+        return slot_index(self._lists, self.sizes())
 
     def tensors(self) -> list[Tensor]:
-        """The lists of `index` as one, as the custom ops take them."""
-        return self.index.tensors()
+        """The lists as the custom ops take them (index_tensors.py)."""
+        return list(self._lists)
 
     def sizes(self) -> list[int]:
         """(O, C, R, S, BO, BC), as the custom ops take them."""
@@ -180,7 +188,7 @@ class BlockLayout:
         (bo, bc), (out_channels, in_channels, *_) = self.block, self.shape
         if not (out_channels % bo or in_channels % bc or self.active < self.slots):
             return None
-        slots = self.index.slots
+        slots = self.slot_index
         rows = slots.out_block[:, None] * bo + torch.arange(bo, device=self.device)
         columns = slots.in_block[:, None] * bc + torch.arange(bc, device=self.device)
         return (rows >= out_channels)[:, None, :] | (columns >= in_channels)[:, :, None]
@@ -193,8 +201,7 @@ class BlockLayout:
             )
         self.active = self.active if active is None else self._whole(active)
         self._by_kind = None
-        new = IndexTensors.build(block_ids, self.grid)
-        for kept, changed in zip(self.tensors(), new.tensors(), strict=True):
+        for kept, changed in zip(self._lists, make_lists(block_ids, self.grid), strict=True):
             kept.copy_(changed)
 
     def to(self, device: torch.device | str) -> BlockLayout:
@@ -202,8 +209,14 @@ class BlockLayout:
         if self.device == torch.device(device):
             return self
         moved = copy.copy(self)
-        moved.index = IndexTensors.of(t.to(device) for t in self.tensors())
+        moved._lists = make_lists(self.block_ids.to(device), self.grid)
         return moved
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        index = state.pop("index", None)  # as pickled when all lists were kept on a CPU, too
+        self.__dict__.update(state)
+        if index is not None:
+            self._lists = make_lists(index.block_ids, self.grid)
 
     def validate(self, block_ids: Tensor) -> int:
         """Return how many blocks ids [Z] make active; ValueError for ids that do not fit.
@@ -231,6 +244,8 @@ class BlockLayout:
 
     def expand_groups(self, numbers: Tensor) -> Tensor:
         """Return [G * T], the slots of groups of slots [G], or the block ids of pairs [G]."""
+        if self.group == 1:
+            return numbers
         taps = torch.arange(self.group, dtype=numbers.dtype, device=numbers.device)
         return (numbers[:, None] * self.group + taps).flatten()
 

@@ -94,7 +94,8 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of the lists that say where blocks lie: 56 for each slot, and a few for each layer.
+        """Bytes of the lists that say where blocks lie: on a CPU 8 for each slot, on a GPU 56, and
+        a few for each layer.
 
         They count the lists that kernels follow and the buffers block_ids and block_check.
         """

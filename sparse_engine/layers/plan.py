@@ -14,7 +14,6 @@ from sparse_engine.layers.blocks import DENSE, BlockChoice, layer_block, without
 from sparse_engine.layers.ids.block_check import SIGNS
 from sparse_kernels import BlockLayout
 from sparse_kernels.block_kinds import BlockKinds, Counts
-from sparse_kernels.index_tensors import index_bytes
 from sparse_kernels.layout import block_grid, clamp_block, group_size
 from sparse_kernels.operators.reference import block_norms
 
@@ -87,9 +86,8 @@ class LayerPlan:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of the lists that say which blocks these are, as SparseLayer.index_bytes."""
-        lists = index_bytes(self.active, block_grid(self.shape, self.block))
-        return lists + 4 * (self.active + SIGNS)
+        """Bytes of what says which blocks these are on a CPU, as SparseLayer.index_bytes."""
+        return 4 * (2 * self.active + SIGNS)
 
     @property
     def stored_bytes(self) -> int:

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from layout_lists import expected_pass, found_pass, place
+from layout_lists import expected_pass, found_lists, place
 
 from sparse_engine import SparseConv2d, SparseLinear
 from sparse_kernels import BlockLayout
@@ -159,9 +159,8 @@ class LayerMachine(RuleBasedStateMachine):
         assert layout.block_ids.tolist() == self.ids
         assert (layout.active, layout.slots, layout.total) == (len(used), len(self.ids), self.total)
         assert layout.mask().flatten().nonzero().flatten().tolist() == sorted(set(used))
-        assert found_pass(layout.index.forward) == expected_pass(self.ids, layout, 0)
-        assert found_pass(layout.index.input_grad) == expected_pass(self.ids, layout, 1)
-        found = list(zip(*(t.tolist() for t in layout.index.slots)))
+        *passes, found = found_lists(layout)
+        assert passes == [expected_pass(self.ids, layout, written) for written in (0, 1)]
         for slot, block_id in enumerate(self.ids):
             if block_id < self.total:
                 assert found[slot] == place(block_id, layout.grid)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 from sparse_kernels import BlockLayout
+from sparse_kernels.index_tensors import forward_index, input_grad_index
 from sparse_kernels.layout import block_grid
 
 WIDTHS = st.sampled_from([1, 3, 8, 16, 32, 40])
@@ -44,8 +45,14 @@ def expected_pass(ids, layout, row):
     return [sorted(entries, key=lambda e: e[1:]) for entries in rows]
 
 
-def found_pass(index):
-    """Return the same lists as a layout holds them."""
+def found_lists(layout):
+    """Return the same lists of both passes as kernels read them, and the place of each slot."""
+    lists = layout.tensors(), layout.sizes()
+    passes = [_found_pass(read(*lists)) for read in (forward_index, input_grad_index)]
+    return [*passes, list(zip(*(t.tolist() for t in layout.slot_index)))]
+
+
+def _found_pass(index):
     start = index.start.tolist()
     _, *lists = index
     entries = list(zip(*(t.tolist() for t in lists)))

@@ -88,7 +88,7 @@ class Layer:
         slots = slots[torch.randperm(len(slots), generator=generator)]
         layout = BlockLayout(case.shape, block, slots, active=active)
         self.sizes = (*case.shape, *layout.block)
-        self.index = _guarded_lists(layout)
+        self.index = [guarded(t, FAR) for t in layout.tensors()]
         values = torch.randn(len(slots), block[1], block[0], generator=generator)
         self.weight, self.mask = (
             _dense(v, slots, grid, case.shape) for v in (values, torch.ones_like(values))
@@ -158,14 +158,6 @@ def error(x: Tensor, exact: Tensor) -> float:
 def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a copy in order, as some of PyTorch's convolutions want it."""
     return x.to(dtype).clone(memory_format=torch.contiguous_format)
-
-
-def _guarded_lists(layout: BlockLayout) -> list[Tensor]:
-    index = layout.index
-    for lists in (index.forward, index.input_grad):
-        for entries in lists[1:]:
-            entries[int(lists.start[-1]) :] = FAR
-    return [guarded(t, FAR) for t in index.tensors()]
 
 
 def _dense(values: Tensor, slots: Tensor, grid, shape) -> Tensor:

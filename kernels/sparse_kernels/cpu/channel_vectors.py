@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparse_kernels.cpu.library import library
-from sparse_kernels.index_tensors import IndexTensors, PassIndex
+from sparse_kernels.index_tensors import count_slots
 from sparse_kernels.memory_order import in_order
 
 Ints = Sequence[int]
@@ -61,7 +61,7 @@ def conv2d(
     bias = None if bias is None else _ready(bias)
     if bias is not None and bias.shape != (sizes[0],):
         raise ValueError(f"bias should be [{sizes[0]}], found {list(bias.shape)}")
-    call = _call(source, result, IndexTensors.of(index).forward, values, sizes, geometry)
+    call = _call(source, result, index, values, sizes, geometry)
     call.bias = None if bias is None else bias.data_ptr()
     _run("channel_gather", call)
     return y if result is y else y.copy_(result)
@@ -74,7 +74,7 @@ def conv2d_input_grad(
     _check(grad, sizes, "input_grad")
     source, values, result = _adjacent(grad), _transposed(_ready(values)), _to_write(dx)
     sides = (*sizes[:4], sizes[5], sizes[4])
-    call = _call(source, result, IndexTensors.of(index).input_grad, values, sides, geometry)
+    call = _call(source, result, index, values, sides, geometry)
     call.transposed = 1
     _run("channel_gather", call)
     return dx if result is dx else dx.copy_(result)
@@ -86,12 +86,11 @@ def conv2d_weight_grad(
     """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
     _check(x, sizes, "weight_grad")
     source, result = _adjacent(x), _adjacent(grad)
-    lists = IndexTensors.of(index).forward
     bo, bc = sizes[4:]
     swapped = bo % MULTIPLE != 0
     sides = (bo, bc) if swapped else (bc, bo)
-    dvalues = torch.zeros(len(lists.slot), *sides)
-    call = _call(source, result, lists, None, sizes, geometry)
+    dvalues = torch.zeros(count_slots(index), *sides)
+    call = _call(source, result, index, None, sizes, geometry)
     call.gradient, call.swapped = dvalues.data_ptr(), int(swapped)
     _run("channel_sums", call)
     return (dvalues.transpose(1, 2).contiguous() if swapped else dvalues).to(x.dtype)
@@ -127,13 +126,12 @@ class _Images(ctypes.Structure):
 
 
 class _Call(ctypes.Structure):
-    """struct Call of channel_vectors.h."""
+    """struct Request of channel_vectors.h."""
 
     _fields_ = [
         ("sources", _Images),
         ("results", _Images),
-        *((name, ctypes.c_void_p) for name in ("values", "bias", "gradient")),
-        *((name, ctypes.c_void_p) for name in PassIndex._fields),
+        *((name, ctypes.c_void_p) for name in ("values", "bias", "gradient", "ids")),
         *((name, ctypes.c_int64) for name in ("slots", "taps_h", "taps_w")),
         *((name, ctypes.c_int64) for name in ("result_block", "source_block")),
         *((name, ctypes.c_int64 * 2) for name in ("stride", "padding", "dilation")),
@@ -188,18 +186,16 @@ def _images(x: Tensor) -> _Images:
 def _call(
     sources: Tensor,
     results: Tensor,
-    lists: PassIndex,
+    index: Index,
     values: Tensor | None,
     sizes: Ints,
     geometry: Sequence[Ints],
 ) -> _Call:
     """Describe a call; sizes has the block along the result first, then along the source."""
-    _check_shapes(sources, results, lists, values, sizes)
+    _check_shapes(sources, results, index, values, sizes)
     call = _Call(sources=_images(sources), results=_images(results))
     call.values = None if values is None else values.data_ptr()
-    for name, t in zip(PassIndex._fields, lists):
-        setattr(call, name, t.data_ptr())
-    call.slots = len(lists.slot)
+    call.ids, call.slots = index[0].data_ptr(), count_slots(index)
     call.taps_h, call.taps_w, call.result_block, call.source_block = sizes[2:]
     for name, pair in zip(("stride", "padding", "dilation"), geometry):
         setattr(call, name, (ctypes.c_int64 * 2)(*pair))
@@ -208,16 +204,12 @@ def _call(
 
 
 def _check_shapes(
-    sources: Tensor, results: Tensor, lists: PassIndex, values: Tensor | None, sizes: Ints
+    sources: Tensor, results: Tensor, index: Index, values: Tensor | None, sizes: Ints
 ) -> None:
-    """Refuse what the kernel would read outside of; it looks at what the lists hold itself."""
-    block = sizes[4]
-    blocks, slots = -(-results.shape[1] // block), len(lists.slot)
-    sound = [t.dtype == torch.int32 and t.is_contiguous() for t in lists]
-    lengths = [len(t) for t in lists]
-    shape = (slots, *sizes[:3:-1])
-    if not all(sound) or lengths != [blocks + 1, *[slots] * (len(lists) - 1)]:
-        raise ValueError(f"lists of blocks should be int32 for {blocks} blocks, found {lengths}")
+    """Refuse what the kernel would read outside of; it looks at the ids itself."""
+    ids, shape = index[0], (count_slots(index), *sizes[:3:-1])
+    if ids.dtype != torch.int32 or ids.ndim != 1 or not ids.is_contiguous():
+        raise ValueError(f"block ids should be int32 [Z], found {ids.dtype} {list(ids.shape)}")
     if values is not None and tuple(values.shape) != shape:
         raise ValueError(f"values should be {list(shape)}, found {list(values.shape)}")
     if sources.shape[0] != results.shape[0] or sorted(sizes[:2]) != sorted(
@@ -229,7 +221,7 @@ def _check_shapes(
 
 def _run(name: str, call: _Call) -> None:
     if not getattr(_library(), name)(ctypes.byref(call)):
-        raise ValueError("the lists of blocks name a block that is not there: build them anew")
+        raise ValueError("block ids name a block that is not there: build the lists anew")
 
 
 def _library() -> ctypes.CDLL:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparse_kernels.cpu.library import library
-from sparse_kernels.index_tensors import IndexTensors, PassIndex, count_slots
+from sparse_kernels.index_tensors import count_slots
 from sparse_kernels.memory_order import empty_images, in_order
 
 Ints = Sequence[int]
@@ -46,7 +46,7 @@ def conv2d(
         geometry: stride, padding, dilation.
     """
     layer = _layer(x, y, index, sizes, geometry)
-    return _gather(layer, False, x, values, bias, y, IndexTensors.of(index).forward)
+    return _gather(layer, False, x, values, bias, y, index)
 
 
 def conv2d_input_grad(
@@ -54,7 +54,7 @@ def conv2d_input_grad(
 ) -> Tensor:
     """Return the input gradient [N, C, H, W] of dy [N, O, P, Q]; dx is as y of conv2d."""
     layer = _layer(dx, grad, index, sizes, geometry)
-    return _gather(layer, True, grad, values, None, dx, IndexTensors.of(index).input_grad)
+    return _gather(layer, True, grad, values, None, dx, index)
 
 
 def conv2d_weight_grad(
@@ -67,9 +67,7 @@ def conv2d_weight_grad(
     dvalues = x.new_zeros((count_slots(index), bc, bo), dtype=torch.float32)
     if x.numel() and grad.numel():
         images = [_pointer(x), _strides(x), _pointer(grad), _strides(grad)]
-        code = _library().pixels_weight_grad(
-            layer, *images, _pointer(dvalues), _pointers(IndexTensors.of(index).forward)
-        )
+        code = _library().pixels_weight_grad(layer, *images, _pointer(dvalues), _pointer(index[0]))
         _check(code)
     return dvalues.to(x.dtype)
 
@@ -108,7 +106,7 @@ def _gather(
     values: Tensor,
     bias: Tensor | None,
     result: Tensor,
-    lists: PassIndex,
+    index: Index,
 ) -> Tensor:
     if not result.numel():
         return result
@@ -127,7 +125,7 @@ def _gather(
         _pointer(bias),
         _pointer(written),
         _strides(written),
-        _pointers(lists),
+        _pointer(index[0]),
     )
     _check(code)
     return result if written is result else result.copy_(written)
@@ -164,10 +162,6 @@ def _pointer(x: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
-def _pointers(lists: PassIndex) -> ctypes.Array:
-    return (ctypes.c_void_p * len(lists))(*(t.data_ptr() for t in lists))
-
-
 def _library() -> ctypes.CDLL:
     found = library()
     if found is None:
@@ -177,6 +171,6 @@ def _library() -> ctypes.CDLL:
 
 def _check(code: int) -> None:
     if code == _UNSOUND:
-        raise RuntimeError("the index lists name blocks or slots that the layer does not have")
+        raise ValueError("block ids name a block that is not there: build the lists anew")
     if code == _NO_MEMORY:
         raise MemoryError("no memory for the native kernels' copies of images")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_kernels.cpu import native
 from sparse_kernels.dispatch.backend import backend_of
-from sparse_kernels.index_tensors import IndexTensors
+from sparse_kernels.index_tensors import forward_index, input_grad_index, slot_index
 from sparse_kernels.memory_order import empty_images, in_order, order_of
 from sparse_kernels.operators import reference
 from sparse_kernels.operators.passes import Passes, register_passes, values_like
@@ -48,7 +48,7 @@ def _forward(x, values, index, sizes, stride, padding, dilation, bias=None):
     y = _forward_fake(x, values, index, sizes, *geometry)
     if backend == "native":
         return native.conv2d(x, values, bias, y, index, sizes, geometry)
-    x, lists = in_order(x, order), IndexTensors.of(index).forward
+    x, lists = in_order(x, order), forward_index(index, sizes)
     gather(GatherCall(x, values, y, lists, sizes, geometry, bias=bias))
     return y
 
@@ -69,7 +69,7 @@ def _input_grad(
     dx = _input_grad_fake(grad, values, index, sizes, image)
     if backend == "native":
         return native.conv2d_input_grad(grad, values, dx, index, sizes, geometry)
-    grad, lists = in_order(grad, order), IndexTensors.of(index).input_grad
+    grad, lists = in_order(grad, order), input_grad_index(index, sizes)
     gather(GatherCall(grad, values, dx, lists, sizes, geometry, transposed=True))
     return dx
 
@@ -84,7 +84,7 @@ def _weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints, *geometry: 
         return reference.conv2d_weight_grad(x, grad, index, sizes, *geometry)
     if backend == "native":
         return native.conv2d_weight_grad(x, grad, index, sizes, geometry)
-    order, slots = result_order(x, index, sizes), IndexTensors.of(index).slots
+    order, slots = result_order(x, index, sizes), slot_index(index, sizes)
     return weight_grad(in_order(x, order), in_order(grad, order), slots, sizes, geometry)
 
 

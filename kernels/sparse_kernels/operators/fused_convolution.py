@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_kernels.index_tensors import IndexTensors
+from sparse_kernels.index_tensors import forward_index, input_grad_index, slot_index
 from sparse_kernels.memory_order import empty_images, in_order
 from sparse_kernels.operators.batch_norm import Norm, norm_backward
 from sparse_kernels.operators.convolution import GEOMETRY, conv2d, output_image, result_order
@@ -162,7 +162,7 @@ def _forward(
     y, none = _forward_fake(x, values, index, sizes, *geometry, False, False)
     residual = None if residual is None else in_order(residual, order)
     fusion = Fusion(scale, shift, relu_input, residual, statistics)
-    x, lists = in_order(x, order), IndexTensors.of(index).forward
+    x, lists = in_order(x, order), forward_index(index, sizes)
     sums = gather(GatherCall(x, values, y, lists, sizes, geometry, bias=bias, fusion=fusion))
     if sums is None:
         return y, none
@@ -182,19 +182,19 @@ def _backward(
 ):  # fmt: skip
     geometry, order = (stride, padding, dilation), result_order(x, index, sizes)
     grad, x, other = (t if t is None else in_order(t, order) for t in (grad, x, other))
-    fusion, lists = Fusion(scale, shift, relu_input), IndexTensors.of(index)
+    fusion = Fusion(scale, shift, relu_input)
     dx, sums, partial = grad.new_empty(0), None, None
     if x_wanted:
         dx = empty_images(x, x.shape, order)
         call = GatherCall(
-            *(grad, values, dx, lists.input_grad, sizes, geometry),
+            *(grad, values, dx, input_grad_index(index, sizes), sizes, geometry),
             transposed=True,
             fusion=replace(fusion, residual=other),
             x=None if scale is None else x,
         )
         sums = gather(call)
     if values_wanted:
-        partial = shares(x, grad, lists.slots, sizes, geometry, dtype, fusion)
+        partial = shares(x, grad, slot_index(index, sizes), sizes, geometry, dtype, fusion)
     found = added(partial, dtype, None if sums is None else sums.sums)
     dvalues, totals = (grad.new_empty(0) if t is None else t for t in found)
     return dx, totals, dvalues

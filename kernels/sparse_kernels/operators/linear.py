@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sparse_kernels.cpu import native
 from sparse_kernels.dispatch.backend import backend_of
-from sparse_kernels.index_tensors import IndexTensors
+from sparse_kernels.index_tensors import forward_index, input_grad_index, slot_index
 from sparse_kernels.operators import reference
 from sparse_kernels.operators.passes import Passes, register_passes, values_like
 from sparse_kernels.registration import positions
@@ -32,7 +32,7 @@ def _forward(
     if backend != "triton":
         return BY_LIBRARY[backend].linear(x, values, bias, index, sizes)
     y = _forward_fake(x, values, index, sizes)
-    lists = IndexTensors.of(index).forward
+    lists = forward_index(index, sizes)
     gather(GatherCall(_pixel(x), values, _pixel(y), lists, sizes, ONE_PIXEL, bias=bias))
     return y
 
@@ -46,7 +46,7 @@ def _input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tens
     if backend != "triton":
         return BY_LIBRARY[backend].linear_input_grad(grad, values, index, sizes)
     dx = _input_grad_fake(grad, values, index, sizes)
-    lists = IndexTensors.of(index).input_grad
+    lists = input_grad_index(index, sizes)
     gather(GatherCall(_pixel(grad), values, _pixel(dx), lists, sizes, ONE_PIXEL, transposed=True))
     return dx
 
@@ -59,7 +59,7 @@ def _weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
     backend = backend_of(x, index, sizes, positions(x.shape, -1))
     if backend != "triton":
         return BY_LIBRARY[backend].linear_weight_grad(x, grad, index, sizes)
-    slots = IndexTensors.of(index).slots
+    slots = slot_index(index, sizes)
     return weight_grad(_pixel(x), _pixel(grad), slots, sizes, ONE_PIXEL)
 
 

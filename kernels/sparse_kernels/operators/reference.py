@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_kernels.index_tensors import IndexTensors, SlotIndex
+from sparse_kernels.index_tensors import SlotIndex, slot_index
 from sparse_kernels.layout import block_grid
 from sparse_kernels.memory_order import in_order, library_order, memory_format, order_of
 
@@ -28,8 +28,7 @@ def scatter_blocks(
     With channels_last it is stored as [O, R, S, C], which spares convolutions of such images a
     copy (half of the time of 512 channels at 2x2 pixels and batch 32, on a CPU).
     """
-    lists = IndexTensors.of(index)
-    return _scatter(values, lists.block_ids, lists.slots, sizes, channels_last)
+    return _scatter(values, index[0], slot_index(index, sizes), sizes, channels_last)
 
 
 def scatter_diagonal(values: Tensor, index: Index, sizes: Ints, members: int) -> Tensor:
@@ -44,7 +43,7 @@ def scatter_diagonal(values: Tensor, index: Index, sizes: Ints, members: int) ->
         [O, C / M, R, S], the squares one below the other; differentiable.
     """
     out_channels, in_channels, taps_h, taps_w, *block = sizes
-    slots = IndexTensors.of(index).slots
+    slots = slot_index(index, sizes)
     in_blocks = block_grid(sizes[:4], block)[1] // members
     slots = slots._replace(in_block=slots.in_block % in_blocks)
     pair = slots.out_block * in_blocks + slots.in_block
@@ -78,13 +77,13 @@ def gather_blocks(dense: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return values [Z, BC, BO] of a weight [O, C, R, S]; zero in unused slots."""
     bo, bc = sizes[4:]
     out_blocks, in_blocks, taps_h, taps_w = block_grid(sizes[:4], (bo, bc))
-    block_ids, _, _, slots = IndexTensors.of(index)
+    block_ids = index[0]
     used = (block_ids < out_blocks * in_blocks * taps_h * taps_w)[:, None, None]
     if bo == bc == 1:
         flat = dense.reshape(-1)
         values = flat.index_select(0, block_ids.clamp(max=len(flat) - 1))
         return torch.where(used, values[:, None, None], 0)
-    out_block, in_block, tap_h, tap_w = slots
+    out_block, in_block, tap_h, tap_w = slot_index(index, sizes)
     out_block = out_block.clamp(max=out_blocks - 1)
     values = _by_block(dense, sizes)[out_block, :, in_block, :, tap_h, tap_w]
     return torch.where(used, values.transpose(1, 2), 0).contiguous()

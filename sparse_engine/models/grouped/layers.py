@@ -175,7 +175,7 @@ def clear_columns(channels: int, stride: int, layer: Any, _: Any) -> None:
     # Not counted as writes: a graph of an earlier forward may wait for its backward.
     if isinstance(layer, SparseLayer):
         columns = torch.arange(layer.block[1], device=layer.values.device)
-        columns = layer.layout.index.slots.in_block[:, None] * layer.block[1] + columns
+        columns = layer.layout.slot_index.in_block[:, None] * layer.block[1] + columns
         layer.values.data.masked_fill_((columns % stride >= channels)[:, :, None], 0)
     else:
         weight = layer.weight.data.movedim(2 if isinstance(layer, GroupedLinear) else 1, -1)

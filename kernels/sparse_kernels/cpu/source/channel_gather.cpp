@@ -257,13 +257,14 @@ std::vector<Task> tasks_of(const Call& call, const std::vector<Grid>& grids) {
 }
 }  // namespace
 
-// Writes every element of call.results; false, and nothing written, if the lists point outside.
-extern "C" int channel_gather(const Call* call) {
-  if (!lists_are_sound(*call)) return 0;
-  std::vector<Grid> grids = grids_of(*call);
-  std::vector<Task> tasks = tasks_of(*call, grids);
-  shared(static_cast<int64_t>(tasks.size()), 1, static_cast<int>(call->threads), [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; t++) sum_chunk(*call, tasks[t]);
+// Writes every element of call.results; false, and nothing written, if an id is none.
+extern "C" int channel_gather(const Request* request) {
+  Call call(*request);
+  if (!call.sort_blocks()) return 0;
+  std::vector<Grid> grids = grids_of(call);
+  std::vector<Task> tasks = tasks_of(call, grids);
+  shared(static_cast<int64_t>(tasks.size()), 1, static_cast<int>(call.threads), [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; t++) sum_chunk(call, tasks[t]);
   });
   return 1;
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <tuple>
+#include <utility>
 
 namespace {
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -71,18 +73,31 @@ std::vector<Range> chunks_of(const Grid& grid, int64_t size) {
   return chunks;
 }
 
-bool lists_are_sound(const Call& call) {
-  const Lists& lists = call.lists;
-  int64_t blocks = call.result_blocks(), sources = call.source_blocks();
-  if (lists.start[0] != 0) return false;
-  for (int64_t g = 0; g < blocks; g++)
-    if (lists.start[g + 1] < lists.start[g]) return false;
-  if (lists.start[blocks] > call.slots) return false;
-  auto inside = [](int32_t value, int64_t count) { return value >= 0 && value < count; };
-  for (int64_t e = 0; e < lists.start[blocks]; e++)
-    if (!inside(lists.slot[e], call.slots) || !inside(lists.reduce[e], sources) ||
-        !inside(lists.tap_h[e], call.taps_h) || !inside(lists.tap_w[e], call.taps_w))
-      return false;
+bool Call::sort_blocks() {
+  int64_t groups = result_blocks(), others = source_blocks();
+  Blocks blocks(ids, slots, transposed ? others : groups, transposed ? groups : others, taps());
+  if (blocks.active() < 0) return false;
+  struct Entry {
+    int32_t group, reduce, tap, slot;
+    bool operator<(const Entry& o) const {
+      return std::tie(group, reduce, tap, slot) < std::tie(o.group, o.reduce, o.tap, o.slot);
+    }
+  };
+  std::vector<Entry> entries;
+  for (int64_t slot = 0; slot < slots; slot++) {
+    if (!blocks.is_used(slot)) continue;
+    Place at = blocks.place(slot);
+    if (transposed) std::swap(at.out, at.in);
+    entries.push_back({at.out, at.in, at.tap, static_cast<int32_t>(slot)});
+  }
+  if (!std::is_sorted(entries.begin(), entries.end())) std::sort(entries.begin(), entries.end());
+  lists.start.assign(groups + 1, 0);
+  for (const Entry& e : entries) {
+    lists.start[e.group + 1]++;
+    lists.slot.push_back(e.slot), lists.reduce.push_back(e.reduce);
+    lists.tap_h.push_back(e.tap / taps_w), lists.tap_w.push_back(e.tap % taps_w);
+  }
+  for (int64_t g = 0; g < groups; g++) lists.start[g + 1] += lists.start[g];
   return true;
 }
 

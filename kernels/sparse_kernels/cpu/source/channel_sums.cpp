@@ -178,18 +178,19 @@ void sum_entries(const Call& call, const Grid& grid, const Entry* first, const E
 
 // Adds to call.gradient [slots, source_block, result_block], zero before; where call.swapped, to
 // [slots, result_block, source_block].
-extern "C" int channel_sums(const Call* call) {
-  if (!lists_are_sound(*call)) return 0;
-  std::vector<Entry> entries = entries_of(*call);
-  std::vector<Grid> grids = grids_of(*call);
+extern "C" int channel_sums(const Request* request) {
+  Call call(*request);
+  if (!call.sort_blocks()) return 0;
+  std::vector<Entry> entries = entries_of(call);
+  std::vector<Grid> grids = grids_of(call);
   if (grids.empty() || entries.empty()) return 1;
   int64_t count = static_cast<int64_t>(entries.size());
   // Every part copies what it reads of all chunks, so there are no more than can run at once. Entries
   // are in the order of their output blocks, so that parts have few of these in common.
-  int64_t parts = std::min(count, std::max<int64_t>(call->threads, 1));
-  shared(parts, 1, static_cast<int>(call->threads), [&](int64_t first, int64_t last) {
+  int64_t parts = std::min(count, std::max<int64_t>(call.threads, 1));
+  shared(parts, 1, static_cast<int>(call.threads), [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; p++)
-      sum_entries(*call, grids[0], entries.data() + count * p / parts, entries.data() + count * (p + 1) / parts);
+      sum_entries(call, grids[0], entries.data() + count * p / parts, entries.data() + count * (p + 1) / parts);
   });
   return 1;
 }

@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <vector>
+#include "blocks.h"
 
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64;
@@ -39,18 +40,19 @@ struct Images {
   }
 };
 
-// Blocks by the dimension that is written: its block g has entries start[g] to start[g + 1].
+// Blocks by the dimension that is written: its block g has entries start[g] to start[g + 1], in the
+// order of `reduce`, the block of the dimension that is summed over, and then of taps.
 struct Lists {
-  const int32_t *start, *slot, *reduce, *tap_h, *tap_w;
+  std::vector<int32_t> start, slot, reduce, tap_h, tap_w;
 };
 
-// One call, as Python fills it in. sources and results are x and y of the forward pass, dy and dx
-// of the input gradient (transposed = 1), x and dy of the weight gradient.
-struct Call {
+// What Python says. sources and results are x and y of the forward pass, dy and dx of the input
+// gradient (transposed = 1), x and dy of the weight gradient.
+struct Request {
   Images sources, results;
   const float *values, *bias;
   float* gradient;
-  Lists lists;
+  const int32_t* ids;
   int64_t slots, taps_h, taps_w, result_block, source_block;
   int64_t stride[2], padding[2], dilation[2];
   int64_t transposed, swapped, threads;
@@ -59,8 +61,12 @@ struct Call {
   int64_t source_blocks() const { return (sources.channels + source_block - 1) / source_block; }
 };
 
-// Whether every entry of the lists is inside of what it points into.
-bool lists_are_sound(const Call& call);
+struct Call : Request {
+  Lists lists;
+  explicit Call(const Request& request) : Request(request) {}
+  // Makes the lists; false if an id is none.
+  bool sort_blocks();
+};
 
 // Along one dimension, the source position that each result position reads under each tap, -1 where
 // it reads none. Result positions are first, first + step, ...

@@ -3,26 +3,23 @@
 #pragma once
 #include <atomic>
 
+#include "blocks.h"
 #include "pixel_packing.h"
 #include "threads.h"
 
 namespace pixels {
-
-// A pass's lists of blocks, as in index_tensors.py.
-struct PassList {
-  const int32_t *start, *slot, *reduce, *tap_h, *tap_w;
-};
 
 // How a pass sees blocks and values: `written` is the side of its results, `read` of its source.
 struct Side {
   int64_t written, read;              // channels
   int64_t block_written, block_read;  // of a block
   int64_t written_step, read_step;    // in values, floats
+  bool by_input;                      // whether inputs are written
   int64_t blocks_written() const { return ceil_div(written, block_written); }
   int64_t blocks_read() const { return ceil_div(read, block_read); }
 };
-inline Side forward_side(const Layer& l) { return {l.outputs, l.inputs, l.block_out, l.block_in, 1, l.block_out}; }
-inline Side backward_side(const Layer& l) { return {l.inputs, l.outputs, l.block_in, l.block_out, l.block_out, 1}; }
+inline Side forward_side(const Layer& l) { return {l.outputs, l.inputs, l.block_out, l.block_in, 1, l.block_out, false}; }
+inline Side backward_side(const Layer& l) { return {l.inputs, l.outputs, l.block_in, l.block_out, l.block_out, 1, true}; }
 
 // Columns by chunk of the source's channels, and within a chunk by `width` results: a cell is one
 // chunk and one such stripe.
@@ -34,33 +31,29 @@ struct Columns {
   int64_t cells() const { return chunks * stripes; }
 };
 
-// What a list needs beside the blocks.
+// What columns are made from.
 struct Reading {
   const Layer& layer;
   Side side;
-  PassList list;
+  const Blocks& blocks;
   int width;           // results of a column
   int64_t chunk;       // blocks of the source's channels in a chunk
   int64_t pitch, row;  // vectors from channel to channel and from row to row of the packed source
   int threads() const { return static_cast<int>(layer.threads); }
   int64_t stripes() const { return side.block_written / width; }  // of a block
-  int64_t columns() const { return list.start[side.blocks_written()] * side.block_read * stripes(); }  // at most
+  // Parts of the slots, for threads.
+  int64_t parts() const {
+    int64_t most = layer.threads > 1 ? 2 * layer.threads : 1;
+    return std::max<int64_t>(1, std::min(most, blocks.slots / 4096));
+  }
 };
-
-// Whether every number of a list lies where it may: a wrong one would read outside of memory.
-inline bool is_sound(const Layer& l, const Side& side, const PassList& list) {
-  int64_t groups = side.blocks_written();
-  if (list.start[0] != 0 || list.start[groups] > l.slots) return false;
-  for (int64_t g = 0; g < groups; g++)
-    if (list.start[g] > list.start[g + 1]) return false;
-  const int32_t *slot = list.slot, *reduce = list.reduce, *tap_h = list.tap_h, *tap_w = list.tap_w;
-  uint32_t slots = static_cast<uint32_t>(l.slots), blocks = static_cast<uint32_t>(side.blocks_read());
-  uint32_t taps_h = static_cast<uint32_t>(l.taps_h), taps_w = static_cast<uint32_t>(l.taps_w);
-  uint32_t wrong = 0;
-  for (int64_t e = 0, last = list.start[groups]; e < last; e++)
-    wrong |= (static_cast<uint32_t>(slot[e]) >= slots) | (static_cast<uint32_t>(reduce[e]) >= blocks) |
-             (static_cast<uint32_t>(tap_h[e]) >= taps_h) | (static_cast<uint32_t>(tap_w[e]) >= taps_w);
-  return !wrong;
+inline int64_t stripes_of(const Side& side, int width) { return side.blocks_written() * (side.block_written / width); }
+// Columns that so many blocks make at most.
+inline int64_t most_columns_of(int64_t active, const Side& side, int width) {
+  return active * side.block_read * (side.block_written / width);
+}
+inline Blocks blocks_of(const Layer& l, const int32_t* ids) {
+  return {ids, l.slots, ceil_div(l.outputs, l.block_out), ceil_div(l.inputs, l.block_in), l.taps_h * l.taps_w};
 }
 
 // Distances of the taps [taps_h, taps_w] for results in a phase; -1 where a tap meets none.
@@ -74,87 +67,75 @@ inline std::vector<int32_t> tap_distances(const Reading& r, const Axis& h, const
   return distances;
 }
 
-// Calls f(first, last, chunk) for runs of a written block's entries that read one chunk.
-template <class F> void each_run(const Reading& r, int64_t g, F&& f) {
-  const int32_t* reduce = r.list.reduce;
-  for (int64_t e = r.list.start[g], end = r.list.start[g + 1]; e < end;) {
-    int64_t chunk = reduce[e] / r.chunk, first = e;
-    int32_t low = static_cast<int32_t>(chunk * r.chunk), high = static_cast<int32_t>(low + r.chunk);
-    while (e < end && reduce[e] >= low && reduce[e] < high) e++;
-    f(first, e, chunk);
+// Where each part's columns of each cell begin, [parts * cells]: a cell's columns are in the order of
+// slots, whatever the number of parts.
+typedef std::vector<int32_t> Begins;
+
+// Calls f(column, distance, place of its first weight in values, results inside the weight) for the
+// columns of a part; `next` is where they begin, and then where they end.
+template <class F>
+void each_column_of(const Reading& r, const int32_t* taps, int64_t stripes, int64_t part, int32_t* next, F f) {
+  const Blocks blocks = r.blocks;
+  const Side side = r.side;
+  const Divisor chunk(r.chunk);
+  const bool is_single = side.block_read == 1 && side.block_written == 1;
+  const int64_t per_block = r.stripes(), width = r.width, pitch = r.pitch, size = side.block_written * side.block_read;
+  for (int64_t slot = blocks.slots * part / r.parts(), end = blocks.slots * (part + 1) / r.parts(); slot < end; slot++) {
+    if (!blocks.is_used(slot)) continue;
+    const Place at = blocks.place(slot);
+    if (taps[at.tap] < 0) continue;
+    const int64_t group = side.by_input ? at.in : at.out, reduce = side.by_input ? at.out : at.in;
+    const int64_t channel = reduce * side.block_read, n = std::min(side.block_read, side.read - channel);
+    int32_t* cell = next + chunk.quotient(static_cast<uint32_t>(reduce)) * stripes + group * per_block;
+    if (is_single) {
+      f((*cell)++, taps[at.tap] + channel * pitch, slot, 1);
+      continue;
+    }
+    for (int64_t s = 0; s < per_block; s++, cell++) {
+      int64_t distance = taps[at.tap] + channel * pitch, place = slot * size + s * width * side.written_step;
+      const int64_t inside = side.written - group * side.block_written - s * width;
+      for (int64_t k = 0; k < n; k++, distance += pitch, place += side.read_step) f((*cell)++, distance, place, inside);
+    }
   }
 }
-
-// Calls f(column, distance, place of its first weight in values) for the columns of a run and a
-// stripe, which are numbered from `column` on. Returns the number behind the last.
 template <class F>
-int32_t each_column(const Reading& r, const int32_t* taps, int64_t first, int64_t last, int64_t stripe, int32_t column, F f) {
-  const PassList list = r.list;
-  const int64_t taps_w = r.layer.taps_w, block_read = r.side.block_read, read = r.side.read, pitch = r.pitch;
-  const int64_t block = r.side.block_written * block_read, step = r.side.read_step;
-  const int64_t offset = stripe * r.width * r.side.written_step;
-  for (int64_t e = first; e < last; e++) {
-    int64_t distance = taps[list.tap_h[e] * taps_w + list.tap_w[e]];
-    if (distance < 0) continue;
-    int64_t channel = list.reduce[e] * block_read, n = std::min(block_read, read - channel);
-    int64_t place = list.slot[e] * block + offset;
-    distance += channel * pitch;
-    for (int64_t k = 0; k < n; k++, column++, distance += pitch, place += step) f(column, distance, place);
-  }
-  return column;
-}
-
-// Calls f(column, distance, place, results inside the weight) for all columns, in threads; `next` is
-// where those of each cell begin.
-template <class F>
-void each_column(const Reading& r, const int32_t* taps, int64_t stripes, std::vector<int32_t> next, F f) {
-  int64_t groups = r.side.blocks_written(), part = std::max<int64_t>(1, ceil_div(groups, 4 * r.layer.threads));
-  shared(groups, part, r.threads(), [&](int64_t g0, int64_t g1) {
-    for (int64_t g = g0; g < g1; g++)
-      each_run(r, g, [&](int64_t first, int64_t last, int64_t chunk) {
-        for (int64_t s = 0; s < r.stripes(); s++) {
-          int32_t& column = next[chunk * stripes + g * r.stripes() + s];
-          int64_t inside = r.side.written - g * r.side.block_written - s * r.width;
-          column = each_column(r, taps, first, last, s, column,
-                               [=](int32_t c, int64_t distance, int64_t place) { f(c, distance, place, inside); });
-        }
-      });
+void each_column(const Reading& r, const int32_t* taps, const Columns& columns, Begins& next, F f) {
+  shared(r.parts(), 1, r.threads(), [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; part++)
+      each_column_of(r, taps, columns.stripes, part, next.data() + part * columns.cells(), f);
   });
 }
 
-// Sets where the columns of each cell begin.
-inline void count(const Reading& r, const int32_t* taps, Columns& columns) {
-  std::fill_n(columns.start, columns.cells() + 1, 0);
-  int32_t* counts = columns.start + 1;
-  bool all = r.side.read % r.side.block_read == 0 && *std::min_element(taps, taps + r.layer.taps_h * r.layer.taps_w) >= 0;
-  int64_t groups = r.side.blocks_written(), part = std::max<int64_t>(1, ceil_div(groups, 4 * r.layer.threads));
-  shared(groups, part, r.threads(), [&](int64_t g0, int64_t g1) {
-    for (int64_t g = g0; g < g1; g++)
-      each_run(r, g, [&](int64_t first, int64_t last, int64_t chunk) {
-        auto nothing = [](int32_t, int64_t, int64_t) {};
-        int32_t n = all ? static_cast<int32_t>((last - first) * r.side.block_read)
-                        : each_column(r, taps, first, last, 0, 0, nothing);
-        for (int64_t s = 0; s < r.stripes(); s++) counts[chunk * columns.stripes + g * r.stripes() + s] += n;
-      });
-  });
-  for (int64_t cell = 0; cell < columns.cells(); cell++) columns.start[cell + 1] += columns.start[cell];
+// Sets where the columns of each cell begin, and returns where those of each part do.
+inline Begins count(const Reading& r, const int32_t* taps, Columns& columns) {
+  int64_t cells = columns.cells();
+  Begins begins(r.parts() * cells);
+  each_column(r, taps, columns, begins, [](int32_t, int64_t, int64_t, int64_t) {});
+  int32_t columns_before = 0;
+  for (int64_t cell = 0; cell < cells; cell++) {
+    columns.start[cell] = columns_before;
+    for (int64_t part = 0; part < r.parts(); part++) {
+      int32_t n = begins[part * cells + cell];
+      begins[part * cells + cell] = columns_before, columns_before += n;
+    }
+  }
+  columns.start[cells] = columns_before;
+  return begins;
 }
-
-inline std::vector<int32_t> begins(const Columns& columns) { return {columns.start, columns.start + columns.cells()}; }
 
 // Writes distances and weights, which are zero beyond the weight's edge.
-template <int B> void fill(const Reading& r, const int32_t* taps, const float* values, const Columns& columns) {
+template <int B> void fill(const Reading& r, const int32_t* taps, const float* values, const Columns& columns, Begins& begins) {
   int32_t* distances = columns.distance;
   float* weights = columns.weights;
   const int64_t step = r.side.written_step;
-  each_column(r, taps, columns.stripes, begins(columns), [=](int64_t column, int64_t distance, int64_t place, int64_t inside) {
+  each_column(r, taps, columns, begins, [=](int64_t column, int64_t distance, int64_t place, int64_t inside) {
     distances[column] = static_cast<int32_t>(distance);
     for (int b = 0; b < B; b++) weights[column * B + b] = b < inside ? values[place + b * step] : 0.0f;
   });
 }
-inline void fill(const Reading& r, const int32_t* taps, const float* values, const Columns& columns) {
+inline void fill(const Reading& r, const int32_t* taps, const float* values, const Columns& columns, Begins& begins) {
   auto fill_width = r.width == 8 ? fill<8> : r.width == 4 ? fill<4> : r.width == 2 ? fill<2> : fill<1>;
-  fill_width(r, taps, values, columns);
+  fill_width(r, taps, values, columns, begins);
 }
 
 // Results that a column may have: they must divide the block.

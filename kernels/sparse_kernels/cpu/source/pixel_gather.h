@@ -168,7 +168,7 @@ struct Gather {
 constexpr int64_t PRODUCTS = 128;
 
 void gather(const Layer& layer, bool backward, const Images& source, const float* values, const float* bias,
-            const Images& result, const PassList& list) {
+            const Images& result, const Blocks& blocks) {
   auto axis = backward ? backward_axis : forward_axis;
   Side side = backward ? backward_side(layer) : forward_side(layer);
   Gather g{};
@@ -180,9 +180,9 @@ void gather(const Layer& layer, bool backward, const Images& source, const float
   g.shape = {nullptr, source.channels, pitch_of(g.w.extent(g.strips.width))};
   int64_t most = most_positions(g.width);
   int64_t chunk = chunk_of(side, g.h, g.w, g.width == 1 ? 2 : 1, most, cached_bytes(g.width));
-  Reading reading{layer, side, list, g.width, chunk, g.shape.pitch, g.shape.row_vectors()};
-  int64_t stripes = side.blocks_written() * (side.block_written / g.width);
-  int64_t phases = g.h.phases * g.w.phases, room = reading.columns();
+  Reading reading{layer, side, blocks, g.width, chunk, g.shape.pitch, g.shape.row_vectors()};
+  int64_t stripes = stripes_of(side, g.width), phases = g.h.phases * g.w.phases;
+  int64_t room = most_columns_of(blocks.active(), side, g.width);
   int64_t few = PRODUCTS * side.blocks_read() * stripes * phases / std::max<int64_t>(1, room);
   reading.chunk = std::max<int64_t>(1, std::min(chunk, few));
   int64_t chunks = ceil_div(side.blocks_read(), reading.chunk);
@@ -196,8 +196,8 @@ void gather(const Layer& layer, bool backward, const Images& source, const float
   for (int64_t phase = 0; phase < phases; phase++) {
     Columns columns{chunks, stripes, start, distance, weight};
     std::vector<int32_t> taps = tap_distances(reading, g.h, g.w, phase / g.w.phases, phase % g.w.phases);
-    count(reading, taps.data(), columns);
-    fill(reading, taps.data(), values, columns);
+    Begins begins = count(reading, taps.data(), columns);
+    fill(reading, taps.data(), values, columns, begins);
     int64_t n = columns.start[columns.cells()];
     start += columns.cells() + 1, distance += n, weight += n * g.width;
     g.lists.push_back(columns);

@@ -11,10 +11,11 @@ namespace {
 
 enum Outcome { DONE, UNSOUND, NO_MEMORY };
 
-template <class F> int attempt(const Layer& layer, bool backward, const PassList& list, F&& f) {
+template <class F> int attempt(const Layer& layer, const int32_t* ids, F&& f) {
   try {
-    if (!is_sound(layer, backward ? backward_side(layer) : forward_side(layer), list)) return UNSOUND;
-    f();
+    Blocks blocks = blocks_of(layer, ids);
+    if (blocks.active() < 0) return UNSOUND;
+    f(blocks);
     return DONE;
   } catch (const std::bad_alloc&) {
     return NO_MEMORY;
@@ -33,21 +34,21 @@ using namespace pixels;
 // Writes every pixel of the result. strides: of images, rows and columns, in floats.
 extern "C" int pixels_gather(const Layer* layer, int backward, const float* source, const int64_t* source_strides,
                              const float* values, const float* bias, float* result, const int64_t* result_strides,
-                             const PassList* list) {
-  return attempt(*layer, backward, *list, [&] {
+                             const int32_t* ids) {
+  return attempt(*layer, ids, [&](const Blocks& blocks) {
     const Layer& l = *layer;
     Images inputs = images(backward ? result : source, backward ? result_strides : source_strides, l.height, l.width, l.inputs);
     Images outputs = images(backward ? source : result, backward ? source_strides : result_strides, l.out_height, l.out_width, l.outputs);
-    gather(l, backward, backward ? outputs : inputs, values, bias, backward ? inputs : outputs, *list);
+    gather(l, backward, backward ? outputs : inputs, values, bias, backward ? inputs : outputs, blocks);
   });
 }
 
-// Writes the gradients of the blocks on the (forward) list; dvalues is zero before.
+// Writes the gradients of the blocks; dvalues is zero before.
 extern "C" int pixels_weight_grad(const Layer* layer, const float* x, const int64_t* x_strides, const float* y,
-                                  const int64_t* y_strides, float* dvalues, const PassList* list) {
-  return attempt(*layer, false, *list, [&] {
+                                  const int64_t* y_strides, float* dvalues, const int32_t* ids) {
+  return attempt(*layer, ids, [&](const Blocks& blocks) {
     const Layer& l = *layer;
     weight_grad(l, images(x, x_strides, l.height, l.width, l.inputs),
-                images(y, y_strides, l.out_height, l.out_width, l.outputs), dvalues, *list);
+                images(y, y_strides, l.out_height, l.out_width, l.outputs), dvalues, blocks);
   });
 }

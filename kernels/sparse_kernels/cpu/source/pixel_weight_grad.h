@@ -161,7 +161,7 @@ struct WeightGrad {
   }
 };
 
-void weight_grad(const Layer& layer, const Images& x, const Images& y, float* dvalues, const PassList& list) {
+void weight_grad(const Layer& layer, const Images& x, const Images& y, float* dvalues, const Blocks& blocks) {
   Side side = forward_side(layer);
   WeightGrad g{layer, x, y, {}, {}, {}, {}, width_of(side.block_written), {}, {}, {}, {}, 0, 0, nullptr};
   g.h = forward_axis(y.height, x.height, layer.taps_h, layer.stride_h, layer.padding_h, layer.dilation_h);
@@ -170,8 +170,8 @@ void weight_grad(const Layer& layer, const Images& x, const Images& y, float* dv
   g.y_h = forward_axis(y.height, y.height, 1, 1, 0, 1), g.y_w = forward_axis(y.width, y.width, 1, 1, 0, 1);
   g.y_h.cut(g.h.bands), g.y_w.cut(g.w.bands);
   g.strips = cut_into_strips(layer.images, g.h, g.w, x.channels + y.channels, 1);
-  int64_t stripes = side.blocks_written() * (side.block_written / g.width);
-  thread_local Scratch copies_x, copies_y, starts, distances, totals;
+  int64_t stripes = stripes_of(side, g.width);
+  thread_local Scratch copies_x, copies_y, starts, distances, places, totals;
   g.packed_x = {nullptr, x.channels, pitch_of(g.w.extent(g.strips.width))};
   g.packed_y = {nullptr, stripes * g.width, pitch_of(g.strips.width)};
   g.packed_x.data = copies_x.take<float>(g.h.extent(g.strips.height) * g.packed_x.row());
@@ -179,22 +179,24 @@ void weight_grad(const Layer& layer, const Images& x, const Images& y, float* dv
   g.tile_across = ceil_div(g.strips.width, ceil_div(g.strips.width, TILE));
   g.tile_down = std::min(g.strips.height, std::max<int64_t>(1, TILE / g.tile_across));
   int64_t chunk = chunk_of(side, g.h, g.w, g.tile_down, g.tile_across, cached_bytes(g.width));
-  Reading reading{layer, side, list, g.width, chunk, g.packed_x.pitch, g.packed_x.row_vectors()};
-  int64_t chunks = ceil_div(side.blocks_read(), chunk), room = reading.columns();
+  Reading reading{layer, side, blocks, g.width, chunk, g.packed_x.pitch, g.packed_x.row_vectors()};
+  int64_t chunks = ceil_div(side.blocks_read(), chunk), room = most_columns_of(blocks.active(), side, g.width);
   g.columns = {chunks, stripes, starts.take<int32_t>(chunks * stripes + 1), distances.take<int32_t>(room), nullptr};
   std::vector<int32_t> taps = tap_distances(reading, g.h, g.w, 0, 0);
-  count(reading, taps.data(), g.columns);
+  Begins begins = count(reading, taps.data(), g.columns);
   int32_t* distance = g.columns.distance;
-  each_column(reading, taps.data(), stripes, begins(g.columns),
-              [=](int64_t column, int64_t far, int64_t, int64_t) { distance[column] = static_cast<int32_t>(far); });
-  int64_t n = g.columns.start[g.columns.cells()];
-  g.totals = totals.take<float>(room * g.width);
-  std::fill_n(g.totals, n * g.width, 0.0f);
+  int64_t* place = places.take<int64_t>(room);
+  each_column(reading, taps.data(), g.columns, begins, [=](int64_t column, int64_t far, int64_t first, int64_t) {
+    distance[column] = static_cast<int32_t>(far), place[column] = first;
+  });
+  int64_t n = g.columns.start[g.columns.cells()], width = g.width;
+  g.totals = totals.take<float>(room * width);
+  std::fill_n(g.totals, n * width, 0.0f);
   g.run();
   const float* sums = g.totals;
-  const int64_t width = g.width;
-  each_column(reading, taps.data(), stripes, begins(g.columns), [=](int64_t column, int64_t, int64_t place, int64_t) {
-    for (int64_t b = 0; b < width; b++) dvalues[place + b] = sums[column * width + b];
+  shared(n, 1 << 14, g.threads(), [&](int64_t first, int64_t last) {
+    for (int64_t column = first; column < last; column++)
+      for (int64_t b = 0; b < width; b++) dvalues[place[column] + b] = sums[column * width + b];
   });
 }
 
