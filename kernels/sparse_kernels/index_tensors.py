@@ -62,8 +62,11 @@ class IndexTensors(NamedTuple):
 def make_lists(block_ids: Tensor, grid: Grid) -> list[Tensor]:
     """Return the lists of integer ids [Z] in a grid [OB, CB, R, S]; larger means unused."""
     ids = block_ids.clamp(max=math.prod(grid)).to(torch.int32)
-    if ids.device.type == "cpu":
-        return [ids]
+    return [ids] if ids.device.type == "cpu" else all_lists(ids, grid)
+
+
+def all_lists(ids: Tensor, grid: Grid) -> list[Tensor]:
+    """Return what a GPU's kernels read of ids int32 [Z] in a grid [OB, CB, R, S]."""
     slots = _slot_index(ids, grid)
     by_output = _by_output(ids, grid, slots)
     return [ids, *by_output, *_by_input(ids, grid, slots), *slots]

@@ -165,7 +165,7 @@ struct Gather {
 };
 
 // Products that are summed one by one; sums of more are sums of such, for their rounding's sake.
-constexpr int64_t PRODUCTS = 128;
+constexpr int64_t PRODUCTS = 64;
 
 void gather(const Layer& layer, bool backward, const Images& source, const float* values, const float* bias,
             const Images& result, const Blocks& blocks) {
