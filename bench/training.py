@@ -6,7 +6,7 @@
     python -m bench.training --tiny                 small sizes, to check the harness
 
 On a GPU every variant runs alone, in bf16, and the best dense one is what the others are compared
-with. On a CPU all variants of a network take turns: sparse and dense in fp32, and what a user would
+with. On a CPU all variants of a case take turns: sparse and dense in fp32, and what a user would
 pick instead. There a step's row "products" is what convolution and linear layers take of it.
 """
 

@@ -31,7 +31,8 @@ def document(rows: list[Row]) -> str:
         "# Reports",
         "Written by `python -m bench.report` from the CSVs beside it: the last row of each thing "
         "measured. `/ dense` is the median over the best dense variant's median of the same run "
-        "(on a CPU the best in fp32); in brackets the 20th and 80th percentile of the rounds' ratios, where variants took "
+        "(on a CPU the best in fp32); in brackets the 20th and 80th percentile of the rounds' "
+        "ratios, where variants took "
         'turns. `runs`: "sparse" if 80 % or more of the sparse FLOPs ran on triton or native. A '
         "variant whose check failed has no row. `products`: convolution and linear layers, forward "
         "and backward; `not in products`: the share of a step that they leave.",

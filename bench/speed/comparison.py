@@ -27,7 +27,6 @@ SPARSE_SHARE = 0.8
 # Passes over the layers' FLOPs: the backward has two products for each of the forward's.
 PASSES = {"forward": 1, "backward": 2, STEP: 3, PRODUCTS: 3, PHASE: 1}
 Times = Mapping[str, Sequence[float]]  # seconds by phase and round
-Contender = tuple[Case, Variant]
 
 
 class Comparison(ABC):
@@ -58,47 +57,33 @@ class Comparison(ABC):
 
     def jobs(self, case: Case, variants: Sequence[Variant]) -> list[Job]:
         """Return the jobs of a case: one for each variant on a GPU, one for all on a CPU."""
-        if self.device == "cpu":
-            return [self.turns([case], variants)]
+        groups = [[v] for v in variants] if self.device == "cuda" else [[DENSE, *variants]]
         return [
             Job(
-                f"{case}: {self.subject}{variant}",
-                self.first_seconds * (not number) + self.seconds(variant),
-                partial(self.run, [(case.of(variant), variant)]),
+                f"{case}: {self.subject}{', '.join(map(str, group))}",
+                self.first_seconds * (not number) + sum(map(self.seconds, group)),
+                partial(self.run, case, group),
             )
-            for number, variant in enumerate(variants)
+            for number, group in enumerate(groups)
         ]
 
-    def turns(self, cases: Sequence[Case], variants: Sequence[Variant]) -> Job:
-        """Return the job of a CPU: all variants of a network's cases take turns, dense ones once.
-
-        Args:
-            cases: of one network.
-            variants: besides the dense network.
-        """
-        chosen = (DENSE, *variants)
-        contenders = list(dict.fromkeys((c.of(v), v) for c in cases for v in chosen))
-        seconds = self.first_seconds * len(cases) + sum(self.seconds(v) for _, v in contenders)
-        name = f"{', '.join(map(str, cases))}: {self.subject}{', '.join(map(str, chosen))}"
-        return Job(name, seconds, partial(self.run, contenders))
-
-    def run(self, contenders: Sequence[Contender]) -> None:
+    def run(self, case: Case, variants: Sequence[Variant]) -> None:
         """Check and time variants that take turns; append their rows."""
-        ready: dict[Contender, Workload] = {}
-        for case, variant in contenders:
+        ready: dict[Variant, Workload] = {}
+        for variant in variants:
             try:
-                ready[case, variant] = self.prepare(case, variant)
+                ready[variant] = self.prepare(case.of(variant), variant)
             except Exception as error:
-                say_no_row(f"{case} {variant}", error)
+                say_no_row(f"{case.of(variant)} {variant}", error)
         if not ready:
             return
-        phases = {contender: workload.phases() for contender, workload in ready.items()}
+        phases = {variant: workload.phases() for variant, workload in ready.items()}
         measured, joules = measure(phases, self.device, self.rounds)
-        times = {c: self.phases(workload, measured[c]) for c, workload in ready.items()}
+        times = {v: self.phases(workload, measured[v]) for v, workload in ready.items()}
         best = fastest_dense(measured) if len(ready) > 1 else None
-        dense = (str(best[1]), times[best]) if best else None
-        for contender, workload in ready.items():
-            for row in self.rows(workload, times[contender], dense, joules):
+        dense = (str(best), times[best]) if best else None
+        for variant, workload in ready.items():
+            for row in self.rows(workload, times[variant], dense, joules):
                 print(line(self.records.add(**row)), flush=True)
 
     def rows(
@@ -153,10 +138,10 @@ class Comparison(ABC):
             }
 
 
-def fastest_dense(times: Mapping[Contender, Times]) -> Contender | None:
-    """Return the fastest dense network in the data type of the device: bf16 on a CPU is a rival."""
-    dense = [(c, v) for c, v in times if v.kind == DENSE.kind and not v.bf16]
-    return min(dense, key=lambda contender: quantile(times[contender][STEP], 0.5), default=None)
+def fastest_dense(times: Mapping[Variant, Times]) -> Variant | None:
+    """Return the fastest dense variant in the data type of the device: bf16 on a CPU is a rival."""
+    dense = [v for v in times if v.kind == DENSE.kind and not v.bf16]
+    return min(dense, key=lambda variant: quantile(times[variant][STEP], 0.5), default=None)
 
 
 def compare(
@@ -210,12 +195,11 @@ def compare(
         device, records = files.opened(options.out, kind.report, threads, run)
         comparison, jobs = kind(records, device, options.rounds), []
         for network in (network.on(device) for network in networks):
-            cases = [Case(network, *choice) for choice in choices]
-            if device == "cpu":
-                jobs.append(comparison.turns(cases, asked or on_cpu))
-                continue
-            jobs += comparison.jobs(Case(network), dense)
-            jobs += [job for case in cases for job in comparison.jobs(case, asked or on_gpu)]
+            if device == "cuda":
+                jobs += comparison.jobs(Case(network), dense)
+            for choice in choices:
+                case = Case(network, *choice)
+                jobs += comparison.jobs(case, asked or (on_gpu if device == "cuda" else on_cpu))
         run_jobs(jobs, budget)
         if device == "cuda":
             break

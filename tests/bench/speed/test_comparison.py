@@ -5,7 +5,6 @@ import torch
 
 from bench import ensemble, training
 from bench.speed import comparison
-from bench.speed.networks import TINY
 from bench.speed.variant import variants
 from sparse_engine.errors import InputError
 
@@ -29,25 +28,13 @@ def test_bad_input_is_refused_before_anything_is_written(module, flags, words, t
 @pytest.mark.parametrize("flag", ["--variants", "--contenders"])
 def test_variants_are_asked_for_by_either_name(flag, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(training.Training, "run", lambda _, contenders: asked.append(contenders))
+    monkeypatch.setattr(
+        training.Training, "run", lambda _, case, group: asked.append((case, group))
+    )
     training.main(["--tiny", "--out", str(tmp_path), flag, "auto rows", "masked"])
-    (contenders,) = asked
-    cases, group = zip(*contenders)
-    assert [str(case) for case in cases] == ["wrn10-2", *["wrn10-2 0.8 uniform 16x16"] * 2]
-    assert group == variants("dense", "auto rows", "masked")
-
-
-def test_dense_variants_of_a_network_take_their_turns_once(tmp_path):
-    records = type("NoRecords", (), {"rows": [], "path": tmp_path})()
-    cases = [comparison.Case(TINY, sparsity) for sparsity in (0.8, 0.9)]
-    chosen = variants("dense bf16", "slim", "native")
-    job = training.Training(records, "cpu").turns(cases, chosen)
-    names = [f"{case} {variant}" for case, variant in job.run.args[0]]
-    assert names == [
-        "wrn10-2 dense",
-        "wrn10-2 dense bf16",
-        *(f"wrn10-2 {s} uniform 32x32 {kind}" for s in (0.8, 0.9) for kind in ("slim", "native")),
-    ]
+    ((case, group),) = asked
+    assert str(case) == "wrn10-2 0.8 uniform 16x16"
+    assert tuple(group) == variants("dense", "auto rows", "masked")
 
 
 def test_numbers_of_threads_come_one_after_another_in_one_run(monkeypatch, tmp_path):
@@ -55,7 +42,7 @@ def test_numbers_of_threads_come_one_after_another_in_one_run(monkeypatch, tmp_p
     monkeypatch.setattr(
         training.Training,
         "run",
-        lambda self, _: runs.append((self.records.facts, torch.get_num_threads())),
+        lambda self, *_: runs.append((self.records.facts, torch.get_num_threads())),
     )
     training.main(["--tiny", "--out", str(tmp_path), "--threads", "2", "1"])
     torch.set_num_threads(before)
@@ -65,10 +52,9 @@ def test_numbers_of_threads_come_one_after_another_in_one_run(monkeypatch, tmp_p
 
 def test_the_fastest_dense_network_in_fp32_is_the_one_to_beat():
     dense, compiled, bf16, native = variants("dense", "dense compiled", "dense bf16", "native")
-    case = comparison.Case(TINY)
-    times = {(case, v): {"step": [t]} for v, t in ((dense, 3), (compiled, 2), (bf16, 1))}
-    times[comparison.Case(TINY, 0.8), native] = {"step": [0.5]}
-    assert comparison.fastest_dense(times) == (case, compiled)
+    seconds = {dense: 3.0, compiled: 2.0, bf16: 1.0, native: 0.5}
+    times = {variant: {"step": [taken]} for variant, taken in seconds.items()}
+    assert comparison.fastest_dense(times) == compiled
     assert comparison.fastest_dense({}) is None
 
 
