@@ -11,7 +11,7 @@ from sparse_engine.models.workload import dense_flops
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
 # Channels are multiples of what the libraries' vectors hold evenly.
 MULTIPLE = 8
-STEPS = 12  # halvings of the interval of scales: finer than any width shows
+STEPS = 10  # halvings of the interval of scales: finer than any width shows
 OF_CHANNELS = ("weight", "bias", "running_mean", "running_var")
 
 
