@@ -2,10 +2,12 @@
 
     python -m bench.training                        all networks; on a GPU within --budget seconds
     python -m bench.training --networks wrn28-10 --blocks 64x64 --sparsities 0.8 0.9
+    python -m bench.training --threads 1 2          on a CPU: rows for either number of threads
     python -m bench.training --tiny                 small sizes, to check the harness
 
 On a GPU every variant runs alone, in bf16, and the best dense one is what the others are compared
-with. On a CPU all variants of a case take turns with the dense network, in fp32.
+with. On a CPU all variants of a case take turns: sparse and dense in fp32, and what a user would
+pick instead. There a step's row "products" is what convolution and linear layers take of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +20,8 @@ from bench.speed.comparison import Comparison, Times, compare
 from bench.speed.correctness import Reference, check_layers
 from bench.speed.jobs import say_no_row
 from bench.speed.measure import memory, peak_of
+from bench.speed.products import PHASE as PRODUCTS
+from bench.speed.products import shares_of_products
 from bench.speed.steps import Step
 from bench.speed.timing import STEP, clock_of, in_turn
 from bench.speed.variant import Case, Variant, Workload, variants
@@ -28,7 +32,9 @@ ON_GPU = variants(
     "auto rows compiled", "auto", "mask-multiply", "masked",
 )  # fmt: skip
 DENSE_ON_GPU = variants("dense", "dense captured", "dense compiled captured", "dense compiled")
-ON_CPU = variants("auto", "native", "masked", "mask-multiply")
+ON_CPU = variants(
+    "dense compiled", "dense bf16", "slim", "auto", "native", "masked", "mask-multiply"
+)  # fmt: skip
 # Seconds on a GPU: a variant built, checked and timed; torch.compile; the times of updates; and
 # what is right, once for a case.
 EAGER, COMPILED, UPDATE, REFERENCE = 6.0, 45.0, 3.0, 2.5
@@ -41,7 +47,7 @@ class Training(Comparison):
     report, first_seconds = "training", REFERENCE
 
     @cached_property
-    def _reference(self) -> Callable[[Case, str], Reference]:
+    def _reference(self) -> Callable[[Case, str, bool], Reference]:
         return lru_cache(maxsize=2)(Reference.of)  # of the case at hand and of the dense network
 
     def seconds(self, variant: Variant) -> float:
@@ -57,7 +63,7 @@ class Training(Comparison):
         Raises:
             WrongResult, Unavailable, InputError: it gives no row.
         """
-        reference, before = self._reference(case, self.device), memory(self.device)
+        before = memory(self.device)
         step = Step(case, variant, self.device)
         error = check_layers(step)
         start = {name: t.detach().clone() for name, t in step.model.state_dict().items()}
@@ -66,7 +72,7 @@ class Training(Comparison):
         with torch.no_grad():
             for name, tensor in step.model.state_dict().items():
                 tensor.copy_(start[name])
-        step_error = reference.check(step)
+        step_error = self._reference(case, self.device, step.bf16).check(step)
         if peak is not None:
             peak -= sum(t.nbytes for t in start.values()) / 1e6
         del start
@@ -81,7 +87,10 @@ class Training(Comparison):
         return step
 
     def phases(self, step: Step, times: Times) -> Times:
-        """Return the times of a step's phases, and of a topology update where it is timed."""
+        """Return the times of a step's phases, of products and of topology updates, if timed."""
+        if self.device == "cpu" and step.replay is None:
+            shares = shares_of_products(step.run, len(times[STEP]))
+            times = {**times, PRODUCTS: [s * t for s, t in zip(shares, times[STEP])]}
         if step.variant not in WITH_UPDATES:
             return times
         clock = clock_of(self.device)

@@ -1,7 +1,7 @@
 """What the makers' own benchmarks share: flags made of defaults, and a table row by row."""
 
 import argparse
-import platform
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bench.report.records import commit, device_name
 from bench.report.tables import markdown_lines
 from sparse_engine.config.flags import run_command
 from sparse_engine.errors import InputError
@@ -48,8 +49,11 @@ def print_table(
         else:
             parser.add_argument(flag, type=type(default), default=default, help=f"[{default}]")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(getattr(options, "threads", torch.get_num_threads()))
-    print(f"{platform.machine()}, torch {torch.__version__}, {options}")
+    threads = getattr(options, "threads", torch.get_num_threads())
+    if isinstance(threads, int):  # else the rows set one number after another
+        torch.set_num_threads(threads)
+    versions = f"torch {torch.__version__}, commit {commit()}"
+    print(f"{device_name('cpu')}, load {os.getloadavg()[0]:.1f}, {versions}, {options}")
     try:
         for line in markdown_lines(columns, rows(options)):
             print(line, flush=True)

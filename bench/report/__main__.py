@@ -12,17 +12,17 @@ from pathlib import Path
 
 from bench.report.figures import draw_all
 from bench.report.records import REHEARSAL, REPORTS, Row, file_name, read_all
-from bench.report.tables import latest, sections, speed_table, with_block
+from bench.report.tables import latest, machine, sections, speed_table, with_block
 from sparse_engine.config.flags import Parser, run_command, user_path
 from sparse_engine.errors import InputError
 
 README = Path(__file__).parents[2] / "README.md"
 
 
-def by_device(rows: list[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each device."""
-    devices = dict.fromkeys(row["device"] for row in rows)
-    return {device: [row for row in rows if row["device"] == device] for device in devices}
+def by_machine(rows: list[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each device, a CPU with so many threads."""
+    machines = dict.fromkeys(map(machine, rows))
+    return {name: [row for row in rows if machine(row) == name] for name in machines}
 
 
 def document(rows: list[Row]) -> str:
@@ -30,19 +30,21 @@ def document(rows: list[Row]) -> str:
     parts = [
         "# Reports",
         "Written by `python -m bench.report` from the CSVs beside it: the last row of each thing "
-        "measured. `/ dense` is the median over the best dense variant's median of the same run; "
-        "in brackets the 20th and 80th percentile of the rounds' ratios, where variants took "
+        "measured. `/ dense` is the median over the best dense variant's median of the same run "
+        "(on a CPU the best in fp32); in brackets the 20th and 80th percentile of the rounds' "
+        "ratios, where variants took "
         'turns. `runs`: "sparse" if 80 % or more of the sparse FLOPs ran on triton or native. A '
-        "variant whose check failed has no row.",
+        "variant whose check failed has no row. `products`: convolution and linear layers, forward "
+        "and backward; `not in products`: the share of a step that they leave.",
     ]
-    for device, own in by_device(rows).items():
+    for name, own in by_machine(rows).items():
         facts = sorted({_quoted(row) for row in own})
         pictures = [
-            f"![{name}]({_slug(device)}-{name}.png)"
-            for name in ("speedup", "breakdown", "memory")
+            f"![{picture}]({_slug(own)}-{picture}.png)"
+            for picture in ("speedup", "breakdown", "memory")
             if any(row["report"] == "training" for row in own)
         ]
-        parts += [f"## {device}", *facts, sections(own), *pictures]
+        parts += [f"## {name}", *facts, sections(own), *pictures]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -67,13 +69,16 @@ def main(arguments: Sequence[str]) -> None:
         README.write_text(readme, encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         return print("no figures: they need matplotlib, pip install -e '.[plots]'")
-    for device, own in by_device(latest(rows)).items():
-        for path in draw_all(own, options.reports, _slug(device)):
+    for own in by_machine(latest(rows)).values():
+        for path in draw_all(own, options.reports, _slug(own)):
             print(path)
 
 
-def _slug(device: str) -> str:
-    return file_name(device, "").removesuffix("-.csv")
+def _slug(rows: list[Row]) -> str:
+    """Return what the figures of one machine's rows begin with."""
+    name = file_name(rows[0]["device"], "").removesuffix("-.csv")
+    threads = rows[0]["threads"]
+    return name if name != "cpu" or threads == "1" else f"{name}-{threads}-threads"
 
 
 def _quoted(row: Row) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 from sparse_engine.errors import InputError
 
 REPORTS = Path(__file__).parents[1] / "reports"
+# A Linux system's words for instructions that multiply bf16.
+BF16 = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX", "bf16": "Arm's BF16"}
 REHEARSAL = "rehearsal"  # the device of rows that nothing was measured for
 # run: start, in UTC. subject: network or layer. contender: the variant of it. label: "sparse" where
 # 80 % of the sparse FLOPs or more ran on triton or native. n: repetitions. ratio_p20, ratio_p80: of
@@ -151,7 +153,8 @@ def opened(
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True
     facts = {"run": run or now(), **environment(device)}
-    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    shown = {**facts, "load": f"{os.getloadavg()[0]:.1f}"}
+    print(", ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
     return device, Records(folder / file_name(facts["device"], report), facts)
 
 
@@ -188,10 +191,16 @@ def commit() -> str:
 
 
 def _processor() -> str:
+    """Return the processor's model, and by which of its instructions it multiplies bf16."""
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-    return model[1].strip() if model else ""
+    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.MULTILINE)
+    if flags is None:
+        return model[1].strip() if model else ""
+    known = [name for flag, name in BF16.items() if flag in flags[1].split()]
+    products = f"with {' and '.join(known)}" if known else "without bf16 products"
+    return f"{model[1].strip() if model else ''} {products}".strip()
 
 
 def _output(*command: str) -> str:

@@ -1,6 +1,6 @@
 """Rows of the reports as Markdown. Imports no torch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.report.records import Row, best_dense, is_dense
 from sparse_engine.errors import InputError
@@ -120,16 +120,30 @@ def steps_table(rows: Sequence[Row]) -> str:
 
 
 def phases_table(rows: Sequence[Row]) -> str:
-    """Return the milliseconds of each phase of a training step."""
-    names = ("forward", "backward", "optimizer", "armed step", "topology update", "step")
+    """Return the milliseconds of each phase of a training step, and what products leave of it.
+
+    Products are convolution and linear layers, forward and backward; see bench/speed/products.py.
+    """
+    names = (
+        "forward", "backward", "optimizer", "armed step", "topology update", "step", "products",
+    )  # fmt: skip
     headings = ("network, batch", "sparsity, blocks", "variant")
     phases: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         if row["report"] == "training":
             key = tuple(cells(row)[heading] for heading in headings)
             phases.setdefault(key, {})[row["phase"]] = _number(row["p50_ms"])
-    lines = [[*key, *(times.get(name, "") for name in names)] for key, times in phases.items()]
-    return markdown((*headings, *names), lines)
+    lines = [
+        [*key, *(times.get(name, "") for name in names), _share_of_rest(times)]
+        for key, times in phases.items()
+    ]
+    return markdown((*headings, *names, "not in products"), lines)
+
+
+def _share_of_rest(times: Mapping[str, str]) -> str:
+    if "products" not in times:
+        return ""
+    return f"{1 - float(times['products']) / float(times['step']):.0%}"
 
 
 def predictions_table(rows: Sequence[Row]) -> str:
@@ -193,10 +207,9 @@ def cells(row: Row) -> dict[str, str]:
     projected = f"{ensemble_seconds(row):.2f}" if saved and row["label"] == "sparse" else ""
     network = f"{row['subject']}, {row['batch']}"
     blocks = f"{row['distribution']}, {row['block']}"
-    threads = f", {row['threads']} thread{'s' * (row['threads'] != '1')}" * _on_cpu(row)
     tickets = ", three tickets" * (row["report"] == "ensemble" and not is_dense(row))
     return {
-        "device": f"{row['device']}{threads}, {row['dtype']}",
+        "device": f"{machine(row)}, {row['dtype']}",
         "network, batch": network,
         "layer, batch": network,
         "sparsity": row["sparsity"],
@@ -243,6 +256,12 @@ def line(row: Row) -> str:
 
 def _table(headings: Sequence[str], rows: Iterable[Row]) -> str:
     return markdown(headings, ([cells(row)[heading] for heading in headings] for row in rows))
+
+
+def machine(row: Row) -> str:
+    """Return the device of a row, with the threads of a CPU."""
+    threads = f", {row['threads']} thread{'s' * (row['threads'] != '1')}" * _on_cpu(row)
+    return f"{row['device']}{threads}"
 
 
 def _on_cpu(row: Row) -> bool:

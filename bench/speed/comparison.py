@@ -13,6 +13,7 @@ from bench.speed.jobs import Budget, Job, run_jobs, say_no_row
 from bench.speed.measure import measure
 from bench.speed.networks import NETWORKS, TINY, network_of
 from bench.speed.prediction import PHASE
+from bench.speed.products import PHASE as PRODUCTS
 from bench.speed.roofline import rates_of
 from bench.speed.timing import STEP, quantile, ratios, speeds
 from bench.speed.variant import DENSE, Case, Variant, Workload, variants
@@ -24,7 +25,7 @@ SPARSITIES = (0.8, 0.9, 0.5, 0.95)
 # Below it a row is called dense, whatever blocks its layers have.
 SPARSE_SHARE = 0.8
 # Passes over the layers' FLOPs: the backward has two products for each of the forward's.
-PASSES = {"forward": 1, "backward": 2, STEP: 3, PHASE: 1}
+PASSES = {"forward": 1, "backward": 2, STEP: 3, PRODUCTS: 3, PHASE: 1}
 Times = Mapping[str, Sequence[float]]  # seconds by phase and round
 
 
@@ -77,17 +78,19 @@ class Comparison(ABC):
         if not ready:
             return
         phases = {variant: workload.phases() for variant, workload in ready.items()}
-        times, joules = measure(phases, self.device, self.rounds)
-        dense = times.get(DENSE) if len(ready) > 1 else None
+        measured, joules = measure(phases, self.device, self.rounds)
+        times = {v: self.phases(workload, measured[v]) for v, workload in ready.items()}
+        best = fastest_dense(measured) if len(ready) > 1 else None
+        dense = (str(best), times[best]) if best else None
         for variant, workload in ready.items():
-            for row in self.rows(workload, self.phases(workload, times[variant]), dense, joules):
+            for row in self.rows(workload, times[variant], dense, joules):
                 print(line(self.records.add(**row)), flush=True)
 
     def rows(
         self,
         workload: Workload,
         times: Times,
-        dense: Times | None = None,
+        dense: tuple[str, Times] | None = None,
         joules: float | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Yield the columns of each phase of a workload.
@@ -95,13 +98,13 @@ class Comparison(ABC):
         Args:
             workload: checked.
             times: of its phases.
-            dense: the dense network's of the same rounds, where they took turns.
+            dense: name and times of the fastest dense network, where they took turns.
             joules: of a whole step.
         """
         case, share = workload.case, workload.kernel_share()
         facts = {
             "report": self.report,
-            "dtype": "bf16" if self.device == "cuda" else "fp32",
+            "dtype": workload.dtype,
             "subject": case.network.name,
             "batch": case.network.batch,
             "contender": workload.variant,
@@ -122,9 +125,10 @@ class Comparison(ABC):
                 best = best_dense(self.records.rows, subject=case.network.name, phase=phase)
                 if best:
                     columns |= {"dense_ms": best["p50_ms"], "against": best["contender"]}
-            elif phase in dense:
-                columns |= ratios(seconds, dense[phase])
-                columns |= {"dense_ms": 1e3 * quantile(dense[phase], 0.5), "against": f"{DENSE}"}
+            elif phase in dense[1]:
+                against, of_dense = dense
+                columns |= ratios(seconds, of_dense[phase])
+                columns |= {"dense_ms": 1e3 * quantile(of_dense[phase], 0.5), "against": against}
             yield {
                 **facts,
                 **columns,
@@ -132,6 +136,12 @@ class Comparison(ABC):
                 "roofline": 1e12 * useful / rates.tensor if useful and rates else None,
                 "energy_j": joules if phase in (STEP, PHASE) else None,
             }
+
+
+def fastest_dense(times: Mapping[Variant, Times]) -> Variant | None:
+    """Return the fastest dense variant in the data type of the device: bf16 on a CPU is a rival."""
+    dense = [v for v in times if v.kind == DENSE.kind and not v.bf16]
+    return min(dense, key=lambda variant: quantile(times[variant][STEP], 0.5), default=None)
 
 
 def compare(
@@ -150,6 +160,9 @@ def compare(
         on_gpu: its other variants, unless some are asked for.
         on_cpu: those of a CPU, which take turns with the dense network.
 
+    Returns:
+        The file, with all rows of this run.
+
     Raises:
         InputError: the arguments name what there is not; nothing has been written.
     """
@@ -157,7 +170,9 @@ def compare(
     parser.add_argument("--out", type=user_path, default=files.REPORTS, help="folder of the CSV")
     parser.add_argument("--budget", type=float, default=3600, help="seconds")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to check the harness")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU")
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=[1], help="of a CPU; several numbers in turn"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="on a CPU")
     parser.add_argument("--networks", nargs="*", default=["wrn28-10"], help=", ".join(NETWORKS))
     parser.add_argument("--sparsities", nargs="*", type=float, default=SPARSITIES)
@@ -174,14 +189,19 @@ def compare(
     asked = variants(*options.variants)
     for block in options.blocks:
         parse_block(block)
-    device, records = files.opened(options.out, kind.report, options.threads)
-    comparison, jobs = kind(records, device, options.rounds), []
-    for network in (network.on(device) for network in networks):
+    choices = itertools.product(options.sparsities, options.distributions, options.blocks)
+    choices, budget, run = list(choices), Budget(options.budget), files.now()
+    for threads in options.threads:
+        device, records = files.opened(options.out, kind.report, threads, run)
+        comparison, jobs = kind(records, device, options.rounds), []
+        for network in (network.on(device) for network in networks):
+            if device == "cuda":
+                jobs += comparison.jobs(Case(network), dense)
+            for choice in choices:
+                case = Case(network, *choice)
+                jobs += comparison.jobs(case, asked or (on_gpu if device == "cuda" else on_cpu))
+        run_jobs(jobs, budget)
         if device == "cuda":
-            jobs += comparison.jobs(Case(network), dense)
-        for choice in itertools.product(options.sparsities, options.distributions, options.blocks):
-            case = Case(network, *choice)
-            jobs += comparison.jobs(case, asked or (on_gpu if device == "cuda" else on_cpu))
-    run_jobs(jobs, Budget(options.budget))
+            break
     print(f"rows appended to {records.path}")
     return records

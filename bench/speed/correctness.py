@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bench.speed.problems import blocks_of
 from bench.speed.steps import Step
-from bench.speed.variant import DENSE, Case, Variant
+from bench.speed.variant import Case, Variant
 from sparse_engine import densify
 from sparse_engine.layers import fused
 from sparse_engine.layers.base import SparseLayer
@@ -38,7 +38,7 @@ MULTIPLE = 3.0
 # What has nothing to do with the right result is off by 1 or more, whatever the library loses.
 LARGEST_LIMIT = 0.8
 # Of one layer, whose weights and results are rounded once: about 4e-3 in bf16, 1e-6 in fp32.
-LAYER_LIMITS = {"cuda": 2e-2, "cpu": 1e-4}
+LAYER_LIMITS = {"bf16": 2e-2, "fp32": 1e-4}
 
 
 class WrongResult(RuntimeError):
@@ -53,12 +53,13 @@ class Reference:
     limits: dict[str, float]
 
     @classmethod
-    def of(cls, case: Case, device: str) -> Reference:
-        """Work out the gradients of a case's first step on a device."""
-        step = Step(case, Variant("masked") if case.sparsity else DENSE, device)
+    def of(cls, case: Case, device: str, bf16: bool = False) -> Reference:
+        """Work out the gradients of a case's first step on a device, for steps in bf16 or fp32."""
+        kind = "slim" if case.slim else "masked" if case.sparsity else "dense"
+        step = Step(case, Variant(kind), device)
         model = densify(step.model)
-        library = _gradients_of_dense(model, step, step.x, bf16=device == "cuda")
-        wide = torch.float32 if device == "cuda" else torch.float64
+        library = _gradients_of_dense(model, step, step.x, bf16)
+        wide = torch.float32 if bf16 else torch.float64
         with without_tf32():
             right = _gradients_of_dense(model.to(wide), step, step.x.to(wide), bf16=False)
         return cls(right, {n: limit(relative_error(library[n], right[n])) for n in right})
@@ -88,7 +89,7 @@ def check_layers(step: Step) -> float | None:
     }
     if step.variant.fuse:
         errors |= _errors_of_fused_calls(step, {m.layout: n for m, n in names.items()})
-    return refuse(errors, dict.fromkeys(errors, LAYER_LIMITS[step.device])) if errors else None
+    return refuse(errors, dict.fromkeys(errors, LAYER_LIMITS[step.dtype])) if errors else None
 
 
 def fused_errors(
@@ -185,7 +186,7 @@ def _forward(step: Step) -> None:
 
 
 def _autocast(step: Step) -> torch.autocast:
-    return torch.autocast(step.device, torch.bfloat16, enabled=step.device == "cuda")
+    return torch.autocast(step.device, torch.bfloat16, enabled=step.bf16)
 
 
 def _inputs(step: Step) -> dict[nn.Module, Tensor]:

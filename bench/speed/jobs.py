@@ -112,10 +112,13 @@ def say_no_row(name: str, error: BaseException) -> None:
 
 
 def free() -> None:
-    """Give back the GPU's memory of what is gone."""
+    """Give back the GPU's memory of what is gone, and what was compiled of it.
+
+    torch.compile gives up on a function that it has compiled eight times, of other networks too.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     if torch.cuda.is_available():
-        if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()
         gc.collect()
         torch.cuda.empty_cache()
 

@@ -51,11 +51,13 @@ class Prediction(Workload):
         """Build and fold the members; on a GPU they are in bf16.
 
         Raises:
-            Unavailable: tickets that cannot be vmapped.
+            Unavailable: tickets that cannot be vmapped, or autocast.
             InputError: blocks that do not fit the network.
         """
         super().__init__(case, variant, device)
-        self.members = MEMBERS if self.case.sparsity else 1
+        if variant.bf16:
+            raise Unavailable("predictions are not timed under autocast")
+        self.members = MEMBERS if self.case.sparsity and not self.case.slim else 1
         self.x, _ = case.network.inputs(device)
         pairs = foldable(self.case.dense().model())
         models = [self.case.model(seed).to(device) for seed in range(self.members)]

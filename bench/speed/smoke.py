@@ -85,8 +85,8 @@ def smoke(device: str, tiny: bool = False) -> None:
             words = (str(failure).strip() or "no message").splitlines()[0][:100]
             wrong.append(f"{check} cannot run: {type(failure).__name__}: {words}")
             continue
-        right += [error for error in errors.values() if error < LAYER_LIMITS["cuda"]]
-        wrong += [f"{check} {n} {e:.1e}" for n, e in errors.items() if not e < LAYER_LIMITS["cuda"]]
+        right += [error for error in errors.values() if error < LAYER_LIMITS["bf16"]]
+        wrong += [f"{check} {n} {e:.1e}" for n, e in errors.items() if not e < LAYER_LIMITS["bf16"]]
     count, largest = len(right) + len(wrong), max(right, default=0.0)
     print(f"{backend}: {len(right)} of {count} results right, error at most {largest:.1e}")
     if wrong:

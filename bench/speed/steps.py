@@ -132,7 +132,7 @@ class Step(Workload):
         return sum(t.nbytes for t in tensors) + sum(layer.index_bytes for layer in layers)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             return F.cross_entropy(self.network(x), y)
 
     def _masks(self) -> list[tuple[nn.Parameter, Tensor]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.speed.networks import Network
+from bench.speed.slim import NotNarrowed, slim_network
 from sparse_engine import fuse, sparsify, to_rows
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
@@ -20,7 +21,7 @@ from sparse_engine.models.workload import dense_flops, forward_flops
 from sparse_engine.training.cuda_graph import captured
 from sparse_kernels.dispatch.backend import BACKENDS
 
-KINDS = ("dense", "mask-multiply", *BACKENDS)
+KINDS = ("dense", "slim", "mask-multiply", *BACKENDS)
 
 
 class Unavailable(RuntimeError):
@@ -31,11 +32,12 @@ class Unavailable(RuntimeError):
 class Variant:
     """One way to run a network, written as its kind and options, such as "auto rows captured".
 
-    All are in channels_last, in bf16 on a GPU.
+    All are in channels_last; on a GPU in bf16, on a CPU in fp32 unless it is an option.
 
-    kind: a backend of ours; "dense", the dense network; or "mask-multiply", a dense one whose
-        weights are multiplied by masks after each step, as public implementations of sparse
-        training do.
+    kind: a backend of ours; "dense", the dense network; "slim", a narrower dense one of about the
+        sparse one's FLOPs; or "mask-multiply", a dense one whose weights are multiplied by masks
+        after each step, as public implementations of sparse training do.
+    bf16: autocast to it.
     rows: activations in the order of rows, see to_rows.
     fuse: convolutions together with the norms around them, see fuse.
     grouped, vmapped: members of an ensemble as one network, ours or torch.func's.
@@ -44,6 +46,7 @@ class Variant:
     """
 
     kind: str
+    bf16: bool = False
     rows: bool = False
     fuse: bool = False
     grouped: bool = False
@@ -86,12 +89,16 @@ def variants(*names: str) -> tuple[Variant, ...]:
 
 @dataclass(frozen=True)
 class Case:
-    """One network with one choice of blocks; of sparsity 0 for the dense one."""
+    """One network with one choice of blocks; of sparsity 0 for the dense one.
+
+    `slim` is the narrower dense network of as many FLOPs as these blocks have.
+    """
 
     network: Network
     sparsity: float = 0.0
     distribution: str = "uniform"
     block: str = "32x32"
+    slim: bool = False
 
     def __str__(self) -> str:
         if not self.sparsity:
@@ -104,13 +111,16 @@ class Case:
 
     def of(self, variant: Variant) -> Case:
         """Return the case that a variant runs: the dense network has no blocks."""
-        return self.dense() if variant.kind == "dense" else self
+        if variant.kind == "dense":
+            return self.dense()
+        return replace(self, slim=variant.kind == "slim")
 
     def model(self, seed: int = 0) -> nn.Module:
         """Return the network, its weights and blocks drawn by one seed.
 
         Raises:
             InputError: blocks that do not fit the network.
+            Unavailable: a network that cannot be made narrower.
         """
         torch.manual_seed(seed)
         model = self.network.build()
@@ -118,7 +128,14 @@ class Case:
             blocks, generator = parse_block(self.block), torch.Generator().manual_seed(seed)
             choice = (self.sparsity, self.distribution, blocks)
             sparsify(model, *choice, init="random", generator=generator)
-        return model
+        if not self.slim:
+            return model
+        flops = dense_flops(model, self.network.image)
+        share = forward_flops(flops, model_densities(model)) / sum(flops.values())
+        try:
+            return slim_network(self.network.build(), self.network.image, share)
+        except NotNarrowed as error:
+            raise Unavailable(f"{error}") from error
 
 
 class Workload:
@@ -141,11 +158,15 @@ class Workload:
         flops: of the dense network, by layer; flops_ratio: those promised, over all of them;
         density: the share of all convolution and linear weights that is stored.
         """
-        self.flops = dense_flops(model, self.case.network.image)
-        layers, densities = dict(model.named_modules()), model_densities(model)
-        sizes = {name: math.prod(weight_shape(layers[name])) for name in self.flops}
+        image, densities = self.case.network.image, model_densities(model)
+        whole = self.case.network.build() if self.case.slim else model
+        self.flops, own = dense_flops(whole, image), dense_flops(model, image)
         ratio, self.density = (
-            forward_flops(parts, densities) / sum(parts.values()) for parts in (self.flops, sizes)
+            forward_flops(parts, densities) / sum(of_whole.values())
+            for parts, of_whole in (
+                (own, self.flops),
+                (_weights(model, own), _weights(whole, self.flops)),
+            )
         )
         self.flops_ratio = self.members * ratio
 
@@ -168,6 +189,16 @@ class Workload:
         replay(*inputs)  # the first call records
         self.replay = replay
 
+    @property
+    def bf16(self) -> bool:
+        """Whether it multiplies in bf16."""
+        return self.variant.bf16 or self.device == "cuda"
+
+    @property
+    def dtype(self) -> str:
+        """The data type of its products, as reports call it."""
+        return "bf16" if self.bf16 else "fp32"
+
     def kernel_share(self) -> float | None:
         """Return the share of sparse FLOPs on triton or native; None without sparse layers."""
         layers = {n: m for n, m in self.model.named_modules() if isinstance(m, SparseLayer)}
@@ -176,3 +207,8 @@ class Workload:
         flops = {n: self.flops[n] * m.density for n, m in layers.items()}
         ours = [n for n, m in layers.items() if (m.ran_on or "").startswith(("triton", "native"))]
         return sum(flops[n] for n in ours) / sum(flops.values())
+
+
+def _weights(model: nn.Module, layers: Iterable[str]) -> dict[str, int]:
+    """Return how many weights some layers would have, were they dense."""
+    return {name: math.prod(weight_shape(model.get_submodule(name))) for name in layers}

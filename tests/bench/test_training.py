@@ -7,9 +7,13 @@ import pytest
 from bench import training
 from bench.report.records import COLUMNS
 from bench.speed.steps import Step
-from bench.speed.variant import Workload
+from bench.speed.variant import Workload, variants
 
-PHASES = {"step", "forward", "backward", "optimizer"}
+PHASES = {"step", "forward", "backward", "optimizer", "products"}
+
+
+# What takes turns on a CPU, but for torch.compile, which takes half a minute.
+EAGER = ("dense bf16", "slim", "auto", "native", "masked", "mask-multiply")
 
 
 def rows_of(folder, *flags: str) -> list[dict[str, str]]:
@@ -20,18 +24,21 @@ def rows_of(folder, *flags: str) -> list[dict[str, str]]:
 
 
 def test_rows_of_training_steps(tmp_path, capsys):
-    rows = rows_of(tmp_path)
+    assert set(training.ON_CPU) - set(variants(*EAGER)) == set(variants("dense compiled"))
+    rows = rows_of(tmp_path, "--variants", *EAGER)
     assert tuple(rows[0]) == COLUMNS
     phases = {row["contender"]: set() for row in rows}
     for row in rows:
         phases[row["contender"]].add(row["phase"])
         assert float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
-        assert float(row["step_error"]) < 1e-2
+        assert row["dtype"] == ("bf16" if row["contender"] == "dense bf16" else "fp32")
+        assert float(row["step_error"]) < (0.8 if row["dtype"] == "bf16" else 1e-2)
+        assert row["against"] in ("dense", "")
         assert bool(row["error"]) == (row["contender"] in ("auto", "native", "masked"))
         assert float(row["error"] or 0) < 1e-4
         assert row["device"].startswith("CPU")
     updated = PHASES | {"armed step", "topology update"}
-    names = ("dense", "native", "masked", "mask-multiply")
+    names = ("dense", *(name for name in EAGER if name != "auto"))
     assert phases == {**dict.fromkeys(names, PHASES), "auto": updated}
     steps = {row["contender"]: row for row in rows if row["phase"] == "step"}
     # The state of blocks falls with density; masks need the dense one's.
@@ -43,7 +50,20 @@ def test_rows_of_training_steps(tmp_path, capsys):
     assert steps["masked"]["kernel_share"] == "0"
     promised = float(steps["native"]["flops_ratio"])
     assert promised == pytest.approx(float(steps["native"]["density"]), abs=0.05)
+    products = {row["contender"]: row["p50_ms"] for row in rows if row["phase"] == "products"}
+    assert all(0 < float(ms) < float(steps[name]["p50_ms"]) for name, ms in products.items())
+    # As many FLOPs as the sparse one, in the same case.
+    assert float(steps["slim"]["flops_ratio"]) == pytest.approx(promised, rel=0.3)
+    assert (steps["slim"]["sparsity"], steps["slim"]["label"]) == ("0.8", "dense")
     assert "EDST, M = 3" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_fastest_dense_network_in_fp32_is_the_measure(tmp_path):
+    rows = rows_of(tmp_path, "--variants", "dense compiled", "dense bf16", "native")
+    steps = {row["contender"]: row for row in rows if row["phase"] == "step"}
+    fastest = min(("dense", "dense compiled"), key=lambda name: float(steps[name]["p50_ms"]))
+    assert {row["against"] for row in steps.values()} == {fastest}
 
 
 def test_a_wrong_gradient_gives_no_row(monkeypatch, tmp_path, capsys):

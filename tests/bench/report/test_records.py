@@ -54,6 +54,22 @@ def test_the_best_dense_row_of_a_subject_and_phase(tmp_path):
     assert best_dense(records.rows, subject="net", phase="backward") is None
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("flags\t\t: fma avx512f avx512_bf16 amx_bf16", "EPYC with AVX512-BF16 and AMX"),
+        ("Features\t: fp asimd bf16", "EPYC with Arm's BF16"),
+        ("flags\t\t: fma avx512f", "EPYC without bf16 products"),
+        ("", "EPYC"),
+    ],
+)
+def test_a_processor_is_named_with_how_it_multiplies_bf16(line, words, monkeypatch, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\nmodel name\t: EPYC\n{line}\n", encoding="utf-8")
+    monkeypatch.setattr(records, "Path", lambda _: file)
+    assert records.device_name("cpu") == f"CPU {words}"
+
+
 def test_files_are_named_after_the_device():
     assert file_name("CPU of some make", "kernels") == "cpu-kernels.csv"
     assert file_name("NVIDIA H200", "all") == "nvidia-h200-all.csv"

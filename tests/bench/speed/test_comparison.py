@@ -1,6 +1,7 @@
 """What the command line of reports on networks asks for."""
 
 import pytest
+import torch
 
 from bench import ensemble, training
 from bench.speed import comparison
@@ -34,6 +35,27 @@ def test_variants_are_asked_for_by_either_name(flag, monkeypatch, tmp_path):
     ((case, group),) = asked
     assert str(case) == "wrn10-2 0.8 uniform 16x16"
     assert tuple(group) == variants("dense", "auto rows", "masked")
+
+
+def test_numbers_of_threads_come_one_after_another_in_one_run(monkeypatch, tmp_path):
+    runs, before = [], torch.get_num_threads()
+    monkeypatch.setattr(
+        training.Training,
+        "run",
+        lambda self, *_: runs.append((self.records.facts, torch.get_num_threads())),
+    )
+    training.main(["--tiny", "--out", str(tmp_path), "--threads", "2", "1"])
+    torch.set_num_threads(before)
+    assert [(facts["threads"], threads) for facts, threads in runs] == [(2, 2), (1, 1)]
+    assert len({facts["run"] for facts, _ in runs}) == 1
+
+
+def test_the_fastest_dense_network_in_fp32_is_the_one_to_beat():
+    dense, compiled, bf16, native = variants("dense", "dense compiled", "dense bf16", "native")
+    seconds = {dense: 3.0, compiled: 2.0, bf16: 1.0, native: 0.5}
+    times = {variant: {"step": [taken]} for variant, taken in seconds.items()}
+    assert comparison.fastest_dense(times) == compiled
+    assert comparison.fastest_dense({}) is None
 
 
 def test_on_a_gpu_the_dense_variants_come_first(monkeypatch, tmp_path):
