@@ -18,8 +18,7 @@ from sparse_engine.models.workload import layer_calls
 from sparse_engine.runs.model import dense_model
 from sparse_engine.sparsity.layer_times import measure, measured_counts
 from sparse_engine.training.network import build_network, plan_network
-from sparse_kernels.cpu.library import library
-from sparse_kernels.cpu.native import TYPES
+from sparse_kernels.cpu.library import TYPES, library
 from sparse_kernels.dispatch.cost_model import kept_limits, limit_key
 from sparse_kernels.tuner import save, tuning
 

@@ -48,12 +48,12 @@ class Convolution:
         return y.detach(), dx, gather_blocks(dweight, index, sizes)
 
 
-def guarded(shape, order="channels_last", content=None) -> Tensor:
+def guarded(shape, order="channels_last", content=None, dtype=torch.float32) -> Tensor:
     """Return a tensor between guards of NaN, random unless its content is given."""
     dims = ORDERS[order] if len(shape) == 4 else tuple(range(len(shape)))
     inner = [shape[d] for d in dims]
     count = torch.Size(inner).numel()
-    memory = torch.full((count + 2 * GUARD,), float("nan"))
+    memory = torch.full((count + 2 * GUARD,), float("nan"), dtype=dtype)
     part = memory[GUARD : GUARD + count].view(inner)
     tensor = part.permute([dims.index(d) for d in range(len(shape))])
     return tensor.copy_(torch.randn(shape) if content is None else torch.as_tensor(content))
@@ -61,7 +61,7 @@ def guarded(shape, order="channels_last", content=None) -> Tensor:
 
 def guards_are_whole(tensor: Tensor) -> bool:
     """Return whether nothing was written beside a guarded tensor."""
-    memory = torch.empty(0).set_(tensor.untyped_storage())
+    memory = tensor.new_empty(0).set_(tensor.untyped_storage())
     return bool(memory[:GUARD].isnan().all() and memory[-GUARD:].isnan().all())
 
 

@@ -2,6 +2,7 @@
 
 Activations have adjacent channels (channels_last, "rows", matrices); others are copied once. The
 C++ is in source/channel_*.cpp; sums are in fp32, and equal bit for bit in any number of threads.
+Activations of 16 bits are converted as they are read and written, values before.
 What a pass makes vectors of has blocks that are a multiple of 16 wide: BO for the forward pass, BC
 for the input gradient, one of them for the weight gradient; `supports` says so.
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_kernels.cpu.library import library
+from sparse_kernels.cpu.library import TYPES, library
 from sparse_kernels.index_tensors import count_slots
 from sparse_kernels.memory_order import in_order
 
@@ -121,7 +122,7 @@ class _Images(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels")),
-        *((name, ctypes.c_int64) for name in ("step_image", "step_row", "step_pixel")),
+        *((name, ctypes.c_int64) for name in ("step_image", "step_row", "step_pixel", "number")),
     ]
 
 
@@ -142,7 +143,7 @@ class _Call(ctypes.Structure):
 def _check(x: Tensor, sizes: Ints, pass_name: str) -> None:
     if not supports(sizes, pass_name):
         raise NotImplementedError(f"{pass_name} has no vectors over channels in blocks {sizes[4:]}")
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if x.dtype not in TYPES:
         raise NotImplementedError(f"native kernels are for fp32, fp16 and bf16, found {x.dtype}")
 
 
@@ -152,16 +153,15 @@ def _ready(t: Tensor) -> Tensor:
 
 
 def _adjacent(x: Tensor) -> Tensor:
-    """Return images [N, C, H, W] in fp32 whose channels are adjacent."""
-    x = x.float()
+    """Return images [N, C, H, W] whose channels are adjacent."""
     return x if x.shape[1] == 1 or x.stride(1) == 1 else in_order(x, "channels_last")
 
 
 def _to_write(y: Tensor) -> Tensor:
     """Return y, or images to write in its place whose channels are adjacent."""
-    if y.dtype == torch.float32 and (y.shape[1] == 1 or y.stride(1) == 1):
+    if y.shape[1] == 1 or y.stride(1) == 1:
         return y
-    return torch.empty(y.shape, memory_format=torch.channels_last)
+    return torch.empty_like(y, memory_format=torch.channels_last)
 
 
 def _pixels(rows: Tensor) -> Tensor:
@@ -180,7 +180,8 @@ def _transposed(values: Tensor) -> Tensor:
 
 def _images(x: Tensor) -> _Images:
     n, c, h, w = x.shape
-    return _Images(x.data_ptr(), n, h, w, c, x.stride(0), x.stride(2), x.stride(3))
+    steps = (x.stride(d) * x.element_size() for d in (0, 2, 3))
+    return _Images(x.data_ptr(), n, h, w, c, *steps, TYPES.index(x.dtype))
 
 
 def _call(

@@ -27,6 +27,8 @@ from sparse_kernels.measurements import cache_folder
 
 SOURCE = Path(__file__).parent / "source"
 FOLDER = "native"  # within the folder of all that is kept
+# What activations may be, in the order of Number in source/vectors.h.
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
 DAYS = 60  # that a library of other sources or another compiler is kept
 # What crashes then ends another process than the user's. See probe.cpp.
 PROBE = """

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from sparse_kernels.cpu import channel_vectors, pixel_vectors
@@ -21,7 +20,6 @@ Index = Sequence[Tensor]
 # In layers of so few channels, blocks so narrow take .3 to .5 of the dense layer's time by vectors
 # over pixels, .5 to .85 over channels; of 64 channels both take the same.
 FEW_CHANNELS, NARROW = 32, 16
-TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def conv2d(

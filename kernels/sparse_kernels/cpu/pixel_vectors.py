@@ -4,7 +4,8 @@ writes, single weights included.
 Legend as in layout.py; N images of H x W pixels, P x Q of the output. The C++ (source/
 pixel_vectors.cpp) copies a strip of images at a time to vectors of one pixel of each of several
 images, or bands of images, multiplies them by one weight at a time, and writes the results back as
-channels_last. Sums are in fp32. Results are equal bit for bit whatever the number of threads.
+channels_last. Sums are in fp32; activations of 16 bits are converted as they are copied, values
+before. Results are equal bit for bit whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_kernels.cpu.library import library
+from sparse_kernels.cpu.library import TYPES, library
 from sparse_kernels.index_tensors import count_slots
 from sparse_kernels.memory_order import empty_images, in_order
 
@@ -66,7 +67,7 @@ def conv2d_weight_grad(
     bo, bc = sizes[4:]
     dvalues = x.new_zeros((count_slots(index), bc, bo), dtype=torch.float32)
     if x.numel() and grad.numel():
-        images = [_pointer(x), _strides(x), _pointer(grad), _strides(grad)]
+        images = [_pointer(x), _memory(x), _pointer(grad), _memory(grad)]
         code = _library().pixels_weight_grad(layer, *images, _pointer(dvalues), _pointer(index[0]))
         _check(code)
     return dvalues.to(x.dtype)
@@ -120,11 +121,11 @@ def _gather(
         layer,
         int(backward),
         _pointer(source),
-        _strides(source),
+        _memory(source),
         _pointer(values),
         _pointer(bias),
         _pointer(written),
-        _strides(written),
+        _memory(written),
         _pointer(index[0]),
     )
     _check(code)
@@ -132,14 +133,13 @@ def _gather(
 
 
 def _native(x: Tensor) -> Tensor:
-    """Return x in fp32 with its channels side by side in memory; itself if it is that."""
-    x = x.float()
+    """Return x with its channels side by side in memory; itself if it is that."""
     return x if _is_native(x) else in_order(x, "channels_last")
 
 
 def _is_native(x: Tensor) -> bool:
     # A dimension of size 1 has any stride.
-    return x.dtype == torch.float32 and (x.stride(1) == 1 or x.shape[1] == 1)
+    return x.stride(1) == 1 or x.shape[1] == 1
 
 
 def _layer(
@@ -154,8 +154,10 @@ def _layer(
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
-def _strides(x: Tensor) -> ctypes.Array:
-    return (ctypes.c_int64 * 3)(x.stride(0), x.stride(2), x.stride(3))
+def _memory(x: Tensor) -> ctypes.Array:
+    """Return `memory` of pixel_vectors.cpp."""
+    steps = (x.stride(d) * x.element_size() for d in (0, 2, 3))
+    return (ctypes.c_int64 * 4)(*steps, TYPES.index(x.dtype))
 
 
 def _pointer(x: Tensor | None) -> ctypes.c_void_p:

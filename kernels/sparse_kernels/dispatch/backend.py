@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from sparse_kernels.cpu.library import TYPES as NATIVE_TYPES
 from sparse_kernels.cpu.library import library, why_not
-from sparse_kernels.cpu.native import TYPES as NATIVE_TYPES
 from sparse_kernels.dispatch.cost_model import (
     break_even_density,
     native_is_faster,

@@ -19,8 +19,6 @@ SLOPES = {1: 2.5, 2: 1.9, 4: 1.6, 8: 1.3, 16: 1.35, 32: 1.05, 64: 1.0}
 WIDE, PIXELS = 16, 60.0
 # At density zero: 12 / (channels + 16), and what nothing saves.
 COPIES, LEAST = (12.0, 16.0), 0.02
-# Conversion of 16-bit activations, by as much of the dense layer's time in fp32.
-CONVERSION = 0.1
 # Positions for which the scattering of all weights takes as long as the dense layer.
 SCATTER = 32.0
 # Above this ratio nothing is gained that another machine could not lose.
@@ -44,8 +42,6 @@ def native_is_faster(
     """
     masked = masked_ratio(positions) / MASKED_SPEED.get(dtype, 1.0)
     native = native_ratio(sizes, density, positions / threads)
-    if dtype != torch.float32:
-        native += CONVERSION
     return native < LARGEST_RATIO * masked
 
 

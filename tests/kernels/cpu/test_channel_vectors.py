@@ -22,7 +22,10 @@ def passes(convolution):
     """Return y, dx and dvalues, None where a pass has no vectors; results were NaN before."""
     index, sizes, geometry = convolution.lists
     x, values, bias = convolution.x, convolution.values, convolution.bias
-    y, dx = (guarded(t.shape, order_of(t), float("nan")) for t in (convolution.grad, convolution.x))
+    y, dx = (
+        guarded(t.shape, order_of(t), float("nan"), t.dtype)
+        for t in (convolution.grad, convolution.x)
+    )
     calls = {
         "forward": lambda: native.conv2d(x, values, bias, y, index, sizes, geometry),
         "input_grad": lambda: native.conv2d_input_grad(
@@ -142,26 +145,22 @@ def test_gradients_outside_the_weight_are_zero_whatever_the_images_hold():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_summed_in_single(dtype):
-    convolution = draw_convolution(5, sides=(16, 32))
-    for name in ("x", "values", "grad"):
-        setattr(convolution, name, getattr(convolution, name).to(dtype))
-    index, sizes, geometry = convolution.lists
-    y = native.conv2d(
-        convolution.x,
-        convolution.values,
-        None,
-        torch.empty_like(convolution.grad),
-        index,
-        sizes,
-        geometry,
-    )
-    convolution.bias = None
-    right = convolution.dense()[0]
-    assert y.dtype == dtype
-    assert (y - right).norm() <= torch.finfo(dtype).eps * right.norm()
-    dvalues = native.conv2d_weight_grad(convolution.x, convolution.grad, index, sizes, geometry)
-    assert dvalues.dtype == dtype
+def test_half_precision_is_that_of_single_rounded(dtype):
+    """Of the same numbers, in every bit: nothing is rounded but the results."""
+    for seed in range(30):
+        convolution = draw_convolution(seed)
+        operands = ("x", "values", "grad") + ("bias",) * (convolution.bias is not None)
+        for name in operands:
+            single = getattr(convolution, name)
+            order = order_of(single) if single.ndim == 4 else None
+            setattr(convolution, name, guarded(single.shape, order, single, dtype))
+        halves = passes(convolution)
+        for name in operands:
+            setattr(convolution, name, getattr(convolution, name).float())
+        for found, single in zip(halves, passes(convolution)):
+            if found is not None:
+                assert found.dtype == dtype
+                torch.testing.assert_close(found, single.to(dtype), rtol=0, atol=0)
 
 
 def test_double_precision_is_refused():

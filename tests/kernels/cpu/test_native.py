@@ -87,6 +87,18 @@ def test_half_precision_is_rounded_once(dtype, block):
         assert error < torch.finfo(dtype).eps / 2
 
 
+@pytest.mark.parametrize("block", [(16, 1), (1, 1)], ids=["channels", "pixels"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [1, 0.3, 300, 1e-4])
+def test_every_number_of_16_bits_is_read_and_written_as_pytorch_does(factor, dtype, block):
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    layout = BlockLayout((16, 1, 1, 1), block, torch.arange(16 // block[0]))
+    values = torch.full((layout.slots, *reversed(block)), factor, dtype=dtype)
+    y = block_conv2d(numbers.view(1, 1, 256, 256), values, layout)
+    right = (numbers.float() * values[0, 0, 0].float()).to(dtype).view(1, 1, 256, 256)
+    torch.testing.assert_close(y, right.expand_as(y), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_traced_results_lie_as_real_ones(order):
     values, layout = make()

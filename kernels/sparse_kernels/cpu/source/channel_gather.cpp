@@ -31,28 +31,32 @@ struct Chunk {
   const Panels& panels;
   int64_t pixels, pitch;
   std::vector<int64_t> offsets;  // [taps][pitch], of source pixels in the panels
-  std::vector<float*> results;   // [pitch]
+  std::vector<char*> results;    // [pitch]
   float* totals;                 // of the tile that is summed
 };
 
-// Adds the bias to MT * NV totals and writes those that are inside.
-void finish(const Chunk& chunk, int pixels, int vectors, int64_t first, int64_t channel) {
+// Adds the bias to totals [pixels][vectors] and writes those that are inside.
+template <class T>
+void finish_as(const Chunk& chunk, int pixels, int vectors, int64_t first, int64_t channel) {
   const float* bias = chunk.call.bias;
   int64_t left = chunk.call.results.channels - channel;
   pixels = static_cast<int>(std::min<int64_t>(pixels, chunk.pixels - first));
   for (int j = 0; j < vectors && left > 0; j++, channel += LANES, left -= LANES) {
     int64_t lanes = std::min<int64_t>(left, LANES);
-    Vector added{};
-    if (bias) std::memcpy(&added, bias + channel, lanes * sizeof(float));
+    Vector added = bias ? load_first(bias + channel, lanes) : Vector{};
     for (int i = 0; i < pixels; i++) {
       Vector v = load(chunk.totals + (i * vectors + j) * LANES) + added;
-      float* to = chunk.results[first + i] + channel;
+      T* to = at(chunk.results[first + i], T{}) + channel;
       if (lanes == LANES)
         store(to, v);
       else
-        std::memcpy(to, &v, lanes * sizeof(float));
+        store_first(to, v, lanes);
     }
   }
+}
+void finish(const Chunk& chunk, int pixels, int vectors, int64_t first, int64_t channel) {
+  with_type(chunk.call.results.number,
+            [&](auto number) { finish_as<decltype(number)>(chunk, pixels, vectors, first, channel); });
 }
 
 template <int MT, int NV, int KU>
@@ -200,9 +204,8 @@ void find_pixels(Chunk& chunk, const Grid& grid, int64_t begin) {
   const Images& to = chunk.call.results;
   int64_t first = 0;
   grid.by_row(begin, begin + chunk.pixels, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
-    const float* pixel = to.pixel(n, grid.h.first + row * grid.h.step, grid.w.first + column * grid.w.step);
-    for (int64_t i = 0; i < count; i++)
-      chunk.results[first + i] = const_cast<float*>(pixel) + i * grid.w.step * to.step_pixel;
+    char* pixel = to.pixel(n, grid.h.first + row * grid.h.step, grid.w.first + column * grid.w.step);
+    for (int64_t i = 0; i < count; i++) chunk.results[first + i] = pixel + i * grid.w.step * to.step_pixel;
     find_sources(chunk, grid, n, row, column, count, first);
     first += count;
   });
@@ -223,7 +226,7 @@ void sum_chunk(const Call& call, const Task& task) {
   panels.read_sources(grid, begin, end);
   int64_t pitch = end - begin + MOST_PIXELS;
   Chunk chunk{call, panels, end - begin, pitch, std::vector<int64_t>(call.taps() * pitch, panels.zero()),
-              std::vector<float*>(pitch), scratch(3, 2 * MOST_PIXELS * WIDE * LANES)};
+              std::vector<char*>(pitch), scratch(3, 2 * MOST_PIXELS * WIDE * LANES)};
   find_pixels(chunk, grid, begin);
   int64_t wide = call.result_block / (WIDE * LANES) * (WIDE * LANES);
   Cut wide_cut(chunk, WIDE_TILES, panels.zero()), cut(chunk, TILES, panels.zero());

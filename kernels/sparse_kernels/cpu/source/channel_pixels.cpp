@@ -35,7 +35,7 @@ Axis scattering_axis(int64_t phase, int64_t results, int64_t sources, int64_t ta
   return axis;
 }
 
-// Floats between what is copied and what is fetched: pixels mostly lie one after the other.
+// Numbers between what is copied and what is fetched: pixels mostly lie one after the other.
 constexpr int64_t AHEAD = 2048;
 
 struct Scratch {
@@ -127,8 +127,9 @@ void Panels::make_room(int64_t pixels) {
   for (int64_t p = 0; p < panels_; p++) std::memset(data_ + p * panel_, 0, pitch_ * sizeof(float));
 }
 
-void Panels::copy(const float* pixel, int64_t number) {
-  float* to = data_ + number * pitch_;
+template <class T>
+void Panels::copy(const T* pixel, int64_t place) {
+  float* to = data_ + place * pitch_;
   for (int64_t p = 0, c = 0; p < panels_; p++, c += width_, to += panel_) {
     if (!used_[p]) continue;
     int64_t left = images_.channels - c < width_ ? images_.channels - c : width_, k = 0;
@@ -136,7 +137,8 @@ void Panels::copy(const float* pixel, int64_t number) {
       __builtin_prefetch(pixel + c + k + AHEAD);
       store(to + k, load(pixel + c + k));
     }
-    for (; k < left; k++) to[k] = pixel[c + k];
+    // A pixel has room for whole vectors.
+    for (; k < left; k += LANES) store(to + k, load_first(pixel + c + k, left - k));
     // Sums over whole blocks meet what is beside the last channel.
     for (; k < width_; k++) to[k] = 0;
   }
@@ -180,16 +182,22 @@ void Panels::read_sources(const Grid& grid, int64_t first, int64_t last) {
       rows_.push_back(place);
     }
   make_room(static_cast<int64_t>(rows_.size()) * columns_);
-  for (int64_t place : rows_)
-    for (int64_t w = first_column_; w < last_column_; w++)
-      if (column_[w] >= 0) copy(images_.pixel(first_image_ + place / height, place % height, w), row_[place] + column_[w]);
+  with_type(images_.number, [&](auto number) {
+    for (int64_t place : rows_) {
+      const char* row = images_.pixel(first_image_ + place / height, place % height, 0);
+      for (int64_t w = first_column_; w < last_column_; w++)
+        if (column_[w] >= 0) copy(at(row + w * images_.step_pixel, number), row_[place] + column_[w]);
+    }
+  });
 }
 
 void Panels::read_results(const Grid& grid, int64_t first, int64_t last) {
   make_room(last - first);
-  int64_t number = 1;
-  grid.by_row(first, last, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
-    const float* pixel = images_.pixel(n, grid.h.first + row * grid.h.step, grid.w.first + column * grid.w.step);
-    for (int64_t i = 0; i < count; i++) copy(pixel + i * grid.w.step * images_.step_pixel, number++);
+  int64_t place = 1;
+  with_type(images_.number, [&](auto number) {
+    grid.by_row(first, last, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
+      const char* pixel = images_.pixel(n, grid.h.first + row * grid.h.step, grid.w.first + column * grid.w.step);
+      for (int64_t i = 0; i < count; i++) copy(at(pixel + i * grid.w.step * images_.step_pixel, number), place++);
+    });
   });
 }

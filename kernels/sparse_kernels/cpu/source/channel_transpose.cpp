@@ -8,7 +8,11 @@ namespace {
 // Lanes of two vectors in turn, beginning with the lane `from` of each.
 template <int from, int... lane>
 inline Vector in_turn(Vector a, Vector b, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
   return __builtin_shufflevector(a, b, (from + lane / 2 + lane % 2 * LANES)...);
+#else  // GCC has the other from version 12 on
+  return __builtin_shuffle(a, b, Bits{(from + lane / 2 + lane % 2 * LANES)...});
+#endif
 }
 
 // A square of LANES x LANES: taking the rows of both halves in turn, log2(LANES) times, transposes.

@@ -1,4 +1,4 @@
-// What the kernels with vectors over channels share: vectors, the call, pixels and their packing.
+// What the kernels with vectors over channels share: the call, pixels and their packing.
 //
 // A pass writes "results" and sums over "sources": forward writes y of x, the input gradient dx of
 // dy. Activations have adjacent channels; any step lies between pixels, rows and images.
@@ -6,38 +6,14 @@
 #include <cstdint>
 #include <vector>
 #include "blocks.h"
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64;
-#elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32;
-#else
-constexpr int VECTOR_BYTES = 16;
-#endif
-constexpr int LANES = VECTOR_BYTES / 4;
-typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
-// The same anywhere in memory.
-typedef float Unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 64")
-#endif
-
-static inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
-static inline void store(float* to, Vector v) { *reinterpret_cast<Unaligned*>(to) = v; }
-// x - 0 is x, so that this is one broadcast; 0 + x would have to make 0 of -0, and cost an addition.
-static inline Vector broadcast(float x) { return x - Vector{}; }
-
-// Images in memory: sizes, and floats from an image, a row and a pixel to the next one.
+// Images in memory: sizes, bytes from an image, a row and a pixel to the next one, and of what Number.
 struct Images {
-  const float* data;
+  char* data;
   int64_t images, height, width, channels;
-  int64_t step_image, step_row, step_pixel;
-  const float* pixel(int64_t n, int64_t h, int64_t w) const {
-    return data + n * step_image + h * step_row + w * step_pixel;
-  }
+  int64_t step_image, step_row, step_pixel, number;
+  char* pixel(int64_t n, int64_t h, int64_t w) const { return data + n * step_image + h * step_row + w * step_pixel; }
 };
 
 // Blocks by the dimension that is written: its block g has entries start[g] to start[g + 1], in the
@@ -130,7 +106,8 @@ class Panels {
  private:
   void make_room(int64_t pixels);
   void number_columns(const Axis& axis, int64_t first, int64_t last);
-  void copy(const float* pixel, int64_t number);
+  template <class T>
+  void copy(const T* pixel, int64_t place);
   const Images& images_;
   int64_t block_, blocks_, width_, pitch_, panels_;
   int which_;

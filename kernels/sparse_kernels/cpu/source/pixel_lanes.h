@@ -4,15 +4,9 @@
 #include <cstring>
 #include <utility>
 
-namespace pixels {
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#elif defined(__AVX__)
-constexpr int LANES = 8;
-#else
-constexpr int LANES = 4;
-#endif
+namespace pixels {
 
 typedef float Vec __attribute__((vector_size(4 * LANES), may_alias));
 typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));

@@ -29,24 +29,22 @@ class Scratch {
 
 // One place of all lanes; rows[lane] is null where the lane has no pixel. A channel goes to every
 // `pitch`-th vector from `to` on.
-inline void pack_place(const float* const (&rows)[LANES], int64_t channels, float* to, int64_t pitch) {
+template <class T> void pack_place(const char* const (&rows)[LANES], int64_t channels, float* to, int64_t pitch) {
   for (int64_t c = 0; c < channels; c += LANES) {
     int64_t n = std::min<int64_t>(LANES, channels - c);
     Vec block[LANES];
     for (int lane = 0; lane < LANES; lane++) {
       block[lane] = Vec{};
       if (!rows[lane]) continue;
-      if (n == LANES)
-        block[lane] = load(rows[lane] + c);
-      else
-        std::memcpy(&block[lane], rows[lane] + c, n * sizeof(float));
+      const T* from = at(rows[lane], T{}) + c;
+      block[lane] = n == LANES ? ::load(from) : load_first(from, n);
     }
     transpose(block);
     for (int64_t k = 0; k < n; k++) *reinterpret_cast<Vec*>(to + (c + k) * pitch * LANES) = block[k];
   }
 }
 
-inline void unpack_place(const float* from, int64_t pitch, int64_t channels, float* const (&rows)[LANES]) {
+template <class T> void unpack_place(const float* from, int64_t pitch, int64_t channels, char* const (&rows)[LANES]) {
   for (int64_t c = 0; c < channels; c += LANES) {
     int64_t n = std::min<int64_t>(LANES, channels - c);
     Vec block[LANES];
@@ -55,10 +53,11 @@ inline void unpack_place(const float* from, int64_t pitch, int64_t channels, flo
     transpose(block);
     for (int lane = 0; lane < LANES; lane++) {
       if (!rows[lane]) continue;
+      T* to = at(rows[lane], T{}) + c;
       if (n == LANES)
-        store(rows[lane] + c, block[lane]);
+        ::store(to, block[lane]);
       else
-        std::memcpy(rows[lane] + c, &block[lane], n * sizeof(float));
+        store_first(to, block[lane], n);
     }
   }
 }
@@ -75,7 +74,7 @@ struct Packed {
 // Copies a row of a strip; `channels` of the copy beyond those of the images are zero.
 inline void pack_row(const Images& from, const Axis& h, const Axis& w, const Lanes& lanes, const Strip& strip,
                      const std::vector<char>& columns_read, int64_t row, const Packed& to) {
-  const float* starts[LANES];
+  const char* starts[LANES];
   int64_t columns[LANES];
   for (int lane = 0; lane < LANES; lane++) {
     int64_t y = h.first_of(lanes.band_h[lane]) + strip.top / h.phases * h.scale + row;
@@ -86,12 +85,14 @@ inline void pack_row(const Images& from, const Axis& h, const Axis& w, const Lan
   float* target = to.data + row * to.row();
   for (int64_t column = 0; column < static_cast<int64_t>(columns_read.size()); column++) {
     if (!columns_read[column]) continue;
-    const float* rows[LANES];
+    const char* rows[LANES];
     for (int lane = 0; lane < LANES; lane++) {
       int64_t x = columns[lane] + column;
       rows[lane] = starts[lane] && x >= 0 && x < from.width ? starts[lane] + x * from.column : nullptr;
     }
-    pack_place(rows, from.channels, target + column * LANES, to.pitch);
+    with_type(from.number, [&](auto number) {
+      pack_place<decltype(number)>(rows, from.channels, target + column * LANES, to.pitch);
+    });
     for (int64_t c = from.channels; c < to.channels; c++)
       std::memset(target + (c * to.pitch + column) * LANES, 0, sizeof(Vec));
   }
@@ -100,13 +101,13 @@ inline void pack_row(const Images& from, const Axis& h, const Axis& w, const Lan
 // Writes result (i, j) of every band, [channel] vectors `pitch` apart, to the images.
 inline void unpack_result(const float* from, int64_t pitch, const Axis& h, const Axis& w, const Lanes& lanes,
                           int64_t i, int64_t j, const Images& to) {
-  float* rows[LANES];
+  char* rows[LANES];
   for (int lane = 0; lane < LANES; lane++) {
     int64_t y = lanes.band_h[lane] * h.length + i, x = lanes.band_w[lane] * w.length + j;
     bool inside = lanes.used[lane] && y < to.height && x < to.width;
     rows[lane] = inside ? to.data + lanes.image[lane] * to.image + y * to.row + x * to.column : nullptr;
   }
-  unpack_place(from, pitch, to.channels, rows);
+  with_type(to.number, [&](auto number) { unpack_place<decltype(number)>(from, pitch, to.channels, rows); });
 }
 
 }  // namespace pixels

@@ -19,10 +19,10 @@ struct Layer {
   int64_t slots, threads;
 };
 
-// Images as they lie in memory, channels innermost: distances in floats.
+// Images as they lie in memory, channels innermost: distances in bytes.
 struct Images {
-  float* data;
-  int64_t image, row, column, height, width, channels;
+  char* data;
+  int64_t image, row, column, number, height, width, channels;
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

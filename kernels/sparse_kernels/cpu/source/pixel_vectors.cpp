@@ -22,8 +22,8 @@ template <class F> int attempt(const Layer& layer, const int32_t* ids, F&& f) {
   }
 }
 
-Images images(const float* data, const int64_t* strides, int64_t height, int64_t width, int64_t channels) {
-  return {const_cast<float*>(data), strides[0], strides[1], strides[2], height, width, channels};
+Images images(const void* data, const int64_t* memory, int64_t height, int64_t width, int64_t channels) {
+  return {static_cast<char*>(const_cast<void*>(data)), memory[0], memory[1], memory[2], memory[3], height, width, channels};
 }
 
 }  // namespace
@@ -31,24 +31,25 @@ Images images(const float* data, const int64_t* strides, int64_t height, int64_t
 
 using namespace pixels;
 
-// Writes every pixel of the result. strides: of images, rows and columns, in floats.
-extern "C" int pixels_gather(const Layer* layer, int backward, const float* source, const int64_t* source_strides,
-                             const float* values, const float* bias, float* result, const int64_t* result_strides,
+// Writes every pixel of the result. memory: distances of images, rows and columns in bytes, and of
+// what Number.
+extern "C" int pixels_gather(const Layer* layer, int backward, const void* source, const int64_t* source_memory,
+                             const float* values, const float* bias, void* result, const int64_t* result_memory,
                              const int32_t* ids) {
   return attempt(*layer, ids, [&](const Blocks& blocks) {
     const Layer& l = *layer;
-    Images inputs = images(backward ? result : source, backward ? result_strides : source_strides, l.height, l.width, l.inputs);
-    Images outputs = images(backward ? source : result, backward ? source_strides : result_strides, l.out_height, l.out_width, l.outputs);
+    Images inputs = images(backward ? result : source, backward ? result_memory : source_memory, l.height, l.width, l.inputs);
+    Images outputs = images(backward ? source : result, backward ? source_memory : result_memory, l.out_height, l.out_width, l.outputs);
     gather(l, backward, backward ? outputs : inputs, values, bias, backward ? inputs : outputs, blocks);
   });
 }
 
 // Writes the gradients of the blocks; dvalues is zero before.
-extern "C" int pixels_weight_grad(const Layer* layer, const float* x, const int64_t* x_strides, const float* y,
-                                  const int64_t* y_strides, float* dvalues, const int32_t* ids) {
+extern "C" int pixels_weight_grad(const Layer* layer, const void* x, const int64_t* x_memory, const void* y,
+                                  const int64_t* y_memory, float* dvalues, const int32_t* ids) {
   return attempt(*layer, ids, [&](const Blocks& blocks) {
     const Layer& l = *layer;
-    weight_grad(l, images(x, x_strides, l.height, l.width, l.inputs),
-                images(y, y_strides, l.out_height, l.out_width, l.outputs), dvalues, blocks);
+    weight_grad(l, images(x, x_memory, l.height, l.width, l.inputs),
+                images(y, y_memory, l.out_height, l.out_width, l.outputs), dvalues, blocks);
   });
 }
