@@ -200,15 +200,13 @@ struct Cut {
 // Where a run of pixels in a row reads under each tap, from pixel `first` of the chunk on.
 void find_sources(Chunk& chunk, const Grid& grid, int64_t n, int64_t row, int64_t column, int64_t count, int64_t first) {
   int64_t* offsets = chunk.offsets.data() + first;
+  const int64_t zero = chunk.panels.zero();
   for (int64_t r = 0; r < chunk.call.taps_h; r++) {
-    int64_t h = grid.h.read(r, row);
+    int64_t h = grid.h.read(r, row), line = h < 0 ? 0 : chunk.panels.row_offset(n, h);
     for (int64_t s = 0; s < chunk.call.taps_w; s++, offsets += chunk.pitch) {
       if (h < 0) continue;
-      int64_t line = chunk.panels.row_offset(n, h);
-      for (int64_t i = 0; i < count; i++) {
-        int64_t w = grid.w.read(s, column + i);
-        if (w >= 0) offsets[i] = line + chunk.panels.column_offset(w);
-      }
+      const int32_t* columns = chunk.panels.column_offsets(s, column);
+      for (int64_t i = 0; i < count; i++) offsets[i] = columns[i] < 0 ? zero : line + columns[i];
     }
   }
 }
@@ -275,12 +273,13 @@ std::vector<Task> tasks_of(const Call& call, const std::vector<Grid>& grids) {
 }  // namespace
 
 // Writes every element of call.results; false, and nothing written, if the lists point outside.
-extern "C" int channel_gather(const Call* call) {
-  if (!lists_are_sound(*call)) return 0;
-  std::vector<Grid> grids = grids_of(*call);
-  std::vector<Task> tasks = tasks_of(*call, grids);
-  shared(static_cast<int64_t>(tasks.size()), 1, static_cast<int>(call->threads), [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; t++) sum_chunk(*call, tasks[t]);
+extern "C" int channel_gather(const Call* given) {
+  if (!lists_are_sound(*given)) return 0;
+  const Call call = in_one_row(*given);
+  std::vector<Grid> grids = grids_of(call);
+  std::vector<Task> tasks = tasks_of(call, grids);
+  shared(static_cast<int64_t>(tasks.size()), 1, static_cast<int>(call.threads), [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; t++) sum_chunk(call, tasks[t]);
   });
   return 1;
 }

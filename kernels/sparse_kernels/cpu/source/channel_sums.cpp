@@ -92,23 +92,30 @@ struct Pairs {
   std::vector<Pair> pairs;
   std::vector<int64_t> start;
   void find(const Call& call, const Grid& grid, const Panels& sources, const Panels& results, int64_t begin, int64_t end) {
-    pairs.clear();
+    pairs.resize(call.taps() * (end - begin));
     start.assign(1, 0);
+    Pair* next = pairs.data();
     for (int64_t r = 0; r < call.taps_h; r++)
       for (int64_t s = 0; s < call.taps_w; s++) {
         int64_t number = 0;
         grid.by_row(begin, end, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
-          int64_t h = grid.h.read(r, row), line = h < 0 ? 0 : sources.row_offset(n, h);
-          for (int64_t i = 0; i < count; i++, number++) {
-            int64_t w = grid.w.read(s, column + i);
-            if (h < 0 || w < 0) continue;
-            int32_t source = static_cast<int32_t>(line + sources.column_offset(w));
-            int32_t result = static_cast<int32_t>(results.result_offset(number));
-            pairs.push_back(call.swapped ? Pair{result, source} : Pair{source, result});
-          }
+          int64_t h = grid.h.read(r, row), result = results.result_offset(number);
+          const int32_t* columns = sources.column_offsets(s, column);
+          if (h >= 0) next = add(sources.row_offset(n, h), columns, result, results.pitch(), count, next);
+          number += count;
         });
-        start.push_back(static_cast<int64_t>(pairs.size()));
+        start.push_back(next - pairs.data());
       }
+    if (call.swapped)
+      for (Pair& pair : pairs) std::swap(pair.row, pair.vector);
+  }
+  // The pairs of a row, whose results lie one after the other; returns where the next ones go.
+  static Pair* add(int64_t line, const int32_t* columns, int64_t result, int64_t pitch, int64_t count, Pair* next) {
+    for (int64_t i = 0; i < count; i++, result += pitch) {
+      *next = {static_cast<int32_t>(line + columns[i]), static_cast<int32_t>(result)};
+      next += columns[i] >= 0;
+    }
+    return next;
   }
 };
 
@@ -178,18 +185,19 @@ void sum_entries(const Call& call, const Grid& grid, const Entry* first, const E
 
 // Adds to call.gradient [slots, source_block, result_block], zero before; where call.swapped, to
 // [slots, result_block, source_block].
-extern "C" int channel_sums(const Call* call) {
-  if (!lists_are_sound(*call)) return 0;
-  std::vector<Entry> entries = entries_of(*call);
-  std::vector<Grid> grids = grids_of(*call);
+extern "C" int channel_sums(const Call* given) {
+  if (!lists_are_sound(*given)) return 0;
+  const Call call = in_one_row(*given);
+  std::vector<Entry> entries = entries_of(call);
+  std::vector<Grid> grids = grids_of(call);
   if (grids.empty() || entries.empty()) return 1;
   int64_t count = static_cast<int64_t>(entries.size());
   // Every part copies what it reads of all chunks, so there are no more than can run at once. Entries
   // are in the order of their output blocks, so that parts have few of these in common.
-  int64_t parts = std::min(count, std::max<int64_t>(call->threads, 1));
-  shared(parts, 1, static_cast<int>(call->threads), [&](int64_t first, int64_t last) {
+  int64_t parts = std::min(count, std::max<int64_t>(call.threads, 1));
+  shared(parts, 1, static_cast<int>(call.threads), [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; p++)
-      sum_entries(*call, grids[0], entries.data() + count * p / parts, entries.data() + count * (p + 1) / parts);
+      sum_entries(call, grids[0], entries.data() + count * p / parts, entries.data() + count * (p + 1) / parts);
   });
   return 1;
 }
