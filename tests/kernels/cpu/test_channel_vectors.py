@@ -111,7 +111,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("rows", [(7,), (2, 3, 5), (1, 300), (0,)], ids=str)
+@pytest.mark.parametrize("rows", [(7,), (2, 3, 5), (1, 300), (3, 500), (0,)], ids=str)
 def test_linear_layers_of_any_number_of_rows(rows):
     torch.manual_seed(0)
     mask = torch.rand(3, 5) < 0.5

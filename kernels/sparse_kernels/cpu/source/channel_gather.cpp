@@ -23,7 +23,9 @@ constexpr int64_t MOST_PIXELS = PIXELS > WIDE_PIXELS ? PIXELS : WIDE_PIXELS;
 constexpr int64_t MOST_TERMS = 128;
 // Floats of panels that stay in the second cache beside the weights, and most pixels of a chunk.
 constexpr int64_t PANEL_FLOATS = 96 * 1024, CHUNK_PIXELS = 416;
-
+// Floats of the weights that are read for a tile's pixels before the next tile's: results are then
+// written in long runs, and weights are read from the second cache at most.
+constexpr int64_t GROUP_FLOATS = 16 * 1024;
 
 // What a chunk of result pixels reads.
 struct Chunk {
@@ -57,6 +59,14 @@ void finish_as(const Chunk& chunk, int pixels, int vectors, int64_t first, int64
 void finish(const Chunk& chunk, int pixels, int vectors, int64_t first, int64_t channel) {
   with_type(chunk.call.results.number,
             [&](auto number) { finish_as<decltype(number)>(chunk, pixels, vectors, first, channel); });
+}
+
+// Fetches what a tile will write while it is summed: its pixels lie far apart.
+template <int MT, int NV>
+inline __attribute__((always_inline)) void fetch_results(const Chunk& chunk, int64_t first, int64_t channel) {
+  int64_t pixels = std::min<int64_t>(MT, chunk.pixels - first), bytes = bytes_of(chunk.call.results.number);
+  for (int64_t i = 0; i < pixels; i++)
+    for (int j = 0; j < NV; j++) __builtin_prefetch(chunk.results[first + i] + (channel + j * LANES) * bytes, 1);
 }
 
 template <int MT, int NV, int KU>
@@ -119,6 +129,7 @@ __attribute__((noinline)) void tile(const Chunk& chunk, const uint8_t* reads, in
   bool settled = false;
   Vector sums[MT][NV];
   clear(sums);
+  fetch_results<MT, NV>(chunk, first, block * width + column);
   const int64_t last = lists.start[block + 1] - 1;
   for (int64_t e = lists.start[block]; e <= last; e++) {
     int64_t tap = lists.tap_h[e] * call.taps_w + lists.tap_w[e];
@@ -178,24 +189,28 @@ struct Cut {
       m += size->pixels;
     }
   }
-  void sum(const Chunk& chunk, int64_t block, int64_t column) const {
+  // Columns from, from + step, ... before `to` of blocks [block, last).
+  void sum(const Chunk& chunk, int64_t block, int64_t last, int64_t from, int64_t to, int64_t step) const {
+    const Call& call = chunk.call;
     for (size_t t = 0; t < first.size(); t++)
-      run[t](chunk, reads.data() + t * chunk.call.taps(), first[t], block, column);
+      for (int64_t b = block; b < last; b++) {
+        int64_t left = call.results.channels - b * call.result_block;
+        for (int64_t column = from; column < std::min(to, left); column += step)
+          run[t](chunk, reads.data() + t * call.taps(), first[t], b, column);
+      }
   }
 };
 
 // Where a run of pixels in a row reads under each tap, from pixel `first` of the chunk on.
 void find_sources(Chunk& chunk, const Grid& grid, int64_t n, int64_t row, int64_t column, int64_t count, int64_t first) {
   int64_t* offsets = chunk.offsets.data() + first;
+  const int64_t zero = chunk.panels.zero();
   for (int64_t r = 0; r < chunk.call.taps_h; r++) {
-    int64_t h = grid.h.read(r, row);
+    int64_t h = grid.h.read(r, row), line = h < 0 ? 0 : chunk.panels.row_offset(n, h);
     for (int64_t s = 0; s < chunk.call.taps_w; s++, offsets += chunk.pitch) {
       if (h < 0) continue;
-      int64_t line = chunk.panels.row_offset(n, h);
-      for (int64_t i = 0; i < count; i++) {
-        int64_t w = grid.w.read(s, column + i);
-        if (w >= 0) offsets[i] = line + chunk.panels.column_offset(w);
-      }
+      const int32_t* columns = chunk.panels.column_offsets(s, column);
+      for (int64_t i = 0; i < count; i++) offsets[i] = columns[i] < 0 ? zero : line + columns[i];
     }
   }
 }
@@ -230,11 +245,11 @@ void sum_chunk(const Call& call, const Task& task) {
   find_pixels(chunk, grid, begin);
   int64_t wide = call.result_block / (WIDE * LANES) * (WIDE * LANES);
   Cut wide_cut(chunk, WIDE_TILES, panels.zero()), cut(chunk, TILES, panels.zero());
-  for (; block < last_block; block++) {
-    int64_t left = call.results.channels - block * call.result_block;
-    for (int64_t column = 0; column < std::min(wide, left); column += WIDE * LANES) wide_cut.sum(chunk, block, column);
-    for (int64_t column = wide; column < std::min(call.result_block, left); column += LANES)
-      cut.sum(chunk, block, column);
+  for (int64_t next; block < last_block; block = next) {
+    int64_t most = call.lists.start[block] + GROUP_FLOATS / (call.result_block * call.source_block);
+    for (next = block + 1; next < last_block && call.lists.start[next + 1] <= most;) next++;
+    wide_cut.sum(chunk, block, next, 0, wide, WIDE * LANES);
+    cut.sum(chunk, block, next, wide, call.result_block, LANES);
   }
 }
 
@@ -262,7 +277,7 @@ std::vector<Task> tasks_of(const Call& call, const std::vector<Grid>& grids) {
 
 // Writes every element of call.results; false, and nothing written, if an id is none.
 extern "C" int channel_gather(const Request* request) {
-  Call call(*request);
+  Call call(in_one_row(*request));
   if (!call.sort_blocks()) return 0;
   std::vector<Grid> grids = grids_of(call);
   std::vector<Task> tasks = tasks_of(call, grids);

@@ -61,6 +61,19 @@ std::vector<Grid> grids_of(const Call& call) {
   return grids;
 }
 
+Request in_one_row(Request call) {
+  auto is_pixel = [](const Images& x) { return x.height == 1 && x.width == 1; };
+  bool is_plain = call.taps() == 1;
+  for (int d = 0; d < 2; d++) is_plain = is_plain && call.stride[d] == 1 && call.padding[d] == 0;
+  if (!is_plain || !is_pixel(call.sources) || !is_pixel(call.results)) return call;
+  for (Images* x : {&call.sources, &call.results}) {
+    x->width = x->images;
+    x->step_pixel = x->step_image;
+    x->images = 1;
+  }
+  return call;
+}
+
 std::vector<Range> chunks_of(const Grid& grid, int64_t size) {
   int64_t width = grid.w.count, pixels = grid.pixels();
   std::vector<Range> chunks;
@@ -147,8 +160,8 @@ void Panels::copy(const T* pixel, int64_t place) {
 // Numbers the columns that some tap reads for results [first, last) of a row.
 void Panels::number_columns(const Axis& axis, int64_t first, int64_t last) {
   first_column_ = axis.sources, last_column_ = columns_ = 0;
+  int64_t taps = static_cast<int64_t>(axis.source.size()) / axis.count;
   auto each_read = [&](auto&& f) {
-    int64_t taps = static_cast<int64_t>(axis.source.size()) / axis.count;
     for (int64_t tap = 0; tap < taps; tap++)
       for (int64_t i = first; i < last; i++)
         if (axis.read(tap, i) >= 0) f(axis.read(tap, i));
@@ -157,11 +170,17 @@ void Panels::number_columns(const Axis& axis, int64_t first, int64_t last) {
     first_column_ = std::min(first_column_, w);
     last_column_ = std::max(last_column_, w + 1);
   });
-  column_.resize(axis.sources);
-  for (int64_t w = first_column_; w < last_column_; w++) column_[w] = -1;
-  each_read([&](int64_t w) { column_[w] = 0; });
-  for (int64_t w = first_column_; w < last_column_; w++)
-    if (column_[w] == 0) column_[w] = static_cast<int32_t>(columns_++);
+  column_.assign(std::max<int64_t>(0, last_column_ - first_column_), -1);
+  each_read([&](int64_t w) { column_[w - first_column_] = 0; });
+  for (int32_t& number : column_)
+    if (number == 0) number = static_cast<int32_t>(columns_++);
+  first_result_ = first, results_ = last - first;
+  column_offsets_.clear();
+  for (int64_t tap = 0; tap < taps; tap++)
+    for (int64_t i = first; i < last; i++) {
+      int64_t w = axis.read(tap, i);
+      column_offsets_.push_back(w < 0 ? -1 : static_cast<int32_t>(column_[w - first_column_] * pitch_));
+    }
 }
 
 void Panels::read_sources(const Grid& grid, int64_t first, int64_t last) {
@@ -186,7 +205,8 @@ void Panels::read_sources(const Grid& grid, int64_t first, int64_t last) {
     for (int64_t place : rows_) {
       const char* row = images_.pixel(first_image_ + place / height, place % height, 0);
       for (int64_t w = first_column_; w < last_column_; w++)
-        if (column_[w] >= 0) copy(at(row + w * images_.step_pixel, number), row_[place] + column_[w]);
+        if (int32_t column = column_[w - first_column_]; column >= 0)
+          copy(at(row + w * images_.step_pixel, number), row_[place] + column);
     }
   });
 }

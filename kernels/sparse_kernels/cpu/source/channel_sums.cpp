@@ -92,23 +92,30 @@ struct Pairs {
   std::vector<Pair> pairs;
   std::vector<int64_t> start;
   void find(const Call& call, const Grid& grid, const Panels& sources, const Panels& results, int64_t begin, int64_t end) {
-    pairs.clear();
+    pairs.resize(call.taps() * (end - begin));
     start.assign(1, 0);
+    Pair* next = pairs.data();
     for (int64_t r = 0; r < call.taps_h; r++)
       for (int64_t s = 0; s < call.taps_w; s++) {
         int64_t number = 0;
         grid.by_row(begin, end, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
-          int64_t h = grid.h.read(r, row), line = h < 0 ? 0 : sources.row_offset(n, h);
-          for (int64_t i = 0; i < count; i++, number++) {
-            int64_t w = grid.w.read(s, column + i);
-            if (h < 0 || w < 0) continue;
-            int32_t source = static_cast<int32_t>(line + sources.column_offset(w));
-            int32_t result = static_cast<int32_t>(results.result_offset(number));
-            pairs.push_back(call.swapped ? Pair{result, source} : Pair{source, result});
-          }
+          int64_t h = grid.h.read(r, row), result = results.result_offset(number);
+          const int32_t* columns = sources.column_offsets(s, column);
+          if (h >= 0) next = add(sources.row_offset(n, h), columns, result, results.pitch(), count, next);
+          number += count;
         });
-        start.push_back(static_cast<int64_t>(pairs.size()));
+        start.push_back(next - pairs.data());
       }
+    if (call.swapped)
+      for (Pair& pair : pairs) std::swap(pair.row, pair.vector);
+  }
+  // The pairs of a row, whose results lie one after the other; returns where the next ones go.
+  static Pair* add(int64_t line, const int32_t* columns, int64_t result, int64_t pitch, int64_t count, Pair* next) {
+    for (int64_t i = 0; i < count; i++, result += pitch) {
+      *next = {static_cast<int32_t>(line + columns[i]), static_cast<int32_t>(result)};
+      next += columns[i] >= 0;
+    }
+    return next;
   }
 };
 
@@ -179,7 +186,7 @@ void sum_entries(const Call& call, const Grid& grid, const Entry* first, const E
 // Adds to call.gradient [slots, source_block, result_block], zero before; where call.swapped, to
 // [slots, result_block, source_block].
 extern "C" int channel_sums(const Request* request) {
-  Call call(*request);
+  Call call(in_one_row(*request));
   if (!call.sort_blocks()) return 0;
   std::vector<Entry> entries = entries_of(call);
   std::vector<Grid> grids = grids_of(call);

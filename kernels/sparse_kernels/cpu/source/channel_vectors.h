@@ -70,6 +70,8 @@ struct Grid {
   }
 };
 std::vector<Grid> grids_of(const Call& call);
+// What makes images of one pixel, as a linear layer has, the pixels of one row.
+Request in_one_row(Request call);
 
 // Pixels [begin, end) of a grid.
 struct Range {
@@ -93,10 +95,14 @@ class Panels {
   void read_sources(const Grid& grid, int64_t first, int64_t last);
   // Prepares for the result pixels [first, last) of the grid themselves.
   void read_results(const Grid& grid, int64_t first, int64_t last);
-  // The offset of source pixel (h, w) of an image in each panel is that of its row and its column.
+  // In each panel, the offset of a source pixel is that of its row and its column. Of columns it is
+  // given by what result positions from `column` on read under a tap, -1 where one reads none.
   int64_t row_offset(int64_t n, int64_t h) const { return row_[(n - first_image_) * images_.height + h] * pitch_; }
-  int64_t column_offset(int64_t w) const { return column_[w] * pitch_; }
+  const int32_t* column_offsets(int64_t tap, int64_t column) const {
+    return column_offsets_.data() + tap * results_ + column - first_result_;
+  }
   int64_t zero() const { return 0; }
+  int64_t pitch() const { return pitch_; }
   int64_t result_offset(int64_t number) const { return (1 + number) * pitch_; }
   // Where a block's channels begin.
   const float* block(int64_t b) const {
@@ -115,7 +121,8 @@ class Panels {
   int64_t panel_ = 0, first_image_ = 0;
   // Source columns from the first to behind the last one that is read, and how many are.
   int64_t first_column_ = 0, last_column_ = 0, columns_ = 0;
+  int64_t first_result_ = 0, results_ = 0;  // columns of results that read them
   std::vector<uint8_t> used_;
-  std::vector<int32_t> row_, column_;
+  std::vector<int32_t> row_, column_, column_offsets_;
   std::vector<int64_t> rows_;
 };
