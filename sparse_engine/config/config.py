@@ -96,6 +96,9 @@ class Config:
         "JSON object, pattern of layer names: BOxBC, auto, or dense (full, counts in the "
         "budget); the first that matches, others have --block"
     )
+    skip: str | None = SPARSITY.text(
+        "names and patterns of layers that stay dense, outside the budget, with commas: conv1,fc*"
+    )
     taps: str = SPARSITY.choice(
         "a block's taps are stored or absent each by itself, or all together", "each|all"
     )

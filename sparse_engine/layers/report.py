@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from sparse_engine.layers.attention import INPUTS, input_weights
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.candidates import check_shapes, skip_reasons
-from sparse_engine.layers.modules import SparseConv2d
+from sparse_engine.layers.dense_kinds import is_dense_kind, planned
+from sparse_engine.layers.modules import SparseLinear
 from sparse_engine.tables import format_table
 
 
@@ -104,8 +105,9 @@ def report(model: nn.Module, skipped: Mapping[str, str] | None = None) -> Report
         if isinstance(module, SparseLayer):
             rows.append(_sparse_row(name, module))
             listed.add(id(module.values))
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            rows.append(_dense_row(name, type(module).__name__, module.weight, notes.get(name, "")))
+        elif is_dense_kind(module):
+            kind, weight = type(module).__name__, planned(module, module.weight)
+            rows.append(_dense_row(name, kind, weight, notes.get(name, "")))
             listed.add(id(module.weight))
         elif isinstance(module, nn.MultiheadAttention):
             prefix = f"{name}." if name else ""
@@ -124,7 +126,7 @@ def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:
     layout, weights = layer.layout, layer.layout.active_weights
     stored = layer.values.nbytes + layer.index_bytes
     dense = math.prod(layout.shape)
-    shape = layout.shape if isinstance(layer, SparseConv2d) else layout.shape[:2]
+    shape = layout.shape[:2] if isinstance(layer, SparseLinear) else layout.shape
     kind = type(layer).__name__
     counts = (layout.active, layout.slots, layout.total, weights, dense, stored)
     runs_on = layer.ran_on or "-"
