@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Callback = Any
 else:
     # Hooks of both are the same; what the program has imported takes no time to import.
-    _PACKAGES.sort(key=lambda name: name not in sys.modules)
+    _PACKAGES.sort(key=lambda name: sys.modules.get(name) is None)
     Callback = framework(*_PACKAGES).Callback
 
 # Callbacks of Lightning that average weights; both keep the average in this attribute.

@@ -51,18 +51,26 @@ class Module(pl.LightningModule):
 
 
 class Reference(Callback):
-    """The exponential average of dense weights on the present blocks; the last of the callbacks."""
+    """The exponential average of dense weights, on the blocks that were there in every step since.
+
+    It comes next after the callback that averages: a block that an update drops and grows again is
+    in the average with its weights of before, or with zeros.
+    """
 
     average = None
+    seen = 0
 
     def on_train_batch_end(self, trainer, module, *_):
-        if trainer.global_step == getattr(self, "seen", 0):
-            return
-        self.seen, new = trainer.global_step, weights(module)
-        before = new if self.average is None else self.average
-        present = [module.net[i].block_mask() for i in (0, 2)]
-        wide = [m.repeat_interleave(4, 0).repeat_interleave(4, 1) for m in present]
-        self.average = [(0.9 * a + 0.1 * w) * m for a, w, m in zip(before, new, wide)]
+        if trainer.global_step > self.seen:
+            self.seen, new = trainer.global_step, weights(module)
+            before = new if self.average is None else self.average
+            self.average = [0.9 * a + 0.1 * w for a, w in zip(before, new)]
+
+    def on_train_batch_start(self, trainer, module, *_):
+        if self.average is not None:
+            present = [module.net[i].block_mask() for i in (0, 2)]
+            wide = [m.repeat_interleave(4, 0).repeat_interleave(4, 1) for m in present]
+            self.average = [a * m for a, m in zip(self.average, wide)]
 
 
 def weights(module):
@@ -130,12 +138,12 @@ def resumed():
 def averaged():
     """Return how far Lightning's averages are from that of dense weights, in either order."""
     found = {}
-    for name, order in {"before": (True, None), "after": (None, True)}.items():
+    for order in ("before", "after"):
         average, reference = EMAWeightAveraging(decay=0.9), Reference()
-        callbacks = [*(average if c else c for c in order), reference]
+        callbacks = [average, reference, None] if order == "before" else [None, average, reference]
         module, *_ = fit(epochs=4, callbacks=callbacks, validate=True)
         differences = [(a - w).abs().max() for a, w in zip(reference.average, weights(module))]
-        found[name] = float(max(differences))
+        found[order] = float(max(differences))
     module, *_ = fit(epochs=4, callbacks=[None, StochasticWeightAveraging(0.01, 1)], validate=True)
     found["swa finite"] = bool(module.net(X).isfinite().all())
     return found
