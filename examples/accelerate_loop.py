@@ -37,7 +37,8 @@ def main(tiny: bool, resume: Path | None, out: Path) -> None:
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
     epochs = 2 if tiny else 20
     steps = epochs * -(-len(batches) // 2)  # of the optimizer
-    dynamic = DynamicSparsity(model, optimizer, "rigl", 2 if tiny else 20, total_steps=steps)
+    bare, interval = accelerator.unwrap_model(model), 2 if tiny else 20
+    dynamic = DynamicSparsity(bare, optimizer, "rigl", interval, total_steps=steps)
     accelerator.register_for_checkpointing(dynamic)
     first = 0
     if resume is not None:
@@ -53,10 +54,10 @@ def main(tiny: bool, resume: Path | None, out: Path) -> None:
                 dynamic.step()  # a micro-batch without a step of the optimizer does not count
         accelerator.save_state(str(out / f"epoch-{epoch + 1}"))
     if accelerator.is_main_process:
-        print(report(accelerator.unwrap_model(model)))
+        print(report(bare))
         print(f"weights that were ever active: {dynamic.exploration_rate():.2f}")
-    tensors = accelerator.unwrap_model(model).state_dict().values()
-    digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
+    tensors = b"".join(t.numpy().tobytes() for t in bare.state_dict().values())
+    digest = hashlib.sha256(tensors).hexdigest()
     print(f"process {accelerator.process_index}: weights {digest[:16]}")
     accelerator.end_training()
 

@@ -127,9 +127,7 @@ def plan_model(
         skipped: names of layers outside the budget; those that sparsify leaves alone unless said.
     """
     skipped = skip_reasons(model) if skipped is None else skipped
-    return what.plans(
-        {n: planned_shape(m) for n, m in dense_layers(model) if n not in skipped}
-    )
+    return what.plans({n: planned_shape(m) for n, m in dense_layers(model) if n not in skipped})
 
 
 def denser(start: LayerPlan, final: LayerPlan) -> LayerPlan:

@@ -27,4 +27,5 @@ def printed(*arguments: str, folder: Path) -> list[str]:
 
 def results_of(worker: str, folder: Path) -> dict[str, Any]:
     """Return what a worker of tests/helpers prints as its last line, JSON."""
-    return json.loads(printed(str(ROOT / "tests" / "helpers" / worker), str(folder), folder=folder)[-1])
+    lines = printed(str(ROOT / "tests" / "helpers" / worker), str(folder), folder=folder)
+    return json.loads(lines[-1])

@@ -101,9 +101,7 @@ def resumed():
     found = {}
     for restore in (False, True):
         options = {"restore_callback_states_from_checkpoint": restore}
-        model, *_ = fit(
-            epochs=4, model=Model(5), resume=f"{FOLDER}/run/checkpoint-16", **options
-        )
+        model, *_ = fit(epochs=4, model=Model(5), resume=f"{FOLDER}/run/checkpoint-16", **options)
         pairs = zip(model.state_dict().values(), through.state_dict().values())
         found[str(restore)] = all(a.equal(b) for a, b in pairs)
     return found
@@ -112,9 +110,7 @@ def resumed():
 def joined_late():
     """A checkpoint of a Trainer without the callback: updates begin at its step."""
     fit(save_strategy="epoch", with_callback=False)
-    _, callback, _, _ = fit(
-        epochs=4, resume=f"{FOLDER}/run/checkpoint-16", save_strategy="epoch"
-    )
+    _, callback, _, _ = fit(epochs=4, resume=f"{FOLDER}/run/checkpoint-16", save_strategy="epoch")
     return [callback.dynamic.steps, callback.dynamic.topology.updates]
 
 
