@@ -37,7 +37,7 @@ def main(sparsity: float, block: str, tiny: bool) -> None:
     others = [p for p in model.parameters() if id(p) not in known]
     groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05)
-    schedule = OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    schedule = OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.2)
     dynamic = DynamicSparsity(model, optimizer, "rigl", max(1, steps // 20), total_steps=steps)
     for step in range(steps):
         batch = train[torch.randint(len(train), (64,))]

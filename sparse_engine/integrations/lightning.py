@@ -44,7 +44,7 @@ class DynamicSparsityCallback(TrainerTopology, Callback):
             self.keep(None)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin: model, optimizers and checkpoints are there, and the number of batches is known."""
+        """Begin: model, optimizers and checkpoint are there, and the number of batches is known."""
         self.begin(
             pl_module,
             trainer.optimizers,

@@ -1,4 +1,4 @@
-"""What callbacks of all trainers share: DynamicSparsity, made when the trainer's own parts are there.
+"""What callbacks of all trainers share: DynamicSparsity, made when training begins.
 
 A trainer makes the optimizer, knows how long it trains, and loads checkpoints before either. So a
 callback takes the arguments of DynamicSparsity but model and optimizer, keeps a state that is
