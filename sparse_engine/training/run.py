@@ -78,8 +78,8 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         _take_the_same_kernels(folder, device, world, stack)
         if world.is_first:
             print_notes(config, data)
-            print(settings_in_words(config))
             print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
+            print(settings_in_words(config))
             print(backends_in_words(backend_shares(config, device, costs)))
         trainer = partial(Trainer, config, data=data, device=device, teacher=teacher)
         trained = _train(trainer, config, phases, folder, world)
