@@ -7,7 +7,7 @@ import torch
 from tool_rows import X, averages_as_dense, is_copy, network, tool
 from torch import nn
 
-from sparse_engine import sparsify
+from sparse_engine import densify, sparsify
 from sparse_engine.layers.base import SparseLayer
 
 
@@ -140,6 +140,38 @@ def accelerator() -> str:
         model.load_state_dict(load_file(f"{folder}/model/model.safetensors"))
         assert is_copy(model, original)
     return "steps, states and models are saved and loaded with their blocks"
+
+
+@tool(
+    "PEFT",
+    "peft",
+    "LoRA, then `sparsify(model, skip='*lora_*')`; LoRA on layers that are sparse; merging",
+)
+def adapters() -> str:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=["0", "2"], init_lora_weights=False)
+    try:
+        get_peft_model(network(0), config)
+    except ValueError:
+        pass
+    else:
+        raise AssertionError("PEFT adds adapters to sparse layers: say so")
+    dense = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8))
+    model = get_peft_model(dense, config)
+    rows = sparsify(model, 0.5, "uniform", (8, 8), skip="*lora_*").rows
+    assert sum(row.kind == "SparseLinear" for row in rows) == 2
+    right = model(X)
+    right.square().sum().backward()
+    trained = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert all("lora_" in name for name in trained)
+    whole = densify(copy.deepcopy(model)).merge_and_unload()
+    assert torch.allclose(whole(X), right, atol=1e-5)
+    assert not torch.allclose(model.merge_and_unload()(X), right, atol=1e-3)
+    return (
+        "adapters train beside sparse layers; PEFT refuses sparse layers beneath new ones; merged "
+        "after `densify`, as a sparse layer takes only what lies in its blocks"
+    )
 
 
 @tool("schedule-free optimizers", "schedulefree", "`AdamWScheduleFree`, training and evaluation")

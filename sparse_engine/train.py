@@ -8,6 +8,7 @@ python -m sparse_engine.train --method edst --dataset cifar10 --dry-run   what i
 The last line on stdout is one JSON object. Exit code 2 is for bad input, 1 for a failed run.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str]) -> None:
         # Another budget: densities are decided anew, and with them the sparsity.
         file = {k: v for k, v in file.items() if k not in ("densities", "sparsity")}
     config = resolve(Config(**{**file, **flags}))
+    if config.print_config:
+        print(json.dumps(config.saved(), indent=2))
+        return
     # From here on torch is needed; its import takes longer than everything above.
     if config.dry_run:
         from sparse_engine.training.dry_run import dry_run

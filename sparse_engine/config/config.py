@@ -11,7 +11,7 @@ from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
 from sparse_engine.sparsity.update_schedule import UPDATE_RULES
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
-TRANSIENT = ("out", "resume", "config", "dry_run", "download", "scale", "tune")
+TRANSIENT = ("out", "resume", "config", "dry_run", "print_config", "download", "scale", "tune")
 # A resumed run may move to other hardware and other paths, and nothing else may change.
 MOVABLE = (
     "data_dir",
@@ -24,6 +24,7 @@ MOVABLE = (
     "checkpoint_every",
     "timeout",
     "workers",
+    "log",
     "download",
     "resume",
 )
@@ -49,6 +50,8 @@ class Config:
     resume: str | None = RUN.text("continue the run in this folder")
     config: str | None = RUN.text("JSON file with settings; flags win over it")
     dry_run: bool = RUN.switch("print the plan and train nothing")
+    print_config: bool = RUN.switch("print all settings as JSON, as --config reads them, and stop")
+    log: str = RUN.choice("scalars and pictures of blocks, in the run folder", "none|tensorboard")
     seed: int = RUN.whole("seed of everything random", 0, least=0, most=2**31)
     device: str = RUN.choice("where to run", "auto|cpu|cuda")
     dtype: str = RUN.choice(
@@ -95,6 +98,9 @@ class Config:
     layer_blocks: Mapping[str, str] | None = SPARSITY.mapping(
         "JSON object, pattern of layer names: BOxBC, auto, or dense (full, counts in the "
         "budget); the first that matches, others have --block"
+    )
+    skip: str | None = SPARSITY.text(
+        "names and patterns of layers that stay dense, outside the budget, with commas: conv1,fc*"
     )
     taps: str = SPARSITY.choice(
         "a block's taps are stored or absent each by itself, or all together", "each|all"

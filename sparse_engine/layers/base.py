@@ -122,7 +122,7 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
         dense = scatter_blocks(values, index, layout.sizes())
         if self._probe is not None:
             dense = self._probe.observe_weight(dense, values)
-        return dense.reshape(self._weight_shape())
+        return self.to_weight(dense)
 
     @property
     def weight(self) -> Tensor:
@@ -218,6 +218,14 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
     def _weight_shape(self) -> tuple[int, ...]:
         return self._layout.shape
 
+    def to_weight(self, dense: Tensor) -> Tensor:
+        """Return a tensor [O, C, R, S] as the layer's `weight` has it, in as many dimensions."""
+        return dense.reshape(self._weight_shape())
+
+    def from_weight(self, weight: Tensor) -> Tensor:
+        """Return a tensor of the shape of `weight` as [O, C, R, S]."""
+        return weight.reshape(self._layout.shape)
+
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
@@ -236,7 +244,7 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
                 error_msgs.append(f"{prefix}weight should be {expected}, found {found}")
                 return
             own_layout = self._layout
-            dense = weight.reshape(own_layout.shape)
+            dense = self.from_weight(weight)
             ids = strongest_blocks(dense, own_layout)
             chosen = BlockLayout(
                 own_layout.shape, own_layout.block, ids, own_layout.active, own_layout.taps

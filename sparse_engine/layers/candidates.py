@@ -10,12 +10,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.attention import input_weights, why_whole
+from sparse_engine.layers.dense_kinds import is_dense_kind, is_own_class
 
-# The output projection of nn.MultiheadAttention is a Linear under another name.
-LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 # Compared by name: importing them takes a second, or fails where torch has no such part.
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 _COMPILED = "OptimizedModule"
+_SKIPPED = "stays_dense"  # the attribute of a layer that is to stay dense
 
 
 def changeable(model: nn.Module) -> nn.Module:
@@ -51,28 +51,48 @@ def check_shapes(model: nn.Module) -> None:
 
 
 def dense_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield name and module of every nn.Conv2d and nn.Linear, subclasses included, once each."""
+    """Yield name and module of every layer that could be sparse, once each.
+
+    These are nn.Linear, nn.Conv2d, nn.Conv1d, the Conv1D of transformers, and subclasses.
+    """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if is_dense_kind(module):
             yield name, module
 
 
-def skip_reasons(model: nn.Module, skip: Sequence[str] = ()) -> dict[str, str]:
-    """Return why layers stay dense and outside the budget, by name.
+def skip_layers(model: nn.Module, skip: str | Sequence[str]) -> None:
+    """Leave these layers dense and outside the budget from now on, and no others.
 
-    An nn.MultiheadAttention that stays whole is there with the names of its parameters.
+    Args:
+        model: whose layers remember it, copies of them too.
+        skip: a name or a pattern with `*`, or several: as a list, or in a string, with commas.
 
     Raises:
         InputError: a pattern that matches no layer.
     """
-    names = [name for name, _ in dense_layers(model)]
-    for pattern in skip:
-        if not fnmatch.filter(names, pattern):
-            raise InputError(f"skip '{pattern}' matches no layer{nearest(pattern, names)}")
+    layers, found = dict(dense_layers(model)), set()
+    for layer in layers.values():
+        vars(layer).pop(_SKIPPED, None)
+    parts = skip.split(",") if isinstance(skip, str) else skip
+    patterns = [part.strip() for part in parts if part.strip()]
+    for pattern in patterns:
+        matching = fnmatch.filter(layers, pattern)
+        if not matching:
+            raise InputError(f"skip '{pattern}' matches no layer{nearest(pattern, layers)}")
+        found |= set(matching)
+    for name in found:
+        setattr(layers[name], _SKIPPED, True)
+
+
+def skip_reasons(model: nn.Module) -> dict[str, str]:
+    """Return why layers stay dense and outside the budget, by name.
+
+    An nn.MultiheadAttention that stays whole is there with the names of its parameters.
+    """
     shared, compiled = shared_parameters(model), compiled_modules(model)
     reasons = {}
     for name, module in dense_layers(model):
-        if any(fnmatch.fnmatch(name, pattern) for pattern in skip):
+        if hasattr(module, _SKIPPED):
             reasons[name] = "skip"
         elif module in compiled:
             reasons[name] = "compiled by itself"
@@ -98,14 +118,15 @@ def compiled_modules(model: nn.Module) -> set[nn.Module]:
 
 
 def _why_dense(layer: nn.Module, shared: Container[int]) -> str | None:
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        return f"groups={layer.groups}"
+    groups = getattr(layer, "groups", 1)
+    if groups != 1:
+        return f"groups={groups}"
     if made := _made_by_tools(layer):
         return made
-    if type(layer) not in (*LINEARS, nn.Conv2d):
+    if not is_own_class(layer):
         kind = type(layer)
         # A library may give its subclass the same name.
-        known = kind.__name__ in ("Linear", "Conv2d")
+        known = kind.__name__ in ("Linear", "Conv1d", "Conv2d")
         return f"{f'{kind.__module__}.' if known else ''}{kind.__name__} is a subclass"
     weight = layer._parameters.get("weight")
     if weight is None:

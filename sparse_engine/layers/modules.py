@@ -12,6 +12,7 @@ from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.data_types import check_data_type
+from sparse_engine.layers.dense_kinds import is_transposed, planned, planned_shape
 from sparse_engine.layers.plan import LayerPlan
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.functional import same_padding
@@ -109,11 +110,11 @@ class SparseConv2d(SparseLayer):
 
         With a `layout` these blocks instead. Dtype, device, bias and training mode are kept.
         """
-        return _adopt(cls, conv, density, block, layout, taps)
+        return adopt(cls, conv, density, block, layout, taps)
 
     def to_dense(self) -> nn.Conv2d:
         """Return an nn.Conv2d with the same weight, zeros included."""
-        return _release(self, nn.Conv2d(**arguments_of(self)))
+        return release(self, nn.Conv2d(**arguments_of(self)))
 
     def extra_repr(self) -> str:
         """Return the arguments, as print(model) shows them."""
@@ -173,11 +174,11 @@ class SparseLinear(SparseLayer):
 
         With a `layout` these blocks instead. Dtype, device, bias and training mode are kept.
         """
-        return _adopt(cls, linear, density, block, layout)
+        return adopt(cls, linear, density, block, layout)
 
     def to_dense(self) -> nn.Linear:
         """Return an nn.Linear with the same weight, zeros included."""
-        return _release(self, nn.Linear(**arguments_of(self)))
+        return release(self, nn.Linear(**arguments_of(self)))
 
     def extra_repr(self) -> str:
         """Return the arguments, as print(model) shows them."""
@@ -188,13 +189,16 @@ class SparseLinear(SparseLayer):
 
 
 def arguments_of(layer: Any) -> dict[str, Any]:
-    """Return the arguments of nn.Conv2d or nn.Linear for a layer like this one, dense or sparse.
+    """Return the arguments of the dense layer's class for a layer like this one, dense or sparse.
 
     It is made on the meta device, to be given its parameters.
     """
     weight = layer.values if isinstance(layer, SparseLayer) else layer.weight
-    names = GEOMETRY if hasattr(layer, "kernel_size") else ("in_features", "out_features")
-    settings = {name: getattr(layer, name) for name in names}
+    if is_transposed(layer):
+        settings = {"in_features": layer.nx, "out_features": layer.nf}
+    else:
+        names = GEOMETRY if hasattr(layer, "kernel_size") else ("in_features", "out_features")
+        settings = {name: getattr(layer, name) for name in names}
     return {**settings, "bias": layer.bias is not None, "device": "meta", "dtype": weight.dtype}
 
 
@@ -205,7 +209,7 @@ def _pair(value: Pair) -> tuple[int, int]:
     return pair[0], pair[-1]
 
 
-def _adopt(
+def adopt(
     kind: Any,
     dense: Any,
     density: float,
@@ -213,22 +217,26 @@ def _adopt(
     layout: BlockLayout | None,
     taps: str = "each",
 ) -> Any:
-    """Return a sparse layer with a dense one's weights in a layout, or in the strongest blocks."""
+    """Return a sparse layer with a dense one's weights in a layout, or in the strongest blocks.
+
+    kind: the class, whose arguments are those of the dense layer's and `layout`.
+    """
     check_data_type(dense.weight.dtype)
     if layout is None:
-        plan = LayerPlan.full("", dense.weight.shape, block, taps).at(density)
-        layout = plan.strongest(dense.weight)
+        plan = LayerPlan.full("", planned_shape(dense), block, taps).at(density)
+        layout = plan.strongest(planned(dense, dense.weight))
     sparse = kind(**arguments_of(dense), layout=layout)
     if not dense.weight.is_meta:
         layout = sparse.layout = layout.to(dense.weight.device)
-        weight = dense.weight.detach().reshape(layout.shape)
+        weight = planned(dense, dense.weight.detach()).reshape(layout.shape)
         sparse.values = nn.Parameter(gather_blocks(weight, layout.tensors(), layout.sizes()))
     sparse.values.requires_grad_(dense.weight.requires_grad)
     sparse.bias = _copied(dense.bias)
     return sparse.train(dense.training)
 
 
-def _release(sparse: Any, dense: Any) -> Any:
+def release(sparse: Any, dense: Any) -> Any:
+    """Return a dense layer, on whatever device, with a sparse one's weight and bias."""
     if "bias" not in sparse._parameters:
         raise InputError(
             f"the bias of a {type(sparse).__name__} is made by a tool of torch.nn.utils: remove it "

@@ -9,6 +9,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer, weight_parameter
+from sparse_engine.layers.dense_kinds import planned, unplanned
 from sparse_engine.schema import check_like, demand
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
@@ -50,13 +51,13 @@ def moved(state: Tensor, old: nn.Module, new: nn.Module) -> Tensor:
 
     What is in blocks that only the new layer has is zero.
     """
-    dense = state
+    dense = state if isinstance(old, SparseLayer) else planned(old, state)
     if isinstance(old, SparseLayer):
         dense = scatter_blocks(state, old.layout.tensors(), old.layout.sizes())
     if isinstance(new, SparseLayer):
         dense = dense.reshape(new.layout.shape)
         return gather_blocks(dense, new.layout.tensors(), new.layout.sizes())
-    return dense.reshape(new.weight.shape)
+    return unplanned(new, dense).contiguous()
 
 
 class Momenta:

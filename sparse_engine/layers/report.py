@@ -1,7 +1,7 @@
 """What a model stores, layer by layer: blocks, density, weights and bytes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from sparse_engine.layers.attention import INPUTS, input_weights
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.candidates import check_shapes, skip_reasons
-from sparse_engine.layers.modules import SparseConv2d
+from sparse_engine.layers.dense_kinds import is_dense_kind, planned
+from sparse_engine.layers.modules import SparseLinear
 from sparse_engine.tables import format_table
 
 
@@ -49,11 +50,13 @@ class Report:
     """Rows in the order of the model; str() is a table.
 
     other_parameters, other_bytes: everything else, such as biases, norms and embeddings.
+    experts: names of parameters among these that hold the weights of several experts.
     """
 
     rows: tuple[LayerRow, ...]
     other_parameters: int = 0
     other_bytes: int = 0
+    experts: tuple[str, ...] = ()
 
     @property
     def density(self) -> float:
@@ -83,7 +86,13 @@ class Report:
             ),
             ("all else", *[""] * 5, f"{self.other_parameters}", f"{self.other_bytes}", "", ""),
         ]
-        return format_table(table)
+        lines = [format_table(table)]
+        if self.experts:
+            lines.append(
+                f"{', '.join(self.experts)}: the weights of several experts in one parameter stay "
+                "dense; make each expert's layers nn.Linear to have them sparse"
+            )
+        return "\n".join(lines)
 
 
 def report(model: nn.Module, skipped: Mapping[str, str] | None = None) -> Report:
@@ -92,7 +101,7 @@ def report(model: nn.Module, skipped: Mapping[str, str] | None = None) -> Report
     Args:
         model: any nn.Module, wrapped or not.
         skipped: reasons by layer name, which leave a layer out of the density; found anew unless
-            given, without the patterns that sparsify was called with.
+            given.
 
     Raises:
         InputError: a lazily built layer has no shape yet.
@@ -104,8 +113,9 @@ def report(model: nn.Module, skipped: Mapping[str, str] | None = None) -> Report
         if isinstance(module, SparseLayer):
             rows.append(_sparse_row(name, module))
             listed.add(id(module.values))
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            rows.append(_dense_row(name, type(module).__name__, module.weight, notes.get(name, "")))
+        elif is_dense_kind(module):
+            kind, weight = type(module).__name__, planned(module, module.weight)
+            rows.append(_dense_row(name, kind, weight, notes.get(name, "")))
             listed.add(id(module.weight))
         elif isinstance(module, nn.MultiheadAttention):
             prefix = f"{name}." if name else ""
@@ -117,14 +127,26 @@ def report(model: nn.Module, skipped: Mapping[str, str] | None = None) -> Report
                 listed.add(id(weight))
     others = [p for p in model.parameters() if id(p) not in listed]
     size = sum(p.numel() * p.element_size() for p in others)
-    return Report(tuple(rows), sum(p.numel() for p in others), size)
+    experts = tuple(_fused_experts(model))
+    return Report(tuple(rows), sum(p.numel() for p in others), size, experts)
+
+
+def _fused_experts(model: nn.Module) -> Iterator[str]:
+    """Yield the names of parameters [E, O, C] of modules that call themselves experts."""
+    for name, module in model.named_modules():
+        if "expert" in f"{name}.{type(module).__name__}".lower() and not isinstance(
+            module, SparseLayer | nn.Conv1d
+        ):
+            for own, parameter in module.named_parameters(name, recurse=False):
+                if parameter.ndim == 3:
+                    yield own
 
 
 def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:
     layout, weights = layer.layout, layer.layout.active_weights
     stored = layer.values.nbytes + layer.index_bytes
     dense = math.prod(layout.shape)
-    shape = layout.shape if isinstance(layer, SparseConv2d) else layout.shape[:2]
+    shape = layout.shape[:2] if isinstance(layer, SparseLinear) else layout.shape
     kind = type(layer).__name__
     counts = (layout.active, layout.slots, layout.total, weights, dense, stored)
     runs_on = layer.ran_on or "-"

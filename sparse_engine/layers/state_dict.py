@@ -44,7 +44,8 @@ def check_model(model: nn.Module, state: Any, name: str = "model") -> None:
             check = f"{layer_name}.block_check"  # which earlier states do not have
             like |= {check: torch.empty(SIGNS, device="meta")} if check in state else {}
         else:
-            like[f"{layer_name}.weight"] = torch.empty(shape, dtype=dtype, device="meta")
+            own = layer._weight_shape() if isinstance(layer, SparseLayer) else layer.weight.shape
+            like[f"{layer_name}.weight"] = torch.empty(own, dtype=dtype, device="meta")
     check_like(state, like, name)
     for key, value in state.items():
         finite = not value.is_floating_point() or bool(value.isfinite().all())

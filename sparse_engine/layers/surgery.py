@@ -20,7 +20,9 @@ from sparse_engine.layers.candidates import (
     shared_parameters,
     skip_reasons,
 )
-from sparse_engine.layers.modules import SparseConv2d, SparseLinear
+from sparse_engine.layers.dense_kinds import planned_shape
+from sparse_engine.layers.modules import SparseLinear
+from sparse_engine.layers.other_kinds import sparse_kind
 from sparse_engine.layers.replacement.replace import has_sparse_layers, replace_layers
 from sparse_kernels import BlockLayout
 
@@ -46,10 +48,9 @@ def change_layout(layer: nn.Module, layout: BlockLayout | None) -> nn.Module:
 
     The bias is the same parameter. One dense weight exists meanwhile.
     """
-    twin = layer.to_dense() if isinstance(layer, SparseConv2d | SparseLinear) else layer
+    twin = layer.to_dense() if isinstance(layer, SparseLayer) else layer
     if layout is not None:
-        kind = SparseConv2d if isinstance(twin, nn.Conv2d) else SparseLinear
-        twin = kind.from_dense(twin, layout=layout)
+        twin = sparse_kind(twin).from_dense(twin, layout=layout)
     twin.bias = layer.bias
     return twin
 
@@ -86,10 +87,10 @@ def model_density(model: nn.Module) -> float:
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:
-    """Return the shape of a layer's dense weight, (O, C[, R, S])."""
+    """Return the shape of a layer's dense weight as it is planned, (O, C[, R, S])."""
     if isinstance(layer, SparseLayer):
         return layer.layout.shape[: 2 if isinstance(layer, SparseLinear) else 4]
-    return tuple(layer.weight.shape)
+    return planned_shape(layer)
 
 
 def _compact(layer: nn.Module) -> BlockLayout | None:

@@ -39,6 +39,14 @@ class Layer(Protocol):
         """Where the blocks lie."""
         ...
 
+    def to_weight(self, dense: Tensor) -> Tensor:
+        """Return [O, C, R, S] in the shape of the weight."""
+        ...
+
+    def from_weight(self, weight: Tensor) -> Tensor:
+        """Return the weight as [O, C, R, S]."""
+        ...
+
 
 class LayerWeight(Tensor):
     """A layer's dense weight, or a view of it: what is written to it in place, the layer takes.
@@ -98,13 +106,13 @@ class LayerWeight(Tensor):
         layer, layout = self._layer, self._layer.layout
         with torch.no_grad():
             dense = scatter_blocks(layer.values, layout.tensors(), layout.sizes())
-            self._whole.copy_(dense.reshape(self._whole.shape))
+            self._whole.copy_(layer.to_weight(dense))
 
     def _write(self) -> None:
         """Give the layer the numbers in its blocks."""
         layer, layout = self._layer, self._layer.layout
         with torch.no_grad():
-            dense = self._whole.reshape(layout.shape)
+            dense = layer.from_weight(self._whole)
             layer.values.copy_(gather_blocks(dense, layout.tensors(), layout.sizes()))
         self._read()
 

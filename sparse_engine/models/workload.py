@@ -121,7 +121,7 @@ def layer_calls(
 
     def note(name: str):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x, channels = inputs[0], module.weight.shape[0]
+            x, channels = inputs[0], weight_shape(module)[0]
             positions = output.numel() // channels
             found[name].append(LayerCall(str(module), tuple(x.shape), positions, x.requires_grad))
 

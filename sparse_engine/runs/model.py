@@ -15,6 +15,7 @@ from torch import nn
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import DatasetInfo
+from sparse_engine.layers.candidates import skip_layers
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.models.batch_ensemble import BatchEnsemble
 from sparse_engine.models.build import build_model
@@ -43,7 +44,9 @@ def dense_model(config: Config, info: DatasetInfo) -> nn.Module:
 def plain_model(config: Config, info: DatasetInfo) -> nn.Module:
     """Return the one model that a resolved configuration names, as dense_model."""
     sizes = {"channels": info.channels, "height": info.height, "width": info.width}
-    return build_model(config.model, classes=info.classes, dropout=config.dropout, **sizes)
+    model = build_model(config.model, classes=info.classes, dropout=config.dropout, **sizes)
+    skip_layers(model, config.skip or ())
+    return model
 
 
 def _batch_ensemble(config: Config, info: DatasetInfo) -> nn.Module:

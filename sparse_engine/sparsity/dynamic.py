@@ -15,7 +15,8 @@ from sparse_engine.layers.base import SparseLayer
 from sparse_engine.optimizers.owners import Owners
 from sparse_engine.schema import check_like, demand
 from sparse_engine.sparsity.averages import Averages
-from sparse_engine.sparsity.processes import Group, ProcessesOfGroup, processes_of, refuse_sharded
+from sparse_engine.sparsity.processes import Group, ProcessesOfGroup, processes_of
+from sparse_engine.sparsity.sharded import refuse_sharded, refuse_tools_of
 from sparse_engine.sparsity.step_gradients import Seen, StepGradients, averaged
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.sparsity.update_schedule import UpdateSchedule
@@ -79,8 +80,9 @@ class DynamicSparsity:
         if rule != "static" and total_steps is not None:
             _check_length(self.schedule, total_steps)
         layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
-        refuse_sharded(layers)
         self._owners = Owners(optimizer, {n: layer.values for n, layer in layers.items()})
+        refuse_tools_of(model, self._owners.optimizers)
+        refuse_sharded(layers)
         if rule != "static" and not self._owners.trained():
             _check_optimizers(model, self._owners)
         self.topology = Topology(model, self._owners, rule, seed, accumulate=accumulate)
@@ -269,12 +271,18 @@ def _check_optimizers(model: nn.Module, owners: Owners) -> None:
     A frozen layer may be trained later; an optimizer that holds weights which the model no longer
     has was built too early.
     """
+    if not any(isinstance(m, SparseLayer) for m in model.modules()):
+        raise InputError("the model has no sparse layer: call sparsify first")
     known = {id(p) for p in model.parameters()}
     groups = [group for one in owners.optimizers for group in one.param_groups]
     held = [p for group in groups for p in group["params"]]
-    sparse = any(isinstance(m, SparseLayer) for m in model.modules())
-    if not sparse or not held or any(id(p) not in known for p in held):
-        raise InputError("no sparse layer's values are in the optimizer: call sparsify first")
+    if not held:
+        raise InputError("the optimizer holds no parameter: call sparsify first, then make it")
+    if any(id(p) not in known for p in held):
+        raise InputError(
+            "no sparse layer's values are in the optimizer, which holds parameters that the model "
+            "no longer has: it was made before sparsify; call sparsify first, then make it"
+        )
 
 
 def _why_kept(name: str, trained: set[str], found: Mapping[str, Seen]) -> str:

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparse_engine.errors import InputError, RunFailure
-from sparse_engine.layers.base import SparseLayer
 
 # None: the default group, if there is one of several processes; False: a model for each process.
 Group = dist.ProcessGroup | Literal[False] | None
@@ -112,14 +111,3 @@ def processes_of(group: Group) -> Processes:
     if dist.get_world_size(group) == 1:
         return ONE_PROCESS
     return ProcessesOfGroup(group)
-
-
-def refuse_sharded(layers: Mapping[str, SparseLayer]) -> None:
-    """Raise InputError if a layer's values are cut up among processes (FSDP)."""
-    for name, layer in layers.items():
-        values = layer.values
-        if hasattr(values, "device_mesh") or values.ndim != 3:
-            raise InputError(
-                f"the values of layer '{name}' are sharded, and DynamicSparsity needs them whole: "
-                "use DistributedDataParallel, or leave it out and train with fixed blocks"
-            )

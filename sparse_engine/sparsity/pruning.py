@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.dense_kinds import planned
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.surgery import budget_layers, weight_shape
 from sparse_engine.sparsity.distribution import Sparsity
@@ -90,7 +91,7 @@ def _scores(layer: nn.Module, plan: LayerPlan) -> Tensor:
     """Return mean magnitudes of blocks [OB * CB * R * S], -inf for those that are not active."""
     if not isinstance(layer, SparseLayer):
         first = BlockLayout(plan.shape, plan.block, torch.zeros(1, dtype=torch.int32))
-        dense = layer.weight.detach().float().reshape(first.shape)
+        dense = planned(layer, layer.weight.detach().float()).reshape(first.shape)
         scores = block_norms(dense, first.sizes())
     else:
         scores = layer.values.new_full((plan.total + 1,), -torch.inf, dtype=torch.float32)

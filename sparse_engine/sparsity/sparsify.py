@@ -12,9 +12,10 @@ from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.attention import ProjectedAttention
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.blocks import LayerBlocks
-from sparse_engine.layers.candidates import LINEARS, changeable, dense_layers, skip_reasons
+from sparse_engine.layers.candidates import changeable, dense_layers, skip_layers, skip_reasons
 from sparse_engine.layers.data_types import check_data_types
-from sparse_engine.layers.modules import SparseConv2d, SparseLinear
+from sparse_engine.layers.dense_kinds import is_own_class, planned, planned_shape
+from sparse_engine.layers.other_kinds import sparse_kind
 from sparse_engine.layers.plan import LayerPlan, with_spare_slots
 from sparse_engine.layers.replacement.replace import check_replaceable, replace_layers
 from sparse_engine.layers.report import Report, report
@@ -33,7 +34,7 @@ def sparsify(
     sparsity: float = 0.8,
     distribution: Distribution = "erk",
     block: LayerBlocks = (32, 32),
-    skip: Sequence[str] = (),
+    skip: str | Sequence[str] | None = (),
     init: str | Mapping[str, Tensor] = "magnitude",
     generator: torch.Generator | None = None,
     taps: str = "each",
@@ -52,7 +53,8 @@ def sparsify(
         block: (BO, BC), "BOxBC" or "auto"; (1, 1) is unstructured. Or these by patterns of layer
             names, the first that matches: {"*shortcut*": (1, 1), "conv1": "dense", "*": (32, 32)};
             a "dense" layer stays an ordinary module and counts in the budget.
-        skip: names of layers to leave dense and outside the budget; `*` matches anything.
+        skip: a name, or several (a list, or a string with commas), of layers to leave dense and
+            outside the budget; `*` matches anything. None for those of an earlier call.
         init: which blocks stay: "magnitude" (largest L1 norm), "random", or scores of single
             weights by layer name (see saliency.py), which choose the layers' densities as well, in
             place of the distribution. The weights of the model in these blocks are kept.
@@ -81,7 +83,9 @@ def sparsify(
     _check_arguments(model, sparsity, init, taps, start_sparsity, headroom, permuted)
     what, model = Sparsity(sparsity, distribution, block, taps), changeable(model)
     with separated_projections(model) as separated:
-        skipped, layers = skip_reasons(model, skip), dict(dense_layers(model))
+        if skip is not None:
+            skip_layers(model, skip)
+        skipped, layers = skip_reasons(model), dict(dense_layers(model))
         check_data_types({n: m for n, m in layers.items() if n not in skipped})
         plans = plan_model(model, what, skipped)
         if permuted:
@@ -93,11 +97,12 @@ def sparsify(
             starts = plan_model(model, replace(what, sparsity=start_sparsity), skipped)
             starts = [denser(start, plan) for start, plan in zip(starts, plans)]
         if isinstance(init, str):
-            weights = {p.name: layers[p.name].weight for p in plans if not p.is_dense}
+            chosen = {p.name: layers[p.name] for p in plans if not p.is_dense}
+            weights = {name: planned(layer, layer.weight) for name, layer in chosen.items()}
             layouts = _first_blocks(starts, weights, init, generator)
         else:
             full = what.full({plan.name: plan.shape for plan in plans})
-            layouts = scored_layouts(full, init, sparsity)
+            layouts = scored_layouts(full, _planned_scores(init, layers), sparsity)
         replaced = {
             layers[name]: change_layout(layers[name], with_spare_slots(layout, headroom))
             for name, layout in layouts.items()
@@ -122,9 +127,7 @@ def plan_model(
         skipped: names of layers outside the budget; those that sparsify leaves alone unless said.
     """
     skipped = skip_reasons(model) if skipped is None else skipped
-    return what.plans(
-        {n: tuple(m.weight.shape) for n, m in dense_layers(model) if n not in skipped}
-    )
+    return what.plans({n: planned_shape(m) for n, m in dense_layers(model) if n not in skipped})
 
 
 def denser(start: LayerPlan, final: LayerPlan) -> LayerPlan:
@@ -138,7 +141,7 @@ def denser(start: LayerPlan, final: LayerPlan) -> LayerPlan:
 def densify(model: nn.Module) -> nn.Module:
     """Replace every sparse layer of a model by an ordinary one, in place; returns the model."""
     inside = changeable(model)
-    if isinstance(inside, SparseConv2d | SparseLinear | ProjectedAttention):
+    if isinstance(inside, SparseLayer | ProjectedAttention):
         raise InputError(f"a bare {type(inside).__name__} is made dense by its to_dense()")
     modules = list(inside.modules())
     dense: dict[nn.Module, nn.Module] = {
@@ -181,10 +184,10 @@ def _check_arguments(
         raise InputError(f"unknown init '{init}'{nearest(init, INITS)}; use magnitude or random")
     if taps not in TAPS:
         raise InputError(f"unknown taps '{taps}'{nearest(taps, TAPS)}; use each or all")
-    if isinstance(model, (*LINEARS, nn.Conv2d)):
+    if is_own_class(model):
         raise InputError(
             f"a bare {type(model).__name__} cannot be replaced in place; "
-            f"use Sparse{'Conv2d' if isinstance(model, nn.Conv2d) else 'Linear'}.from_dense"
+            f"use {sparse_kind(model).__name__}.from_dense"
         )
     if start_sparsity is not None and not 0 <= start_sparsity < sparsity:
         raise InputError(
@@ -214,6 +217,18 @@ def _first_blocks(
         else plan.strongest(weights[plan.name])
         for plan in starts
         if plan.name in weights
+    }
+
+
+def _planned_scores(
+    scores: Mapping[str, Tensor], layers: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """Return scores of single weights in the shapes in which layers are planned."""
+    return {
+        name: planned(layers[name], score)
+        if name in layers and score.shape == layers[name].weight.shape
+        else score
+        for name, score in scores.items()
     }
 
 

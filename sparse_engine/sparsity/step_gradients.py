@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.optimizers.owners import Owners
-from sparse_engine.sparsity.processes import Processes, ProcessesOfGroup, refuse_sharded
+from sparse_engine.sparsity.processes import Processes, ProcessesOfGroup
+from sparse_engine.sparsity.sharded import refuse_sharded
 from sparse_kernels.operators.gradient_watch import GradientWatch
 
 

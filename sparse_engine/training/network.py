@@ -238,6 +238,7 @@ def _make_sparse(
         sparsity,
         config.layer_densities,
         config.blocks,
+        skip=None,  # the model remembers what --skip has named
         init=SCORES[config.start](model, batches) if batches else "random",
         generator=generator,
         taps=config.taps,

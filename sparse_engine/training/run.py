@@ -29,6 +29,7 @@ from sparse_engine.runs.tickets import run_tickets
 from sparse_engine.sparsity.channel_permutation.groups import channel_groups
 from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.costs import run_costs
+from sparse_engine.training.epoch_log import check_log
 from sparse_engine.training.grouped import start_group
 from sparse_engine.training.member_processes import Trained, check_independent, train_members
 from sparse_engine.training.processes import DistributedContext, process_group
@@ -58,6 +59,7 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         stack.enter_context(on_backend(config))
         device = choose_device(config)
         check_device(config, device)
+        check_log(config.log)
         world = stack.enter_context(process_group(config.timeout, device.type == "cuda"))
         check_parallel(config, world.size)
         if world.size > 1 and device.type == "cuda":
@@ -77,6 +79,7 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         if world.is_first:
             print_notes(config, data)
             print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
+            print(settings_in_words(config))
             print(backends_in_words(backend_shares(config, device, costs)))
         trainer = partial(Trainer, config, data=data, device=device, teacher=teacher)
         trained = _train(trainer, config, phases, folder, world)
@@ -169,6 +172,12 @@ def _train(
     trainer.run()
     seconds, skipped = trainer.progress.train_seconds, trainer.guard.skipped()
     return Trained(trainer.densities, seconds, skipped)
+
+
+def settings_in_words(config: Config) -> str:
+    """Return a line with every setting that a run has decided."""
+    decided = {name: value for name, value in config.saved().items() if value is not None}
+    return "settings: " + ", ".join(f"{name} {value}" for name, value in decided.items())
 
 
 def load_run_data(config: Config) -> DataSet:

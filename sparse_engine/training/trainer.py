@@ -17,6 +17,7 @@ from sparse_engine.methods.phase import Phase
 from sparse_engine.models.members import training_pair
 from sparse_engine.runs.epoch_rows import EpochRow
 from sparse_engine.training.downsampling import is_downsampled, some_smaller
+from sparse_engine.training.epoch_log import epoch_log
 from sparse_engine.training.finite import broken_member, diagnose
 from sparse_engine.training.interrupts import CheckpointSchedule, StopSignals
 from sparse_engine.training.state import state_of
@@ -38,10 +39,14 @@ class Trainer(TrainingRun):
         """
         progress, self.schedule = self.progress, CheckpointSchedule(self.config.checkpoint_every)
         total = sum(phase.steps for phase in self.phases)
+        # None hides the bar where there is no terminal.
         hidden = None if self.world.is_first else True
         with (
             tqdm(total=total, initial=progress.step, disable=hidden, unit="step") as bar,
             StopSignals() as self.signals,
+            epoch_log(
+                self.config.log, self.folder.path, progress.step, self.world.is_first
+            ) as self.log,
         ):
             while progress.phase < len(self.phases):
                 phase = self.phases[progress.phase]
@@ -173,7 +178,10 @@ class Trainer(TrainingRun):
         if phase.selects and self.split == "validation":
             self._keep_best()
         nll = fmean(negative_log_likelihood(*pair, log=True) for pair in predicted)
-        self.folder.add_row(self._row(phase, mean, nll).texts())
+        row = self._row(phase, mean, nll)
+        self.folder.add_row(row.texts())
+        epochs = -(-sum(p.steps for p in self.phases) // self.loader.steps_per_epoch)
+        self.log.add(row, epochs, self.network.members)
         if progress.phase_step == phase.steps:
             for action in phase.end:
                 action(self)

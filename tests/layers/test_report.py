@@ -103,3 +103,15 @@ def test_lists_of_single_weights_take_eight_bytes_each():
     (row,) = report(nn.Sequential(layer)).rows
     assert row.index_bytes == layer.index_bytes == 8 * layer.layout.slots + layer.block_check.nbytes
     assert f"bytes={row.stored_bytes}" in repr(layer)
+
+
+def test_experts_in_one_parameter_are_named():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Parameter(torch.ones(4, 32, 16))
+
+    model = nn.ModuleDict({"experts": Experts(), "router": nn.Linear(16, 4)})
+    found = sparsify(model, 0.5, block=(4, 4))
+    assert found.experts == ("experts.up",)
+    assert str(found).splitlines()[-1].startswith("experts.up: the weights of several experts in")

@@ -31,7 +31,7 @@ FLOORS = {
         "runs",
         "evaluation",
         "training",
-        "train evaluate export exported earlier_names",
+        "train evaluate export exported earlier_names integrations",
         "__init__",
     ),
     "bench": ("report", "speed", "training ensemble kernels", "gpu", "study", "dev", "__init__"),

@@ -36,7 +36,7 @@ STARTS = (
 )
 # What runs leave behind, and what commands in the pages write.
 WRITTEN = re.compile(
-    r"(config|data|metrics|kernels|picks|edst|both)\.json|metrics\.csv|.*\.(pt|pt2|npz|safetensors|png)"
+    r"(config|data|metrics|kernels|picks|edst|both|trainer_state)\.json|metrics\.csv|.*\.(pt|pt2|npz|safetensors|png)"
 )
 FLAGS_OF_OTHERS = {"--nproc-per-node", "--help"}
 

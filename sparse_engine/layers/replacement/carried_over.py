@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from sparse_engine.errors import InputError
 from sparse_engine.layers.attention import INPUTS, ProjectedAttention, common_attributes
 from sparse_engine.layers.base import SparseLayer, weight_parameter
+from sparse_engine.layers.dense_kinds import is_dense_kind
 from sparse_engine.layers.modules import GEOMETRY
 from sparse_engine.layers.optimizer_state import moved
 from sparse_engine.layers.replacement.references import SPARSE_STATE
 
 NewOf = Callable[[Any], Any]
 
-LAYERS = (nn.Linear, nn.Conv2d, SparseLayer)
 ATTENTIONS = (nn.MultiheadAttention, ProjectedAttention)
 _STORES = ("_parameters", "_buffers", "_modules")
 _SPARSE = {*SPARSE_STATE, *GEOMETRY, "final_active", "ran_on", "in_features", "out_features"}
@@ -57,17 +57,21 @@ def carry_over(old: nn.Module, new: nn.Module, new_of: NewOf) -> list[str]:
     """
     lost: list[str] = []
     _carry_hooks(old, new)
-    known = isinstance(old, (*LAYERS, *ATTENTIONS)) and isinstance(new, (*LAYERS, *ATTENTIONS))
-    if known:
+    if all(is_layer(m) or isinstance(m, ATTENTIONS) for m in (old, new)):
         lost += _carry_attributes(old, new, new_of)
         lost += _carry_stores(old, new, new_of)
-    if isinstance(old, LAYERS) and isinstance(new, LAYERS):
+    if is_layer(old) and is_layer(new):
         lost += _carry_weight(old, new)
     if isinstance(old, SparseLayer) and not type(old).__module__.startswith("sparse_engine."):
         lost.append(f"its class {type(old).__name__}")
     if isinstance(old, ATTENTIONS):
         lost += _lost_of_attention(old)
     return lost
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Return whether a module is a sparse layer, or a dense one that may become sparse."""
+    return isinstance(module, SparseLayer) or is_dense_kind(module)
 
 
 def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
@@ -174,5 +178,7 @@ def _own_names(kind: type) -> frozenset[str]:
     if issubclass(kind, ATTENTIONS):
         attention = nn.MultiheadAttention(1, 1, device="meta")
         return frozenset({*own, *vars(attention), *vars(ProjectedAttention(attention))})
-    conv, linear = nn.Conv2d(1, 1, 1, device="meta"), nn.Linear(1, 1, device="meta")
-    return frozenset({*own, *vars(conv if issubclass(kind, nn.Conv2d) else linear)})
+    for dense in (nn.Conv2d(1, 1, 1, device="meta"), nn.Conv1d(1, 1, 1, device="meta")):
+        if issubclass(kind, type(dense)):
+            return frozenset({*own, *vars(dense)})
+    return frozenset({*own, *vars(nn.Linear(1, 1, device="meta")), "nx", "nf"})

@@ -10,7 +10,7 @@ from sparse_engine.errors import ReplacedLayerWarning
 from sparse_engine.layers.attention import INPUTS
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.optimizer_state import carry_state
-from sparse_engine.layers.replacement.carried_over import LAYERS, carry_over, refuse_own_forward
+from sparse_engine.layers.replacement.carried_over import carry_over, is_layer, refuse_own_forward
 from sparse_engine.layers.replacement.holders import Exchange, Holders, Wanted
 
 _WEIGHTS = ("weight", "values", "in_proj_weight", "in_proj_bias", *(f"{p}_weight" for p in INPUTS))
@@ -30,7 +30,7 @@ def check_replaceable(model: nn.Module, replaced: Mapping[nn.Module, nn.Module |
     wanted, weights = dict[int, Wanted](), dict[int, Wanted]()
     for layer, name in _names(model, replaced).items():
         refuse_own_forward(name, layer)
-        pattern = name if isinstance(layer, LAYERS) else f"{name}.*"
+        pattern = name if is_layer(layer) else f"{name}.*"
         wanted[id(layer)] = Wanted(f"layer '{name}'", pattern)
         found = (layer._parameters.get(weight) for weight in _WEIGHTS)
         of_weight = Wanted(f"the weight of layer '{name}'", pattern)

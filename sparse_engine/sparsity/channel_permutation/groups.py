@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.candidates import LINEARS, shared_parameters
+from sparse_engine.layers.candidates import shared_parameters
+from sparse_engine.layers.dense_kinds import LINEARS
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
 from sparse_engine.layers.rows import RowsConv2d
 from sparse_engine.layers.tracing import is_channelwise, is_flatten, is_pixel_mean, is_pool, traced

@@ -1,0 +1,1 @@
+"""Topology updates in trainers of other people, each of which is imported only where it is used."""
