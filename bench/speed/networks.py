@@ -8,21 +8,22 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from sparse_engine.models.build import build_model
 from sparse_engine.models.catalog import check_name
 
 
-class EncoderLayer(nn.Module):
-    """One layer of a vision transformer, and a classifier of its mean token.
+class TransformerLayer(nn.Module):
+    """One layer of a vision transformer or, causal, of GPT-2, and a classifier of its mean token.
 
     Pre-norm, GELU, four times as wide inside (Dosovitskiy et al. 2021, section 3.1). Queries, keys
     and values come from one linear layer of its own, so that every product is a layer.
     """
 
-    def __init__(self, width: int, heads: int, classes: int) -> None:
+    def __init__(self, width: int, heads: int, classes: int, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention_in, self.attention_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -32,10 +33,15 @@ class EncoderLayer(nn.Module):
         """Map tokens [N, T, width] to logits [N, classes]."""
         heads = self.attention_in(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         x = x + self.attention_out(mixed.transpose(1, 2).flatten(2))
         x = x + self.outer(F.gelu(self.inner(self.norm2(x))))
         return self.classifier(x.mean(1))
+
+
+def vit_small() -> nn.Module:
+    """Return ViT-S/16 for images of 224 pixels: 12 layers, 6 heads, 384 wide, ten classes."""
+    return VisionTransformer(224, 16, 12, 6, 384, 1536, num_classes=10)
 
 
 def wide_mlp(width: int) -> nn.Module:
@@ -84,7 +90,9 @@ NETWORKS = {
         Network("vgg16", (3, 32, 32), 128, 32),
         Network("torchvision/resnet50", (3, 224, 224), 128, 2),
         Network("mlp-4096", (4096,), 8192, 128, lambda: wide_mlp(4096)),
-        Network("vit-layer", (197, 768), 128, 4, lambda: EncoderLayer(768, 12, 10)),
+        Network("vit-layer", (197, 768), 128, 4, lambda: TransformerLayer(768, 12, 10)),
+        Network("vit-s", (3, 224, 224), 128, 4, vit_small),
+        Network("gpt2-block", (256, 768), 32, 4, lambda: TransformerLayer(768, 12, 10, True)),
     )
 }
 TINY = Network("wrn10-2", (3, 8, 8), 4, 4)

@@ -8,7 +8,7 @@ from bench.speed.networks import NETWORKS, network_of
 from sparse_engine.errors import InputError
 
 
-@pytest.mark.parametrize("name", ["vit-layer", "mlp-4096"])
+@pytest.mark.parametrize("name", ["vit-layer", "vit-s", "gpt2-block", "mlp-4096"])
 def test_networks_of_linear_layers_are_all_layers(name):
     model = NETWORKS[name].make()
     assert any(isinstance(module, nn.Linear) for module in model.modules())
