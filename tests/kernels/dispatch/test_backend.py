@@ -1,5 +1,6 @@
 """Which implementation runs: what was asked for, or what `auto` chooses, in compiled code too."""
 
+import platform
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from sparse_kernels import BlockLayout, block_conv2d, block_conv2d_fused, block_
 from sparse_kernels.cpu import library
 from sparse_kernels.dispatch import backend
 from sparse_kernels.dispatch.backend import VARIABLE, BackendError, check_backend, choose_backend
-from sparse_kernels.dispatch.cost_model import break_even_density
+from sparse_kernels.dispatch.cost_model import break_even_density, native_is_faster
 from sparse_kernels.memory_order import in_order
 from sparse_kernels.triton import launch
 
@@ -59,7 +60,6 @@ def test_auto_takes_what_should_be_faster(monkeypatch):
     assert choose_on_cpu(sizes=(256, 256, 3, 3, 1, 1), density=0.4) == "masked"
     assert choose_on_cpu((1024, 1024, 1, 1, 1, 1), 0.3, positions=16) == "masked"
     assert choose_on_cpu(positions=None) == "masked"
-    assert choose_on_cpu(density=0.4, dtype=torch.bfloat16) == "masked"
     assert choose_on_cpu(dtype=torch.float64) == "masked"
     monkeypatch.setattr(library, "_found", library._Found(None, "no compiler"))
     assert choose_on_cpu() == "masked"
@@ -68,6 +68,16 @@ def test_auto_takes_what_should_be_faster(monkeypatch):
     assert choose_on_cpu(dtype=torch.float64) == "masked"
     monkeypatch.setenv(VARIABLE, "masked")
     assert choose_on_cpu() == "masked"
+
+
+@pytest.mark.parametrize("multiplies_bf16", [True, False])
+def test_auto_knows_whether_the_library_multiplies_bf16(multiplies_bf16, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplies_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    uncached = native_is_faster.__wrapped__
+    assert uncached(torch.bfloat16, WIDE, 0.4, 8192, 1) is not multiplies_bf16
+    assert uncached(torch.bfloat16, WIDE, 0.1, 8192, 1)
 
 
 def test_auto_follows_the_number_of_threads(monkeypatch):
