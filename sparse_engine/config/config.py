@@ -97,7 +97,8 @@ class Config:
         "budget); the first that matches, others have --block"
     )
     taps: str = SPARSITY.choice(
-        "a block's taps are stored or absent each by itself, or all together", "each|all"
+        "a block's taps are stored or absent each by itself, by row of the kernel, or all together",
+        "each|row|all",
     )
     distribution: str = SPARSITY.choice(
         "layer densities; timed spends --time-budget by measured times", "erk|er|uniform|timed"
