@@ -28,9 +28,7 @@ from sparse_kernels.block_kinds import BlockKinds
 from sparse_kernels.layout import block_grid, clamp_block
 
 
-def check_model(
-    model: nn.Module, state: Any, name: str = "model", taps: str | None = None
-) -> None:
+def check_model(model: nn.Module, state: Any, name: str = "model", taps: str | None = None) -> None:
     """Raise InputError unless a state dict is of a model, whatever blocks its layers have.
 
     Args:
