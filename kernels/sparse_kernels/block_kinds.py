@@ -7,7 +7,8 @@ count of its own, in proportion to how many of its blocks there are, and blocks 
 their kind: then no channel starves because its block is small, and how many real weights are
 active is known without asking the device.
 
-All counts are of groups: single blocks, or with taps="all" the blocks of all taps.
+All counts are of groups: single blocks, or blocks that come and go together: with taps="row" those
+of a row of a kernel, with taps="all" those of all taps.
 """
 
 from __future__ import annotations

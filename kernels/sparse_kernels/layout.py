@@ -2,9 +2,12 @@
 
 Legend: O output channels, C input channels, R x S taps, BO x BC the block, OB = ceil(O / BO) and
 CB = ceil(C / BC) the grid, Z slots. A block's id is its place in the row-major grid [OB, CB, R, S];
-a slot without a block holds the id OB * CB * R * S and is on no list. With taps="all" a
-pair's blocks are active or absent together in all taps: slots come in groups of T = R * S, and slot
-g * T + t holds tap t of the pair of group g.
+a slot without a block holds the id OB * CB * R * S and is on no list.
+
+Blocks of one pair of channel blocks may be active or absent together: with taps="row" those of a
+row of the kernel, a strip (T = S), with taps="all" those of all taps (T = R * S). Slots then come
+in groups of T, and slot g * T + t holds block i * T + t, where i is the id of the group in slots g.
+A strip's id is its pair's number * R + its row.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import Tensor
 from sparse_kernels.block_kinds import BlockKinds, Counts
 from sparse_kernels.index_tensors import Grid, SlotIndex, make_lists, slot_index
 
-TAPS = ("each", "all")
+TAPS = ("each", "row", "all")
 
 
 def clamp_block(block: Sequence[int], out_channels: int, in_channels: int) -> tuple[int, int]:
@@ -57,7 +60,8 @@ class BlockLayout:
             block: (BO, BC), clamped to the channels rounded up to 16.
             block_ids: integer [Z], distinct ids in [0, OB * CB * R * S); larger means unused.
             active: number of used slots, Z unless said (kept on the host, to spare a sync).
-            taps: "each" or "all"; with "all", ids are whole groups (validate() checks that).
+            taps: "each", "row" or "all"; with the last two, ids are whole groups (validate()
+                checks that).
         """
         self.shape = _four(shape)
         self.taps, self.group = taps, group_size(shape, taps)
@@ -79,7 +83,7 @@ class BlockLayout:
         Args:
             mask: bool [OB, CB, R, S], or [OB, CB] for a linear layer, with a true block at least.
             shape: (O, C, R, S) or (O, C).
-            block, taps: as above; with taps="all" a pair's taps are all true or all false.
+            block, taps: as above; the blocks of a group are all true or all false.
         """
         grid = block_grid(shape, block)
         wanted = grid if len(shape) == 4 else grid[:2]
@@ -90,8 +94,9 @@ class BlockLayout:
             )
         groups = mask.reshape(-1, group_size(shape, taps))
         if not groups.all(1).equal(groups.any(1)):
+            what = "a strip" if taps == "row" else "a pair"
             raise ValueError(
-                "mask has a pair with some of its taps; with taps='all' it is all or none"
+                f"mask has {what} with some of its taps; with taps='{taps}' it is all or none"
             )
         return cls(shape, block, mask.flatten().nonzero().flatten(), taps=taps)
 
@@ -112,7 +117,7 @@ class BlockLayout:
 
     @property
     def group_ids(self) -> Tensor:
-        """Id of each group's pair, int32 [Z / T]; `total` / T where a group is unused."""
+        """Id of each group, int32 [Z / T]; `total` / T where it is unused."""
         if self.group == 1:
             return self.block_ids
         return self.block_ids[:: self.group] // self.group
@@ -239,11 +244,14 @@ class BlockLayout:
             raise ValueError("block ids should be distinct, found a block in two slots")
         groups = self.expand_groups(ids[:: self.group] // self.group)
         if not ids.equal(groups.clamp(max=self.total)):
-            raise ValueError(f"block ids should be whole groups of {self.group} taps in order")
+            raise ValueError(
+                f"block ids should be whole groups of {self.group} taps in order, as "
+                f"taps='{self.taps}' says; a layer with taps='each' takes any blocks"
+            )
         return len(used)
 
     def expand_groups(self, numbers: Tensor) -> Tensor:
-        """Return [G * T], the slots of groups of slots [G], or the block ids of pairs [G]."""
+        """Return [G * T], the slots of groups of slots [G], or the block ids of group ids [G]."""
         if self.group == 1:
             return numbers
         taps = torch.arange(self.group, dtype=numbers.dtype, device=numbers.device)
@@ -251,11 +259,13 @@ class BlockLayout:
 
     def _whole(self, count: int) -> int:
         if count % self.group:
-            raise ValueError(f"taps='all' needs groups of {self.group} slots, found {count}")
+            raise ValueError(
+                f"taps='{self.taps}' needs groups of {self.group} slots, found {count}"
+            )
         return count
 
     def __repr__(self) -> str:
-        taps = ", taps='all'" if self.group > 1 else ""
+        taps = f", taps='{self.taps}'" if self.group > 1 else ""
         return (
             f"BlockLayout(shape={self.shape}, block={self.block}{taps}, active={self.active} "
             f"of {self.total}, slots={self.slots}, device={self.device})"
@@ -270,10 +280,14 @@ def block_grid(shape: Sequence[int], block: Sequence[int]) -> tuple[int, int, in
 
 
 def group_size(shape: Sequence[int], taps: str) -> int:
-    """Return T, the blocks that are active or absent together: R * S with taps="all", else 1."""
+    """Return T, the blocks that are active or absent together.
+
+    1 with taps="each", S with "row", R * S with "all".
+    """
     if taps not in TAPS:
-        raise ValueError(f"taps must be 'each' or 'all', found {taps!r}")
-    return math.prod(_four(shape)[2:]) if taps == "all" else 1
+        raise ValueError(f"taps must be 'each', 'row' or 'all', found {taps!r}")
+    *_, taps_h, taps_w = _four(shape)
+    return {"each": 1, "row": taps_w, "all": taps_h * taps_w}[taps]
 
 
 def _four(shape: Sequence[int]) -> tuple[int, int, int, int]:

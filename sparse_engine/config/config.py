@@ -103,7 +103,8 @@ class Config:
         "names and patterns of layers that stay dense, outside the budget, with commas: conv1,fc*"
     )
     taps: str = SPARSITY.choice(
-        "a block's taps are stored or absent each by itself, or all together", "each|all"
+        "a block's taps are stored or absent each by itself, by row of the kernel, or all together",
+        "each|row|all",
     )
     distribution: str = SPARSITY.choice(
         "layer densities; timed spends --time-budget by measured times", "erk|er|uniform|timed"

@@ -109,7 +109,7 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
 
     @property
     def taps(self) -> str:
-        """Whether "each" tap has blocks of its own, or "all" taps of a pair share one fate."""
+        """Whether "each" tap of a pair has a fate of its own, each "row" of taps, or "all"."""
         return self._layout.taps
 
     def dense_weight(self) -> Tensor:
@@ -294,7 +294,7 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
         return {**super().__getstate__(), "_probe": None}
 
     def _describe_blocks(self) -> str:
-        taps = ", taps='all'" if self.layout.group > 1 else ""
+        taps = f", taps='{self.taps}'" if self.layout.group > 1 else ""
         size = self.values.nbytes + self.index_bytes
         ran_on = f", ran_on='{self.ran_on}'" if self.ran_on else ""
         return (

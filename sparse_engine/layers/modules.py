@@ -55,7 +55,8 @@ class SparseConv2d(SparseLayer):
             width above 31 that does not divide them becomes a smaller one that does, if any does.
         generator: for the choice of blocks and the initial values.
         layout: the blocks to use in place of a random choice.
-        taps: "each" tap of a pair of channel blocks is stored or absent by itself, "all" together.
+        taps: of a pair of channel blocks, "each" tap is stored or absent by itself, those of a
+            kernel's "row" together, or "all".
 
         Raises:
             ValueError: groups other than 1, or arguments that nn.Conv2d refuses.

@@ -23,7 +23,8 @@ class LayerPlan:
     """How many blocks of a layer's weight are active.
 
     shape: of the weight, (O, C[, R, S]); block: (BO, BC), clamped to it; total, active: blocks.
-    taps: "each" tap of a pair of channel blocks is a block by itself, or "all" come and go as one.
+    taps: of a pair of channel blocks, "each" tap comes and goes by itself, those of a kernel's
+        "row" as one, or "all".
     """
 
     name: str

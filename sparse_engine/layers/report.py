@@ -12,6 +12,10 @@ from sparse_engine.layers.candidates import check_shapes, skip_reasons
 from sparse_engine.layers.dense_kinds import is_dense_kind, planned
 from sparse_engine.layers.modules import SparseLinear
 from sparse_engine.tables import format_table
+from sparse_kernels.layout import group_size
+
+# What of a pair of channel blocks is stored or absent as one.
+TOGETHER = {"each": "", "row": " row of taps", "all": " all taps"}
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,9 @@ class LayerRow:
     """One convolution or linear layer, or an nn.MultiheadAttention's packed weight.
 
     slots: blocks there is memory for; stored_bytes: of the weight, and of a sparse layer's lists
-    of blocks, which are index_bytes of them; note: why a layer is skipped; runs_on: the backend
-    its first forward ran on, with a remark if the input had to be copied or only the weight was
-    read; "-" before.
+    of blocks, which are index_bytes of them; note: why a layer is skipped; taps: "each", "row" or
+    "all"; runs_on: the backend its first forward ran on, with a remark if the input had to be
+    copied or only the weight was read; "-" before.
     """
 
     name: str
@@ -35,7 +39,7 @@ class LayerRow:
     dense_weights: int
     stored_bytes: int
     note: str = ""
-    all_taps: bool = False
+    taps: str = "each"
     runs_on: str = "dense"
     index_bytes: int = 0
 
@@ -43,6 +47,16 @@ class LayerRow:
     def density(self) -> float:
         """Weights in active blocks / all weights; 1 for a dense layer."""
         return self.weights / self.dense_weights if self.dense_weights else 1.0
+
+    @property
+    def group(self) -> int:
+        """Blocks that are stored or absent together: 1 where `taps` are of no effect."""
+        return group_size(self.shape, self.taps)
+
+    @property
+    def all_taps(self) -> bool:
+        """Whether a block spans all taps of a kernel; `taps` says more, and stays."""
+        return self.taps == "all" and self.group > 1
 
 
 @dataclass(frozen=True)
@@ -150,8 +164,8 @@ def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:
     kind = type(layer).__name__
     counts = (layout.active, layout.slots, layout.total, weights, dense, stored)
     runs_on = layer.ran_on or "-"
-    every = layout.group > 1
-    return LayerRow(name, kind, shape, layer.block, *counts, "", every, runs_on, layer.index_bytes)
+    how = ("", layer.taps, runs_on, layer.index_bytes)
+    return LayerRow(name, kind, shape, layer.block, *counts, *how)
 
 
 def _dense_row(name: str, kind: str, weight: Tensor, note: str) -> LayerRow:
@@ -163,7 +177,9 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
     kind = f"{row.kind} ({row.note})" if row.note else row.kind
     block = blocks = "-"
     if row.block is not None:
-        block = "x".join(map(str, row.block)) + (" all taps" if row.all_taps else "")
+        is_of_effect = row.taps == "each" or row.group > 1
+        words = TOGETHER[row.taps] if is_of_effect else f" ({row.taps}: no effect)"
+        block = "x".join(map(str, row.block)) + words
         spare = f"+{row.slots - row.active} spare" if row.slots > row.active else ""
         blocks = f"{row.active}{spare}/{row.total}"
     shape, numbers = "x".join(map(str, row.shape)), (row.weights, row.stored_bytes, row.index_bytes)

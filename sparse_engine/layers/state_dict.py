@@ -28,10 +28,17 @@ from sparse_kernels.block_kinds import BlockKinds
 from sparse_kernels.layout import block_grid, clamp_block
 
 
-def check_model(model: nn.Module, state: Any, name: str = "model") -> None:
-    """Raise InputError unless a state dict is of a model, whatever blocks its layers have."""
+def check_model(model: nn.Module, state: Any, name: str = "model", taps: str | None = None) -> None:
+    """Raise InputError unless a state dict is of a model, whatever blocks its layers have.
+
+    Args:
+        model: dense or sparse.
+        state: what a file holds.
+        name: of the state, for errors.
+        taps: which of a kernel's taps come and go as one; as in the model unless given.
+    """
     demand(isinstance(state, Mapping), name, "a state dict", state)
-    like, taps = dict(model.state_dict()), taps_of(model)
+    like, taps = dict(model.state_dict()), taps or taps_of(model)
     for layer_name, layer in budget_layers(model):
         for part in ("weight", "values", "block_ids", "block_check"):
             like.pop(f"{layer_name}.{part}", None)
@@ -52,14 +59,19 @@ def check_model(model: nn.Module, state: Any, name: str = "model") -> None:
         demand(finite, f"{name}.{key}", "finite")
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], taps: str | None = None) -> None:
     """Load a state dict into a model, whose layers become as sparse or full as the state's.
+
+    Args:
+        model: dense or sparse.
+        state: that check_model takes.
+        taps: as there.
 
     Raises:
         RuntimeError: as load_state_dict does, for a state of another model.
     """
     replaced = {}
-    taps = taps_of(model)
+    taps = taps or taps_of(model)
     for name, layer in budget_layers(model):
         values, ids = state.get(f"{name}.values"), state.get(f"{name}.block_ids")
         if values is not None and ids is not None and values.ndim == 3 and ids.numel():

@@ -39,8 +39,8 @@ class Ticket:
         state = load_ticket(self.path)
         model = dense_model(self.config, self.info)
         try:
-            check_model(model, state, "its state")
-            load_state(model, state)
+            check_model(model, state, "its state", self.config.taps)
+            load_state(model, state, self.config.taps)
         except (RuntimeError, ValueError) as error:
             misfit = f"'{self.path}' does not fit the configuration and the data of its run"
             raise InputError(f"{misfit}: {error}; restore the ticket, or the data") from None

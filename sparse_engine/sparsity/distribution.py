@@ -29,7 +29,7 @@ class Sparsity:
     block: (BO, BC) or "auto", or these by patterns of layer names, of which the first that
         matches counts; "dense" there means a layer with all of its weights, which leaves the
         others less.
-    taps: "each" or "all"; with "all" a layer has a whole number of groups of R * S blocks.
+    taps: "each", "row" or "all"; a layer has a whole number of groups of 1, S or R * S blocks.
     """
 
     sparsity: float

@@ -25,8 +25,8 @@ def select_drop_and_grow(
 
     The `drop` active groups with the lowest drop score go; of all groups that are then inactive,
     just-dropped ones included, the `grow` with the highest grow score come, first into the slots
-    that became free, then into unused ones. A group is one block, or with taps="all" the blocks of
-    all taps, whose scores are summed.
+    that became free, then into unused ones. A group is one block, or with taps="row" or "all" those
+    of a row of the kernel or of all its taps, whose scores are summed.
 
     Args:
         layout: before the update.

@@ -1,6 +1,7 @@
 """How many blocks each layer keeps and has after a topology update, by rule.
 
-All counts are of groups: single blocks, or with taps="all" the blocks of all taps.
+All counts are of groups: single blocks, or those of a row of a kernel or of all its taps
+(taps="row", "all").
 """
 
 from collections.abc import Mapping

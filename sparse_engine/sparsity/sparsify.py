@@ -59,7 +59,8 @@ def sparsify(
             weights by layer name (see saliency.py), which choose the layers' densities as well, in
             place of the distribution. The weights of the model in these blocks are kept.
         generator: for init="random".
-        taps: "each" tap of a pair of channel blocks stays or goes by itself, "all" together.
+        taps: of a pair of channel blocks, "each" tap stays or goes by itself, those of a kernel's
+            "row" together, or "all"; of no effect where a kernel has one tap.
         start_sparsity: begin as dense as this, for rules that prune to `sparsity` (GraNet).
         headroom: spare slots of a layer / its active blocks, for rules that move budgets between
             layers (SNFS).
@@ -183,7 +184,7 @@ def _check_arguments(
     if isinstance(init, str) and init not in INITS:
         raise InputError(f"unknown init '{init}'{nearest(init, INITS)}; use magnitude or random")
     if taps not in TAPS:
-        raise InputError(f"unknown taps '{taps}'{nearest(taps, TAPS)}; use each or all")
+        raise InputError(f"unknown taps '{taps}'{nearest(taps, TAPS)}; use each, row or all")
     if is_own_class(model):
         raise InputError(
             f"a bare {type(model).__name__} cannot be replaced in place; "

@@ -2,8 +2,8 @@
 
 Source: Poulos, Nouri, Moshovos, *Training CNNs faster with Dynamic Input and Kernel Downsampling*,
 2019, for the images. Their kernels are pooled with the images. Here they are not: the pooled kernel
-of blocks that are stored tap by tap has the union of its taps' blocks, which is a layout of its
-own, several times as dense, to be made in each such step.
+of blocks that are stored tap by tap, or row by row, has the union of its taps' blocks, which is a
+layout of its own, several times as dense, to be made in each such step.
 """
 
 import random

@@ -90,7 +90,7 @@ def make_run(name, **settings):
         (["--method", "rigl", "--escape", "0.5"], "'rigl' has no --escape, which belongs to edst"),
         (["--method", "lottery", "--rewind-point", "0.6"], "rewind_point must be at most 0.5"),
         (["--scale", "0"], "scale must be above 0, found 0"),
-        (["--taps", "any"], "taps should be one of each, all, found 'any'"),
+        (["--taps", "any"], "taps should be one of each, row, all, found 'any'"),
         (["--topology", "granett"], "granet, found 'granett'; did you mean 'granet'?"),
         (["--start", "snap"], "start should be one of random, snip, grasp, found 'snap'"),
         (["--method", "granet", "--start", "snip"], "topology 'granet' has none"),

@@ -40,9 +40,9 @@ class LayerMachine(RuleBasedStateMachine):
     @initialize(
         outputs=SIZES,
         inputs=SIZES,
-        kernel=st.sampled_from([None, (1, 1), (3, 3), (2, 3)]),
+        kernel=st.sampled_from([None, (1, 1), (3, 3), (2, 3), (3, 1)]),
         block=st.tuples(WIDTHS, WIDTHS),
-        taps=st.sampled_from(["each", "all"]),
+        taps=st.sampled_from(["each", "row", "all"]),
         spare=st.integers(0, 3),
         seed=SEEDS,
     )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_kernels.layout import BlockLayout, clamp_block
+from sparse_kernels.layout import BlockLayout, block_grid, clamp_block
 from sparse_kernels.memory_order import ORDERS
 from sparse_kernels.operators.convolution import output_image
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
@@ -69,10 +69,11 @@ def draw_layout(draw: random.Random, shape, block, taps="each") -> BlockLayout:
     """Return a layout of some blocks, often with unused slots, empty rows and columns."""
     whole = BlockLayout(shape, block, torch.arange(1)) if taps == "each" else None
     generator = torch.Generator().manual_seed(draw.randrange(2**31))
-    if taps == "all":
-        pairs = torch.rand(-(-shape[0] // block[0]), -(-shape[1] // block[1]), generator=generator)
-        mask = (pairs < draw.random()) | (pairs == pairs.min())
-        mask = mask[:, :, None, None].expand(-1, -1, *shape[2:])
+    if taps != "each":
+        grid = block_grid(shape, block)
+        groups = torch.rand(*grid[: 3 if taps == "row" else 2], generator=generator)
+        mask = (groups < draw.random()) | (groups == groups.min())
+        mask = mask.view(*mask.shape, *[1] * (4 - mask.ndim)).expand(grid)
         return BlockLayout.from_mask(mask, shape, block, taps)
     total = whole.total
     slots = draw.randint(1, total)
@@ -97,7 +98,7 @@ def draw_convolution(seed: int, sides=SIDES, most_channels=140, longest=(9, 9)) 
         if min(out_image) > 0 and any(side % 16 == 0 for side in block):
             break
     shape, images = (*channels, *taps), draw.choice([1, 2, 5])
-    layout = draw_layout(draw, shape, block, draw.choice(["each", "each", "all"]))
+    layout = draw_layout(draw, shape, block, draw.choice(["each", "each", "row", "all"]))
     orders = [draw.choice(["channels_last", "channels_last", "rows", "contiguous"]) for _ in "xy"]
     values = guarded((layout.slots, *reversed(layout.block)))
     if (outside := layout.outside()) is not None:

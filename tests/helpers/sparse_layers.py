@@ -24,8 +24,8 @@ def call_dense(layer, x):
     return torch.nn.functional.linear(x, layer.weight)
 
 
-def assert_whole_pairs(layer):
-    """Check that every pair of channel blocks has all of its taps or none."""
-    taps = layer.layout.mask().flatten(2)
-    assert taps.all(2).equal(taps.any(2))
+def assert_whole_groups(layer):
+    """Check that every strip, or pair of channel blocks, has all of its taps or none."""
+    taps = layer.layout.mask().flatten(3 if layer.taps == "row" else 2)
+    assert taps.all(-1).equal(taps.any(-1))
     assert taps.sum() == layer.layout.active == layer.layout.validate(layer.layout.block_ids)

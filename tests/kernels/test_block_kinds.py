@@ -17,15 +17,15 @@ from sparse_kernels.block_kinds import BlockKinds
 from sparse_kernels.layout import block_grid, clamp_block, group_size
 
 CHANNELS = st.integers(1, 24)
-TAPS = st.sampled_from([(), (1, 1), (3, 2)])
+KERNELS = st.sampled_from([(), (1, 1), (3, 2), (1, 3), (3, 1)])
 
 
 @st.composite
 def weights(draw):
     """Return the shape of a weight, its block, clamped, and its taps."""
-    shape = (draw(CHANNELS), draw(CHANNELS), *draw(TAPS))
+    shape = (draw(CHANNELS), draw(CHANNELS), *draw(KERNELS))
     block = clamp_block((draw(st.integers(1, 20)), draw(st.integers(1, 20))), *shape[:2])
-    return shape, block, draw(st.sampled_from(["each", "all"]))
+    return shape, block, draw(st.sampled_from(["each", "row", "all"]))
 
 
 @settings(max_examples=60, deadline=None)

@@ -138,37 +138,40 @@ def test_ids_that_do_not_fit(ids, message):
 
 @st.composite
 def grouped_layouts(draw):
-    """Draw a layout with taps="all" and the pairs of its groups, unused groups anywhere."""
+    """Draw a layout of strips or of all taps and its groups' ids, unused groups anywhere."""
     shape = [draw(st.integers(1, 40)) for _ in range(2)] + [draw(st.integers(1, 3)) for _ in "RS"]
     block = (draw(WIDTHS), draw(WIDTHS))
-    group = shape[2] * shape[3]
+    taps = draw(st.sampled_from(["row", "all"]))
+    group = shape[3] if taps == "row" else shape[2] * shape[3]
     total = torch.Size(block_grid(shape, block)).numel()
-    pairs = list(range(total // group))
+    groups = list(range(total // group))
     generator = random.Random(draw(st.integers(0, 2**32)))
-    pairs = generator.sample(pairs, draw(st.integers(1, min(len(pairs), 12))))
-    active = len(pairs)
-    pairs += [total // group] * draw(st.integers(0, 2))
-    generator.shuffle(pairs)
-    ids = [min(pair * group + tap, total) for pair in pairs for tap in range(group)]
-    return BlockLayout(shape, block, torch.tensor(ids), active * group, "all"), pairs
+    groups = generator.sample(groups, draw(st.integers(1, min(len(groups), 12))))
+    active = len(groups)
+    groups += [total // group] * draw(st.integers(0, 2))
+    generator.shuffle(groups)
+    ids = [min(number * group + tap, total) for number in groups for tap in range(group)]
+    return BlockLayout(shape, block, torch.tensor(ids), active * group, taps), groups
 
 
 @given(grouped_layouts(), st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=60)
-def test_all_taps_of_a_pair_live_in_one_group_of_slots(drawn, generator):
-    layout, pairs = drawn
-    assert layout.group_ids.tolist() == pairs
+def test_taps_that_go_together_live_in_one_group_of_slots(drawn, generator):
+    layout, groups = drawn
+    assert layout.group_ids.tolist() == groups
     assert layout.validate(layout.block_ids) == layout.active
-    mask = layout.mask().flatten(2)
-    assert mask.all(2).equal(mask.any(2))
-    again = BlockLayout.from_mask(layout.mask(), layout.shape, layout.block, "all")
+    mask = layout.mask().flatten(3 if layout.taps == "row" else 2)
+    assert mask.all(-1).equal(mask.any(-1))
+    used = [number for number in groups if number < layout.total // layout.group]
+    assert mask.any(-1).flatten().nonzero().flatten().tolist() == sorted(used)
+    again = BlockLayout.from_mask(layout.mask(), layout.shape, layout.block, layout.taps)
     assert again.mask().equal(layout.mask())
-    generator.shuffle(pairs)
+    generator.shuffle(groups)
     fresh = BlockLayout(layout.shape, layout.block, layout.block_ids.clone(), taps="each")
-    ids = layout.expand_groups(torch.tensor(pairs))
+    ids = layout.expand_groups(torch.tensor(groups))
     layout.update_(ids)
     fresh.update_(ids)
-    assert layout.group_ids.tolist() == pairs
+    assert layout.group_ids.tolist() == groups
     for mine, theirs in zip(layout.tensors(), fresh.tensors(), strict=True):
         assert mine.equal(theirs)
 
@@ -186,22 +189,24 @@ def test_an_update_may_change_the_count_of_active_blocks():
     ("ids", "message"),
     [([0, 2], "whole groups of 2"), ([1, 0], "whole groups of 2"), ([0, 8], "whole groups of 2")],
 )
-def test_ids_that_are_no_whole_groups(ids, message):
-    layout = BlockLayout((32, 32, 1, 2), (16, 16), torch.tensor([4, 5]), taps="all")
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("taps", "rows"), [("row", 2), ("all", 1)])
+def test_ids_that_are_no_whole_groups(taps, rows, ids, message):
+    layout = BlockLayout((32, 32 // rows, rows, 2), (16, 16), torch.tensor([4, 5]), taps=taps)
+    with pytest.raises(ValueError, match=f"{message} taps in order, as taps='{taps}' says"):
         layout.validate(torch.tensor(ids))
-    assert "taps='all'" in repr(layout)
+    assert f"taps='{taps}'" in repr(layout)
 
 
-def test_what_all_taps_refuse():
-    with pytest.raises(ValueError, match="taps must be 'each' or 'all', found 'both'"):
+@pytest.mark.parametrize(("taps", "size", "what"), [("row", 3, "a strip"), ("all", 9, "a pair")])
+def test_what_taps_that_go_together_refuse(taps, size, what):
+    with pytest.raises(ValueError, match="taps must be 'each', 'row' or 'all', found 'both'"):
         BlockLayout((8, 8), (8, 8), torch.arange(1), taps="both")
-    with pytest.raises(ValueError, match="groups of 9 slots, found 10"):
-        BlockLayout((8, 8, 3, 3), (8, 8), torch.arange(10), 9, "all")
+    with pytest.raises(ValueError, match=f"groups of {size} slots, found {size + 1}"):
+        BlockLayout((8, 8, 3, 3), (8, 8), torch.arange(size + 1), size, taps)
     mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
     mask[0, 0, 1, 1] = False
-    with pytest.raises(ValueError, match="a pair with some of its taps"):
-        BlockLayout.from_mask(mask, (8, 8, 3, 3), (8, 8), "all")
+    with pytest.raises(ValueError, match=f"{what} with some of its taps; with taps='{taps}'"):
+        BlockLayout.from_mask(mask, (8, 8, 3, 3), (8, 8), taps)
 
 
 def test_moving_keeps_the_sizes():

@@ -116,13 +116,18 @@ def test_a_dense_weight_of_another_shape(make):
     assert_same_state(layer, before)
 
 
-def test_blocks_of_single_taps_do_not_load_where_all_are_one():
-    single = SparseConv2d(10, 13, (3, 2), density=0.5, block=(4, 4)).double()
-    layer = SparseConv2d(10, 13, (3, 2), density=0.4, block=(4, 4), taps="all").double()
+@pytest.mark.parametrize(
+    ("saved", "taps", "size"), [("each", "row", 2), ("each", "all", 6), ("row", "all", 6)]
+)
+def test_blocks_of_other_taps_do_not_load_where_more_go_together(saved, taps, size):
+    single = SparseConv2d(10, 13, (3, 2), density=0.5, block=(4, 4), taps=saved).double()
+    layer = SparseConv2d(10, 13, (3, 2), density=0.4, block=(4, 4), taps=taps).double()
     state = single.state_dict()
     count = layer.layout.slots
     state["values"], state["block_ids"] = state["values"][:count], state["block_ids"][:count]
-    with pytest.raises(RuntimeError, match="whole groups of 6 taps"):
+    with pytest.raises(
+        RuntimeError, match=f"whole groups of {size} taps in order, as taps='{taps}'"
+    ):
         layer.load_state_dict(state)
 
 

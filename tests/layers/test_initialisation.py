@@ -16,7 +16,7 @@ def test_fan_in_by_hand():
     assert active_fan_in(layer).tolist() == [4 + 3 + 3] * 4 + [0, 0]
 
 
-@pytest.mark.parametrize("taps", ["each", "all"])
+@pytest.mark.parametrize("taps", ["each", "row", "all"])
 def test_each_channel_has_the_deviation_of_its_own_fan_in(taps):
     layer = SparseConv2d(200, 150, 3, density=0.3, block=(16, 16), taps=taps)
     draw_by_fan_in(layer)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from sparse_layers import assert_whole_pairs, call_dense, each_layer, input_of
+from sparse_layers import assert_whole_groups, call_dense, each_layer, input_of
 from torch import nn
 
 from sparse_engine import SparseConv2d, SparseLinear, sparsify
@@ -158,13 +158,17 @@ def test_arguments_that_are_refused(make, message):
         make()
 
 
-def all_taps(density=0.4, block=(4, 4), kernel=(3, 2)) -> SparseConv2d:
-    return SparseConv2d(10, 13, kernel, density=density, block=block, taps="all").double()
+def together(taps, density=0.4, block=(4, 4), kernel=(3, 2)) -> SparseConv2d:
+    return SparseConv2d(10, 13, kernel, density=density, block=block, taps=taps).double()
 
 
 @pytest.mark.parametrize("block", [(4, 4), (5, 3), (1, 1)])
-def test_all_taps_forward_and_backward_equal_the_masked_dense_layer(block):
-    layer = all_taps(block=block)
+@pytest.mark.parametrize(
+    ("taps", "kernel"),
+    [("all", (3, 2)), ("row", (3, 2)), ("row", (3, 1)), ("row", (1, 3)), ("row", (5, 3))],
+)
+def test_forward_and_backward_of_taps_together_equal_the_masked_dense_layer(block, taps, kernel):
+    layer = together(taps, block=block, kernel=kernel)
     dense = layer.to_dense()
     x = torch.randn(2, 10, 6, 6, dtype=torch.float64, requires_grad=True)
     twin = x.detach().clone().requires_grad_()
@@ -180,40 +184,44 @@ def test_all_taps_forward_and_backward_equal_the_masked_dense_layer(block):
     with torch.no_grad():
         found.values.copy_(layer.values.grad)
     torch.testing.assert_close(found.dense_weight(), dense.weight.grad * mask)
-    assert_whole_pairs(layer)
+    assert_whole_groups(layer)
 
 
-def test_density_is_of_whole_pairs():
-    layer = all_taps(density=0.5)
+@pytest.mark.parametrize(("taps", "size"), [("row", 2), ("all", 6)])
+def test_density_is_of_whole_groups(taps, size):
+    layer = together(taps, density=0.5)
     assert layer.layout.total == 4 * 3 * 6
-    assert layer.taps == "all"
-    assert layer.layout.active % 6 == 0
-    assert layer.density == pytest.approx(0.5, abs=16 / 130)
-    assert all_taps(density=0.001).layout.active == 6
-    assert "block=(4, 4), taps='all'" in repr(layer)
+    assert layer.taps == taps
+    assert layer.layout.active % size == 0
+    assert layer.density == pytest.approx(0.5, abs=16 / 130 * size / 6)
+    assert together(taps, density=0.001).layout.active == size
+    assert f"block=(4, 4), taps='{taps}'" in repr(layer)
 
 
 @pytest.mark.parametrize("kernel", [1, (1, 1)])
 def test_one_tap_is_the_same_as_each(kernel):
     layers = [
         SparseConv2d(9, 9, kernel, density=0.5, block=(2, 2), taps=t, generator=torch.Generator())
-        for t in ("each", "all")
+        for t in ("each", "row", "all")
     ]
-    assert layers[0].layout.block_ids.equal(layers[1].layout.block_ids)
-    assert layers[0].values.equal(layers[1].values)
-    assert repr(layers[0]) == repr(layers[1])
+    for other in layers[1:]:
+        assert layers[0].layout.block_ids.equal(other.layout.block_ids)
+        assert layers[0].values.equal(other.values)
+        assert repr(layers[0]) == repr(other)
 
 
-def test_from_dense_keeps_the_strongest_pairs():
+@pytest.mark.parametrize("taps", ["row", "all"])
+def test_from_dense_keeps_the_strongest_groups(taps):
     conv = nn.Conv2d(8, 8, 3)
-    layer = SparseConv2d.from_dense(conv, density=0.5, block=(4, 4), taps="all")
-    norms = conv.weight.detach().abs().sum((2, 3)).view(2, 4, 2, 4).sum((1, 3)).flatten()
-    assert set(layer.layout.group_ids.tolist()) == set(norms.topk(2).indices.tolist())
-    assert_whole_pairs(layer)
+    layer = SparseConv2d.from_dense(conv, density=0.5, block=(4, 4), taps=taps)
+    norms = conv.weight.detach().abs().view(2, 4, 2, 4, 3, 3).sum((1, 3, 5))
+    norms = (norms if taps == "row" else norms.sum(2)).flatten()
+    assert set(layer.layout.group_ids.tolist()) == set(norms.topk(len(norms) // 2).indices.tolist())
+    assert_whole_groups(layer)
 
 
 def test_unknown_taps():
     with pytest.raises(InputError, match="unknown taps 'al'; did you mean 'all'"):
         sparsify(nn.Sequential(nn.Linear(8, 8)), taps="al")
-    with pytest.raises(ValueError, match="taps must be 'each' or 'all'"):
+    with pytest.raises(ValueError, match="taps must be 'each', 'row' or 'all'"):
         SparseConv2d(3, 3, 3, taps="none")

@@ -55,7 +55,7 @@ def test_a_state_that_does_not_fit_is_an_error():
         load_state(nn.Sequential(nn.Linear(3, 3)), sparse.state_dict())
 
 
-@pytest.mark.parametrize("taps", ["each", "all"])
+@pytest.mark.parametrize("taps", ["each", "row", "all"])
 def test_a_state_without_unused_slots_is_the_same_network(taps):
     model, twin = small_model(), small_model()
     sparsify(model, 0.6, block=(4, 4), init="random", headroom=0.5, taps=taps)

@@ -31,7 +31,7 @@ def layouts(model):
     return {n: (m.block, m.taps, m.layout.block_ids.tolist()) for n, m in layers.items()}
 
 
-@pytest.mark.parametrize("options", [{}, {"taps": "all"}])
+@pytest.mark.parametrize("options", [{}, {"taps": "row"}, {"taps": "all"}])
 def test_a_compact_file_is_the_same_network(options, tmp_path):
     model, path = network(**options), tmp_path / "ticket.safetensors"
     save_safetensors(model, path)

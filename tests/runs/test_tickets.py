@@ -9,6 +9,7 @@ import torch
 from ticket_runs import make_run
 
 from sparse_engine.errors import InputError
+from sparse_engine.layers.base import SparseLayer
 from sparse_engine.runs.ensemble import TicketEnsemble
 from sparse_engine.runs.exported import save_dense, save_safetensors
 from sparse_engine.runs.files import save_file
@@ -111,6 +112,22 @@ def test_runs_and_tickets(options, tmp_path):
     with torch.no_grad():
         wanted = torch.stack([model(digits()) for model in (*first, second[1])])
         torch.testing.assert_close(ensemble.member_logits(digits()), wanted)
+
+
+@pytest.mark.parametrize("taps", ["row", "all"])
+def test_a_ticket_has_the_taps_of_its_run(taps, tmp_path):
+    (model,) = make_run(tmp_path / "a", tickets=1, model="wrn10-1", block="4x4", taps=taps)
+    (ticket,) = tickets_of(tmp_path / "a")
+    loaded = ticket.load()
+    assert {m.taps for m in loaded.modules() if isinstance(m, SparseLayer)} == {taps}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(digits()), model(digits()))
+    state = loaded.state_dict()
+    ids = state["blocks.0.conv1.block_ids"]
+    ids[[0, 1]] = ids[[1, 0]]
+    save_file({"member": 1, "model": state}, ticket.path)
+    with pytest.raises(InputError, match=f"blocks.0.conv1: .* in order, as taps='{taps}' says"):
+        ticket.load()
 
 
 def test_on_demand_one_member_is_in_memory(tmp_path, monkeypatch):

@@ -55,10 +55,11 @@ def test_the_norm_decides_what_grows():
     assert layer.layout.block_ids.tolist() == [0]
 
 
-@pytest.mark.parametrize("taps", ["each", "all"])
-def test_rigl_equals_a_naive_update(taps):
+@pytest.mark.parametrize("kernel", [(2, 3), (3, 1), (1, 3), (5, 3)])
+@pytest.mark.parametrize("taps", ["each", "row", "all"])
+def test_rigl_equals_a_naive_update(taps, kernel):
     torch.manual_seed(0)
-    layer = SparseConv2d(5, 7, (2, 3), density=0.5, block=(2, 2), taps=taps).double()
+    layer = SparseConv2d(5, 7, kernel, density=0.5, block=(2, 2), taps=taps).double()
     topology = Topology(nn.Sequential(layer), None, "rigl")
     weight, group = layer.dense_weight().detach().requires_grad_(), layer.layout.group
     x = torch.randn(3, 5, 6, 6, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Blocks that span all taps of a kernel, in whole models: chosen, updated, saved and loaded."""
+"""Blocks whose taps go together, in whole models: chosen, updated, saved and loaded."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparse_layers import assert_whole_pairs
+from sparse_layers import assert_whole_groups
 from topologies import weakest_slots
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,13 +24,15 @@ from sparse_engine.sparsity.drop_and_grow import (
 from sparse_engine.sparsity.topology import Topology
 from sparse_kernels import BlockLayout
 
+TOGETHER = pytest.mark.parametrize("taps", ["row", "all"])
+
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
 
 
-def network(sparsity=0.6, **options) -> nn.Module:
+def network(taps="all", **options) -> nn.Module:
     model = nn.Sequential(
         nn.Conv2d(3, 20, 3),
         nn.BatchNorm2d(20),
@@ -40,7 +42,7 @@ def network(sparsity=0.6, **options) -> nn.Module:
         nn.LazyLinear(10),
     ).double()
     model(torch.zeros(2, 3, 8, 8, dtype=torch.float64))
-    sparsify(model, sparsity, block=(4, 4), taps="all", **options)
+    sparsify(model, 0.6, block=(4, 4), taps=taps, **options)
     return model
 
 
@@ -48,30 +50,37 @@ def sparse_layers(model) -> list[SparseLayer]:
     return [m for m in model.modules() if isinstance(m, SparseLayer)]
 
 
-def test_budgets_count_whole_groups():
-    shapes = {"a": (40, 30, 3, 3), "b": (30, 20, 1, 1), "c": (10, 30)}
-    plans = Sparsity(0.7, "erk", (8, 8), "all").plans(shapes)
+@pytest.mark.parametrize(("taps", "sizes"), [("row", [3, 1, 5, 1, 1]), ("all", [9, 3, 5, 1, 1])])
+def test_budgets_count_whole_groups(taps, sizes):
+    kernels = {"a": (3, 3), "b": (3, 1), "c": (1, 5), "d": (1, 1), "e": ()}
+    shapes = {name: (40, 30, *kernel) for name, kernel in kernels.items()}
+    plans = Sparsity(0.7, "erk", (8, 8), taps).plans(shapes)
     weights = sum(p.weights for p in plans)
     kept = sum(p.density * p.weights for p in plans)
     largest = max(p.weights * p.group / p.total for p in plans)
-    assert [p.group for p in plans] == [9, 1, 1]
+    assert [p.group for p in plans] == sizes
     assert all(p.active % p.group == 0 and p.active for p in plans)
     assert 0.3 * weights - largest < kept <= 0.3 * weights
 
 
-def test_sparsify_reports_its_taps():
-    model = network()
+@pytest.mark.parametrize(("taps", "words"), [("row", "row of taps"), ("all", "all taps")])
+def test_sparsify_reports_its_taps(taps, words):
+    model = network(taps)
     for layer in sparse_layers(model):
-        assert_whole_pairs(layer)
+        assert_whole_groups(layer)
     rows = {row.name: row for row in report(model).rows}
-    assert rows["3"].all_taps
+    assert {row.taps for row in rows.values()} == {taps}
+    assert rows["3"].all_taps == (taps == "all")  # its name until the next release
     assert not rows["2"].all_taps
-    assert "4x4 all taps" in str(report(model))
+    lines = str(report(model)).splitlines()
+    assert [f"4x4 {words}" in line for line in lines[1:-2]] == [True, False, True, False]
+    assert [f"4x4 ({taps}: no effect)" in line for line in lines[1:-2]].count(True) == 2
 
 
+@TOGETHER
 @pytest.mark.parametrize("rule", ["set", "rigl"])
-def test_updates_swap_whole_groups_and_keep_the_budget(rule):
-    model = network(init="random")
+def test_updates_swap_whole_groups_and_keep_the_budget(rule, taps):
+    model = network(taps, init="random")
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
     topology = Topology(model, optimizer, rule)
     counts = [layer.layout.active for layer in sparse_layers(model)]
@@ -88,7 +97,7 @@ def test_updates_swap_whole_groups_and_keep_the_budget(rule):
         for layer, count, old, strong, before_layout in zip(
             sparse_layers(model), counts, before, strength, layouts
         ):
-            assert_whole_pairs(layer)
+            assert_whole_groups(layer)
             assert layer.layout.active == count
             weakest = strong.view(-1, layer.layout.group).sum(1).tolist()
             kept = torch.ones(len(old), dtype=torch.bool)
@@ -97,8 +106,9 @@ def test_updates_swap_whole_groups_and_keep_the_budget(rule):
             assert not layer.values.unflatten(0, (len(old), -1))[~kept].any()
 
 
-def test_invariants_see_a_group_that_lost_a_tap():
-    layer = SparseConv2d(10, 13, (3, 2), density=0.4, block=(4, 4), taps="all")
+@TOGETHER
+def test_invariants_see_a_group_that_lost_a_tap(taps):
+    layer = SparseConv2d(10, 13, (3, 2), density=0.4, block=(4, 4), taps=taps)
     ids = layer.layout.block_ids.clone()
     ids[[0, 1]] = ids[[1, 0]]
     layer.layout.update_(ids)
@@ -106,21 +116,23 @@ def test_invariants_see_a_group_that_lost_a_tap():
         assert_invariants(layer, torch.tensor([], dtype=torch.long))
 
 
-def test_own_and_dense_states_load():
-    model, other = network(init="random"), network(init="random")
+@TOGETHER
+def test_own_and_dense_states_load(taps):
+    model, other = network(taps, init="random"), network(taps, init="random")
     other.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     assert other(x).equal(model(x))
-    third = network(init="random")
+    third = network(taps, init="random")
     third.load_state_dict(dense_state_dict(model))
     torch.testing.assert_close(third(x), model(x))
     for layer in [*sparse_layers(other), *sparse_layers(third)]:
-        assert_whole_pairs(layer)
+        assert_whole_groups(layer)
     torch.testing.assert_close(densify(third)(x), model(x))
 
 
-def test_a_sparse_linear_layer_has_one_tap():
-    model = network()
+@TOGETHER
+def test_a_sparse_linear_layer_has_one_tap(taps):
+    model = network(taps)
     assert isinstance(model[5], SparseLinear)
     assert model[5].layout.group == 1
 
@@ -181,7 +193,7 @@ def test_a_count_may_change(case, data):
     assert not layer.values[[z for z in range(len(ids)) if z not in strongest]].any()
 
 
-@pytest.mark.parametrize("taps", ["each", "all"])
+@pytest.mark.parametrize("taps", ["each", "row", "all"])
 @pytest.mark.parametrize(("drop", "grow"), [(2, 2), (2, 1), (0, 2)])
 def test_a_swap_never_asks_the_device_for_a_number(taps, drop, grow):
     with FakeTensorMode():

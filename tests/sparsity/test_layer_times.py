@@ -154,7 +154,7 @@ def test_every_density_runs_its_own_blocks(monkeypatch):
     assert [(16, 3, 3, 3), (16,)] in found
 
 
-@pytest.mark.parametrize("taps", ["each", "all"])
+@pytest.mark.parametrize("taps", ["each", "row", "all"])
 def test_counts_go_from_one_group_to_all(taps):
     plan = LayerPlan.full("a", (64, 64, 3, 3), (16, 16), taps)
     counts = measured_counts(plan)

@@ -96,7 +96,7 @@ def test_no_edge_channel_starves(width, block, init, rule):
     assert 0.8 * whole < edge < 1.2 * whole
 
 
-@pytest.mark.parametrize("taps", ["each", "all"])
+@pytest.mark.parametrize("taps", ["each", "row", "all"])
 @pytest.mark.parametrize("scope", ["start", "layer", "global", "random"])
 def test_densities_count_real_weights(scope, taps):
     model, what = network(50), Sparsity(0.7, "erk", (16, 16), taps)

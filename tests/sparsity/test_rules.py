@@ -70,7 +70,7 @@ def assert_sound(model, optimizer):
     torch.testing.assert_close(model(x), densify(copy.deepcopy(model))(x))
 
 
-@pytest.mark.parametrize("taps", ["each", "all"])
+@pytest.mark.parametrize("taps", ["each", "row", "all"])
 def test_granet_prunes_from_the_start_plan_to_the_final_plan(taps):
     model = network(0.8, start_sparsity=0.3, taps=taps)
     shapes = {n: tuple(m.weight.shape) for n, m in dense_layers(dense_network())}

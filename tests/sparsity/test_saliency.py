@@ -88,7 +88,9 @@ def test_scoring_leaves_everything_as_it_was(start):
 
 
 @pytest.mark.parametrize("start", SCORES)
-@pytest.mark.parametrize(("block", "taps"), [((4, 4), "each"), ((4, 4), "all"), ((1, 1), "each")])
+@pytest.mark.parametrize(
+    ("block", "taps"), [((4, 4), "each"), ((4, 4), "row"), ((4, 4), "all"), ((1, 1), "each")]
+)
 def test_the_highest_scores_of_the_whole_network_stay(start, block, taps):
     model = network()
     scores = SCORES[start](model, some_batches())
@@ -103,8 +105,9 @@ def test_the_highest_scores_of_the_whole_network_stay(start, block, taps):
         padded = torch.zeros(*(-(-n // b) * b for n, b in zip(shape, block)), *shape[2:])
         padded[: shape[0], : shape[1]] = scores[name]
         blocks = padded.unflatten(0, (-1, block[0])).unflatten(2, (-1, block[1])).sum((1, 3))
-        if taps == "all" and len(shape) == 4:
-            blocks = blocks.sum((2, 3), keepdim=True).expand_as(layer.block_mask())
+        if taps != "each" and len(shape) == 4:
+            dims = (3,) if taps == "row" else (2, 3)
+            blocks = blocks.sum(dims, keepdim=True).expand_as(layer.block_mask())
         blocks = blocks * blocks.numel() / weights
         mask = layer.block_mask()
         assert mask.any()
@@ -112,7 +115,7 @@ def test_the_highest_scores_of_the_whole_network_stay(start, block, taps):
             kept.append(blocks[mask].min().item())
         dropped.append(blocks[~mask].max().item())
         stored += layer.density * weights
-    largest = 16 * (9 if taps == "all" else 1) if block == (4, 4) else 1
+    largest = 16 * {"each": 1, "row": 3, "all": 9}[taps] if block == (4, 4) else 1
     assert 0.3 * all_weights - largest < stored <= 0.3 * all_weights + 1e-6
     assert len(dropped) >= 2
     if block == (1, 1):

@@ -123,11 +123,12 @@ def test_layers_that_take_no_time_are_dense_and_so_are_all_in_all_the_time():
     assert timed_plans(full, curves, 1.0) == full
 
 
-def test_blocks_of_all_taps_come_in_groups():
-    full = full_plans((8, 8), taps="all")
+@pytest.mark.parametrize(("taps", "size"), [("row", 3), ("all", 9)])
+def test_taps_that_go_together_come_in_groups(taps, size):
+    full = full_plans((8, 8), taps=taps)
     found = timed_plans(full, {plan.name: line(plan, 1.0, 5.0) for plan in full}, 0.3)
     assert all(plan.active % plan.group == 0 for plan in found)
-    assert any(not plan.is_dense and plan.group == 9 for plan in found)
+    assert any(not plan.is_dense and plan.group == size for plan in found)
 
 
 def test_a_budget_below_the_fewest_blocks_is_refused():
@@ -137,7 +138,7 @@ def test_a_budget_below_the_fewest_blocks_is_refused():
         timed_plans(full, curves, 0.4)
 
 
-@pytest.mark.parametrize("taps", ["each", "all"])
+@pytest.mark.parametrize("taps", ["each", "row", "all"])
 @pytest.mark.parametrize("block", [(1, 1), (8, 8), (32, 32)])
 @pytest.mark.parametrize("share", [0.15, 0.4])
 def test_densities_and_their_sparsity_give_the_same_blocks_again(share, block, taps):

@@ -209,7 +209,7 @@ def test_exploration_rate_weighs_layers_by_their_weights():
     st.lists(st.floats(0, 1), min_size=1, max_size=3),
     st.sampled_from(sorted(OPTIMIZERS)),
     st.floats(0.1, 0.6),
-    st.sampled_from(["each", "all"]),
+    st.sampled_from(["each", "row", "all"]),
 )
 def test_any_series_of_updates_keeps_the_invariants(block, rule, rates, name, sparsity, taps):
     model = network(block, sparsity, taps=taps)

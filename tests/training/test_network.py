@@ -101,11 +101,12 @@ def test_settings_of_the_first_blocks_and_weights_reach_the_network():
     drawn = built(method="rigl", weight_init="fan-in")
     images = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     scored = built([(images, torch.arange(20) % 10)], method="rigl", start="snip")
-    whole = built(method="rigl", taps="all")
+    strips, whole = (built(method="rigl", taps=taps) for taps in ("row", "all"))
     assert all(m.layout.slots == m.layout.active for m in plain.values())
     assert all(m.layout.block_ids.equal(plain[n].layout.block_ids) for n, m in drawn.items())
     assert not any(m.values.equal(plain[n].values) for n, m in drawn.items())
     assert {n: m.density for n, m in scored.items()} != {n: m.density for n, m in plain.items()}
+    assert {m.layout.group for m in strips.values()} == {3}
     assert {m.layout.group for m in whole.values()} == {9}
     assert any(m.layout.slots > m.layout.active for m in built(method="snfs").values())
     assert all(

@@ -42,7 +42,10 @@ def stopped_run(monkeypatch):
         (["--method", "dst-ensemble", "--epochs", "6"], (1, 2, 4, 5)),
         (["--method", "rigl", "--epochs", "6", "--dtype", "bf16"], (1, 4)),
         (
-            ["--method", "rigl", "--epochs", "2", "--model", "wrn10-1", "--downsample-rate", "0.5"],
+            [
+                *("--method", "rigl", "--epochs", "2", "--model", "wrn10-1", "--taps", "row"),
+                *("--downsample-rate", "0.5"),
+            ],
             (1,),
         ),
         (["--method", "deep-ensemble", "--epochs", "4"], (1, 2)),

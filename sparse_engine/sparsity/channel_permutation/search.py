@@ -106,14 +106,16 @@ def _search(layers: Mapping[str, _Layer], groups: Sequence[_Group], rounds: int)
 
 
 class _Layer:
-    """Shares of a layer's L1 norm, [OB * BO, CB * BC, T], zero where blocks are ragged."""
+    """Shares of a layer's L1 norm, zero where blocks are ragged.
+
+    [OB * BO, CB * BC, T], where T is the number of groups of taps that come and go as one.
+    """
 
     def __init__(self, name: str, module: nn.Module, target: Target) -> None:
         sparse = isinstance(module, SparseLayer)
         weight = module.dense_weight() if sparse else module.weight
         shares = weight.detach().float().cpu().abs().reshape(*weight.shape[:2], -1)
-        if target.group > 1:
-            shares = shares.sum(2, keepdim=True)
+        shares = shares.unflatten(2, (-1, target.group)).sum(3)
         total = shares.sum()
         if not total.isfinite():
             raise InputError(f"layer '{name}' has weights that are not finite: none is strongest")

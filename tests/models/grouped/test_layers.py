@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 import torch
 from grouped_networks import Odd, assert_equal, images, members, one_by_one
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -93,13 +94,14 @@ def test_members_may_differ_in_blocks_and_be_full():
         assert_equal(group(models)(x), one_by_one(models, x))
 
 
-def test_taps_that_go_together():
+@pytest.mark.parametrize("taps", ["row", "all"])
+def test_taps_that_go_together(taps):
     torch.manual_seed(0)
     models = [Odd().eval() for _ in range(2)]
     for model in models:
-        sparsify(model, 0.5, block=(16, 16), taps="all", init="random")
+        sparsify(model, 0.5, block=(16, 16), taps=taps, init="random")
     grouped = group(models)
-    assert grouped.get_submodule("inner").taps == "all"
+    assert grouped.get_submodule("inner").taps == taps
     with torch.no_grad():
         assert_equal(grouped(images()), one_by_one(models, images()))
 

@@ -73,7 +73,7 @@ def test_a_shuffled_block_sparse_weight_is_found_again(repeat):
     assert kept(model, {"3": plan}) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("taps", ["each", "all"])
+@pytest.mark.parametrize("taps", ["each", "row", "all"])
 @pytest.mark.parametrize("block", [(8, 8), (16, 4), (7, 9)])
 def test_the_norm_kept_rises_and_is_what_a_cut_then_keeps(block, taps):
     model = small_model()
