@@ -2,7 +2,7 @@
 writes, single weights included.
 
 Legend as in layout.py; N images of H x W pixels, P x Q of the output. The C++ (source/
-pixel_vectors.cpp) copies a strip of images at a time to vectors of one pixel of each of several
+pixel_*.cpp) copies a strip of images at a time to vectors of one pixel of each of several
 images, or bands of images, multiplies them by one weight at a time, and writes the results back as
 channels_last. Sums are in fp32; activations of 16 bits are converted as they are copied, values
 before. Results are equal bit for bit whatever the number of threads.
@@ -155,7 +155,7 @@ def _layer(
 
 
 def _memory(x: Tensor) -> ctypes.Array:
-    """Return `memory` of pixel_vectors.cpp."""
+    """Return `memory` of pixel_gather.cpp."""
     steps = (x.stride(d) * x.element_size() for d in (0, 2, 3))
     return (ctypes.c_int64 * 4)(*steps, TYPES.index(x.dtype))
 

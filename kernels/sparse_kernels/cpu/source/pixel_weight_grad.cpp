@@ -1,7 +1,6 @@
 // The weight gradient: products of packed inputs and packed gradients, summed over all pixels in one
 // order; threads divide the weights.
-#pragma once
-#include "pixel_columns.h"
+#include "pixel_calls.h"
 
 namespace pixels {
 namespace {
@@ -202,3 +201,15 @@ void weight_grad(const Layer& layer, const Images& x, const Images& y, float* dv
 
 }  // namespace
 }  // namespace pixels
+
+using namespace pixels;
+
+// Writes the gradients of the blocks; dvalues is zero before.
+extern "C" int pixels_weight_grad(const Layer* layer, const void* x, const int64_t* x_memory, const void* y,
+                                  const int64_t* y_memory, float* dvalues, const int32_t* ids) {
+  return attempt(*layer, ids, [&](const Blocks& blocks) {
+    const Layer& l = *layer;
+    weight_grad(l, images(x, x_memory, l.height, l.width, l.inputs),
+                images(y, y_memory, l.out_height, l.out_width, l.outputs), dvalues, blocks);
+  });
+}

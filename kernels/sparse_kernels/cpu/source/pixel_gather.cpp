@@ -1,7 +1,6 @@
 // The passes that write images, the output and the gradient of the input: the sums of a few pixels
 // stay in registers over all weights of a chunk of channels that fits in a cache.
-#pragma once
-#include "pixel_columns.h"
+#include "pixel_calls.h"
 
 namespace pixels {
 namespace {
@@ -215,3 +214,18 @@ void gather(const Layer& layer, bool backward, const Images& source, const float
 
 }  // namespace
 }  // namespace pixels
+
+using namespace pixels;
+
+// Writes every pixel of the result. memory: distances of images, rows and columns in bytes, and of
+// what Number.
+extern "C" int pixels_gather(const Layer* layer, int backward, const void* source, const int64_t* source_memory,
+                             const float* values, const float* bias, void* result, const int64_t* result_memory,
+                             const int32_t* ids) {
+  return attempt(*layer, ids, [&](const Blocks& blocks) {
+    const Layer& l = *layer;
+    Images inputs = images(backward ? result : source, backward ? result_memory : source_memory, l.height, l.width, l.inputs);
+    Images outputs = images(backward ? source : result, backward ? source_memory : result_memory, l.out_height, l.out_width, l.outputs);
+    gather(l, backward, backward ? outputs : inputs, values, bias, backward ? inputs : outputs, blocks);
+  });
+}
