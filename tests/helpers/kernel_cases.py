@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sparse_kernels import BlockLayout
 from sparse_kernels.layout import block_grid
 from sparse_kernels.memory_order import ORDERS, order_of
-from sparse_kernels.triton import tiles
+from sparse_kernels.triton import run_tiles, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter's bf16 dot is wrong; a GPU's is not.
@@ -86,6 +86,13 @@ def use_small_tiles(monkeypatch) -> None:
         tile = getattr(tiles, f"{name}_tile")
         small = lambda *a, tile=tile: tile(*a)._replace(bm=TILE)  # noqa: E731
         monkeypatch.setattr(f"sparse_kernels.triton.{name}.{name}_tile", small)
+        run = getattr(run_tiles, f"run_{name}_tile")
+        small = lambda *a, run=run: _small_run(run(*a))  # noqa: E731
+        monkeypatch.setattr(f"sparse_kernels.triton.run_{name}.run_{name}_tile", small)
+
+
+def _small_run(run: run_tiles.RunTile | None) -> run_tiles.RunTile | None:
+    return run and run._replace(tile=run.tile._replace(bm=TILE))
 
 
 def guarded(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,87 @@
+"""Which tile a kernel of runs works with: a table by pass, GPU generation and block.
+
+Chosen as in tiles.py from what the compiler says without a GPU; nothing here has been timed yet.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sparse_kernels.triton.launch import tma_fits
+from sparse_kernels.triton.tiles import Tile
+
+# Kernels wider than this have one tap at a time.
+WIDEST = 7
+LENGTHS = (8, 4, 2)
+
+
+class RunTile(NamedTuple):
+    """Runs of `length` pixels; a program of the weight gradient adds up `taps` of a strip."""
+
+    length: int
+    tile: Tile
+    taps: int = 0
+
+
+def run_length(width: int, longest: int, whole: bool = False) -> int:
+    """Return how many pixels of a row of `width` a program writes, 0 if there is no such number.
+
+    The longest that divides the row if that is at least 4, else the one with the fewest loads.
+
+    Args:
+        width: pixels of a row.
+        longest: that fits the registers.
+        whole: a run must not reach past the end of its row.
+    """
+    lengths = [length for length in LENGTHS if length <= longest]
+    dividing = [length for length in lengths if width % length == 0]
+    if dividing and (whole or dividing[0] >= 4):
+        return dividing[0]
+    if whole or not lengths:
+        return 0
+    return min(lengths, key=lambda length: (-(-width // length) * (length + 2), length))
+
+
+def run_gather_tile(
+    arch: int, itemsize: int, exact: bool, reduce: int, written: int, taps: int, fused: bool,
+    tma: bool,
+) -> RunTile | None:  # fmt: skip
+    """Return the tile of forward or input gradient, None where taps one at a time are better.
+
+    Args:
+        taps: S, the width of the kernel.
+        The others as of gather_tile.
+    """
+    return RunTile(4, Tile(64, min(reduce & -reduce, 64 // itemsize), 4, 3, tma))
+
+
+def run_weight_grad_tile(
+    arch: int, itemsize: int, exact: bool, bc: int, bo: int, taps: int, fused: bool, tma: bool
+) -> RunTile | None:
+    """Return the tile of the weight gradient, as run_gather_tile does."""
+    return RunTile(4, Tile(32, 0, 4, 3, tma), taps)
+
+
+def choose_run(
+    table: Callable[[bool], RunTile | None],
+    width: int,
+    whole: bool,
+    images: Sequence[Tensor],
+    divides: bool = False,
+) -> RunTile | None:
+    """Return the runs of a launch, whose tile's `tma` says which variant works with them, or None.
+
+    Args:
+        table: the table's for the variant that TMA feeds (True) or for pointers.
+        width: of the images that are written, or of dy.
+        whole: the block and the values are such that TMA can move them.
+        images: what TMA would move besides.
+        divides: runs must not reach past the end of a row.
+    """
+    for tma in (True, False):
+        run = table(tma)
+        length = 0 if run is None else run_length(width, run.length, divides)
+        if length and (not tma or (whole and tma_fits(run.tile, *images))):
+            return run._replace(length=length)
+    return None
