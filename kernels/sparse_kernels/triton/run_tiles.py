@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sparse_kernels.triton.launch import tma_fits
-from sparse_kernels.triton.tiles import Tile
+from sparse_kernels.triton.tiles import LARGE_SHARED, SHARED_LIMIT, Tile, power_of_two
 
 # Kernels wider than this have one tap at a time.
 WIDEST = 7
@@ -53,14 +53,36 @@ def run_gather_tile(
         taps: S, the width of the kernel.
         The others as of gather_tile.
     """
-    return RunTile(4, Tile(64, min(reduce & -reduce, 64 // itemsize), 4, 3, tma))
+    if itemsize != 2:
+        return None
+    wide = power_of_two(written)
+    if arch in LARGE_SHARED:
+        bm, length, warps = 64, max(2, min(8, 256 // wide)), 4
+    else:
+        bm, length, warps = 32, 8 if wide <= 64 else 4, 8 if wide >= 64 else 4
+    per_channel = itemsize * ((length + taps - 1) * bm + taps * wide)
+    buffers = 3 if arch in LARGE_SHARED else 2
+    most = min(64 if arch in LARGE_SHARED else 32, SHARED_LIMIT[arch] // (per_channel * buffers))
+    bk = min(reduce & -reduce, 1 << (most.bit_length() - 1))
+    # Without wgmma a step reads its buffers before the next ones are asked for.
+    stages = buffers if arch in LARGE_SHARED else buffers + 1
+    return RunTile(length, Tile(bm, bk, warps, stages, tma)) if bk >= 16 else None
 
 
 def run_weight_grad_tile(
     arch: int, itemsize: int, exact: bool, bc: int, bo: int, taps: int, fused: bool, tma: bool
 ) -> RunTile | None:
     """Return the tile of the weight gradient, as run_gather_tile does."""
-    return RunTile(4, Tile(32, 0, 4, 3, tma), taps)
+    if itemsize != 2:
+        return None
+    block = power_of_two(bc) * power_of_two(bo)
+    together = min(taps, 24576 // block)
+    if together < min(3, taps):
+        return None
+    warps = 8 if together * block > 16384 else 4
+    if arch in LARGE_SHARED:
+        return RunTile(4, Tile(32, 0, warps, 3, tma), together)
+    return RunTile(2, Tile(32, 0, warps, 3, tma), together)
 
 
 def choose_run(
