@@ -59,13 +59,13 @@ def run_gather_tile(
     if arch in LARGE_SHARED:
         bm, length, warps = 64, max(2, min(8, 256 // wide)), 4
     else:
-        bm, length, warps = 32, 8 if wide <= 64 else 4, 8 if wide >= 64 else 4
+        bm, length = (64, 4) if wide == 32 else (32, 4 if wide == 128 else 8)
+        warps = _mma_warps(bm, wide)
+    # As many buffers as there are stages, of which mma takes one, and tcgen05 two more.
+    stages, buffers = 3, {90: 3, 100: 5}.get(arch, 2)
     per_channel = itemsize * ((length + taps - 1) * bm + taps * wide)
-    buffers = 3 if arch in LARGE_SHARED else 2
     most = min(64 if arch in LARGE_SHARED else 32, SHARED_LIMIT[arch] // (per_channel * buffers))
     bk = min(reduce & -reduce, 1 << (most.bit_length() - 1))
-    # Without wgmma a step reads its buffers before the next ones are asked for.
-    stages = buffers if arch in LARGE_SHARED else buffers + 1
     return RunTile(length, Tile(bm, bk, warps, stages, tma)) if bk >= 16 else None
 
 
@@ -75,14 +75,30 @@ def run_weight_grad_tile(
     """Return the tile of the weight gradient, as run_gather_tile does."""
     if itemsize != 2:
         return None
-    block = power_of_two(bc) * power_of_two(bo)
-    together = min(taps, 24576 // block)
+    rows, columns = power_of_two(bc), power_of_two(bo)
+    if arch in LARGE_SHARED and rows >= 64:
+        warps = 8 if arch == 100 else rows // 16
+        return _of_strips(4, 32, warps, rows * columns, taps, tma)
+    return _of_strips(4, 16, _mma_warps(rows, columns), rows * columns, taps, tma)
+
+
+def _of_strips(length: int, bm: int, warps: int, block: int, taps: int, tma: bool):
+    """Return a tile whose sums of all taps, or of four, take at most 128 registers a thread."""
+    together = min(taps, 128 * 32 * warps // block)
+    if together < taps:
+        together = min(together, -(-taps // 2))
     if together < min(3, taps):
         return None
-    warps = 8 if together * block > 16384 else 4
-    if arch in LARGE_SHARED:
-        return RunTile(4, Tile(32, 0, warps, 3, tma), together)
-    return RunTile(2, Tile(32, 0, warps, 3, tma), together)
+    return RunTile(length, Tile(bm, 0, warps, 3, tma), together)
+
+
+def _mma_warps(rows: int, columns: int) -> int:
+    """Return how many warps mma can share sums [rows, columns] among, at most eight.
+
+    Where products follow each other, Triton cuts the longer side alone: in pieces of 16 rows or
+    8 columns, and repeats what is left over.
+    """
+    return min(8, rows // 16 if rows >= columns else columns // 8)
 
 
 def choose_run(

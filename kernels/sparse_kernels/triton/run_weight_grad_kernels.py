@@ -99,14 +99,14 @@ def run_weight_grad_pointers(
         inside_h = (unit < UNITS) & (h >= 0) & (h < H)
         y_offset = n.to(tl.int64) * dy_n + hd.to(tl.int64) * dy_h + wd.to(tl.int64) * dy_w
         y = ()
-        for p in tl.static_range(P):
-            mask = (inside_h & (wd + p < WD))[:, None]
-            if RAGGED:
-                mask = mask & (o < C_OUT)[None, :]
-            place = dy + (y_offset + p * dy_w)[:, None] + o[None, :]
-            y += (tl.load(place, mask=mask, other=0.0),)
         x_offset = n.to(tl.int64) * x_n + h.to(tl.int64) * x_h + left.to(tl.int64) * x_w
         for j in tl.static_range(P + TAPS - 1):
+            if j < P:
+                mask = (inside_h & (wd + j < WD))[:, None]
+                if RAGGED:
+                    mask = mask & (o < C_OUT)[None, :]
+                place = dy + (y_offset + j * dy_w)[:, None] + o[None, :]
+                y += (tl.load(place, mask=mask, other=0.0),)
             mask = (inside_h & (left + j >= 0) & (left + j < W))[:, None]
             if RAGGED:
                 mask = mask & (c < C)[None, :]
@@ -165,10 +165,10 @@ def run_weight_grad_tma(
         h = hd - PADDING[0] + r
         left = wd - PADDING[1] + tap
         y = ()
-        for p in tl.static_range(P):
-            row = tl.where(wd + p < WD, (hd * WD + wd + p) * N + n0, HD * WD * N)
-            y += (dy.load([row, o_block * BO]),)
         for j in tl.static_range(P + TAPS - 1):
+            if j < P:
+                row = tl.where(wd + j < WD, (hd * WD + wd + j) * N + n0, HD * WD * N)
+                y += (dy.load([row, o_block * BO]),)
             inside = (h >= 0) & (h < H) & (left + j >= 0) & (left + j < W)
             a = x.load([tl.where(inside, (h * W + left + j) * N + n0, H * W * N), c])
             if INPUT != "plain":

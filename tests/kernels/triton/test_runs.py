@@ -39,8 +39,8 @@ def test_convolution(name, dtype):
     check_convolution(CASES[name], dtype)
 
 
-@pytest.mark.parametrize("options", FUSIONS.values(), ids=FUSIONS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("options", ["all", "fixed norm, other gradient"])
+@pytest.mark.parametrize("name", ["plain", "run ends inside a row", "channels_last", "ragged"])
 def test_fused_convolution(name, options):
     torch.manual_seed(0)
-    check_fused(CASES[name], options, torch.float32)
+    check_fused(CASES[name], FUSIONS[options], torch.float32)
