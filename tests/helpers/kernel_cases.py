@@ -12,6 +12,7 @@ from sparse_kernels.layout import block_grid
 from sparse_kernels.memory_order import ORDERS, order_of
 from sparse_kernels.triton import tiles
 from sparse_kernels.triton.run_tiles import RunTile
+from sparse_kernels.triton.strips import strip_lists
 from sparse_kernels.triton.tiles import Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,13 +110,16 @@ def guarded(x: torch.Tensor) -> torch.Tensor:
 
 
 class Strips(BlockLayout):
-    """Blocks whose slots are strips, with the lists of a GPU and what says so."""
+    """Blocks whose slots are strips, with all lists that a GPU has."""
 
     def tensors(self) -> list[torch.Tensor]:
-        plain, taps = super().tensors()[:1], self.shape[3]
+        ids, *_ = super().tensors()
+        strips = strip_lists(ids, self.grid)[0]
+        sizes = [*self.shape[:3], 1, *self.block]
         read = (forward_index, input_grad_index, slot_index)
-        lists = [t.short() for of_pass in read for t in of_pass(plain, self.sizes())]
-        return [*plain, *lists, plain[0][::taps] // taps]
+        lists = [t for of_pass in read for t in of_pass([ids], self.sizes())]
+        of_strips = [t.short() for of_pass in read for t in of_pass([strips], sizes)]
+        return [ids, *lists, strips, *of_strips]
 
 
 def make_layout(case: Case, shape: tuple[int, ...]) -> BlockLayout:

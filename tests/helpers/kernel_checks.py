@@ -82,7 +82,9 @@ def _fused_results(leaves, layout: BlockLayout, case: Case, options: dict, upstr
         )
     else:
         z = norm.apply(x) if norm else x
-        y = F.conv2d(z, scatter_blocks(values, layout.tensors()[:1], layout.sizes()), bias, *geometry)
+        y = F.conv2d(
+            z, scatter_blocks(values, layout.tensors()[:1], layout.sizes()), bias, *geometry
+        )
         y = y if residual is None else y + residual
         variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     loss = (y.double() * upstream["y"].double()).sum()

@@ -6,9 +6,9 @@ source and S blocks of weights feed P * S products, where one tap at a time load
 Stride and dilation are 1. The last run of a row may reach past its end: what lies there is zero as
 it is read, and is not written.
 
-The lists are those of the taps: a strip's entries are neighbours on them, of which the first says
-all. They may be int16, which Triton's pipeliner leaves alone: of int32 lists it makes asynchronous
-copies, at the price of a buffer. Legend as in gather_kernels.py.
+The lists are those of the strips: `slot` is a strip's number, whose slots begin at S times that.
+They are int16 where they can be, which Triton's pipeliner leaves alone: of int32 lists it makes
+asynchronous copies, at the price of a buffer. Legend as in gather_kernels.py.
 """
 
 import triton
@@ -117,13 +117,12 @@ def run_gather_pointers(
     written = (out < C_DST) & (d < BLOCK_DST)
     sums = zeros(P, BM, TILE_DST)
     PARTS: tl.constexpr = BLOCK_RED // BK
-    first = listed(start + block) // S * PARTS
-    for i in range(first, listed(start + block + 1) // S * PARTS):
-        entry = i // PARTS * S
+    for i in range(listed(start + block) * PARTS, listed(start + block + 1) * PARTS):
+        entry = i // PARTS
         part = i % PARTS * BK
         h, left = source_corner(hd, wd, listed(tap_h + entry), S, PADDING, TRANSPOSED)
         c = listed(reduce + entry) * BLOCK_RED + part + k
-        base = values + listed(slot + entry).to(tl.int64) * (BLOCK_RED * BLOCK_DST)
+        base = values + listed(slot + entry).to(tl.int64) * (S * BLOCK_RED * BLOCK_DST)
         weights = ()
         for s in tl.static_range(S):
             if TRANSPOSED:
@@ -239,13 +238,12 @@ def run_gather_tma(
     wd = tile // chunks % RUNS * P
     sums = zeros(P, BM, BLOCK_DST)
     PARTS: tl.constexpr = BLOCK_RED // BK
-    first = listed(start + block) // S * PARTS
-    for i in range(first, listed(start + block + 1) // S * PARTS):
-        entry = i // PARTS * S
+    for i in range(listed(start + block) * PARTS, listed(start + block + 1) * PARTS):
+        entry = i // PARTS
         part = i % PARTS * BK
         h, left = source_corner(hd, wd, listed(tap_h + entry), S, PADDING, TRANSPOSED)
         c = listed(reduce + entry) * BLOCK_RED + part
-        place = listed(slot + entry)
+        place = listed(slot + entry) * S
         weights = ()
         for s in tl.static_range(S):
             if TRANSPOSED:

@@ -49,19 +49,22 @@ def shares_by_runs(
     run: RunTile,
     fusion: Fusion = PLAIN,
 ) -> Tensor:
-    """Return dvalues by shares of the runs, as `shares` does by those of the positions."""
+    """Return dvalues by shares of the runs, as `shares` does by those of the positions.
+
+    index: of the strips.
+    """
     from sparse_kernels.triton import run_weight_grad_kernels as kernels
 
     check_size(x, dy)
     (taps, bo, bc), tile = sizes[3:], run.tile
     (n, outputs, height, width), channels = dy.shape, x.shape[1]
-    slots, padded = len(index.out_block), (power_of_two(bc), power_of_two(bo))
-    strips, parts, runs = slots // taps, -(-taps // run.taps), -(-width // run.length)
+    strips, padded = len(index.out_block), (power_of_two(bc), power_of_two(bo))
+    parts, runs = -(-taps // run.taps), -(-width // run.length)
     units = n * height * runs
     programs = strips * parts
     wanted = -(-PROGRAMS_PER_PROCESSOR * processors(x) // programs)
     splits = max(1, min(-(-units // tile.bm), wanted))
-    shape, sum_dtype = (slots, bc, bo), torch.float32 if splits > 1 else dtype
+    shape, sum_dtype = (strips * taps, bc, bo), torch.float32 if splits > 1 else dtype
     partial = x.new_empty((splits, *shape) if splits > 1 else shape, dtype=sum_dtype)
     arguments = {
         "scale": fusion.scale,

@@ -83,10 +83,10 @@ def run_weight_grad_pointers(
     PARTS: tl.constexpr = (S + TAPS - 1) // TAPS
     tap = tl.program_id(0) // STRIPS % PARTS * TAPS
     split = tl.program_id(0) // STRIPS // PARTS
-    o_block = listed(out_block + strip * S)
-    r = listed(tap_h + strip * S)
+    o_block = listed(out_block + strip)
+    r = listed(tap_h + strip)
     o = o_block * BO + tl.arange(0, TILE_O)
-    c = listed(in_block + strip * S) * BC + tl.arange(0, TILE_C)
+    c = listed(in_block + strip) * BC + tl.arange(0, TILE_C)
     steps = tl.where(o_block < OUT_BLOCKS, tl.cdiv(UNITS, BM), 0)
     sums = zeros(TAPS, TILE_C, TILE_O)
     for step in range(split, steps, SPLITS):
@@ -152,9 +152,9 @@ def run_weight_grad_tma(
     PARTS: tl.constexpr = (S + TAPS - 1) // TAPS
     tap = tl.program_id(0) // STRIPS % PARTS * TAPS
     split = tl.program_id(0) // STRIPS // PARTS
-    o_block = listed(out_block + strip * S)
-    c = listed(in_block + strip * S) * BC
-    r = listed(tap_h + strip * S)
+    o_block = listed(out_block + strip)
+    c = listed(in_block + strip) * BC
+    r = listed(tap_h + strip)
     chunks = N // BM
     steps = tl.where(o_block < OUT_BLOCKS, HD * RUNS * chunks, 0)
     sums = zeros(TAPS, BC, BO)
