@@ -14,6 +14,8 @@ from sparse_kernels.triton.tiles import LARGE_SHARED, SHARED_LIMIT, Tile, power_
 # Kernels wider than this have one tap at a time.
 WIDEST = 7
 LENGTHS = (8, 4, 2)
+# fp32 numbers that the tensor memory of sm_100 holds.
+TENSOR_MEMORY = 128 * 512
 
 
 class RunTile(NamedTuple):
@@ -53,11 +55,14 @@ def run_gather_tile(
         taps: S, the width of the kernel.
         The others as of gather_tile.
     """
-    if itemsize != 2:
+    if not _has_runs(itemsize, taps, fused):
         return None
     wide = power_of_two(written)
     if arch in LARGE_SHARED:
-        bm, length, warps = 64, max(2, min(8, 256 // wide)), 4
+        bm, length, warps = 64, min(8, 256 // wide), 4
+        if arch == 100:
+            length = _fitting(length, (taps - 1) * wide * bm)
+            warps = 8 if fused and wide == 128 else 4
     else:
         bm, length = (64, 4) if wide == 32 else (32, 4 if wide == 128 else 8)
         warps = _mma_warps(bm, wide)
@@ -65,24 +70,46 @@ def run_gather_tile(
     stages, buffers = 3, {90: 3, 100: 5}.get(arch, 2)
     per_channel = itemsize * ((length + taps - 1) * bm + taps * wide)
     most = min(64 if arch in LARGE_SHARED else 32, SHARED_LIMIT[arch] // (per_channel * buffers))
+    if arch not in LARGE_SHARED and wide == 32 and taps > 3:
+        most = 16  # each warp has all weights of a step in registers
     bk = min(reduce & -reduce, 1 << (most.bit_length() - 1))
-    return RunTile(length, Tile(bm, bk, warps, stages, tma)) if bk >= 16 else None
+    return RunTile(length, Tile(bm, bk, warps, stages, tma)) if length > 1 and bk >= 16 else None
 
 
 def run_weight_grad_tile(
     arch: int, itemsize: int, exact: bool, bc: int, bo: int, taps: int, fused: bool, tma: bool
 ) -> RunTile | None:
     """Return the tile of the weight gradient, as run_gather_tile does."""
-    if itemsize != 2:
+    if not _has_runs(itemsize, taps, fused):
         return None
     rows, columns = power_of_two(bc), power_of_two(bo)
     if arch in LARGE_SHARED and rows >= 64:
         warps = 8 if arch == 100 else rows // 16
-        return _of_strips(4, 32, warps, rows * columns, taps, tma)
+        run = _of_strips(4, 32, warps, rows * columns, taps, tma)
+        if run is None or arch != 100:
+            return run
+        return run._replace(length=_fitting(run.length, run.taps * rows * columns, less=1))
     return _of_strips(4, 16, _mma_warps(rows, columns), rows * columns, taps, tma)
 
 
-def _of_strips(length: int, bm: int, warps: int, block: int, taps: int, tma: bool):
+def _has_runs(itemsize: int, taps: int, fused: bool) -> bool:
+    """Return whether tiles were looked for: 16 bits, and what is fused with the usual kernels."""
+    return itemsize == 2 and (taps <= 3 or not fused)
+
+
+def _fitting(longest: int, size: int, less: int = 0) -> int:
+    """Return the longest run, 0 if none, whose sums fit the tensor memory of sm_100.
+
+    It keeps those of products that follow each other side by side: `size` numbers for each pixel of
+    a run, or for each but one.
+    """
+    fitting = (n for n in LENGTHS if n <= longest and (n - less) * size <= TENSOR_MEMORY)
+    return next(fitting, 0)
+
+
+def _of_strips(
+    length: int, bm: int, warps: int, block: int, taps: int, tma: bool
+) -> RunTile | None:
     """Return a tile whose sums of all taps, or of four, take at most 128 registers a thread."""
     together = min(taps, 128 * 32 * warps // block)
     if together < taps:
@@ -93,12 +120,12 @@ def _of_strips(length: int, bm: int, warps: int, block: int, taps: int, tma: boo
 
 
 def _mma_warps(rows: int, columns: int) -> int:
-    """Return how many warps mma can share sums [rows, columns] among, at most eight.
+    """Return how many warps mma can share sums [rows, columns] among, from two to eight.
 
     Where products follow each other, Triton cuts the longer side alone: in pieces of 16 rows or
     8 columns, and repeats what is left over.
     """
-    return min(8, rows // 16 if rows >= columns else columns // 8)
+    return max(2, min(8, rows // 16 if rows >= columns else columns // 8))
 
 
 def choose_run(
