@@ -36,7 +36,9 @@ def store_strip(
             store_partial(sums[t], partial, split, slot, STRIPS * S, BC, BO, TILE_C, TILE_O)
 
 
-@triton.jit(do_not_specialize=["UNITS", "H", "W", "HD", "WD", "RUNS", "OUT_BLOCKS", "SPLITS"])
+@triton.jit(
+    do_not_specialize=["UNITS", "H", "W", "HD", "WD", "RUNS", "OUT_BLOCKS", "STRIPS", "SPLITS"]
+)
 def run_weight_grad_pointers(
     x,
     dy,
