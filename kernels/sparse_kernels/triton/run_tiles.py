@@ -62,7 +62,8 @@ def run_gather_tile(
         bm, length, warps = 64, min(8, 256 // wide), 4
         if arch == 100:
             length = _fitting(length, (taps - 1) * wide * bm)
-            warps = 8 if fused and wide == 128 else 4
+            # Four spilled under Triton 3.8.
+            warps = 8 if wide == 16 or (fused and wide == 128) else 4
     else:
         bm, length = (64, 4) if wide == 32 else (32, 4 if wide == 128 else 8)
         warps = _mma_warps(bm, wide)
