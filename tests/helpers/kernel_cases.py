@@ -7,9 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from sparse_kernels import BlockLayout
+from sparse_kernels.index_tensors import forward_index, input_grad_index, slot_index
 from sparse_kernels.layout import block_grid
 from sparse_kernels.memory_order import ORDERS, order_of
 from sparse_kernels.triton import tiles
+from sparse_kernels.triton.run_tiles import RunTile
+from sparse_kernels.triton.strips import strip_lists
+from sparse_kernels.triton.tiles import Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter's bf16 dot is wrong; a GPU's is not.
@@ -36,6 +40,7 @@ class Case:
     order: str = "rows"
     unused: int = 0
     bias: bool = True
+    strips: bool = False
 
     @property
     def output(self) -> tuple[int, ...]:
@@ -86,6 +91,12 @@ def use_small_tiles(monkeypatch) -> None:
         tile = getattr(tiles, f"{name}_tile")
         small = lambda *a, tile=tile: tile(*a)._replace(bm=TILE)  # noqa: E731
         monkeypatch.setattr(f"sparse_kernels.triton.{name}.{name}_tile", small)
+        monkeypatch.setattr(f"sparse_kernels.triton.run_{name}.run_{name}_tile", _small_run)
+
+
+def _small_run(arch, itemsize, exact, first, second, taps, fused, tma) -> RunTile:
+    """Return the longest runs, by few warps, and taps that do not divide a wide kernel's."""
+    return RunTile(8, Tile(TILE, min(16, first & -first), 4, 3, tma), min(taps, 4))
 
 
 def guarded(x: torch.Tensor) -> torch.Tensor:
@@ -98,8 +109,23 @@ def guarded(x: torch.Tensor) -> torch.Tensor:
     return inner.permute([dimensions.index(d) for d in range(x.ndim)])
 
 
+class Strips(BlockLayout):
+    """Blocks whose slots are strips, with all lists that a GPU has."""
+
+    def tensors(self) -> list[torch.Tensor]:
+        ids, *_ = super().tensors()
+        strips = strip_lists(ids, self.grid)[0]
+        sizes = [*self.shape[:3], 1, *self.block]
+        read = (forward_index, input_grad_index, slot_index)
+        lists = [t for of_pass in read for t in of_pass([ids], self.sizes())]
+        of_strips = [t.short() for of_pass in read for t in of_pass([strips], sizes)]
+        return [ids, *lists, strips, *of_strips]
+
+
 def make_layout(case: Case, shape: tuple[int, ...]) -> BlockLayout:
     """Return random blocks: the first row of blocks empty, the last one full if density says."""
+    if case.strips:
+        return _make_strips(case, shape)
     grid = block_grid(shape, case.block)
     mask = torch.rand(grid) < case.density
     if 0 < case.density < 1 and grid[0] > 1:
@@ -108,6 +134,19 @@ def make_layout(case: Case, shape: tuple[int, ...]) -> BlockLayout:
     ids = mask.flatten().nonzero().flatten()
     padded = F.pad(ids, (0, case.unused), value=mask.numel())
     return BlockLayout(shape, case.block, padded, active=len(ids)).to(DEVICE)
+
+
+def _make_strips(case: Case, shape: tuple[int, ...]) -> BlockLayout:
+    """Return random strips in slots in no order."""
+    *grid, taps = block_grid(shape, case.block)
+    mask = torch.rand(grid) < case.density
+    if 0 < case.density < 1 and grid[0] > 1:
+        mask[0] = False
+    mask[-1, 0, 0] = True
+    strips = F.pad(mask.flatten().nonzero().flatten(), (0, case.unused), value=mask.numel())
+    strips = strips[torch.randperm(len(strips))]
+    ids = (strips[:, None] * taps + torch.arange(taps)).flatten()
+    return Strips(shape, case.block, ids, active=int(mask.sum()) * taps).to(DEVICE)
 
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from sparse_kernels.cpu import native
 from sparse_kernels.dispatch.backend import backend_of
-from sparse_kernels.index_tensors import forward_index, input_grad_index, slot_index
+from sparse_kernels.index_tensors import forward_index, input_grad_index
 from sparse_kernels.memory_order import empty_images, in_order, order_of
 from sparse_kernels.operators import reference
 from sparse_kernels.operators.passes import Passes, register_passes, values_like
 from sparse_kernels.registration import positions
-from sparse_kernels.triton.gather import GatherCall, gather
-from sparse_kernels.triton.weight_grad import weight_grad
+from sparse_kernels.triton.gather import GatherCall
+from sparse_kernels.triton.strips import gather_strips, strip_weight_grad, tap_lists
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -48,8 +48,8 @@ def _forward(x, values, index, sizes, stride, padding, dilation, bias=None):
     y = _forward_fake(x, values, index, sizes, *geometry)
     if backend == "native":
         return native.conv2d(x, values, bias, y, index, sizes, geometry)
-    x, lists = in_order(x, order), forward_index(index, sizes)
-    gather(GatherCall(x, values, y, lists, sizes, geometry, bias=bias))
+    x, lists = in_order(x, order), forward_index(tap_lists(index), sizes)
+    gather_strips(GatherCall(x, values, y, lists, sizes, geometry, bias=bias), index)
     return y
 
 
@@ -69,8 +69,9 @@ def _input_grad(
     dx = _input_grad_fake(grad, values, index, sizes, image)
     if backend == "native":
         return native.conv2d_input_grad(grad, values, dx, index, sizes, geometry)
-    grad, lists = in_order(grad, order), input_grad_index(index, sizes)
-    gather(GatherCall(grad, values, dx, lists, sizes, geometry, transposed=True))
+    grad, lists = in_order(grad, order), input_grad_index(tap_lists(index), sizes)
+    call = GatherCall(grad, values, dx, lists, sizes, geometry, transposed=True)
+    gather_strips(call, index)
     return dx
 
 
@@ -84,8 +85,8 @@ def _weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints, *geometry: 
         return reference.conv2d_weight_grad(x, grad, index, sizes, *geometry)
     if backend == "native":
         return native.conv2d_weight_grad(x, grad, index, sizes, geometry)
-    order, slots = result_order(x, index, sizes), slot_index(index, sizes)
-    return weight_grad(in_order(x, order), in_order(grad, order), slots, sizes, geometry)
+    order = result_order(x, index, sizes)
+    return strip_weight_grad(in_order(x, order), in_order(grad, order), index, sizes, geometry)
 
 
 conv2d, conv2d_input_grad, conv2d_weight_grad = register_passes(

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_kernels.index_tensors import forward_index, input_grad_index, slot_index
+from sparse_kernels.index_tensors import forward_index, input_grad_index
 from sparse_kernels.memory_order import empty_images, in_order
 from sparse_kernels.operators.batch_norm import Norm, norm_backward
 from sparse_kernels.operators.convolution import GEOMETRY, conv2d, output_image, result_order
 from sparse_kernels.registration import block_flops, define, positions
 from sparse_kernels.transforms import refuse_batches
 from sparse_kernels.triton.fusion import Fusion
-from sparse_kernels.triton.gather import GatherCall, gather
+from sparse_kernels.triton.gather import GatherCall
+from sparse_kernels.triton.strips import gather_strips, strip_shares, tap_lists
 from sparse_kernels.triton.sums import TileSums, added
-from sparse_kernels.triton.weight_grad import shares
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -162,8 +162,9 @@ def _forward(
     y, none = _forward_fake(x, values, index, sizes, *geometry, False, False)
     residual = None if residual is None else in_order(residual, order)
     fusion = Fusion(scale, shift, relu_input, residual, statistics)
-    x, lists = in_order(x, order), forward_index(index, sizes)
-    sums = gather(GatherCall(x, values, y, lists, sizes, geometry, bias=bias, fusion=fusion))
+    x, lists = in_order(x, order), forward_index(tap_lists(index), sizes)
+    call = GatherCall(x, values, y, lists, sizes, geometry, bias=bias, fusion=fusion)
+    sums = gather_strips(call, index)
     if sums is None:
         return y, none
     return y, sums.joined().sums if join else sums.sums
@@ -187,14 +188,14 @@ def _backward(
     if x_wanted:
         dx = empty_images(x, x.shape, order)
         call = GatherCall(
-            *(grad, values, dx, input_grad_index(index, sizes), sizes, geometry),
+            *(grad, values, dx, input_grad_index(tap_lists(index), sizes), sizes, geometry),
             transposed=True,
             fusion=replace(fusion, residual=other),
             x=None if scale is None else x,
         )
-        sums = gather(call)
+        sums = gather_strips(call, index)
     if values_wanted:
-        partial = shares(x, grad, slot_index(index, sizes), sizes, geometry, dtype, fusion)
+        partial = strip_shares(x, grad, index, sizes, geometry, dtype, fusion)
     found = added(partial, dtype, None if sums is None else sums.sums)
     dvalues, totals = (grad.new_empty(0) if t is None else t for t in found)
     return dx, totals, dvalues

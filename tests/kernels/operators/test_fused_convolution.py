@@ -2,131 +2,34 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from kernel_cases import (
-    DEVICE,
-    DTYPES,
-    FLOOR,
-    FUSED_CASES,
-    Case,
-    guarded,
-    make_layout,
-    relative_error,
-)
+from kernel_cases import DEVICE, DTYPES, FLOOR, FUSED_CASES, make_layout
+from kernel_checks import EVERYTHING, FUSIONS, check_fused
 
 from sparse_kernels import BlockLayout, Norm, block_conv2d_fused
 from sparse_kernels.memory_order import in_order
-from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 pytestmark = pytest.mark.usefixtures("poisoned_kernels")
-
-EVERYTHING = {"norm": True, "rectified": True, "residual": True, "statistics": True}
-FUSIONS = {
-    "statistics": {"statistics": True},
-    "residual": {"residual": True, "other": True},
-    "norm": {"norm": True},
-    "fixed norm, other gradient": {"norm": True, "batch": False, "other": True},
-    "norm, relu, residual, statistics": EVERYTHING,
-    "all": {**EVERYTHING, "other": True},
-}
-
-
-def run(leaves, layout: BlockLayout, case: Case, options: dict, upstream, sparse: bool):
-    """Return outputs and gradients by name, of the fused operators or of dense PyTorch."""
-    leaves = {k: v.detach().requires_grad_() for k, v in leaves.items()}
-    x, values, bias, residual = (leaves.get(k) for k in ("x", "values", "bias", "residual"))
-    geometry = (case.stride, case.padding, case.dilation)
-    norm = make_norm(x, leaves, options) if options.get("norm") else None
-    if sparse:
-        surroundings = {"norm": norm, "residual": residual}
-        y, mean, variance, x = block_conv2d_fused(
-            *(x, values, layout, bias, *geometry),
-            **surroundings,
-            statistics=options.get("statistics", False),
-        )
-    else:
-        z = norm.apply(x) if norm else x
-        y = F.conv2d(z, scatter_blocks(values, layout.tensors(), layout.sizes()), bias, *geometry)
-        y = y if residual is None else y + residual
-        variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
-    loss = (y.double() * upstream["y"].double()).sum()
-    if options.get("other"):
-        loss = loss + (x.double() * upstream["x"].double()).sum()
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
-    found = {"y": y, "mean": mean, "variance": variance} if options.get("statistics") else {"y": y}
-    return {k: v.detach() for k, v in found.items()} | {
-        f"d{n}": g for n, g in zip(leaves, gradients)
-    }
-
-
-def make_norm(x, leaves, options: dict) -> Norm:
-    """Return the norm of x, or one by other statistics."""
-    batch, wide = options.get("batch", True), torch.promote_types(x.dtype, torch.float32)
-    variance, mean = torch.var_mean(x.detach().to(wide), (0, 2, 3), correction=0)
-    if not batch:
-        mean, variance = mean * 0.5, variance * 2
-    relu = options.get("rectified", False)
-    return Norm(mean, variance, leaves["weight"], leaves["shift"], 1e-5, batch, relu)
-
-
-def check(
-    case: Case,
-    options: dict,
-    dtype: torch.dtype,
-    shift_by: float = 0.0,
-    floor: float | None = None,
-) -> None:
-    out_channels, in_channels = case.channels
-    layout = make_layout(case, (out_channels, in_channels, *case.kernel))
-    dense = torch.randn(out_channels, in_channels, *case.kernel).to(DEVICE, dtype)
-
-    def images(*shape: int) -> torch.Tensor:
-        return in_order(torch.randn(*shape).to(DEVICE, dtype), case.order)
-
-    leaves = {
-        "x": images(case.batch, in_channels, *case.image),
-        "values": gather_blocks(dense, layout.tensors(), layout.sizes()),
-    }
-    if case.bias:
-        leaves["bias"] = torch.randn(out_channels).to(DEVICE, dtype)
-    if options.get("residual"):
-        leaves["residual"] = images(case.batch, out_channels, *case.output)
-    if options.get("norm"):
-        leaves["weight"] = torch.rand(in_channels, device=DEVICE) + 0.5
-        leaves["shift"] = torch.randn(in_channels, device=DEVICE) + shift_by
-    upstream = {
-        "y": torch.randn(case.batch, out_channels, *case.output).to(DEVICE, dtype),
-        "x": torch.randn(case.batch, in_channels, *case.image).to(DEVICE, dtype),
-    }
-    wide = {k: v.double() for k, v in leaves.items()}
-    exact = run(wide, layout, case, options, upstream, sparse=False)
-    plain = run(leaves, layout, case, options, upstream, sparse=False)
-    poisoned = {k: guarded(v) for k, v in leaves.items()}
-    for name, found in run(poisoned, layout, case, options, upstream, sparse=True).items():
-        assert found.isfinite().all(), name
-        allowed = 2 * max(relative_error(plain[name], exact[name]), floor or FLOOR[dtype])
-        assert relative_error(found, exact[name]) <= allowed, name
 
 
 @pytest.mark.parametrize("options", FUSIONS.values(), ids=FUSIONS)
 @pytest.mark.parametrize("name", FUSED_CASES)
 def test_fused_convolution(name, options):
     torch.manual_seed(0)
-    check(FUSED_CASES[name], options, torch.float32)
+    check_fused(FUSED_CASES[name], options, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d != torch.float32], ids=str)
 @pytest.mark.parametrize("name", ["tma", "ragged"])
 def test_fused_convolution_in_half_precision(name, dtype):
     torch.manual_seed(0)
-    check(FUSED_CASES[name], EVERYTHING, dtype)
+    check_fused(FUSED_CASES[name], EVERYTHING, dtype)
 
 
 @pytest.mark.parametrize("name", ["tma", "odd batch"])
 def test_fused_convolution_in_tf32(name, tf32):
     """On a GPU, fp32 goes through TMA with this alone. Its mantissa is that of fp16."""
     torch.manual_seed(0)
-    check(FUSED_CASES[name], EVERYTHING, torch.float32, floor=FLOOR[torch.float16])
+    check_fused(FUSED_CASES[name], EVERYTHING, torch.float32, floor=FLOOR[torch.float16])
 
 
 def make_fused(name: str, dtype: torch.dtype):
@@ -183,14 +86,16 @@ def test_gradients_do_not_depend_on_which_are_wanted(wanted):
 @pytest.mark.parametrize("name", ["tma", "ragged", "ragged rows", "strided, dilated, not square"])
 def test_padding_and_ragged_channels_stay_zero_under_a_large_shift(name):
     torch.manual_seed(0)
-    check(FUSED_CASES[name], {"norm": True, "rectified": True}, torch.float32, shift_by=1000.0)
+    check_fused(
+        FUSED_CASES[name], {"norm": True, "rectified": True}, torch.float32, shift_by=1000.0
+    )
 
 
 def test_elsewhere_operators_do_the_same_one_after_another(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setenv("SPARSE_ENGINE_BACKEND", "masked")
     for options in (FUSIONS["all"], FUSIONS["fixed norm, other gradient"], {"residual": True}):
-        check(FUSED_CASES["strided, dilated, not square"], options, torch.float32)
+        check_fused(FUSED_CASES["strided, dilated, not square"], options, torch.float32)
 
 
 def test_a_nan_in_the_input_is_not_rectified_away():

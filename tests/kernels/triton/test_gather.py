@@ -9,76 +9,21 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_cases import (
-    CASES,
-    DEVICE,
-    DTYPES,
-    FLOOR,
-    TILE,
-    Case,
-    guarded,
-    make_layout,
-    relative_error,
-)
+from kernel_cases import CASES, DEVICE, DTYPES, FLOOR, TILE, Case, make_layout, relative_error
+from kernel_checks import check_convolution
 
 from sparse_kernels import block_conv2d, block_linear
-from sparse_kernels.memory_order import ORDERS, in_order, order_of
+from sparse_kernels.memory_order import ORDERS, in_order
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 pytestmark = pytest.mark.usefixtures("poisoned_kernels")
-
-
-def results(x, values, layout, bias, case: Case, grad, dense: bool):
-    """Return output and gradients of the sparse operator, or of its dense definition."""
-    leaves = [t.detach().requires_grad_() for t in (x, values)]
-    bias = None if bias is None else bias.detach().requires_grad_()
-    geometry = (case.stride, case.padding, case.dilation)
-    if dense:
-        weight = scatter_blocks(leaves[1], layout.tensors(), layout.sizes())
-        y = F.conv2d(leaves[0], weight, bias, *geometry)
-    else:
-        y = block_conv2d(*leaves, layout, bias, *geometry)
-    y.backward(grad)
-    found = {"y": y.detach(), "dx": leaves[0].grad, "dvalues": leaves[1].grad}
-    return found if bias is None else {**found, "dbias": bias.grad}
-
-
-def check(case: Case, dtype: torch.dtype, drawn: bool = False, floor: float | None = None) -> None:
-    """Compare with float64; the error may be twice that of dense PyTorch in the same data type.
-
-    A case drawn at random may have a single output, near zero by cancellation, where PyTorch is
-    right by luck: then also what one rounding of the sum of absolute values makes.
-    """
-    out_channels, in_channels = case.channels
-    layout = make_layout(case, (out_channels, in_channels, *case.kernel))
-    make = lambda *shape: torch.randn(*shape).to(DEVICE, dtype)  # noqa: E731
-    x = in_order(make(case.batch, in_channels, *case.image), case.order)
-    dense = make(out_channels, in_channels, *case.kernel)
-    values = gather_blocks(dense, layout.tensors(), layout.sizes())
-    bias = make(out_channels) if case.bias else None
-    grad = in_order(make(case.batch, out_channels, *case.output), case.order)
-    wide = [None if t is None else t.double() for t in (x, values, bias, grad)]
-    exact = results(wide[0], wide[1], layout, wide[2], case, wide[3], dense=True)
-    positive = [None if t is None else t.abs() for t in wide]
-    sums = results(positive[0], positive[1], layout, positive[2], case, positive[3], dense=True)
-    plain = results(x, values, layout, bias, case, grad, dense=True)
-    ours = results(guarded(x), guarded(values), layout, bias, case, guarded(grad), dense=False)
-    # An image of one pixel or one channel fits several orders, and says nothing of the result's.
-    if case.order != "contiguous" and order_of(x) == case.order:
-        assert in_order(ours["y"], case.order) is ours["y"]
-    for name, found in ours.items():
-        assert found.isfinite().all(), name
-        allowed = 2 * max(relative_error(plain[name], exact[name]), floor or FLOOR[dtype])
-        if drawn:
-            allowed += 1.2e-7 * float(sums[name].norm() / exact[name].norm().clamp(min=1e-30))
-        assert relative_error(found, exact[name]) <= allowed, name
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_convolution(name, dtype):
     torch.manual_seed(0)
-    check(CASES[name], dtype)
+    check_convolution(CASES[name], dtype)
 
 
 @st.composite
@@ -117,7 +62,7 @@ COMMON = {
 @given(cases(), st.sampled_from(DTYPES), st.integers(0, 1000))
 def test_any_convolution(case, dtype, seed):
     torch.manual_seed(seed)
-    check(case, dtype, drawn=True)
+    check_convolution(case, dtype, drawn=True)
 
 
 @pytest.mark.slow
@@ -125,7 +70,7 @@ def test_any_convolution(case, dtype, seed):
 @given(cases(), st.sampled_from(DTYPES), st.integers(0, 1000))
 def test_any_convolution_at_length(case, dtype, seed):
     torch.manual_seed(seed)
-    check(case, dtype, drawn=True)
+    check_convolution(case, dtype, drawn=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -164,13 +109,13 @@ def test_linear(shape, block, rows, dtype):
 def test_convolution_in_tf32(name, tf32):
     """On a GPU, fp32 goes through TMA with this alone. Its mantissa is that of fp16."""
     torch.manual_seed(0)
-    check(CASES[name], torch.float32, floor=FLOOR[torch.float16])
+    check_convolution(CASES[name], torch.float32, floor=FLOOR[torch.float16])
 
 
 def test_default_tiles_take_a_whole_batch():
     """One case with the tiles as the table has them: 128 images a tile."""
     torch.manual_seed(0)
-    check(Case(batch=128, image=(2, 1), kernel=(1, 1), padding=(0, 0)), torch.float16)
+    check_convolution(Case(batch=128, image=(2, 1), kernel=(1, 1), padding=(0, 0)), torch.float16)
 
 
 def test_both_variants_are_reached(monkeypatch):
@@ -194,13 +139,15 @@ def test_both_variants_are_reached(monkeypatch):
                 return self.kernel[grid]
 
         monkeypatch.setattr(module, name, Spy())
-    check(Case(), torch.float16)
+    check_convolution(Case(), torch.float16)
     assert called == {"gather_tma", "weight_grad_tma"}
     called.clear()
-    check(Case(batch=3), torch.float16)
+    check_convolution(Case(batch=3), torch.float16)
     assert called == {"gather_pointers", "weight_grad_pointers"}
     called.clear()
-    check(Case(channels=(16, 3)), torch.float16)  # rows of 6 bytes: no TMA for the input
+    check_convolution(
+        Case(channels=(16, 3)), torch.float16
+    )  # rows of 6 bytes: no TMA for the input
     assert called == {"gather_pointers", "weight_grad_pointers"}
 
 

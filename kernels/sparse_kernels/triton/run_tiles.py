@@ -1,0 +1,153 @@
+"""Which tile a kernel of runs works with: a table by pass, GPU generation and block.
+
+Chosen as in tiles.py from what the compiler says without a GPU; nothing here has been timed yet.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sparse_kernels.triton.launch import tma_fits
+from sparse_kernels.triton.tiles import LARGE_SHARED, SHARED_LIMIT, Tile, power_of_two
+
+# Kernels wider than this have one tap at a time.
+WIDEST = 7
+LENGTHS = (8, 4, 2)
+# fp32 numbers that the tensor memory of sm_100 holds.
+TENSOR_MEMORY = 128 * 512
+
+
+class RunTile(NamedTuple):
+    """Runs of `length` pixels; a program of the weight gradient adds up `taps` of a strip."""
+
+    length: int
+    tile: Tile
+    taps: int = 0
+
+
+def run_length(width: int, longest: int, whole: bool = False) -> int:
+    """Return how many pixels of a row of `width` a program writes, 0 if there is no such number.
+
+    The longest that divides the row if that is at least 4, else the one with the fewest loads.
+
+    Args:
+        width: pixels of a row.
+        longest: that fits the registers.
+        whole: a run must not reach past the end of its row.
+    """
+    lengths = [length for length in LENGTHS if length <= longest]
+    dividing = [length for length in lengths if width % length == 0]
+    if dividing and (whole or dividing[0] >= 4):
+        return dividing[0]
+    if whole or not lengths:
+        return 0
+    return min(lengths, key=lambda length: (-(-width // length) * (length + 2), length))
+
+
+def run_gather_tile(
+    arch: int, itemsize: int, exact: bool, reduce: int, written: int, taps: int, fused: bool,
+    tma: bool,
+) -> RunTile | None:  # fmt: skip
+    """Return the tile of forward or input gradient, None where taps one at a time are better.
+
+    Args:
+        taps: S, the width of the kernel.
+        The others as of gather_tile.
+    """
+    if not _has_runs(itemsize, taps, fused):
+        return None
+    wide = power_of_two(written)
+    if arch in LARGE_SHARED:
+        bm, length, warps = 64, min(8, 256 // wide), 4
+        if arch == 100:
+            length = _fitting(length, (taps - 1) * wide * bm)
+            # Four spilled under Triton 3.8.
+            warps = 8 if wide == 16 or (fused and wide == 128) else 4
+    else:
+        bm, length = (64, 4) if wide == 32 else (32, 4 if wide == 128 else 8)
+        warps = _mma_warps(bm, wide)
+    # As many buffers as there are stages, of which mma takes one, and tcgen05 two more.
+    stages, buffers = 3, {90: 3, 100: 5}.get(arch, 2)
+    per_channel = itemsize * ((length + taps - 1) * bm + taps * wide)
+    most = min(64 if arch in LARGE_SHARED else 32, SHARED_LIMIT[arch] // (per_channel * buffers))
+    if arch not in LARGE_SHARED and wide == 32 and taps > 3:
+        most = 16  # each warp has all weights of a step in registers
+    bk = min(reduce & -reduce, 1 << (most.bit_length() - 1))
+    return RunTile(length, Tile(bm, bk, warps, stages, tma)) if length > 1 and bk >= 16 else None
+
+
+def run_weight_grad_tile(
+    arch: int, itemsize: int, exact: bool, bc: int, bo: int, taps: int, fused: bool, tma: bool
+) -> RunTile | None:
+    """Return the tile of the weight gradient, as run_gather_tile does."""
+    if not _has_runs(itemsize, taps, fused):
+        return None
+    rows, columns = power_of_two(bc), power_of_two(bo)
+    if arch in LARGE_SHARED and rows >= 64:
+        warps = 8 if arch == 100 else rows // 16
+        run = _of_strips(4, 32, warps, rows * columns, taps, tma)
+        if run is None or arch != 100:
+            return run
+        return run._replace(length=_fitting(run.length, run.taps * rows * columns, less=1))
+    return _of_strips(4, 16, _mma_warps(rows, columns), rows * columns, taps, tma)
+
+
+def _has_runs(itemsize: int, taps: int, fused: bool) -> bool:
+    """Return whether tiles were looked for: 16 bits, and what is fused with the usual kernels."""
+    return itemsize == 2 and (taps <= 3 or not fused)
+
+
+def _fitting(longest: int, size: int, less: int = 0) -> int:
+    """Return the longest run, 0 if none, whose sums fit the tensor memory of sm_100.
+
+    It keeps those of products that follow each other side by side: `size` numbers for each pixel of
+    a run, or for each but one.
+    """
+    fitting = (n for n in LENGTHS if n <= longest and (n - less) * size <= TENSOR_MEMORY)
+    return next(fitting, 0)
+
+
+def _of_strips(
+    length: int, bm: int, warps: int, block: int, taps: int, tma: bool
+) -> RunTile | None:
+    """Return a tile whose sums of all taps, or of four, take at most 128 registers a thread."""
+    together = min(taps, 128 * 32 * warps // block)
+    if together < taps:
+        together = min(together, -(-taps // 2))
+    if together < min(3, taps):
+        return None
+    return RunTile(length, Tile(bm, 0, warps, 3, tma), together)
+
+
+def _mma_warps(rows: int, columns: int) -> int:
+    """Return how many warps mma can share sums [rows, columns] among, from two to eight.
+
+    Where products follow each other, Triton cuts the longer side alone: in pieces of 16 rows or
+    8 columns, and repeats what is left over.
+    """
+    return max(2, min(8, rows // 16 if rows >= columns else columns // 8))
+
+
+def choose_run(
+    table: Callable[[bool], RunTile | None],
+    width: int,
+    whole: bool,
+    images: Sequence[Tensor],
+    divides: bool = False,
+) -> RunTile | None:
+    """Return the runs of a launch, whose tile's `tma` says which variant works with them, or None.
+
+    Args:
+        table: the table's for the variant that TMA feeds (True) or for pointers.
+        width: of the images that are written, or of dy.
+        whole: the block and the values are such that TMA can move them.
+        images: what TMA would move besides.
+        divides: runs must not reach past the end of a row.
+    """
+    for tma in (True, False):
+        run = table(tma)
+        length = 0 if run is None else run_length(width, run.length, divides)
+        if length and (not tma or (whole and tma_fits(run.tile, *images))):
+            return run._replace(length=length)
+    return None

@@ -1,0 +1,117 @@
+"""Launcher of the weight gradient of strips, by runs of pixels."""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_kernels.index_tensors import SlotIndex
+from sparse_kernels.layout import block_grid
+from sparse_kernels.triton.fusion import PLAIN, Fusion
+from sparse_kernels.triton.launch import (
+    check_size,
+    descriptor,
+    is_hwnc,
+    kind,
+    launch,
+    options,
+    pixel_strides,
+    precision,
+    processors,
+)
+from sparse_kernels.triton.run_tiles import RunTile, choose_run, run_weight_grad_tile
+from sparse_kernels.triton.tiles import power_of_two
+from sparse_kernels.triton.weight_grad import PROGRAMS_PER_PROCESSOR
+
+
+def weight_grad_run(
+    x: Tensor, dy: Tensor, sizes: Sequence[int], fusion: Fusion = PLAIN
+) -> RunTile | None:
+    """Return what runs a pass of strips works with, None if a tap at a time is better."""
+    bo, bc = sizes[4:]
+    fused = fusion.name(True) != "plain"
+    return choose_run(
+        functools.partial(run_weight_grad_tile, *kind(x), bc, bo, sizes[3], fused),
+        dy.shape[3],
+        (power_of_two(bc), power_of_two(bo)) == (bc, bo),
+        (x, dy),
+    )
+
+
+def shares_by_runs(
+    x: Tensor,
+    dy: Tensor,
+    index: SlotIndex,
+    sizes: Sequence[int],
+    padding: Sequence[int],
+    dtype: torch.dtype,
+    run: RunTile,
+    fusion: Fusion = PLAIN,
+) -> Tensor:
+    """Return dvalues by shares of the runs, as `shares` does by those of the positions.
+
+    index: of the strips.
+    """
+    from sparse_kernels.triton import run_weight_grad_kernels as kernels
+
+    check_size(x, dy)
+    (taps, bo, bc), tile = sizes[3:], run.tile
+    (n, outputs, height, width), channels = dy.shape, x.shape[1]
+    strips, padded = len(index.out_block), (power_of_two(bc), power_of_two(bo))
+    parts, runs = -(-taps // run.taps), -(-width // run.length)
+    units = n * height * runs
+    programs = strips * parts
+    wanted = -(-PROGRAMS_PER_PROCESSOR * processors(x) // programs)
+    splits = max(1, min(-(-units // tile.bm), wanted))
+    shape, sum_dtype = (strips * taps, bc, bo), torch.float32 if splits > 1 else dtype
+    partial = x.new_empty((splits, *shape) if splits > 1 else shape, dtype=sum_dtype)
+    arguments = {
+        "scale": fusion.scale,
+        "shift": fusion.shift,
+        "partial": partial,
+        "out_block": index.out_block,
+        "in_block": index.in_block,
+        "tap_h": index.tap_h,
+        "N": n,
+        "H": x.shape[2],
+        "W": x.shape[3],
+        "HD": height,
+        "WD": width,
+        "RUNS": runs,
+        "C": channels,
+        "OUT_BLOCKS": block_grid(sizes[:4], (bo, bc))[0],
+        "STRIPS": strips,
+        "SPLITS": splits,
+        "P": run.length,
+        "S": taps,
+        "TAPS": run.taps,
+        "PADDING": tuple(padding),
+        "INPUT": fusion.input_kind,
+        "PRECISION": precision(x),
+        "BM": tile.bm,
+        "BC": bc,
+        "BO": bo,
+        **options(tile),
+    }
+    if tile.tma:
+        boxes = {"x": descriptor(x, [tile.bm, bc]), "dy": descriptor(dy, [tile.bm, bo])}
+        launch(x, kernels.run_weight_grad_tma, (programs * splits,), **boxes, **arguments)
+    else:
+        launch(
+            x,
+            kernels.run_weight_grad_pointers,
+            (programs * splits,),
+            x=x,
+            dy=dy,
+            UNITS=units,
+            C_OUT=outputs,
+            **pixel_strides("x", x),
+            **pixel_strides("dy", dy),
+            HWNC=is_hwnc(dy),
+            RAGGED=bool(channels % bc or outputs % bo),
+            TILE_C=padded[0],
+            TILE_O=padded[1],
+            **arguments,
+        )
+    return partial
