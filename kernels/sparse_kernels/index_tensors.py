@@ -5,6 +5,10 @@ classes. On a GPU it holds what the kernels read, sorted and taken apart when bl
 CPU it holds the ids alone, four bytes a slot: native kernels sort them as they read them, which
 costs little beside their products, and lists of single weights would take as much memory as a
 dense network. `forward_index`, `input_grad_index` and `slot_index` give either its names back.
+
+Where slots are strips (S neighbouring slots hold the taps of a pair in one row of the kernel), the
+lists of the strips come after those of the slots, as of a kernel one tap wide: strip g has slots
+g * S to g * S + S - 1.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int, int, int]
+LARGEST_INT16 = 2**15 - 1
 
 
 class PassIndex(NamedTuple):
@@ -59,10 +64,16 @@ class IndexTensors(NamedTuple):
     slots: SlotIndex
 
 
-def make_lists(block_ids: Tensor, grid: Grid) -> list[Tensor]:
-    """Return the lists of integer ids [Z] in a grid [OB, CB, R, S]; larger means unused."""
+def make_lists(block_ids: Tensor, grid: Grid, strips: bool = False) -> list[Tensor]:
+    """Return the lists of integer ids [Z] in a grid [OB, CB, R, S]; larger means unused.
+
+    strips: slots are strips, whose lists come after on a GPU.
+    """
     ids = block_ids.clamp(max=math.prod(grid)).to(torch.int32)
-    return [ids] if ids.device.type == "cpu" else all_lists(ids, grid)
+    if ids.device.type == "cpu":
+        return [ids]
+    lists = all_lists(ids, grid)
+    return lists + strip_lists(ids, grid) if strips and grid[3] > 1 else lists
 
 
 def all_lists(ids: Tensor, grid: Grid) -> list[Tensor]:
@@ -72,8 +83,26 @@ def all_lists(ids: Tensor, grid: Grid) -> list[Tensor]:
     return [ids, *by_output, *_by_input(ids, grid, slots), *slots]
 
 
+def strip_lists(block_ids: Tensor, grid: Grid) -> list[Tensor]:
+    """Return the lists of the strips in slots with these ids [Z].
+
+    int16 where all numbers fit, but for the ids of the strips, which come first.
+    """
+    out_blocks, in_blocks, taps_h, taps_w = grid
+    strips = make_lists(block_ids[::taps_w] // taps_w, (out_blocks, in_blocks, taps_h, 1))
+    small = max(len(strips[0]), out_blocks, in_blocks, taps_h) <= LARGEST_INT16
+    return [strips[0], *(t.to(torch.int16) if small else t for t in strips[1:])]
+
+
+def split(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
+    """Return the lists of the slots, and those of the strips if there are any."""
+    half, odd = divmod(len(tensors), 2)  # either kind is one list, or fifteen
+    return (tensors, None) if odd else (tensors[:half], tensors[half:])
+
+
 def forward_index(tensors: Sequence[Tensor], sizes: Sequence[int]) -> PassIndex:
     """Return the blocks by output block, from the lists as one and BlockLayout.sizes()."""
+    tensors, _ = split(tensors)
     if len(tensors) > 1:
         return _all(tensors).forward
     (ids,), grid = tensors, grid_of(sizes)
@@ -82,6 +111,7 @@ def forward_index(tensors: Sequence[Tensor], sizes: Sequence[int]) -> PassIndex:
 
 def input_grad_index(tensors: Sequence[Tensor], sizes: Sequence[int]) -> PassIndex:
     """Return the blocks by input block, from the lists as one and BlockLayout.sizes()."""
+    tensors, _ = split(tensors)
     if len(tensors) > 1:
         return _all(tensors).input_grad
     (ids,), grid = tensors, grid_of(sizes)
@@ -90,6 +120,7 @@ def input_grad_index(tensors: Sequence[Tensor], sizes: Sequence[int]) -> PassInd
 
 def slot_index(tensors: Sequence[Tensor], sizes: Sequence[int]) -> SlotIndex:
     """Return where each slot's block lies, from the lists as one and BlockLayout.sizes()."""
+    tensors, _ = split(tensors)
     return _all(tensors).slots if len(tensors) > 1 else _slot_index(tensors[0], grid_of(sizes))
 
 

@@ -72,7 +72,7 @@ class BlockLayout:
             )
         self.active = self._whole(len(block_ids) if active is None else active)
         self._whole(len(block_ids))
-        self._lists = make_lists(block_ids, self.grid)
+        self._lists = self._make_lists(block_ids)
 
     @classmethod
     def from_mask(
@@ -206,7 +206,7 @@ class BlockLayout:
             )
         self.active = self.active if active is None else self._whole(active)
         self._by_kind = None
-        for kept, changed in zip(self._lists, make_lists(block_ids, self.grid), strict=True):
+        for kept, changed in zip(self._lists, self._make_lists(block_ids), strict=True):
             kept.copy_(changed)
 
     def to(self, device: torch.device | str) -> BlockLayout:
@@ -214,14 +214,14 @@ class BlockLayout:
         if self.device == torch.device(device):
             return self
         moved = copy.copy(self)
-        moved._lists = make_lists(self.block_ids.to(device), self.grid)
+        moved._lists = self._make_lists(self.block_ids.to(device))
         return moved
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         index = state.pop("index", None)  # as pickled when all lists were kept on a CPU, too
         self.__dict__.update(state)
         if index is not None:
-            self._lists = make_lists(index.block_ids, self.grid)
+            self._lists = self._make_lists(index.block_ids)
 
     def validate(self, block_ids: Tensor) -> int:
         """Return how many blocks ids [Z] make active; ValueError for ids that do not fit.
@@ -256,6 +256,9 @@ class BlockLayout:
             return numbers
         taps = torch.arange(self.group, dtype=numbers.dtype, device=numbers.device)
         return (numbers[:, None] * self.group + taps).flatten()
+
+    def _make_lists(self, block_ids: Tensor) -> list[Tensor]:
+        return make_lists(block_ids, self.grid, strips=self.group > 1)
 
     def _whole(self, count: int) -> int:
         if count % self.group:

@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from sparse_kernels import BlockLayout
-from sparse_kernels.index_tensors import forward_index, input_grad_index, slot_index
+from sparse_kernels.index_tensors import forward_index, input_grad_index, slot_index, strip_lists
 from sparse_kernels.layout import block_grid
 from sparse_kernels.memory_order import ORDERS, order_of
 from sparse_kernels.triton import tiles
 from sparse_kernels.triton.run_tiles import RunTile
-from sparse_kernels.triton.strips import strip_lists
 from sparse_kernels.triton.tiles import Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

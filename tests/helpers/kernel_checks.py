@@ -25,7 +25,7 @@ def _results(x, values, layout, bias, case: Case, grad, dense: bool):
     bias = None if bias is None else bias.detach().requires_grad_()
     geometry = (case.stride, case.padding, case.dilation)
     if dense:
-        weight = scatter_blocks(leaves[1], layout.tensors()[:1], layout.sizes())
+        weight = scatter_blocks(leaves[1], layout.tensors(), layout.sizes())
         y = F.conv2d(leaves[0], weight, bias, *geometry)
     else:
         y = block_conv2d(*leaves, layout, bias, *geometry)
@@ -47,7 +47,7 @@ def check_convolution(
     make = lambda *shape: torch.randn(*shape).to(DEVICE, dtype)  # noqa: E731
     x = in_order(make(case.batch, in_channels, *case.image), case.order)
     dense = make(out_channels, in_channels, *case.kernel)
-    values = gather_blocks(dense, layout.tensors()[:1], layout.sizes())
+    values = gather_blocks(dense, layout.tensors(), layout.sizes())
     bias = make(out_channels) if case.bias else None
     grad = in_order(make(case.batch, out_channels, *case.output), case.order)
     wide = [None if t is None else t.double() for t in (x, values, bias, grad)]
@@ -82,9 +82,7 @@ def _fused_results(leaves, layout: BlockLayout, case: Case, options: dict, upstr
         )
     else:
         z = norm.apply(x) if norm else x
-        y = F.conv2d(
-            z, scatter_blocks(values, layout.tensors()[:1], layout.sizes()), bias, *geometry
-        )
+        y = F.conv2d(z, scatter_blocks(values, layout.tensors(), layout.sizes()), bias, *geometry)
         y = y if residual is None else y + residual
         variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     loss = (y.double() * upstream["y"].double()).sum()
@@ -123,7 +121,7 @@ def check_fused(
 
     leaves = {
         "x": images(case.batch, in_channels, *case.image),
-        "values": gather_blocks(dense, layout.tensors()[:1], layout.sizes()),
+        "values": gather_blocks(dense, layout.tensors(), layout.sizes()),
     }
     if case.bias:
         leaves["bias"] = torch.randn(out_channels).to(DEVICE, dtype)

@@ -13,7 +13,7 @@ from sparse_kernels.operators import reference
 from sparse_kernels.operators.passes import Passes, register_passes, values_like
 from sparse_kernels.registration import positions
 from sparse_kernels.triton.gather import GatherCall
-from sparse_kernels.triton.strips import gather_strips, strip_weight_grad, tap_lists
+from sparse_kernels.triton.strips import gather_strips, strip_weight_grad
 
 Ints = Sequence[int]
 Index = Sequence[Tensor]
@@ -48,7 +48,7 @@ def _forward(x, values, index, sizes, stride, padding, dilation, bias=None):
     y = _forward_fake(x, values, index, sizes, *geometry)
     if backend == "native":
         return native.conv2d(x, values, bias, y, index, sizes, geometry)
-    x, lists = in_order(x, order), forward_index(tap_lists(index), sizes)
+    x, lists = in_order(x, order), forward_index(index, sizes)
     gather_strips(GatherCall(x, values, y, lists, sizes, geometry, bias=bias), index)
     return y
 
@@ -69,7 +69,7 @@ def _input_grad(
     dx = _input_grad_fake(grad, values, index, sizes, image)
     if backend == "native":
         return native.conv2d_input_grad(grad, values, dx, index, sizes, geometry)
-    grad, lists = in_order(grad, order), input_grad_index(tap_lists(index), sizes)
+    grad, lists = in_order(grad, order), input_grad_index(index, sizes)
     call = GatherCall(grad, values, dx, lists, sizes, geometry, transposed=True)
     gather_strips(call, index)
     return dx

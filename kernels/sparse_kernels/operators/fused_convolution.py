@@ -28,7 +28,7 @@ from sparse_kernels.registration import block_flops, define, positions
 from sparse_kernels.transforms import refuse_batches
 from sparse_kernels.triton.fusion import Fusion
 from sparse_kernels.triton.gather import GatherCall
-from sparse_kernels.triton.strips import gather_strips, strip_shares, tap_lists
+from sparse_kernels.triton.strips import gather_strips, strip_shares
 from sparse_kernels.triton.sums import TileSums, added
 
 Ints = Sequence[int]
@@ -162,7 +162,7 @@ def _forward(
     y, none = _forward_fake(x, values, index, sizes, *geometry, False, False)
     residual = None if residual is None else in_order(residual, order)
     fusion = Fusion(scale, shift, relu_input, residual, statistics)
-    x, lists = in_order(x, order), forward_index(tap_lists(index), sizes)
+    x, lists = in_order(x, order), forward_index(index, sizes)
     call = GatherCall(x, values, y, lists, sizes, geometry, bias=bias, fusion=fusion)
     sums = gather_strips(call, index)
     if sums is None:
@@ -188,7 +188,7 @@ def _backward(
     if x_wanted:
         dx = empty_images(x, x.shape, order)
         call = GatherCall(
-            *(grad, values, dx, input_grad_index(tap_lists(index), sizes), sizes, geometry),
+            *(grad, values, dx, input_grad_index(index, sizes), sizes, geometry),
             transposed=True,
             fusion=replace(fusion, residual=other),
             x=None if scale is None else x,

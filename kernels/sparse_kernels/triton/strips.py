@@ -12,13 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sparse_kernels.index_tensors import (
-    Grid,
-    forward_index,
-    input_grad_index,
-    make_lists,
-    slot_index,
-)
+from sparse_kernels.index_tensors import forward_index, input_grad_index, slot_index, split
 from sparse_kernels.triton.fusion import PLAIN, Fusion
 from sparse_kernels.triton.gather import GatherCall, gather
 from sparse_kernels.triton.run_gather import gather_by_runs, gather_run
@@ -29,29 +23,6 @@ from sparse_kernels.triton.weight_grad import shares
 
 Ints = Sequence[int]
 Lists = Sequence[Tensor]
-LARGEST_INT16 = 2**15 - 1
-
-
-def strip_lists(block_ids: Tensor, grid: Grid) -> list[Tensor]:
-    """Return the lists of the strips in slots with these ids [Z], to come after those of the slots.
-
-    int16 where all numbers fit, but for the ids of the strips, which come first.
-    """
-    *pairs, taps = grid
-    ids, *lists = make_lists(block_ids[::taps] // taps, (*pairs, 1))
-    small = max(len(ids), *pairs) <= LARGEST_INT16
-    return [ids, *(t.to(torch.int16) if small else t for t in lists)]
-
-
-def split(index: Lists) -> tuple[Lists, Lists | None]:
-    """Return the lists of the slots, and those of the strips if there are any."""
-    half, odd = divmod(len(index), 2)  # either kind is one list, or fifteen
-    return (index, None) if odd else (index[:half], index[half:])
-
-
-def tap_lists(index: Lists) -> Lists:
-    """Return the lists of the slots alone."""
-    return split(index)[0]
 
 
 def gather_strips(call: GatherCall, index: Lists) -> TileSums | None:
@@ -77,7 +48,7 @@ def strip_shares(
     strips = _strips(index, sizes, geometry)
     run = None if strips is None else weight_grad_run(x, dy, sizes, fusion)
     if strips is None or run is None:
-        return shares(x, dy, slot_index(tap_lists(index), sizes), sizes, geometry, dtype, fusion)
+        return shares(x, dy, slot_index(index, sizes), sizes, geometry, dtype, fusion)
     places = slot_index(strips, _one_wide(sizes))
     return shares_by_runs(x, dy, places, sizes, geometry[1], dtype, run, fusion)
 

@@ -7,9 +7,9 @@ import torch
 from kernel_cases import DTYPES, TILE, Case, make_layout
 from kernel_checks import FUSIONS, check_convolution, check_fused
 
+from sparse_kernels.index_tensors import split, strip_lists
 from sparse_kernels.triton import launch as launcher
 from sparse_kernels.triton.run_tiles import run_length
-from sparse_kernels.triton.strips import split, strip_lists, tap_lists
 
 pytestmark = pytest.mark.usefixtures("poisoned_kernels")
 
@@ -106,7 +106,6 @@ def test_lists_of_strips_are_short_where_numbers_fit():
     assert len(slots) == len(strips) == 15
     assert {t.dtype for t in slots} == {torch.int32}
     assert {t.dtype for t in strips[1:]} == {torch.int16}
-    assert tap_lists(slots) is slots
     ids = torch.arange(3 * (2**15 - 1), device="meta")
     for more, dtype in ((0, torch.int16), (3, torch.int32)):
         lists = strip_lists(torch.cat([ids, ids[:more]]), (181, 182, 3, 3))
