@@ -52,6 +52,7 @@ def backward(
     grad: Tensor,
     x: Tensor,
     y: Tensor | None,
+    other: Tensor | None,
     moments: Tensor,
     weight: Vector,
     bias: Vector,
@@ -65,13 +66,14 @@ def backward(
     Args:
         grad: of the result.
         y: the result, where there were a residual and a ReLU.
+        other: another gradient of x, which is added.
         batch: whether the moments are those of x, so that its gradient goes through them too.
         residual: whether its gradient is wanted.
     """
     dx, dresidual = like(x), like(x) if residual else None
     gradients = torch.empty_like(moments, dtype=torch.float32)
     call = _Call.of(x, moments, weight, bias, eps, relu, batch)
-    call.set(x, grad=grad, y=y, dx=dx, dresidual=dresidual)
+    call.set(x, grad=grad, y=y, other=other, dx=dx, dresidual=dresidual)
     call.gradients = gradients.data_ptr()
     _library().norm_backward(ctypes.byref(call))
     return dx, dresidual, gradients
@@ -91,7 +93,8 @@ class _Call(ctypes.Structure):
     """struct NormCall of norms.cpp; `kept` are copies, until they have been read."""
 
     _fields_ = [
-        *((n, ctypes.c_void_p) for n in ("x", "residual", "grad", "y", "dx", "dresidual")),
+        *((n, ctypes.c_void_p) for n in ("x", "residual", "grad", "other")),
+        *((n, ctypes.c_void_p) for n in ("y", "dx", "dresidual")),
         *((n, ctypes.c_void_p) for n in ("moments", "gradients", "weight", "bias")),
         *((n, ctypes.c_int64) for n in ("pixels", "channels", "number", "relu", "batch", "threads")),
         ("eps", ctypes.c_double),

@@ -14,7 +14,7 @@
 
 // What Python says: images of `pixels` x `channels` of one Number; null where there is no such image.
 struct NormCall {
-  const char *x, *residual, *grad;
+  const char *x, *residual, *grad, *other;
   char *y, *dx, *dresidual;
   double* moments;   // mean and biased variance [2][channels]
   float* gradients;  // of bias and weight [2][channels]
@@ -261,6 +261,7 @@ void differentiate(const NormCall& call, T number) {
     slope[k] = static_cast<float>(tilt);
     level[k] = static_cast<float>(share * call.gradients[c] - tilt * factors.lost[c]);
   }
+  const T* other = at(call.other, number);
   T *dx = at(call.dx, number), *dresidual = at(call.dresidual, number);
   rows.by_tile(call.threads, [&](int64_t tile) {
     rows.by_vector(tile, [&](auto count, auto lanes, int64_t place, int64_t c) {
@@ -271,7 +272,9 @@ void differentiate(const NormCall& call, T number) {
         Vector g, centred;
         gradient.read(column, i, lanes, g, centred);
         if (dresidual) store(dresidual + i, g, lanes);
-        store(dx + i, g * column.scale + (centred * tilt + rise), lanes);
+        g = g * column.scale + (centred * tilt + rise);
+        if (other) g += load(other + i, lanes);
+        store(dx + i, g, lanes);
       }
     });
   });
