@@ -81,7 +81,8 @@ def _backward(grad, other, x, out, moments, weight, bias, eps, relu, batch, need
 
 def _recorded(grad, other, x, out, moments, weight, bias, eps, relu, batch, needed):
     """Return the same by PyTorch's operators, which autograd records."""
-    fixed = (None, None) if batch else moments.to(x.dtype)
+    dtype = x.dtype if weight is None else weight.dtype  # PyTorch takes no other beside it
+    fixed = (None, None) if batch else moments.to(dtype)
     z = F.batch_norm(x, *fixed, weight, bias, batch, 0.0, eps)
     if relu:
         grad = grad * ~((z if out is None else out) <= 0)
