@@ -96,7 +96,10 @@ class _Call(ctypes.Structure):
         *((n, ctypes.c_void_p) for n in ("x", "residual", "grad", "other")),
         *((n, ctypes.c_void_p) for n in ("y", "dx", "dresidual")),
         *((n, ctypes.c_void_p) for n in ("moments", "gradients", "weight", "bias")),
-        *((n, ctypes.c_int64) for n in ("pixels", "channels", "number", "relu", "batch", "threads")),
+        *(
+            (n, ctypes.c_int64)
+            for n in ("pixels", "channels", "number", "relu", "batch", "threads")
+        ),
         ("eps", ctypes.c_double),
     ]
 
