@@ -20,11 +20,13 @@ SHAPE = (6, 20, 5, 3)
 def native(monkeypatch):
     """Take native kernels whatever `auto` would; count their calls."""
     monkeypatch.setenv(backend.VARIABLE, "native")
-    calls = []
-    real = native_norm.native_norm
-    monkeypatch.setattr(
-        native_norm, "native_norm", lambda *a, **k: (calls.append(1), real(*a, **k))[1]
-    )
+    calls, real = [], native_norm.native_norm
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(native_norm, "native_norm", counted)
     return calls
 
 

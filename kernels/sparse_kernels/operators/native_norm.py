@@ -117,8 +117,8 @@ norm_native = define(
 # to be added. The last result: gradients of bias and weight, float32 [2, C].
 norm_native_backward = define(
     "norm_native_backward",
-    "(Tensor grad, Tensor x, Tensor? y, Tensor? other, Tensor moments, Tensor? weight, Tensor? bias, "
-    "float eps, bool relu, bool batch, bool residual) -> (Tensor, Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor? y, Tensor? other, Tensor moments, Tensor? weight, "
+    "Tensor? bias, float eps, bool relu, bool batch, bool residual) -> (Tensor, Tensor, Tensor)",
     _backward_kernel,
     _backward_fake,
 )
