@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernel_cases import FLOOR, guarded, relative_error
-from sanitized import run_sanitized
 
 from sparse_kernels.cpu import norms
 from sparse_kernels.memory_order import in_order, order_of
@@ -170,8 +169,3 @@ def test_images_that_do_not_fit_are_refused():
         native_norm(x, None, None, 1e-5, residual=x[:1])
     with pytest.raises(ValueError, match="weight should be"):
         native_norm(x, torch.ones(4), None, 1e-5)
-
-
-@pytest.mark.slow
-def test_no_access_is_outside_of_memory():
-    run_sanitized("-m", "pytest", "-q", "-k", "result_and_gradients", __file__)
