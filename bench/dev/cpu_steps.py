@@ -1,7 +1,7 @@
 """Training steps of whole networks on a CPU, by backend: `python -m bench.dev.cpu_steps`.
 
 Ratios to the same dense network in channels_last, of steps taken in turn; `rows` is native after
-to_rows. Clocks are as in cpu_table.py.
+to_rows, `fused` after fuse. Clocks are as in cpu_table.py.
 """
 
 import argparse
@@ -24,6 +24,7 @@ PATHS = {
     "native": Variant("native"),
     "auto": Variant("auto"),
     "rows": Variant("native", rows=True),
+    "fused": Variant("native", fuse=True),
 }
 COLUMNS = ("network", "sparsity", "block", "dense ms", *list(PATHS)[1:])
 FLAGS = {

@@ -62,7 +62,9 @@ class Config:
         "replay the training step as a CUDA graph: auto does on a GPU, where it can", "auto|on|off"
     )
     fuse: str = RUN.choice(
-        "rows order, and norms inside the passes of convolutions: auto does on a GPU", "auto|on|off"
+        "rows order, and norms inside the passes of convolutions: auto does on a GPU; on a CPU it "
+        "gives norms passes of their own",
+        "auto|on|off",
     )
     compile: bool = RUN.switch("run the network through torch.compile")
     checkpoint_every: str | None = RUN.text(

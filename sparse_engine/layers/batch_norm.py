@@ -1,4 +1,4 @@
-"""Batch-norm statistics of weights that no training step has seen."""
+"""The running statistics of batch norms: how they follow batches, and are taken anew."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.errors import InputError
+from sparse_kernels.triton.sums import Running
 
 
 @torch.no_grad()
@@ -37,3 +38,13 @@ def estimate_batch_norm(model: nn.Module, images: Iterable[Tensor]) -> None:
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
     model.train(training)
+
+
+def running_statistics(norm: nn.Module) -> Running | None:
+    """Return the statistics that follow a batch as nn.BatchNorm2d's do, or None."""
+    if not (norm.training and norm.track_running_stats):
+        return None
+    momentum = norm.momentum
+    if momentum is None:
+        momentum = 1.0 / float(norm.num_batches_tracked + 1)
+    return Running(norm.running_mean, norm.running_var, norm.num_batches_tracked, momentum)

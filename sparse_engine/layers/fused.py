@@ -5,7 +5,7 @@
 Where a layer runs on the Triton kernels, its input is normalised and rectified as it is loaded, and
 its output gets a residual and leaves its statistics for the next norm as it is stored; see
 sparse_kernels.operators.fused_convolution. Where it does not, it runs as a module between such
-layers.
+layers. On a CPU all do, and norms with ReLU and residual run in passes of their own.
 """
 
 from collections.abc import Iterable
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sparse_engine.layers.batch_norm import running_statistics
 from sparse_engine.layers.modules import SparseConv2d
+from sparse_engine.layers.native_norm import norm_relu
 from sparse_engine.layers.rows import RowsBatchNorm2d, output_in_rows
 from sparse_kernels import Norm
-from sparse_kernels.dispatch.backend import backend_of
+from sparse_kernels.dispatch.backend import backend_of, norm_backend
 from sparse_kernels.functional_fused import conv2d_by_tile
 from sparse_kernels.memory_order import in_order
 from sparse_kernels.operators.batch_norm import kernel_order, normalise, tile_statistics
 from sparse_kernels.transforms import is_transformed
-from sparse_kernels.triton.sums import Running, TileSums
+from sparse_kernels.triton.sums import TileSums
 
 
 class PendingNorm:
@@ -33,7 +35,9 @@ class PendingNorm:
     """
 
     def __init__(self, x: Tensor, norm: Norm | None = None) -> None:
-        self.x, self.norm = in_order(x, kernel_order(x)), norm
+        self.x, self.norm = x, norm
+        if norm_backend(x) == "triton":
+            self.x = in_order(x, kernel_order(x))
         self._activated: Tensor | None = None
 
     def activated(self, residual: Tensor | None = None) -> Tensor:
@@ -45,14 +49,31 @@ class PendingNorm:
         return self._activated
 
 
+class PendingModule(PendingNorm):
+    """The same on a CPU, where no convolution applies a norm as it reads."""
+
+    def __init__(self, x: Tensor, module: nn.Module, relu: bool) -> None:
+        super().__init__(x)
+        self.module, self.relu = module, relu
+
+    def activated(self, residual: Tensor | None = None) -> Tensor:
+        """Return what comes behind norm, residual and ReLU, stored once."""
+        if self._activated is None:
+            found = norm_relu(self.module, self.x, residual, self.relu)
+            self._activated, self.x = found
+        return self._activated
+
+
 def normalised(norm: nn.Module, x: Tensor, relu: bool = True) -> PendingNorm:
     """Return x [N, C, H, W] with a batch norm behind it, whose running statistics follow."""
+    if norm_backend(x) != "triton":
+        return PendingModule(x, norm, relu)
     learnt = (norm.weight, norm.bias)
     if not norm.training and norm.running_mean is not None:
         fixed = (norm.running_mean.float(), norm.running_var.float())
         return PendingNorm(x, Norm(*fixed, *learnt, norm.eps, False, relu))
     sums = _noted(x) or tile_statistics(x)
-    mean, variance, *affine = sums.batch_norm(*learnt, norm.eps, _running(norm))
+    mean, variance, *affine = sums.batch_norm(*learnt, norm.eps, running_statistics(norm))
     return PendingNorm(x, Norm(mean, variance, *learnt, norm.eps, True, relu, *affine))
 
 
@@ -115,7 +136,7 @@ def runs_fused(modules: Iterable[nn.Module], x: Tensor) -> bool:
     modules = [inner for module in modules for inner in module.modules()]
     return (
         all(_is_known(module) for module in modules if isinstance(module, _BatchNorm))
-        and any(is_fused(module, x) for module in modules)
+        and (norm_backend(x) == "native" or any(is_fused(module, x) for module in modules))
         and not any(_is_watched(module) for module in modules)
     )
 
@@ -148,16 +169,6 @@ def _is_watched(module: nn.Module) -> bool:
     """Return whether someone waits for a module's own forward or backward."""
     after = any(hook is not output_in_rows for hook in module._forward_hooks.values())
     return bool(after or module._forward_pre_hooks or module._backward_hooks)
-
-
-def _running(norm: nn.Module) -> Running | None:
-    """Return the statistics that follow a batch as nn.BatchNorm2d's do, or None."""
-    if not (norm.training and norm.track_running_stats):
-        return None
-    momentum = norm.momentum
-    if momentum is None:
-        momentum = 1.0 / float(norm.num_batches_tracked + 1)
-    return Running(norm.running_mean, norm.running_var, norm.num_batches_tracked, momentum)
 
 
 def _note(x: Tensor, sums: TileSums) -> None:

@@ -1,7 +1,8 @@
 """Whole networks with batch norm, ReLU and residual inside the passes of their convolutions.
 
 `fuse` gives known residual blocks and networks forwards made of the functions of layers/fused.py.
-Where no sparse layer of a block runs on the Triton kernels, the block runs as it did before.
+Where no sparse layer of a block runs on the Triton kernels, and its norms not on the native ones of
+a CPU, the block runs as it did before.
 """
 
 import sys
@@ -109,6 +110,10 @@ def fuse(model: nn.Module) -> nn.Module:
     its modules has a hook, and with norms other than nn.BatchNorm2d. A layer without kernels, or
     one that collects scores for gradient growth, runs between fused ones as a module. Gradients of
     gradients need the network as it was.
+
+    On a CPU that has native kernels, norms with ReLU and residual run in passes of their own, of
+    images in channels_last or rows that are large enough; all layers run as modules, and there are
+    gradients of gradients.
 
     Returns:
         The model.

@@ -27,13 +27,13 @@ from sparse_engine.training.network import (
     build_optimizer,
     member_seed,
     rule_of,
-    runs_fused,
+    runs_in_rows,
 )
 
 
 @dataclass
 class GroupedNetwork(Network):
-    """Members as one network; `fused` says that they keep rows order, without fused passes."""
+    """Members as one network, without fused passes."""
 
     model: GroupedMembers
 
@@ -51,7 +51,7 @@ class GroupedNetwork(Network):
         return nn.ModuleList(self.members)
 
     def _changed(self) -> None:
-        self.model = _as_one_model(self.members, self.fused)
+        self.model = _as_one_model(self.members, self.in_rows)
 
 
 class MemberLoaders:
@@ -106,12 +106,12 @@ def start_group(
         start = saliency_batches(config.start, loader, info.classes)
         models.append(build_model(config, info, device, member, sparsity, start))
         loaders.append(loader)
-    in_rows = runs_fused(config, models[0], device)
+    in_rows = runs_in_rows(config, models[0], device)
     grouped = _as_one_model(models, in_rows)
     optimizer, rate = build_optimizer(config, grouped, device)
     topology = GroupTopology(grouped, optimizer, rule_of(config), seeds)
     norm_decay = config.norm_decay != "off"
-    network = GroupedNetwork(grouped, optimizer, topology, rate, norm_decay, fused=in_rows)
+    network = GroupedNetwork(grouped, optimizer, topology, rate, norm_decay, in_rows=in_rows)
     return network, MemberLoaders(loaders, steps)
 
 

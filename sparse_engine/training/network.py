@@ -42,7 +42,8 @@ class Network:
 
     rate: the learning rate, a tensor that the optimizer reads in every step.
     norm_decay: as the optimizer was built.
-    fused: whether the model runs in rows order, with norms inside the passes of convolutions.
+    in_rows: whether the model runs in rows order.
+    fused: whether its norms run in as few passes as they can, see fuse.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Network:
     rate: Tensor
     norm_decay: bool = True
     world: DistributedContext = SINGLE_PROCESS
+    in_rows: bool = False
     fused: bool = False
     _parallel: nn.Module | None = None
 
@@ -69,8 +71,10 @@ class Network:
 
     def _changed(self) -> None:
         """Prepare layers that are new for the way the model runs."""
+        if self.in_rows:
+            to_rows(self.model)
         if self.fused:
-            fuse(to_rows(self.model))
+            fuse(self.model)
         self._parallel = None
 
     @property
@@ -159,8 +163,8 @@ def build_network(
     optimizer, rate = build_optimizer(config, model, device)
     seed, rule = member_seed(config.seed, member), rule_of(config)
     topology = Topology(model, optimizer, rule, seed, world)
-    fused = runs_fused(config, model, device)
-    return Network(model, optimizer, topology, rate, config.norm_decay != "off", world, fused)
+    order = runs_in_rows(config, model, device), runs_fused(config, model, device)
+    return Network(model, optimizer, topology, rate, config.norm_decay != "off", world, *order)
 
 
 def build_model(
@@ -207,17 +211,33 @@ def rule_of(config: Config) -> str:
 
 
 def runs_fused(config: Config, model: nn.Module, device: torch.device) -> bool:
-    """Return whether a run's model keeps rows order and norms in its convolutions' passes.
+    """Return whether a run's model is fused.
 
-    Fused blocks are for the Triton kernels; `auto` takes them on a GPU, where a sparse convolution
-    at least runs on them: rows order would be copies and nothing else for a network without.
+    Fused blocks are for models in rows order; `auto` takes them on a CPU, too, where norms run on
+    the native kernels if sparse layers may. What is compiled is fused by the compiler.
     """
-    convolutions = [m for m in model.modules() if isinstance(m, SparseConv2d)]
+    if runs_in_rows(config, model, device):
+        return True
+    is_native = device.type == "cpu" and config.backend in ("auto", "native") and not config.compile
+    return is_native and config.fuse == "auto" and bool(_convolutions(model))
+
+
+def runs_in_rows(config: Config, model: nn.Module, device: torch.device) -> bool:
+    """Return whether a run's model keeps rows order.
+
+    It is for the Triton kernels; `auto` takes it on a GPU, where a sparse convolution at least runs
+    on them: it would be copies and nothing else for a network without.
+    """
+    convolutions = _convolutions(model)
     if config.fuse != "auto" or device.type != "cuda":
         return bool(convolutions) and config.fuse == "on"
     if config.backend != "auto":
         return bool(convolutions) and config.backend == "triton"
     return any(_has_kernel(layer.layout, device, DTYPES[config.dtype]) for layer in convolutions)
+
+
+def _convolutions(model: nn.Module) -> list[SparseConv2d]:
+    return [m for m in model.modules() if isinstance(m, SparseConv2d)]
 
 
 def _has_kernel(layout: BlockLayout, device: torch.device, dtype: torch.dtype) -> bool:

@@ -17,7 +17,7 @@ from sparse_engine.methods.resolve import resolve
 from sparse_engine.runs import model as architecture
 from sparse_engine.runs.model import plain_model
 from sparse_engine.train import main
-from sparse_engine.training.network import build_network, runs_fused
+from sparse_engine.training.network import build_network, runs_fused, runs_in_rows
 
 CPU = torch.device("cpu")
 
@@ -132,21 +132,31 @@ def test_a_fused_run_equals_a_plain_one_and_stays_fused():
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
 
 
-def test_auto_fuses_on_a_gpu_where_a_layer_has_a_kernel(monkeypatch):
+def test_auto_fuses_on_a_gpu_where_a_layer_has_a_kernel_and_on_a_cpu(monkeypatch):
     monkeypatch.setattr("sparse_kernels.dispatch.backend.gpu_facts", lambda _: (90, 132))
     monkeypatch.delenv("SPARSE_ENGINE_BACKEND", raising=False)
     gpu = torch.device("cuda")
 
     def fused(device=gpu, block="32x32", sparsity=0.9, **options) -> bool:
         network = network_for(block=block, sparsity=sparsity, method="set")
-        return runs_fused(Config(**options), network.model, device)
+        arguments = Config(**options), network.model, device
+        if device == gpu:
+            assert runs_fused(*arguments) == runs_in_rows(*arguments)
+        return runs_fused(*arguments)
 
     assert fused()
-    assert not fused(CPU)
+    assert fused(CPU)
+    assert fused(CPU, backend="native")
+    assert not fused(CPU, backend="masked")
+    assert not fused(CPU, compile=True)
+    assert not fused(CPU, fuse="off")
+    model = network_for(block="32x32", sparsity=0.9, method="set").model
+    assert not runs_in_rows(Config(), model, CPU)
     assert not fused(block="1x1")
     assert not fused(sparsity=0.2)  # every layer is above break-even
     assert fused(sparsity=0.2, backend="triton")
     assert not fused(backend="masked")
     assert not fused(fuse="off")
     assert fused(CPU, fuse="on")
-    assert not runs_fused(Config(), torch.nn.Conv2d(3, 4, 1), gpu)
+    for device in (gpu, CPU):
+        assert not runs_fused(Config(), torch.nn.Conv2d(3, 4, 1), device)

@@ -24,7 +24,6 @@ Index = Sequence[Tensor]
 # Every vector width divides it.
 MULTIPLE = 16
 PASSES = ("forward", "input_grad", "weight_grad")
-POINTWISE: tuple[Ints, Ints, Ints] = ((1, 1), (0, 0), (1, 1))
 
 
 def supports(sizes: Ints, pass_name: str) -> bool:
@@ -97,25 +96,6 @@ def conv2d_weight_grad(
     return (dvalues.transpose(1, 2).contiguous() if swapped else dvalues).to(x.dtype)
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints) -> Tensor:
-    """Return y [..., O] of x [..., C]."""
-    y = x.new_empty(*x.shape[:-1], sizes[0])
-    conv2d(_pixels(x), values, bias, _pixels(y), index, sizes, POINTWISE)
-    return y
-
-
-def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
-    """Return dx [..., C] of dy [..., O]."""
-    dx = grad.new_empty(*grad.shape[:-1], sizes[1])
-    conv2d_input_grad(_pixels(grad), values, _pixels(dx), index, sizes, POINTWISE)
-    return dx
-
-
-def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
-    """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
-    return conv2d_weight_grad(_pixels(x), _pixels(grad), index, sizes, POINTWISE)
-
-
 class _Images(ctypes.Structure):
     """struct Images of channel_vectors.h."""
 
@@ -162,11 +142,6 @@ def _to_write(y: Tensor) -> Tensor:
     if y.shape[1] == 1 or y.stride(1) == 1:
         return y
     return torch.empty_like(y, memory_format=torch.channels_last)
-
-
-def _pixels(rows: Tensor) -> Tensor:
-    """View [..., C] as images of one pixel [M, C, 1, 1]."""
-    return rows.reshape(-1, rows.shape[-1], 1, 1)
 
 
 def _transposed(values: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ Index = Sequence[Tensor]
 # In layers of so few channels, blocks so narrow take .3 to .5 of the dense layer's time by vectors
 # over pixels, .5 to .85 over channels; of 64 channels both take the same.
 FEW_CHANNELS, NARROW = 32, 16
+# A linear layer is a convolution with this geometry.
+POINTWISE = ((1, 1), (0, 0), (1, 1))
 
 
 def conv2d(
@@ -52,17 +54,26 @@ def conv2d_weight_grad(
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints) -> Tensor:
     """Return y [..., O] of x [..., C]."""
-    return _kernel("forward", sizes).linear(x, values, bias, index, sizes)
+    y = x.new_empty((*x.shape[:-1], sizes[0]))
+    conv2d(_one_row(x), values, bias, _one_row(y), index, sizes, POINTWISE)
+    return y
 
 
 def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dx [..., C] of dy [..., O]."""
-    return _kernel("input_grad", sizes).linear_input_grad(grad, values, index, sizes)
+    dx = grad.new_empty((*grad.shape[:-1], sizes[1]))
+    conv2d_input_grad(_one_row(grad), values, _one_row(dx), index, sizes, POINTWISE)
+    return dx
 
 
 def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
-    return _kernel("weight_grad", sizes).linear_weight_grad(x, grad, index, sizes)
+    return conv2d_weight_grad(_one_row(x), _one_row(grad), index, sizes, POINTWISE)
+
+
+def _one_row(x: Tensor) -> Tensor:
+    """View [..., C] as the pixels [1, C, 1, M] of one image, which a contiguous x is."""
+    return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def _kernel(pass_name: str, sizes: Ints) -> ModuleType:

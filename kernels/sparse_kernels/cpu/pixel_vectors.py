@@ -73,33 +73,6 @@ def conv2d_weight_grad(
     return dvalues.to(x.dtype)
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints) -> Tensor:
-    """Return y [..., O] of x [..., C]."""
-    y = x.new_empty((*x.shape[:-1], sizes[0]))
-    conv2d(_rows(x), values, bias, _rows(y), index, sizes, _POINTWISE)
-    return y
-
-
-def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
-    """Return dx [..., C] of dy [..., O]."""
-    dx = grad.new_empty((*grad.shape[:-1], sizes[1]))
-    conv2d_input_grad(_rows(grad), values, _rows(dx), index, sizes, _POINTWISE)
-    return dx
-
-
-def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:
-    """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
-    return conv2d_weight_grad(_rows(x), _rows(grad), index, sizes, _POINTWISE)
-
-
-_POINTWISE = ((1, 1), (0, 0), (1, 1))
-
-
-def _rows(x: Tensor) -> Tensor:
-    """View rows [..., C] as the pixels [1, C, 1, M] of one image, which a contiguous x is."""
-    return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-
-
 def _gather(
     layer: ctypes.Array,
     backward: bool,

@@ -12,6 +12,7 @@ from drawn_convolutions import draw_convolution, guarded, guards_are_whole
 from sparse_kernels import BlockLayout
 from sparse_kernels.cpu import channel_vectors as native
 from sparse_kernels.cpu.library import SOURCE
+from sparse_kernels.cpu.native import linear, linear_input_grad, linear_weight_grad
 from sparse_kernels.memory_order import ORDERS, order_of
 
 EPSILON = torch.finfo(torch.float32).eps
@@ -123,11 +124,11 @@ def test_linear_layers_of_any_number_of_rows(rows):
         weight[32 * o : 32 * o + 32, 32 * c : 32 * c + 32] = value.T
     weight = weight[:75, :150].double()
     x, grad, bias = guarded((*rows, 150)), guarded((*rows, 75)), torch.randn(75)
-    y = native.linear(x, values, bias, index, sizes)
+    y = linear(x, values, bias, index, sizes)
     torch.testing.assert_close(y.double(), x.double() @ weight.T + bias, rtol=1e-5, atol=1e-4)
-    dx = native.linear_input_grad(grad, values, index, sizes)
+    dx = linear_input_grad(grad, values, index, sizes)
     torch.testing.assert_close(dx.double(), grad.double() @ weight, rtol=1e-5, atol=1e-4)
-    dvalues = native.linear_weight_grad(x, grad, index, sizes)
+    dvalues = linear_weight_grad(x, grad, index, sizes)
     dense = grad.double().flatten(0, -2).T @ x.double().flatten(0, -2)
     dense = torch.nn.functional.pad(dense, (0, 10, 0, 21))
     for found, (o, c) in zip(dvalues, mask.nonzero().tolist()):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pixel_cases import Case, Layer, draw, error, guarded
 
-from sparse_kernels.cpu import pixel_vectors
+from sparse_kernels.cpu import native, pixel_vectors
 from sparse_kernels.cpu.library import SOURCE
 
 SAME = ((1, 1), (1, 1), (1, 1))
@@ -74,12 +74,12 @@ def test_rows_of_a_linear_layer(rows, block):
     x, grad = x.view(1, rows, -1), grad.view(1, rows, -1)
     rest = layer.index, layer.sizes
     ours = [
-        pixel_vectors.linear(x, layer.values, layer.bias, *rest),
-        pixel_vectors.linear_input_grad(grad, layer.values, *rest),
+        native.linear(x, layer.values, layer.bias, *rest),
+        native.linear_input_grad(grad, layer.values, *rest),
     ]
     for a, b in zip(ours, layer.dense(torch.float64)):
         assert error(a[0].T, b[0, :, 0]) < 4e-7
-    dvalues = pixel_vectors.linear_weight_grad(x, grad, *rest)
+    dvalues = native.linear_weight_grad(x, grad, *rest)
     assert dvalues.equal(layer.run()[2])
 
 
@@ -105,7 +105,7 @@ def test_no_images_and_no_rows():
     x = torch.empty(0, 8, 4, 4)
     y = pixel_vectors.conv2d(x, layer.values, None, x.clone(), *rest, layer.case.geometry)
     assert y.shape == x.shape
-    assert not pixel_vectors.linear_weight_grad(x[:, :, 0, 0], x[:, :, 0, 0], *rest).any()
+    assert not native.linear_weight_grad(x[:, :, 0, 0], x[:, :, 0, 0], *rest).any()
 
 
 @pytest.mark.parametrize("wrong", [-1, -(2**31), 1 << 20])
