@@ -69,10 +69,11 @@ def shapes(network: Network) -> list[Shape]:
     """Return the convolutions and linear layers in the order in which an image meets them."""
     found: list[Shape] = []
 
-    def note(module: nn.Module, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
-        weight = (*weight_shape(module), 1, 1)[:4]
-        image = tuple(output.shape[2:]) if output.ndim == 4 else (1, 1)
-        found.append(Shape(weight, image, getattr(module, "stride", (1,))[0]))
+    def note(module: nn.Module, _: Sequence[torch.Tensor], output: torch.Tensor) -> None:
+        outputs, inputs, taps_h, taps_w = (*weight_shape(module), 1, 1)[:4]
+        height, width = output.shape[2:] if output.ndim == 4 else (1, 1)
+        stride = getattr(module, "stride", (1,))[0]
+        found.append(Shape((outputs, inputs, taps_h, taps_w), (height, width), stride))
 
     model = network.build().to("meta").eval()
     for module in model.modules():
@@ -173,9 +174,9 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
             _row(f"{shape}", [shape], block, network.batch) for shape in wide for block in BLOCKS
         )
         for block, chosen in itertools.product(BLOCKS, (False, True)):
-            words = ", shares chosen" * chosen
-            yield _row(f"**{name}: 3x3{words}**", wide, block, network.batch, chosen)
-            yield _step_row(f"**{name}: step{words}**", network, everything, block, moved, chosen)
+            short, words = name.split("/")[-1], ", shares chosen" * chosen
+            yield _row(f"**{short}: 3x3{words}**", wide, block, network.batch, chosen)
+            yield _step_row(f"**{short}: step{words}**", network, everything, block, moved, chosen)
 
 
 def _row(
