@@ -139,7 +139,9 @@ class Kernels:
         layout, kind = problem.layout, name.split()[0]
         density = {"dense": 1.0, "torch 2:4": 0.5}.get(name, layout.density)
         columns = speeds(seconds, 2 * problem.positions * problem.dense.numel(), density)
-        rates = rates_of(files.device_name(self.device)) if kind in ("triton", "native") else None
+        # That of strips, which read less through L2, is not known here.
+        known = kind in ("triton", "native") and problem.layer.taps == "each"
+        rates = rates_of(files.device_name(self.device)) if known else None
         channels = sum(problem.layer.weight[:2])
         work = traffic(which, problem.positions, channels, layout.active, layout.block)
         return {

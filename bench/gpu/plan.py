@@ -34,6 +34,9 @@ OTHERS = [
 ]
 IMAGE_LAYERS = [layer for layer in LAYERS if layer.image]
 LINEAR_LAYERS = [layer for layer in LAYERS if not layer.image]
+STRIPS = [replace(layer, name=f"{layer.name}, strips", taps="row") for layer in IMAGE_LAYERS]
+# Those whose steps are predicted (docs/performance.md), WRN-28-10 besides.
+PREDICTED = [NETWORKS[name] for name in ("resnet18", "torchvision/resnet50", "vgg16")]
 GENERATION = 90  # whose break-even densities say what `auto` would run dense
 SMOKE_SECONDS, TEST_SECONDS = 30.0, 30.0
 # The dense library's search among its algorithms, in the first network.
@@ -96,6 +99,8 @@ class _Plan:
         ]
         triton, large = variants("triton rows captured"), ((128, 128),)
         return [
+            self.layers(STRIPS, ((64, 64), (32, 32)), orders=("rows",)),
+            self.predicted(WIDE),
             self.steps(BEST, "auto", distribution="erk"),
             self.steps(triton, "auto"),
             self.steps(triton, "32x32"),
@@ -111,7 +116,14 @@ class _Plan:
             self.steps(BEST, "32x32", sparsities=(0.5, 0.95)),
             self.steps(BEST, "64x64", sparsities=(0.5, 0.95)),
             self.steps(variants("masked", "auto", "auto rows compiled"), sparsities=(0.8,)),
+            *map(self.predicted, PREDICTED),
         ]
+
+    def predicted(self, network: Network) -> list[Job]:
+        """Return the steps that bench.dev.roofline predicts: all on kernels, taps and strips."""
+        choices = itertools.product(("64x64", "32x32"), HEADLINE, ("each", "row"))
+        cases = [Case(network, s, block=block, taps=taps) for block, s, taps in choices]
+        return [job for case in cases for job in self.training.jobs(case, [FORCED])]
 
     def layers(
         self,

@@ -114,7 +114,7 @@ class Comparison(ABC):
             **workload.columns,
         }
         if case.sparsity:
-            choice = {"distribution": case.distribution, "block": case.block}
+            choice = {"distribution": case.distribution, "block": case.blocks}
             facts |= {"sparsity": case.sparsity, **choice}
         flops = sum(workload.flops.values()) * case.network.batch
         rates = rates_of(files.device_name(self.device))

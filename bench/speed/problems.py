@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.dispatch.backend import forced_backend
-from sparse_kernels.layout import block_grid
+from sparse_kernels.layout import block_grid, group_size
 from sparse_kernels.memory_order import in_order
 from sparse_kernels.operators import convolution, linear
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
@@ -23,7 +23,10 @@ Peer = tuple[str, Callable[[], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer to time: weight (O, C, R, S), image (H, W) and batch; no image: a linear one."""
+    """A layer to time: weight (O, C, R, S), image (H, W) and batch; no image: a linear one.
+
+    taps: "each", or "row" for strips, as of a BlockLayout.
+    """
 
     name: str
     weight: tuple[int, ...]
@@ -31,6 +34,7 @@ class Layer:
     batch: int
     cpu_batch: int = 128
     stride: int = 1
+    taps: str = "each"
 
     @property
     def geometry(self) -> tuple[list[int], list[int], list[int]]:
@@ -65,9 +69,11 @@ def make_problem(
     """Return random blocks at a density, and random inputs, in bf16 (fp32 on a CPU)."""
     torch.manual_seed(0)
     dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
-    total = math.prod(block_grid(layer.weight, block))
-    ids = torch.randperm(total)[: max(1, round(density * total))]
-    layout = BlockLayout(layer.weight, block, ids).to(device)
+    group = group_size(layer.weight, layer.taps)
+    total = math.prod(block_grid(layer.weight, block)) // group
+    groups = torch.randperm(total)[: max(1, round(density * total))]
+    ids = (groups[:, None] * group + torch.arange(group)).flatten()
+    layout = BlockLayout(layer.weight, block, ids, taps=layer.taps).to(device)
     weight = torch.randn(layout.shape, device=device, dtype=dtype)
     values = blocks_of(weight, layout)
     batch = layer.batch if device == "cuda" else layer.cpu_batch

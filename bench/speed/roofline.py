@@ -1,23 +1,12 @@
-"""What arithmetic says the kernels can reach on a GPU: python -m bench.speed.roofline prints it.
+"""The roofline of a pass that was measured on a GPU: the least time that arithmetic allows.
 
 Three times bound a pass: its active FLOPs over the tensor cores' rate, the bytes that must cross
-device memory once, and the bytes that tiles of BM x BO read through L2. The predicted efficiency is
-the first over the largest: the share of the dense rate, per active FLOP. The rates of tensor cores
-and L2 are assumptions (about those seen on such chips), that of memory is the data sheet's; nothing
-here is a measurement. The table is of an H200.
+device memory once, and the bytes that tiles of BM x BO read through L2, a tap at a time. The rates
+of tensor cores and L2 are assumptions (about those seen on such chips), that of memory is the data
+sheet's. What kernels should take, waves and all, is predicted by bench.dev.roofline.
 """
 
-import itertools
-from collections.abc import Iterator
 from typing import NamedTuple
-
-from bench.report.tables import markdown
-from sparse_engine.config.flags import run_command
-
-COLUMNS = (
-    "layer", "block", "density", "pass", "GFLOP", "MB", "MB through L2",
-    "µs tensor / memory / L2", "predicted", "measured",
-)  # fmt: skip
 
 
 class Rates(NamedTuple):
@@ -31,10 +20,7 @@ class Rates(NamedTuple):
 H200 = Rates(790e12, 4.8e12, 5.5e12)
 # By the beginning of the device's name. An H100 PCIe or NVL has other rates, a GH200 too.
 RATES = {"NVIDIA H200": H200, "NVIDIA H100 80GB HBM3": H200._replace(memory=3.35e12)}
-BATCH, TAPS, BM, ELEMENT = 128, 9, 128, 2
-LAYERS = ((160, 32), (320, 16), (640, 8))
-BLOCKS = (32, 64, 128)
-DENSITIES = (0.2, 0.1)
+BM, ELEMENT = 128, 2
 
 
 def least_times(flops: float, memory: float, l2: float, rates: Rates = H200) -> tuple[float, ...]:
@@ -71,28 +57,3 @@ def traffic(
     if passes == "weight gradient":
         return flops, images + 2 * stored, rows + positions * blocks * bo * ELEMENT
     return flops, images + stored, rows + positions / BM * stored
-
-
-def predictions() -> Iterator[list[str]]:
-    """Yield the cells of WRN-28-10's 3x3 layers in bf16; forward and input gradient are alike."""
-    passes = ("forward, input gradient", "weight gradient")
-    choices = itertools.product(LAYERS, BLOCKS, DENSITIES, passes)
-    for (channels, size), block, density, which in choices:
-        blocks = density * TAPS * (-(-channels // block)) ** 2
-        work = traffic(which, BATCH * size * size, 2 * channels, blocks, (block, block))
-        times = [1e6 * seconds for seconds in least_times(*work)]
-        yield [
-            f"{channels} at {size}x{size}",
-            f"{block}",
-            f"{density}",
-            which,
-            f"{work[0] / 1e9:.1f}",
-            *(f"{moved / 1e6:.0f}" for moved in work[1:]),
-            " / ".join(f"{time:.0f}" for time in times),
-            f"{times[0] / max(times):.0%}",
-            "not measured",
-        ]
-
-
-if __name__ == "__main__":
-    run_command(lambda _: print(markdown(COLUMNS, predictions())))

@@ -91,7 +91,8 @@ def variants(*names: str) -> tuple[Variant, ...]:
 class Case:
     """One network with one choice of blocks; of sparsity 0 for the dense one.
 
-    `slim` is the narrower dense network of as many FLOPs as these blocks have.
+    slim: the narrower dense network of as many FLOPs as these blocks have.
+    taps: "each", or "row" for strips, as of sparsify.
     """
 
     network: Network
@@ -99,11 +100,17 @@ class Case:
     distribution: str = "uniform"
     block: str = "32x32"
     slim: bool = False
+    taps: str = "each"
 
     def __str__(self) -> str:
         if not self.sparsity:
             return self.network.name
-        return f"{self.network.name} {self.sparsity} {self.distribution} {self.block}"
+        return f"{self.network.name} {self.sparsity} {self.distribution} {self.blocks}"
+
+    @property
+    def blocks(self) -> str:
+        """The block as reports call it, with its taps where they are not on their own."""
+        return self.block if self.taps == "each" else f"{self.block} {self.taps}"
 
     def dense(self) -> Case:
         """Return the case of the dense network."""
@@ -127,7 +134,7 @@ class Case:
         if self.sparsity:
             blocks, generator = parse_block(self.block), torch.Generator().manual_seed(seed)
             choice = (self.sparsity, self.distribution, blocks)
-            sparsify(model, *choice, init="random", generator=generator)
+            sparsify(model, *choice, init="random", generator=generator, taps=self.taps)
         if not self.slim:
             return model
         flops = dense_flops(model, self.network.image)

@@ -53,5 +53,7 @@ def test_the_plan_has_everything_once_and_dense_first(gpu_plan):
         "0.95 uniform",
         "in channels_last",
         "auto rows compiled",
+        "conv 3x3 160 at 32x32, strips, blocks 32x32",
+        "vgg16 0.9 uniform 64x64 row: triton rows fuse captured",
     ):
         assert any(part in name for name in names)

@@ -17,6 +17,7 @@ LAYERS = (
     Layer("3x3", (32, 16, 3, 3), (6, 6), 2, 2),
     Layer("3x3, every second pixel", (32, 16, 3, 3), (7, 7), 2, 2, stride=2),
     Layer("1x1, every second pixel", (32, 16, 1, 1), (6, 6), 2, 2, stride=2),
+    Layer("3x3, strips", (32, 16, 3, 3), (6, 6), 2, 2, taps="row"),
     Layer("linear", (32, 16), (), 8, 8),
 )
 

@@ -51,3 +51,7 @@ def test_rows_of_steps_and_layers(device, monkeypatch, tmp_path):
     found = subject._row(problem, "native rows", "forward", [1e-3], [1e-3])["roofline"]
     assert (found is not None) == ("H" in device)
     assert subject._row(problem, "masked rows", "forward", [1e-3], [1e-3])["roofline"] is None
+    strips = Layer("strips", (32, 32, 3, 3), (2, 2), 2, 2, taps="row")
+    problem = make_problem(strips, (32, 32), 0.5, "cpu")
+    assert problem.layout.group == 3
+    assert subject._row(problem, "native rows", "forward", [1e-3], [1e-3])["roofline"] is None

@@ -1,0 +1,131 @@
+"""The model of GPU traffic, by hand: programs of small layers, their waves, and what steps take."""
+
+import importlib.util
+from argparse import Namespace
+
+import pytest
+
+from bench.dev import programs, roofline, waves
+from bench.dev.programs import Layer, gather, run_length, weight_grad
+from bench.dev.roofline import Rest, Shape
+from bench.speed.networks import TINY
+from bench.speed.roofline import H200
+
+# One strip for its only block: 64 channels in and out, 8x8 pixels of 128 images.
+STRIP = Layer((64, 64), (3, 3), (8, 8), 128, (64, 64), 3, strips=True)
+TAPS = STRIP._replace(strips=False)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_program_of_runs(transposed):
+    work = gather(STRIP, transposed)
+    # 4 pixels x 64 images: 8 rows x 2 runs x 2 halves of the batch.
+    assert work.programs == 32
+    assert work.program.flops == 2 * (4 * 3) * 64 * 64 * 64
+    loaded = 2 * (6 * 64 * 64 + 3 * 64 * 64)
+    assert loaded == 73_728
+    assert work.program.l2 == loaded + 2 * (4 * 64 * 64)
+    # wgmma reads two operands of 64 x 64 for each of 12 products.
+    assert work.program.shared == loaded + 12 * 2 * (2 * 64 * 64)
+    assert work.memory == 2 * (2 * 64 * 64 * 128 + 3 * 64 * 64)
+    assert work.sums == 0
+
+
+def test_a_program_of_one_tap_at_a_time():
+    work = gather(TAPS, transposed=False)
+    assert work.programs == 64  # pixels, of 128 images each
+    assert work.program.flops == 3 * 2 * 128 * 64 * 64
+    assert work.program.l2 == 3 * 2 * (128 * 64 + 64 * 64) + 2 * 128 * 64
+    assert 3 * 2 * (128 * 64 + 64 * 64) / work.program.flops == pytest.approx(1 / 42.7, rel=1e-3)
+
+
+def test_a_weight_gradient_of_one_share_and_of_several():
+    runs, taps = weight_grad(STRIP, splits=1), weight_grad(TAPS, splits=1)
+    # 16 runs x 128 images, of which 6 tiles of x and 4 of dy feed 12 products.
+    assert (runs.programs, taps.programs) == (1, 3)
+    assert runs.program.flops == 3 * taps.program.flops == 16 * 128 * 12 * 2 * 64 * 64
+    assert runs.program.l2 == 16 * 128 * 10 * 64 * 2 + 3 * 64 * 64 * 2
+    assert taps.program.l2 == 64 * 128 * 2 * 64 * 2 + 64 * 64 * 2
+    assert runs.sums == 0
+    shared = weight_grad(STRIP, splits=4)
+    assert (shared.programs, shared.sums) == (4, 4 * 3 * 64 * 64)
+    assert shared.program.l2 == 4 * 128 * 10 * 64 * 2 + 3 * 64 * 64 * 4  # in fp32
+    # The launchers' number: 4 programs a processor, but not more shares than steps of 32 runs.
+    assert weight_grad(STRIP).programs == 16 * 128 // 32
+    assert weight_grad(TAPS).programs == 3 * min(64 * 128 // 64, 4 * 132 // 3)
+
+
+def test_what_is_multiplied_and_not_stored():
+    strided = TAPS._replace(stride=2)
+    work = gather(strided, transposed=True)
+    assert roofline.multiplied([work]) == 4 * strided.useful
+    assert work.program.l2 == 3 * 2 * (128 // 4 * 64 + 64 * 64) + 2 * 128 * 64
+    ragged = Layer((64, 48), (3, 3), (8, 7), 128, (64, 32), 3, strips=True)
+    # 48 channels in blocks of 32, and runs of 4 in rows of 7 pixels.
+    share = 48 / 64 * 7 / 8
+    assert roofline.stored_shares([ragged])[0] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("width", "longest", "whole", "length"),
+    [(8, 8, False, 8), (14, 4, False, 4), (14, 4, True, 2), (7, 4, True, 0), (2, 8, False, 2)],
+)
+def test_lengths_of_runs(width, longest, whole, length):
+    assert run_length(width, longest, whole) == length
+
+
+def test_tiles_are_those_of_the_kernels():
+    if importlib.util.find_spec("sparse_kernels.triton.run_tiles") is None:
+        pytest.skip("there are no kernels of runs")
+    from sparse_kernels.triton import run_tiles
+
+    for block in (32, 64):
+        theirs = run_tiles.run_gather_tile(90, 2, False, block, block, 3, False, True)
+        assert (theirs.length, theirs.tile.bm) == programs.run_gather_tile(block)
+        theirs = run_tiles.run_weight_grad_tile(90, 2, False, block, block, 3, False, True)
+        assert (theirs.length, theirs.tile.bm) == programs.run_weight_grad_tile(block)
+        for width in (1, 2, 4, 7, 8, 14, 32, 56):
+            assert run_tiles.run_length(width, 4, False) == run_length(width, 4)
+
+
+def test_the_slowest_part_decides_in_whole_waves():
+    assert [waves.whole_waves(count) for count in (1, 132, 133)] == [132, 132, 264]
+    work = gather(STRIP, transposed=False)
+    through_l2 = 132 * work.program.l2 / H200.l2
+    assert waves.seconds(work, H200) == pytest.approx(through_l2)
+    assert waves.seconds(work, H200._replace(l2=1e15)) == pytest.approx(
+        132 * work.program.shared / (H200.tensor / 32)
+    )
+    assert waves.seconds(work, H200._replace(memory=1e9)) == work.memory / 1e9
+    added = work._replace(sums=H200.l2 / 4)
+    assert waves.seconds(added, H200) == pytest.approx(1 + through_l2)
+    # N = 32 at two thirds of the rate: 3 KB of operands in the time of 2.
+    assert programs.operands(64, 32, 16) / 128 == 1.5 * (2 * 64 * 32 * 16 / 4096)
+
+
+def test_chosen_shares_are_never_slower():
+    for layer in (STRIP, TAPS):
+        chosen = waves.seconds(waves.best_weight_grad(layer, H200), H200)
+        assert chosen <= waves.seconds(weight_grad(layer), H200)
+
+
+def test_a_step_is_its_passes_and_the_rest():
+    first = Shape((64, 64, 3, 3), (8, 8), 1).sparse((64, 64), 0.3, True, 128)
+    assert first == STRIP
+    moved, weights = 4.8e9, 2 * 3 * 64 * 64
+    works = [*roofline.passes(first, fused=True)] * 2
+    del works[1]
+    expected = sum(waves.seconds(work, H200) for work in works) + 1e-3
+    expected += 2 * roofline.KERNELS * roofline.LAUNCH + weights * 20 / 4.8e12
+    assert roofline.step([first, first], H200, moved) == pytest.approx(expected)
+
+
+def test_rows_of_a_network(monkeypatch):
+    monkeypatch.setattr(roofline, "NETWORKS", {"tiny": TINY})
+    monkeypatch.setattr(roofline, "rest", lambda network: Rest(1e6, 1e6))
+    rows = list(roofline.rows(Namespace(networks=["tiny"])))
+    assert {len(row) for row in rows} == {len(roofline.COLUMNS)}
+    names = [row[0] for row in rows]
+    assert names[0] == "3 -> 16 at 8x8"
+    assert "64 -> 128 at 2x2" not in names  # that has a stride
+    assert names.count("**tiny: step**") == len(roofline.BLOCKS)
