@@ -14,6 +14,7 @@ from torch import nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.shards import all_rows, own_part, write_
 
 
 class Averages:
@@ -55,8 +56,9 @@ class Averages:
             place = torch.full((total + 1,), -1, device=before.device)
             # The last element is that of unused slots, which hold zeros anyway.
             place = place.index_copy(0, before, slots).index_select(0, ids)
-            kept = own.values.index_select(0, place.clamp(min=0))
-            own.values.copy_(kept.masked_fill((place < 0)[:, None, None], 0))
+            means = all_rows(own_part(own.values), own.values)
+            kept = means.index_select(0, place.clamp(min=0))
+            write_(own.values, kept.masked_fill((place < 0)[:, None, None], 0))
             own.change_blocks_(ids, layer.layout.active)
 
     def warn_of_others(self) -> None:

@@ -58,8 +58,12 @@ class GradientWatch:
             return
         self._handles = [
             self.parameter.register_hook(_weakly(self, GradientWatch._announce)),
-            self.parameter.register_post_accumulate_grad_hook(_weakly(self, GradientWatch.land)),
+            *self._hooks_after_landing(),
         ]
+
+    def _hooks_after_landing(self) -> list[Any]:
+        hook = _weakly(self, type(self).land)
+        return [self.parameter.register_post_accumulate_grad_hook(hook)]
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -147,7 +151,11 @@ class GradientWatch:
 
 
 def _version_of(grad: Tensor) -> int:
-    """Return how often a tensor was written to; one made in inference mode does not count it."""
+    """Return how often a tensor was written to; one made in inference mode does not count it.
+
+    Of a DTensor, whose own count says nothing of that, the part of this process.
+    """
+    grad = getattr(grad, "_local_tensor", grad)
     return -1 if grad.is_inference() else grad._version
 
 
