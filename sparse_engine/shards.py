@@ -73,20 +73,22 @@ def why_not_by_slots(values: Tensor) -> str | None:
     """Return why a tensor is not cut up as FSDP2 does, by rows; None if it is, or whole."""
     if not is_sharded(values):
         return None
-    mesh, placements = values.device_mesh, values.placements  # type: ignore[attr-defined]
+    placements = values.placements  # type: ignore[attr-defined]
     *outer, last = placements
     kind = type(last).__name__
     if all(type(p).__name__ == "Replicate" for p in outer) and kind == "Shard" and last.dim == 0:
         return None
-    names = mesh.mesh_dim_names or range(mesh.ndim)
-    placed = ", ".join(f"{name}: {placement}" for name, placement in zip(names, placements))
-    return f"they are placed ({placed}), as by tensor parallelism"
+    placed = ", ".join(map(str, placements))
+    return f"a DTensor placed as {placed}, as by tensor parallelism"
 
 
-def sharded_modules(model: nn.Module) -> list[Any]:
-    """Return the modules of a model that fully_shard was called with."""
+def modules_of_kind(model: nn.Module, name: str) -> list[Any]:
+    """Return the modules of a model whose class, or one it inherits from, has a name.
+
+    "FSDPModule": those that fully_shard was called with; "FullyShardedDataParallel": FSDP1's.
+    """
     kinds = ((module, type(module).__mro__) for module in model.modules())
-    return [m for m, kind in kinds if any(k.__name__ == "FSDPModule" for k in kind)]
+    return [m for m, kind in kinds if any(k.__name__ == name for k in kind)]
 
 
 def check_whole(values: Tensor, kind: str) -> None:

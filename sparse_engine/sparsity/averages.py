@@ -14,7 +14,7 @@ from torch import nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.shards import all_rows, own_part, write_
+from sparse_engine.shards import all_rows, modules_of_kind, own_part, write_
 
 
 class Averages:
@@ -32,6 +32,8 @@ class Averages:
             InputError: a model has other layers.
         """
         self._layers, self._warned = layers, False
+        # Such a model may hold whole copies of its parameters since it was last run.
+        self._cut = [m for model in models for m in modules_of_kind(model, "FSDPModule")]
         self._pairs: list[tuple[SparseLayer, SparseLayer]] = []
         for number, model in enumerate(models):
             own = [m for m in model.modules() if isinstance(m, SparseLayer)]
@@ -49,6 +51,8 @@ class Averages:
     @torch.no_grad()
     def follow(self) -> None:
         """Give the averages the network's present blocks, and the means of those that stay."""
+        for module in self._cut:
+            module.reshard()
         for layer, own in self._pairs:
             before, total = own.layout.block_ids.long(), own.layout.total
             ids = layer.layout.block_ids.to(before.device)

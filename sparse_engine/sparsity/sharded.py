@@ -12,7 +12,7 @@ from sparse_engine.layers.base import SparseLayer
 from sparse_engine.optimizers.wrappers import with_wrapped
 from sparse_engine.shards import is_sharded, modules_of_kind, why_not_by_slots
 
-_INSTEAD = "use FSDP2 (fully_shard) or DistributedDataParallel, or leave it out and train with fixed blocks"
+_INSTEAD = "use fully_shard (FSDP2) or DistributedDataParallel, or train with fixed blocks"
 _FSDP1 = (
     "FSDP1 (FullyShardedDataParallel) lays the values of many layers end to end in one flat "
     "parameter and gives each process a piece"
@@ -73,8 +73,9 @@ class Shards:
 
     def check_processes(self, layers: Mapping[str, SparseLayer], count: int) -> None:
         """Raise InputError unless those that share values are those that update them together."""
-        for name, layer in layers.items() if self.are_there else ():
-            size = layer.values.device_mesh.size() if is_sharded(layer.values) else count  # type: ignore[attr-defined]
+        cut = {n: layer.values for n, layer in layers.items() if is_sharded(layer.values)}
+        for name, values in cut.items() if self.are_there else ():
+            size = values.device_mesh.size()  # type: ignore[attr-defined]
             if size != count:
                 raise InputError(
                     f"the values of layer '{name}' are cut up among {size} processes, and "

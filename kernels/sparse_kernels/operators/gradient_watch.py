@@ -153,10 +153,12 @@ class GradientWatch:
 def _version_of(grad: Tensor) -> int:
     """Return how often a tensor was written to; one made in inference mode does not count it.
 
-    Of a DTensor, whose own count says nothing of that, the part of this process.
+    Of a DTensor: to itself, and to the part that this process holds.
     """
-    grad = getattr(grad, "_local_tensor", grad)
-    return -1 if grad.is_inference() else grad._version
+    if grad.is_inference():
+        return -1
+    part = getattr(grad, "_local_tensor", None)
+    return grad._version + (0 if part is None else part._version)
 
 
 def _weakly(owner: Any, method: Callable[[Any, Tensor], None]) -> Callable[[Tensor], None]:
