@@ -91,14 +91,19 @@ def modules_of_kind(model: nn.Module, name: str) -> list[Any]:
     return [m for m, kind in kinds if any(k.__name__ == name for k in kind)]
 
 
-def check_whole(values: Tensor, kind: str) -> None:
-    """Raise InputError if no process has all values of a layer now.
+def kind_of(module: nn.Module) -> type:
+    """Return a module's class, the one that it had before fully_shard made another from it."""
+    kind = type(module)
+    if any(base.__name__ == "FSDPModule" for base in kind.__bases__):
+        return next(base for base in kind.__bases__ if base.__name__ != "FSDPModule")
+    return kind
 
-    kind: of layer.
-    """
+
+def check_whole(values: Tensor, layer: nn.Module) -> None:
+    """Raise InputError if no process has all values of a layer now."""
     if is_sharded(values):
         raise InputError(
-            f"the weight of a {kind} is not whole here, as its values are cut up among processes "
-            "(FSDP2): read it within forward, or between model.unshard() and model.reshard(); "
-            "change layers, and load dense weights, before fully_shard"
+            f"the weight of a {kind_of(layer).__name__} is not whole here, as its values are cut "
+            "up among processes (FSDP2): read it within forward, or between model.unshard() and "
+            "model.reshard(); change layers, and load dense weights, before fully_shard"
         )

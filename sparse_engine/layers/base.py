@@ -119,7 +119,7 @@ class SparseLayer(Leaf, KeptWeight, AgreedBlockIds):
 
         InputError where the values are cut up among processes (FSDP2, outside of forward).
         """
-        check_whole(self.values, type(self).__name__)
+        check_whole(self.values, self)
         values = self.values if self._probe is None else self._probe.view(self.values)
         layout = self.layout
         index = layout.tensors()
@@ -239,7 +239,7 @@ class SparseLayer(Leaf, KeptWeight, AgreedBlockIds):
             return
         values, ids = own.get(prefix + "values"), own.get(prefix + "block_ids")
         if values is None and prefix + "weight" in own:
-            check_whole(self.values, type(self).__name__)
+            check_whole(self.values, self)
             weight = own.pop(prefix + "weight").detach()
             if tuple(weight.shape) != self._weight_shape():
                 found, expected = list(weight.shape), list(self._weight_shape())
