@@ -94,9 +94,8 @@ def modules_of_kind(model: nn.Module, name: str) -> list[Any]:
 def kind_of(module: nn.Module) -> type:
     """Return a module's class, the one that it had before fully_shard made another from it."""
     kind = type(module)
-    if any(base.__name__ == "FSDPModule" for base in kind.__bases__):
-        return next(base for base in kind.__bases__ if base.__name__ != "FSDPModule")
-    return kind
+    others = [base for base in kind.__bases__ if base.__name__ != "FSDPModule"]
+    return others[0] if others and len(others) < len(kind.__bases__) else kind
 
 
 def check_whole(values: Tensor, layer: nn.Module) -> None:
