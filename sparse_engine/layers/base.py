@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.data_types import check_data_type
+from sparse_engine.layers.ids.agreement import AgreedBlockIds
 from sparse_engine.layers.ids.block_check import AVERAGED, are_averaged, block_signs
-from sparse_engine.layers.ids.block_ids import BlockIds
 from sparse_engine.layers.kept_weight import KeptWeight
 from sparse_engine.layers.leaf import Leaf
 from sparse_engine.layers.plan import LayerPlan, strongest_blocks
+from sparse_engine.layers.sharded_gradients import probe_kind
 from sparse_engine.layers.unrecorded import is_traced
 from sparse_engine.layers.weight_writes import open_weight
+from sparse_engine.shards import check_whole, own_part, write_
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
 from sparse_kernels.memory_order import order_of
 from sparse_kernels.operators.dense_gradient import DenseGradientProbe
-from sparse_kernels.operators.dense_gradient_sum import DenseGradientSum
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 from sparse_kernels.transforms import is_transformed
 
@@ -34,7 +35,7 @@ WEIGHT_READ = "dense (weight read)"
 READERS = ("torch.nn.modules.transformer", "torch.nn.modules.activation")
 
 
-class SparseLayer(Leaf, KeptWeight, BlockIds):
+class SparseLayer(Leaf, KeptWeight, AgreedBlockIds):
     """What the sparse layers share: compact values [Z, BC, BO], where they lie, and a bias.
 
     A state dict holds `values`, `block_ids` and `bias`; one with a dense `weight` loads as well and
@@ -80,12 +81,13 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
         if self.values.is_meta:
             return
         self._move_ids()
-        dense = self.values.new_empty(self.layout.shape)
+        dense = own_part(self.values).new_empty(self.layout.shape)
         nn.init.kaiming_uniform_(dense, a=math.sqrt(5), generator=generator)
-        self.values.copy_(gather_blocks(dense, self.layout.tensors(), self.layout.sizes()))
+        write_(self.values, gather_blocks(dense, self.layout.tensors(), self.layout.sizes()))
         if self.bias is not None:
             bound = 1 / math.sqrt(math.prod(self.layout.shape[1:]))
-            nn.init.uniform_(self.bias, -bound, bound, generator=generator)
+            bias = own_part(self.bias).new_empty(self.bias.shape)
+            write_(self.bias, nn.init.uniform_(bias, -bound, bound, generator=generator))
 
     @property
     def density(self) -> float:
@@ -113,7 +115,11 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
         return self._layout.taps
 
     def dense_weight(self) -> Tensor:
-        """Return the weight [O, C, R, S] or [O, C], zero outside the blocks; differentiable."""
+        """Return the weight [O, C, R, S] or [O, C], zero outside the blocks; differentiable.
+
+        InputError where the values are cut up among processes (FSDP2, outside of forward).
+        """
+        check_whole(self.values, self)
         values = self.values if self._probe is None else self._probe.view(self.values)
         layout = self.layout
         index = layout.tensors()
@@ -141,11 +147,6 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
         with torch.inference_mode(False), torch.set_grad_enabled(is_recorded):
             return open_weight(self.dense_weight(), self)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "values" and "block_ids" in self._buffers and self.block_ids.is_meta:
-            self._move_ids()  # made without numbers, and now given some
-
     def collect(
         self,
         memory: float = 1.0,
@@ -165,13 +166,13 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
         """
         if self._probe is None or memory == 1.0:
             self.stop()
-            kind = DenseGradientSum if accumulate else DenseGradientProbe
+            kind = probe_kind(self.values, accumulate)
             self._probe = kind(self.layout, self.values, memory, reduce)
             self._probe.scores = scores
 
     @property
     def probe(self) -> DenseGradientProbe | None:
-        """What collects, None where nothing does; a DenseGradientSum with accumulate=True."""
+        """What collects, None where nothing does."""
         return self._probe
 
     @property
@@ -189,7 +190,7 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
 
         None if there is none, or none is held: without accumulate it is scored in backward.
         """
-        return self._probe.take() if isinstance(self._probe, DenseGradientSum) else None
+        return None if self._probe is None else self._probe.take()
 
     def add_scores(self, gradient: Tensor) -> None:
         """Add the block norms of a dense gradient [O, C, R, S] to the scores, while collecting."""
@@ -238,6 +239,7 @@ class SparseLayer(Leaf, KeptWeight, BlockIds):
             return
         values, ids = own.get(prefix + "values"), own.get(prefix + "block_ids")
         if values is None and prefix + "weight" in own:
+            check_whole(self.values, self)
             weight = own.pop(prefix + "weight").detach()
             if tuple(weight.shape) != self._weight_shape():
                 found, expected = list(weight.shape), list(self._weight_shape())

@@ -11,10 +11,12 @@ from torch.nn.utils.parametrize import is_parametrized
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.attention import input_weights, why_whole
 from sparse_engine.layers.dense_kinds import is_dense_kind, is_own_class
+from sparse_engine.shards import is_sharded
 
 # Compared by name: importing them takes a second, or fails where torch has no such part.
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 _COMPILED = "OptimizedModule"
+CUT_UP = "weight is a DTensor"
 _SKIPPED = "stays_dense"  # the attribute of a layer that is to stay dense
 
 
@@ -131,6 +133,8 @@ def _why_dense(layer: nn.Module, shared: Container[int]) -> str | None:
     weight = layer._parameters.get("weight")
     if weight is None:
         return "weight is no parameter"
+    if is_sharded(weight):
+        return CUT_UP
     if type(weight) is not nn.Parameter:
         return f"weight is a {type(weight).__name__}"
     if getattr(layer, "bias", None) is not layer._parameters.get("bias"):

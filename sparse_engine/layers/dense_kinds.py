@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparse_engine.shards import kind_of
+
 # The output projection of nn.MultiheadAttention is a Linear under another name.
 LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -21,8 +23,12 @@ def is_dense_kind(module: nn.Module) -> bool:
 
 
 def is_own_class(module: nn.Module) -> bool:
-    """Return whether a module's class is one of these layers itself, not a subclass."""
-    return type(module) in (*LINEARS, *CONVOLUTIONS) or _name(type(module)) == TRANSPOSED
+    """Return whether a module's class is one of these layers itself, not a subclass.
+
+    Those that fully_shard makes are none.
+    """
+    kind = kind_of(module)
+    return kind in (*LINEARS, *CONVOLUTIONS) or _name(kind) == TRANSPOSED
 
 
 def is_transposed(module: nn.Module) -> bool:

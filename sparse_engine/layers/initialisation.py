@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.shards import write_
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
 
@@ -39,4 +40,4 @@ def draw_by_fan_in(model: nn.Module, generator: torch.Generator | None = None) -
             deviation = (2 / active_fan_in(layer).clamp(min=1)).sqrt()[:, None, None, None]
             dense = torch.randn(layout.shape, generator=generator, device="cpu")
             dense = dense.to(layout.device) * deviation
-            values.copy_(gather_blocks(dense, layout.tensors(), layout.sizes()))
+            write_(values, gather_blocks(dense, layout.tensors(), layout.sizes()))

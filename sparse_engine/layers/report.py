@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from sparse_engine.layers.attention import INPUTS, input_weights
 from sparse_engine.layers.base import SparseLayer
-from sparse_engine.layers.candidates import check_shapes, skip_reasons
+from sparse_engine.layers.candidates import CUT_UP, check_shapes, skip_reasons
 from sparse_engine.layers.dense_kinds import is_dense_kind, planned
 from sparse_engine.layers.modules import SparseLinear
+from sparse_engine.shards import kind_of
 from sparse_engine.tables import format_table
 from sparse_kernels.layout import group_size
 
@@ -122,13 +123,15 @@ def report(model: nn.Module, skipped: Mapping[str, str] | None = None) -> Report
     """
     check_shapes(model)
     notes = skip_reasons(model) if skipped is None else skipped
+    # What FSDP2 has cut up meanwhile was no reason to leave a layer dense.
+    notes = {name: note for name, note in notes.items() if note != CUT_UP}
     rows, listed = [], set()
     for name, module in model.named_modules():
         if isinstance(module, SparseLayer):
             rows.append(_sparse_row(name, module))
             listed.add(id(module.values))
         elif is_dense_kind(module):
-            kind, weight = type(module).__name__, planned(module, module.weight)
+            kind, weight = kind_of(module).__name__, planned(module, module.weight)
             rows.append(_dense_row(name, kind, weight, notes.get(name, "")))
             listed.add(id(module.weight))
         elif isinstance(module, nn.MultiheadAttention):
@@ -161,7 +164,7 @@ def _sparse_row(name: str, layer: SparseLayer) -> LayerRow:
     stored = layer.values.nbytes + layer.index_bytes
     dense = math.prod(layout.shape)
     shape = layout.shape[:2] if isinstance(layer, SparseLinear) else layout.shape
-    kind = type(layer).__name__
+    kind = kind_of(layer).__name__
     counts = (layout.active, layout.slots, layout.total, weights, dense, stored)
     runs_on = layer.ran_on or "-"
     how = ("", layer.taps, runs_on, layer.index_bytes)

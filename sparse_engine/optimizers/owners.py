@@ -54,8 +54,9 @@ class Owners:
         """
         several = isinstance(optimizers, Sequence)
         self._given = list(optimizers) if several else [o for o in (optimizers,) if o is not None]
-        self._parameters = dict(parameters)
-        self._names = {id(p): name for name, p in self._parameters.items()}
+        self.parameters = dict(parameters)
+        """Those whose owners these are, by name."""
+        self._names = {id(p): name for name, p in self.parameters.items()}
         self._noticed: list[weakref.ref[Optimizer]] = []
         self._held: weakref.WeakKeyDictionary[Optimizer, _Held] = weakref.WeakKeyDictionary()
         self._on_step: Callable[[], OnStep | None] = lambda: None
@@ -63,7 +64,7 @@ class Owners:
         """Steps seen of optimizers that held one of the parameters."""
         for one in self._given:
             _check_optimizer(one)
-            check_supported(one, self._parameters.values())
+            check_supported(one, self.parameters.values())
         handle = register_optimizer_step_post_hook(partial(_tell, weakref.ref(self)))
         weakref.finalize(self, handle.remove)
 
@@ -101,7 +102,7 @@ class Owners:
     def trained(self) -> set[str]:
         """Return the names of parameters that require a gradient and are held by an optimizer."""
         held = {name for one in self.optimizers for name in self.names_in(one)}
-        return {name for name in held if self._parameters[name].requires_grad}
+        return {name for name in held if self.parameters[name].requires_grad}
 
     def names_in(self, optimizer: Any) -> list[str]:
         """Return the names of parameters in an optimizer's own groups now."""
@@ -140,7 +141,7 @@ class Owners:
         inside = [one for one in with_wrapped(optimizer)[1:] if _tells_of_steps(one)]
         told = {name for one in inside for name in self.names_in(one)}
         if names and not any(optimizer is one for one in self.optimizers):
-            check_supported(optimizer, self._parameters.values())
+            check_supported(optimizer, self.parameters.values())
             self._noticed.append(weakref.ref(optimizer, self._noticed.remove))
         return _Held(form, names, not told.issuperset(names))
 

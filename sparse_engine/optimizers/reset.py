@@ -1,12 +1,14 @@
 """State of exchanged slots becomes what an optimizer has of weights it has just met."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sparse_engine.errors import InputError
 from sparse_engine.optimizers.fresh_state import fresh_state
 from sparse_engine.optimizers.wrappers import (
     Path,
@@ -15,6 +17,7 @@ from sparse_engine.optimizers.wrappers import (
     tensors_in,
     with_wrapped,
 )
+from sparse_engine.shards import is_sharded, own_part, own_rows
 
 
 @torch.no_grad()
@@ -40,6 +43,7 @@ def reset_slots(
     if not slots.numel():
         return
     done: dict[int, Tensor] = {}
+    write = partial(_write_part, parameter) if is_sharded(parameter) else _write
     # The innermost first: they know what their own state begins with.
     for one in reversed(with_wrapped(optimizer)):
         own = [(path, s) for path, s in tensors_in(own_state(one, parameter)) if s.ndim]
@@ -47,12 +51,13 @@ def reset_slots(
         for path, state in own:
             if id(state) not in done:
                 done[id(state)] = state
-                initial = _initial(fresh, parameter, path, state) or _zero(parameter, state)
-                _write(state, initial, slots, unless)
+                shape = _whole_shape(parameter, state)
+                initial = _initial(fresh, parameter, path, shape) or _zero(parameter, shape)
+                write(state, initial, slots, unless)
         for state in kept_aside(one, parameter):
             if id(state) not in done:
                 done[id(state)] = state
-                _write(state, _zero(parameter, state), slots, unless)
+                write(state, _zero(parameter, _whole_shape(parameter, state)), slots, unless)
 
 
 class _Initial(NamedTuple):
@@ -62,13 +67,19 @@ class _Initial(NamedTuple):
     widths: tuple[int, ...]  # by dimension: entries a slot, 0 where a dimension is of no slots
 
 
-def _zero(parameter: Parameter, state: Tensor) -> _Initial:
+def _whole_shape(parameter: Parameter, state: Tensor) -> torch.Size:
+    """Return the shape of a tensor of state; of a part like that of a sharded parameter, of all."""
+    is_part = is_sharded(parameter) and state.shape == own_part(parameter).shape
+    return parameter.shape if is_part else state.shape
+
+
+def _zero(parameter: Parameter, shape: torch.Size) -> _Initial:
     """Return zero for every slot, if the first dimension is the slots."""
-    is_per_slot = state.ndim > 0 and len(state) == len(parameter)
-    return _Initial(torch.zeros([1] * state.ndim), (int(is_per_slot),) + (0,) * (state.ndim - 1))
+    is_per_slot, more = bool(shape) and shape[0] == len(parameter), len(shape) - 1
+    return _Initial(torch.zeros([1] * len(shape)), (int(is_per_slot),) + (0,) * more)
 
 
-def _initial(fresh: Any, parameter: Parameter, path: Path, state: Tensor) -> _Initial | None:
+def _initial(fresh: Any, parameter: Parameter, path: Path, shape: torch.Size) -> _Initial | None:
     """Return what a tensor of state begins with by fresh_state; None if that cannot be told."""
     is_known = False
     for sizes in _sizes(parameter):
@@ -78,7 +89,7 @@ def _initial(fresh: Any, parameter: Parameter, path: Path, state: Tensor) -> _In
         few, more = (fresh(n).get(path) for n in sizes)
         is_known |= few is not None
         if few is not None and more is not None:
-            widths = _widths(few, more, state, (*sizes, len(parameter)))
+            widths = _widths(few, more, shape, (*sizes, len(parameter)))
             if widths is not None:
                 return _Initial(few, widths)
     return None
@@ -99,12 +110,12 @@ def _sizes(parameter: Parameter) -> Iterator[tuple[int, int]]:
         yield slots, slots + 1
 
 
-def _widths(few: Tensor, more: Tensor, state: Tensor, slots: tuple[int, ...]) -> Any:
+def _widths(few: Tensor, more: Tensor, shape: torch.Size, slots: tuple[int, ...]) -> Any:
     """Return entries a slot by dimension, from three numbers of slots; None if they disagree."""
-    if not few.ndim == more.ndim == state.ndim:
+    if not few.ndim == more.ndim == len(shape):
         return None
     widths = []
-    for lengths in zip(few.shape, more.shape, state.shape):
+    for lengths in zip(few.shape, more.shape, shape):
         width = lengths[0] // slots[0]
         if len(set(lengths)) == 1:
             widths.append(0)
@@ -126,6 +137,27 @@ def _write(state: Tensor, initial: _Initial, slots: Tensor, unless: Tensor | Non
         _write_rows(state, places[0], initial, slots, unless)
     elif len(places) == 2 and initial.widths == (1, 1):
         _write_pairs(state, initial.value, slots, unless)
+
+
+def _write_part(
+    parameter: Parameter, state: Tensor, initial: _Initial, slots: Tensor, unless: Tensor | None
+) -> None:
+    """Do what _write does where FSDP2 has cut up the parameter, in the part of this process."""
+    if not any(initial.widths):
+        return
+    if initial.widths[0] != 1 or any(initial.widths[1:]):
+        raise InputError(
+            "an optimizer keeps several numbers for each pair of slots of values that are cut up "
+            "among processes (FSDP2): give them to another, such as torch.optim.AdamW"
+        )
+    rows = own_part(state)
+    held = own_rows(state if is_sharded(state) or len(rows) == len(parameter) else parameter)
+    changed = torch.zeros(len(parameter), dtype=torch.bool, device=rows.device)
+    changed = changed.index_fill_(0, slots, True)[held]
+    if unless is not None:
+        changed &= ~unless
+    value = initial.value[:1].to(rows.device, rows.dtype, non_blocking=True)
+    rows.copy_(torch.where(changed.view(-1, *[1] * (rows.ndim - 1)), value, rows))
 
 
 def _write_rows(

@@ -14,6 +14,7 @@ from torch import nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.shards import all_rows, modules_of_kind, own_part, write_
 
 
 class Averages:
@@ -31,6 +32,8 @@ class Averages:
             InputError: a model has other layers.
         """
         self._layers, self._warned = layers, False
+        # Such a model may hold whole copies of its parameters since it was last run.
+        self._cut = [m for model in models for m in modules_of_kind(model, "FSDPModule")]
         self._pairs: list[tuple[SparseLayer, SparseLayer]] = []
         for number, model in enumerate(models):
             own = [m for m in model.modules() if isinstance(m, SparseLayer)]
@@ -48,6 +51,8 @@ class Averages:
     @torch.no_grad()
     def follow(self) -> None:
         """Give the averages the network's present blocks, and the means of those that stay."""
+        for module in self._cut:
+            module.reshard()
         for layer, own in self._pairs:
             before, total = own.layout.block_ids.long(), own.layout.total
             ids = layer.layout.block_ids.to(before.device)
@@ -55,8 +60,9 @@ class Averages:
             place = torch.full((total + 1,), -1, device=before.device)
             # The last element is that of unused slots, which hold zeros anyway.
             place = place.index_copy(0, before, slots).index_select(0, ids)
-            kept = own.values.index_select(0, place.clamp(min=0))
-            own.values.copy_(kept.masked_fill((place < 0)[:, None, None], 0))
+            means = all_rows(own_part(own.values), own.values)
+            kept = means.index_select(0, place.clamp(min=0))
+            write_(own.values, kept.masked_fill((place < 0)[:, None, None], 0))
             own.change_blocks_(ids, layer.layout.active)
 
     def warn_of_others(self) -> None:

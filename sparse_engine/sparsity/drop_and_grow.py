@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.shards import all_rows, is_sharded, own_part, own_rows
 from sparse_kernels import BlockLayout
 
 # Of a parameter [Z, ...], some of its slots, and unless a bool on the device is true.
@@ -88,11 +89,11 @@ def swap_blocks(
         same = (old, torch.zeros_like(changed)) if instead is None else _changed(old, *instead)
         ids, changed = torch.where(stays, same[0], ids), torch.where(stays, same[1], changed)
     layer.change_blocks_(ids, active)
-    changed = changed[:, None, None]
-    values.masked_fill_(changed, 0)
+    changed = changed[own_rows(values), None, None]
+    own_part(values).masked_fill_(changed, 0)
     if values.grad is not None:
         # Of blocks that are gone: an optimizer that steps later would move the new ones by it.
-        values.grad.masked_fill_(changed, 0)
+        own_part(values.grad).masked_fill_(changed, 0)
     if reset is not None:
         reset(values, slots, stays)
 
@@ -105,7 +106,12 @@ def clear_padding(layer: SparseLayer) -> None:
     """
     outside = layer.layout.outside()
     if outside is not None:
-        layer.values.masked_fill_(outside, 0)
+        own_part(layer.values).masked_fill_(outside[own_rows(layer.values)], 0)
+
+
+def block_strengths(layer: SparseLayer) -> Tensor:
+    """Return the L1 norm of the values in each slot [Z], of those of all processes if sharded."""
+    return all_rows(own_part(layer.values).abs().sum((1, 2)), layer.values)
 
 
 def _changed(block_ids: Tensor, slots: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,8 +133,17 @@ def assert_invariants(layer: SparseLayer, slots: Tensor, stays: Tensor | None = 
     _check(layout.mask().sum() == layout.active, "the count of active blocks changed")
     whole = layout.expand_groups(layout.group_ids).clamp(max=layout.total)
     _check((layout.block_ids == whole).all(), "a group has lost a tap")
-    zero = ~layer.values.detach().index_select(0, slots).any()
+    zero = ~_own_of(slots, layer.values).any()
     _check(zero if stays is None else zero | stays, "a grown block does not start at zero")
+
+
+def _own_of(slots: Tensor, values: Tensor) -> Tensor:
+    """Return the values in some slots; where they are sharded, those of this process and zeros."""
+    if not is_sharded(values):
+        return values.detach().index_select(0, slots)
+    own = own_part(values)
+    chosen = torch.zeros(len(values), dtype=torch.bool, device=own.device)
+    return own.masked_fill(~chosen.index_fill_(0, slots, True)[own_rows(values), None, None], 0)
 
 
 def _check(condition: Tensor, message: str) -> None:

@@ -14,9 +14,10 @@ from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.optimizers.owners import Owners
 from sparse_engine.schema import check_like, demand
+from sparse_engine.shards import is_sharded
 from sparse_engine.sparsity.averages import Averages
 from sparse_engine.sparsity.processes import Group, ProcessesOfGroup, processes_of
-from sparse_engine.sparsity.sharded import refuse_sharded, refuse_tools_of
+from sparse_engine.sparsity.sharded import Shards, check_known, refuse_sharded, refuse_tools_of
 from sparse_engine.sparsity.step_gradients import Seen, StepGradients, averaged
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.sparsity.update_schedule import UpdateSchedule
@@ -80,9 +81,10 @@ class DynamicSparsity:
         if rule != "static" and total_steps is not None:
             _check_length(self.schedule, total_steps)
         layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+        self._shards = Shards(model)
         self._owners = Owners(optimizer, {n: layer.values for n, layer in layers.items()})
         refuse_tools_of(model, self._owners.optimizers)
-        refuse_sharded(layers)
+        refuse_sharded(layers, self._shards)
         if rule != "static" and not self._owners.trained():
             _check_optimizers(model, self._owners)
         self.topology = Topology(model, self._owners, rule, seed, accumulate=accumulate)
@@ -118,7 +120,8 @@ class DynamicSparsity:
         self.steps = max(1, self.steps + count)
         rate, updated = self.schedule.rate(self.steps), False
         if self._gradients.is_armed:
-            refuse_sharded(self.topology.layers)
+            self._shards.settle()
+            check_known(self.topology.layers, self._owners.parameters)
             found = self._read_gradients()
             updated = rate > 0 and self._update(rate, found)
         self._arm_if_next()
@@ -202,6 +205,7 @@ class DynamicSparsity:
         """Collect in the next step, if an update looks at it."""
         following, topology = self.steps + 1, self.topology
         if topology.looks_at(self.schedule, following) or self.schedule.rate(following):
+            self._shards.settle()
             topology.arm(self._owners.trained())
             self._gradients.arm()
         else:
@@ -219,6 +223,7 @@ class DynamicSparsity:
         if topology.processes.size > 1:
             return
         processes = processes_of(self._group)
+        self._shards.check_processes(self.topology.layers, processes.size)
         if not isinstance(processes, ProcessesOfGroup):
             return
         if not topology.accumulate:
@@ -228,8 +233,10 @@ class DynamicSparsity:
         processes.check_same((topology.rule, self.schedule, self.steps, sizes))
         device = next(iter(layers.values())).values.device
         seed = torch.tensor(topology.seed, device=device)
-        tensors = [t for layer in layers.values() for t in (layer.values, layer.block_ids)]
-        processes.send_from_first([seed, *tensors])
+        ids = [layer.block_ids for layer in layers.values()]
+        # Of those that are cut up each process has its own part.
+        whole = [layer.values for layer in layers.values() if not is_sharded(layer.values)]
+        processes.send_from_first([seed, *ids, *whole])
         for layer in layers.values():
             layer.refresh()
         topology.processes, topology.seed = processes, int(seed)

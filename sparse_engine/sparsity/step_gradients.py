@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.sharded_gradients import watch_of
 from sparse_engine.optimizers.owners import Owners
 from sparse_engine.sparsity.processes import Processes, ProcessesOfGroup
-from sparse_engine.sparsity.sharded import refuse_sharded
+from sparse_engine.sparsity.sharded import check_known
 from sparse_kernels.operators.gradient_watch import GradientWatch
 
 
@@ -54,7 +55,7 @@ class StepGradients:
     def arm(self) -> None:
         """Watch what takes part in the coming step; layers that collect gradients do so anyway."""
         self._seen = {}
-        self._watches = {n: GradientWatch(self._layers[n].values) for n in self._owners.trained()}
+        self._watches = {n: watch_of(self._layers[n].values) for n in self._owners.trained()}
 
     @property
     def is_armed(self) -> bool:
@@ -101,14 +102,14 @@ class StepGradients:
     def _watch_early(self) -> None:
         """Watch, until the order is known, what happens until the next step or update."""
         for name in self._owners.trained() - self._early.keys():
-            self._early[name] = GradientWatch(self._layers[name].values)
+            self._early[name] = watch_of(self._layers[name].values)
         for watch in self._early.values():
             watch.forget()
 
     def _on_step(self, optimizer: Optimizer) -> None:
         """Take the gradients of the layers that an optimizer holds, which has just stepped."""
         if self.is_armed:
-            refuse_sharded(self._layers)
+            check_known(self._layers, self._owners.parameters)
         self._has_stepped = True
         self._learn_order()
         held = self._owners.names_in(optimizer) if self._watches else ()
@@ -182,8 +183,10 @@ def averaged(
         own = found.get(name)
         gradient = None if own is None else own.gradient
         if layer.is_collecting:
-            zeros = layer.values.new_zeros(layer.layout.shape) if gradient is None else gradient
-            gradient = processes.mean(zeros)
+            if gradient is None:
+                shape, dtype = layer.layout.shape, layer.values.dtype
+                gradient = torch.zeros(shape, dtype=dtype, device=layer.layout.device)
+            gradient = processes.mean(gradient)
         averages[name] = Seen(gradient, left_out[number] | ~took_part[number])
     return averages
 

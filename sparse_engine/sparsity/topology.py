@@ -22,6 +22,7 @@ from sparse_engine.schema import check_like, demand
 from sparse_engine.sparsity.drop_and_grow import (
     ResetSlots,
     assert_invariants,
+    block_strengths,
     clear_padding,
     select_drop_and_grow,
     swap_blocks,
@@ -179,7 +180,7 @@ class Topology:
         drop = [n - kept for n, kept in zip(layout.groups_by_kind, exchange.kept)]
         grow = [n - kept for n, kept in zip(exchange.active, exchange.kept)]
         if any(drop) or any(grow):
-            strength = layer.values.abs().sum((1, 2))
+            strength = block_strengths(layer)
             select = partial(select_drop_and_grow, layout, strength, score)
             less, instead = [max(0, d - g) for d, g in zip(drop, grow)], None
             if stay is not None and any(less):

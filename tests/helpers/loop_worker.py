@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from sparse_engine import DynamicSparsity, sparsify
@@ -177,26 +176,6 @@ def messages():
     return [sorted(set(sent))]
 
 
-def sharded():
-    """Return what is told where values are sharded before and after DynamicSparsity is made."""
-    told = []
-    for is_early in (True, False):
-        model = network(seed=0)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        try:
-            if is_early:
-                fully_shard(model)
-            dynamic = dynamic_of(model, optimizer)
-            fully_shard(model)
-            for _ in range(3):
-                F.cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
-                optimizer.step()
-                dynamic.step()
-        except InputError as error:
-            told.append(str(error))
-    return told
-
-
 CASES = {
     "static": lambda: parallel("static", find_unused_parameters=True),
     "set": lambda: parallel("set", find_unused_parameters=True),
@@ -219,7 +198,6 @@ CASES = {
     "independent": independent,
     "different": different,
     "messages": messages,
-    "sharded": sharded,
 }
 
 

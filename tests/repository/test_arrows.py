@@ -20,7 +20,7 @@ FLOORS = {
         "__init__",
     ),
     "sparse_engine": (
-        "errors paths schema tables",
+        "errors paths schema shards tables",
         "data optimizers",
         "layers",
         "models",

@@ -14,6 +14,7 @@ EXAMPLES = {
     "own_loop.py": ([], ["SparseConv2d(64, 128", "all else", "accuracy 0."]),
     "fine_tune.py": (["--out", "tuned"], ["sparse accuracy", "loaded dense: accuracy"]),
     "uncertainty.py": ([], ["3 tickets, accuracy", "mutual information", "upside down"]),
+    "fsdp2_loop.py": ([], ["SparseLinear", "all else", "loss of this process"]),
     "vit_from_scratch.py": ([], ["mlp.0", "out_proj", "Conv2d (skip)", "accuracy 0."]),
 }
 # Of other people's trainers, which warn when they are imported: the package that each needs, and a

@@ -75,10 +75,3 @@ def test_networks_that_drift_apart_are_refused(found):
 
 def test_nothing_is_sent_in_steps_without_an_update(found):
     assert found[0]["messages"] == [[3]]
-
-
-def test_sharded_values_are_refused(found):
-    for results in found:
-        told = results["sharded"]
-        assert len(told) == 2
-        assert all("values of layer 'first' are sharded" in words for words in told)

@@ -88,6 +88,10 @@ class DenseGradientProbe:
             gradient = self._make_scored(gradient)
         self.scores = self._added(gradient)
 
+    def take(self) -> Tensor | None:
+        """Return the dense gradient that is held and begin anew: none is held here."""
+        return None
+
     def close(self) -> None:
         """Leave the layer alone from now on."""
 

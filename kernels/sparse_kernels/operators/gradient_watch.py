@@ -58,8 +58,12 @@ class GradientWatch:
             return
         self._handles = [
             self.parameter.register_hook(_weakly(self, GradientWatch._announce)),
-            self.parameter.register_post_accumulate_grad_hook(_weakly(self, GradientWatch.land)),
+            *self._hooks_after_landing(),
         ]
+
+    def _hooks_after_landing(self) -> list[Any]:
+        hook = _weakly(self, type(self).land)
+        return [self.parameter.register_post_accumulate_grad_hook(hook)]
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -147,8 +151,14 @@ class GradientWatch:
 
 
 def _version_of(grad: Tensor) -> int:
-    """Return how often a tensor was written to; one made in inference mode does not count it."""
-    return -1 if grad.is_inference() else grad._version
+    """Return how often a tensor was written to; one made in inference mode does not count it.
+
+    Of a DTensor: to itself, and to the part that this process holds.
+    """
+    if grad.is_inference():
+        return -1
+    part = getattr(grad, "_local_tensor", None)
+    return grad._version + (0 if part is None else part._version)
 
 
 def _weakly(owner: Any, method: Callable[[Any, Tensor], None]) -> Callable[[Tensor], None]:

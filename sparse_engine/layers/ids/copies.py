@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from sparse_engine.shards import own_part
+
 
 class Copied(nn.Module):
     """A module with `values` that knows its copies, and of a copy, what it was copied from."""
@@ -29,7 +31,9 @@ class Copied(nn.Module):
         assert values is not None
         # Writes through `.data` leave the version as it was.
         has_numbers = not (values.is_cuda or values.is_meta)
-        return version(values), float(values.detach().double().sum()) if has_numbers else 0.0
+        return version(values), float(
+            own_part(values).detach().double().sum()
+        ) if has_numbers else 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         apart = ("copies", "origin", "_first")
