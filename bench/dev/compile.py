@@ -123,7 +123,7 @@ def _row(found: Compiled) -> list[str]:
     variant = ("tma" if c.tma else "pointers") + " fused" * c.fused + _runs_of(c)
     block = f"{c.block[0]}x{c.block[1]}"
     numbers = (tile.bm, tile.bk, tile.warps, tile.stages)
-    numbers += (found.registers, found.shared, found.buffers)
+    numbers += (found.registers, found.shared, found.buffers if c.strips else "")
     return [f"sm_{c.arch}", c.kernel, variant, c.dtype, block, *map(str, numbers), counts]
 
 

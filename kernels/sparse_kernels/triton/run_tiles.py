@@ -55,9 +55,10 @@ def run_gather_tile(
         taps: S, the width of the kernel.
         The others as of gather_tile.
     """
-    if not _has_runs(itemsize, taps, fused):
-        return None
     wide = power_of_two(written)
+    spills = wide >= 64 and ((fused and not tma) if arch in LARGE_SHARED else taps > 5)
+    if spills or not _has_runs(arch, itemsize, taps, fused):
+        return None
     if arch in LARGE_SHARED:
         bm, length, warps = 64, min(8, 256 // wide), 4
         if arch == 100:
@@ -81,9 +82,11 @@ def run_weight_grad_tile(
     arch: int, itemsize: int, exact: bool, bc: int, bo: int, taps: int, fused: bool, tma: bool
 ) -> RunTile | None:
     """Return the tile of the weight gradient, as run_gather_tile does."""
-    if not _has_runs(itemsize, taps, fused):
-        return None
     rows, columns = power_of_two(bc), power_of_two(bo)
+    spills = arch in LARGE_SHARED and taps > 5 and not tma
+    unbuffered = arch not in LARGE_SHARED and (rows, columns) == (128, 16)
+    if spills or unbuffered or not _has_runs(arch, itemsize, taps, fused):
+        return None
     if arch in LARGE_SHARED and rows >= 64:
         warps = 8 if arch == 100 else rows // 16
         run = _of_strips(4, 32, warps, rows * columns, taps, tma)
@@ -93,9 +96,12 @@ def run_weight_grad_tile(
     return _of_strips(4, 16, _mma_warps(rows, columns), rows * columns, taps, tma)
 
 
-def _has_runs(itemsize: int, taps: int, fused: bool) -> bool:
-    """Return whether tiles were looked for: 16 bits, and what is fused with the usual kernels."""
-    return itemsize == 2 and (taps <= 3 or not fused)
+def _has_runs(arch: int, itemsize: int, taps: int, fused: bool) -> bool:
+    """Return whether tiles were looked for: 16 bits, and what is fused with the usual kernels.
+
+    Not yet on sm_120, for which they have not all been compiled.
+    """
+    return arch != 120 and itemsize == 2 and (taps <= 3 or not fused)
 
 
 def _fitting(longest: int, size: int, less: int = 0) -> int:
