@@ -1,4 +1,4 @@
-"""The running statistics of batch norms: how they follow batches, and are taken anew."""
+"""Batch norms: running statistics, and the norm with ReLU and sum behind it in native passes."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_engine.errors import InputError
+from sparse_kernels.dispatch.backend import norm_backend
+from sparse_kernels.operators.native_norm import native_norm
 from sparse_kernels.triton.sums import Running
 
 
@@ -48,3 +50,47 @@ def running_statistics(norm: nn.Module) -> Running | None:
     if momentum is None:
         momentum = 1.0 / float(norm.num_batches_tracked + 1)
     return Running(norm.running_mean, norm.running_var, norm.num_batches_tracked, momentum)
+
+
+def norm_relu(
+    norm: nn.Module, x: Tensor, residual: Tensor | None = None, relu: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return relu(norm(x) + residual), [N, C, H, W], and x.
+
+    The native kernels compute it where they save time, elsewhere PyTorch's operators; the numbers
+    are the same but for rounding. Whoever else reads x should read the one returned: its gradient
+    is then added in a pass that is made anyway.
+
+    Args:
+        norm: nn.BatchNorm2d, whose running statistics follow.
+        x: [N, C, H, W].
+        residual: as x.
+        relu: leave it out if False.
+    """
+    of_batch = norm.training or getattr(norm, "running_mean", None) is None
+    positions = x.numel() // x.shape[1]
+    fits = residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype)
+    is_plain = fits and isinstance(norm, _BatchNorm)
+    if not is_plain or (of_batch and positions < 2) or norm_backend(x) != "native":
+        y = norm(x)
+        y = y if residual is None else y + residual
+        return torch.relu(y) if relu else y, x
+    fixed = None if of_batch else (norm.running_mean, norm.running_var)
+    learnt = (norm.weight, norm.bias, norm.eps)
+    y, x, moments = native_norm(x, *learnt, fixed=fixed, residual=residual, relu=relu)
+    if norm.training:
+        _follow(norm, moments, positions)
+    return y, x
+
+
+@torch.no_grad()
+def _follow(norm: nn.Module, moments: Tensor, positions: int) -> None:
+    """Move running statistics to mean and biased variance [2, C] of so many positions."""
+    running = running_statistics(norm)
+    if running is None:
+        return
+    mean, variance = moments
+    running.batches.add_(1)
+    running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
+    unbiased = variance * (positions / (positions - 1))
+    running.variance.lerp_(unbiased.to(running.variance.dtype), running.momentum)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparse_engine.layers.batch_norm import running_statistics
+from sparse_engine.layers.batch_norm import norm_relu, running_statistics
 from sparse_engine.layers.modules import SparseConv2d
-from sparse_engine.layers.native_norm import norm_relu
 from sparse_engine.layers.rows import RowsBatchNorm2d, output_in_rows
 from sparse_kernels import Norm
 from sparse_kernels.dispatch.backend import backend_of, norm_backend
@@ -156,7 +155,8 @@ def is_fused(conv: nn.Module, x: Tensor) -> bool:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the data type in which a convolution computes with x."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+    computes = x.dtype != torch.float64 and not x.is_meta
+    if computes and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 

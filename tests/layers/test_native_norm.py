@@ -7,8 +7,8 @@ import torch
 from norms import lively
 from torch import nn
 
-from sparse_engine.layers import native_norm
-from sparse_engine.layers.native_norm import norm_relu
+from sparse_engine.layers import batch_norm
+from sparse_engine.layers.batch_norm import norm_relu
 from sparse_engine.layers.rows import RowsBatchNorm2d
 from sparse_kernels.dispatch import backend
 from sparse_kernels.memory_order import in_order
@@ -20,13 +20,13 @@ SHAPE = (6, 20, 5, 3)
 def native(monkeypatch):
     """Take native kernels whatever `auto` would; count their calls."""
     monkeypatch.setenv(backend.VARIABLE, "native")
-    calls, real = [], native_norm.native_norm
+    calls, real = [], batch_norm.native_norm
 
     def counted(*arguments, **options):
         calls.append(1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(native_norm, "native_norm", counted)
+    monkeypatch.setattr(batch_norm, "native_norm", counted)
     return calls
 
 

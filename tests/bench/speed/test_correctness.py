@@ -41,13 +41,15 @@ def test_a_fused_step_is_checked_call_by_call(monkeypatch):
             source = fused.normalised(block.norm2, torch.randn(2, 16, 4, 4))
             fused.convolve(block.conv2, source, torch.randn(2, 16, 4, 4))
 
-    real, refuse = fused_convolution.shares, correctness.refuse
+    real, refuse = fused_convolution.strip_shares, correctness.refuse
     monkeypatch.setattr(correctness, "_forward", forward)
     monkeypatch.setattr(correctness, "refuse", lambda e, m: errors.update(e) or refuse(e, m))
     assert check_layers(step) < 1e-5
     names = ("output", "mean", "x gradient", "residual gradient", "norm bias gradient")
     assert {f"blocks.0.conv2 fused {name}" for name in names} <= set(errors)
-    monkeypatch.setattr(fused_convolution, "shares", lambda *arguments: real(*arguments) * 1.001)
+    monkeypatch.setattr(
+        fused_convolution, "strip_shares", lambda *arguments: real(*arguments) * 1.001
+    )
     with pytest.raises(WrongResult, match=r"fused values gradient is off by 1.0e-03"):
         check_layers(step)
 

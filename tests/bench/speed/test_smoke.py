@@ -36,7 +36,12 @@ def test_the_kernels_in_the_interpreter(monkeypatch, capsys):
     ("module", "launcher", "spoiled", "found"),
     [
         (gather, "_gather_tma", lambda _, arguments: arguments[0].dst, "rows fused output 5.0e-02"),
-        (fused_convolution, "shares", lambda found, _: found, "fused values gradient 5.0e-02"),
+        (
+            fused_convolution,
+            "strip_shares",
+            lambda found, _: found,
+            "fused values gradient 5.0e-02",
+        ),
         (
             fused_convolution,
             "norm_backward",
