@@ -32,7 +32,9 @@ def check(found: dict) -> None:
     assert not {"sort", "searchsorted", "topk"} & set(found["step"]), walk
 
 
-@pytest.mark.parametrize("walk", FEW, ids=name)
+@pytest.mark.parametrize(
+    "walk", [FEW[0], *(pytest.param(w, marks=pytest.mark.slow) for w in FEW[1:])], ids=name
+)
 def test_few_walks(walk):
     (found,) = taken([walk])
     check(found)

@@ -22,6 +22,7 @@ def rehearsed(capsys, *arguments: str) -> tuple[int, dict, str]:
     return code, json.loads(text.strip().splitlines()[-1]), text
 
 
+@pytest.mark.slow
 def test_each_fault_costs_its_own_row_and_no_other(tmp_path, capsys):
     """But for one that hangs, which costs its supervisor's patience: see test_supervisor.py."""
     faults = [f"--fault={fault}" for fault in FAULTS]
