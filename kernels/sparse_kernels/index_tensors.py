@@ -130,6 +130,14 @@ def grid_of(sizes: Sequence[int]) -> Grid:
     return -(-out_channels // bo), -(-in_channels // bc), taps_h, taps_w
 
 
+def adjacent_ids(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the ids int32 [Z] that native code reads, from the lists as one; ValueError if not."""
+    ids = tensors[0]
+    if ids.dtype != torch.int32 or ids.ndim != 1 or not ids.is_contiguous():
+        raise ValueError(f"block ids should be int32 [Z], found {ids.dtype} {list(ids.shape)}")
+    return ids
+
+
 def count_slots(tensors: Sequence[Tensor]) -> int:
     """Return Z, from the lists as one."""
     return tensors[0].shape[0]

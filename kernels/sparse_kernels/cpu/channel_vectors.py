@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparse_kernels.cpu.library import TYPES, library
-from sparse_kernels.index_tensors import count_slots
+from sparse_kernels.index_tensors import adjacent_ids, count_slots
 from sparse_kernels.memory_order import in_order
 
 Ints = Sequence[int]
@@ -171,7 +171,7 @@ def _call(
     _check_shapes(sources, results, index, values, sizes)
     call = _Call(sources=_images(sources), results=_images(results))
     call.values = None if values is None else values.data_ptr()
-    call.ids, call.slots = index[0].data_ptr(), count_slots(index)
+    call.ids, call.slots = adjacent_ids(index).data_ptr(), count_slots(index)
     call.taps_h, call.taps_w, call.result_block, call.source_block = sizes[2:]
     for name, pair in zip(("stride", "padding", "dilation"), geometry):
         setattr(call, name, (ctypes.c_int64 * 2)(*pair))
@@ -183,9 +183,7 @@ def _check_shapes(
     sources: Tensor, results: Tensor, index: Index, values: Tensor | None, sizes: Ints
 ) -> None:
     """Refuse what the kernel would read outside of; it looks at the ids itself."""
-    ids, shape = index[0], (count_slots(index), *sizes[:3:-1])
-    if ids.dtype != torch.int32 or ids.ndim != 1 or not ids.is_contiguous():
-        raise ValueError(f"block ids should be int32 [Z], found {ids.dtype} {list(ids.shape)}")
+    shape = (count_slots(index), *sizes[:3:-1])
     if values is not None and tuple(values.shape) != shape:
         raise ValueError(f"values should be {list(shape)}, found {list(values.shape)}")
     if sources.shape[0] != results.shape[0] or sorted(sizes[:2]) != sorted(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparse_kernels.cpu.library import TYPES, library
-from sparse_kernels.index_tensors import count_slots
+from sparse_kernels.index_tensors import adjacent_ids, count_slots
 from sparse_kernels.memory_order import empty_images, in_order
 
 Ints = Sequence[int]
@@ -68,7 +68,9 @@ def conv2d_weight_grad(
     dvalues = x.new_zeros((count_slots(index), bc, bo), dtype=torch.float32)
     if x.numel() and grad.numel():
         images = [_pointer(x), _memory(x), _pointer(grad), _memory(grad)]
-        code = _library().pixels_weight_grad(layer, *images, _pointer(dvalues), _pointer(index[0]))
+        code = _library().pixels_weight_grad(
+            layer, *images, _pointer(dvalues), _pointer(adjacent_ids(index))
+        )
         _check(code)
     return dvalues.to(x.dtype)
 
@@ -99,7 +101,7 @@ def _gather(
         _pointer(bias),
         _pointer(written),
         _memory(written),
-        _pointer(index[0]),
+        _pointer(adjacent_ids(index)),
     )
     _check(code)
     return result if written is result else result.copy_(written)

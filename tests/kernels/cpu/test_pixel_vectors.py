@@ -116,6 +116,13 @@ def test_ids_that_are_no_blocks_are_refused(wrong):
         layer.run()
 
 
+def test_ids_of_another_type_are_refused():
+    layer = Layer(Case(2, (8, 8, 3, 3), (4, 4), (2, 2), SAME, 0.3))
+    layer.index[0] = layer.index[0].long()
+    with pytest.raises(ValueError, match=r"found torch\.int64"):
+        layer.run()
+
+
 SANITIZED = """
 import ctypes, sys, torch
 from pathlib import Path

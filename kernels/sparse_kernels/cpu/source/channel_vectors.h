@@ -70,7 +70,7 @@ struct Grid {
   }
 };
 std::vector<Grid> grids_of(const Call& call);
-// What makes images of one pixel, as a linear layer has, the pixels of one row.
+// What makes images of one pixel, as pooling leaves them, the pixels of one row.
 Request in_one_row(Request call);
 
 // Pixels [begin, end) of a grid.
