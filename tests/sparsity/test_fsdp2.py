@@ -20,6 +20,7 @@ def results(path, *cases):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(PROCESSES)}
+    together["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, shard_worker.__file__, str(path / "found"), *cases]
     workers = [
         subprocess.Popen(command, env={**os.environ, **together, "RANK": str(rank)})
