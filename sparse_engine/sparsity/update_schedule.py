@@ -1,5 +1,6 @@
 """When topology is updated, and by how much. Imports no torch."""
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -47,6 +48,14 @@ class UpdateSchedule:
         last = steps if self.stop is None else min(steps, self.stop - 1)
         return max(0, last) // self.interval
 
+    def check_length(self, total_steps: int) -> None:
+        """Raise InputError unless a run of so many steps has an update."""
+        if not self.updates_in(total_steps):
+            raise InputError(
+                f"a run of {total_steps} steps is too short for a topology update every "
+                f"{self.interval} steps; make it longer, the interval shorter, or stop later"
+            )
+
     def pruned_share(self, step: int) -> float:
         """Return how much of gradual pruning is done after step `step`, from 0 to 1.
 
@@ -67,3 +76,24 @@ class UpdateSchedule:
         stretches = range(0, steps, self.interval)
         whole = sum(self.pruned_share(n) * min(self.interval, steps - n) for n in stretches)
         return whole / steps
+
+
+def last_step(stop: float | None, total_steps: int | None) -> int | None:
+    """Return the first step without updates, None for never.
+
+    Args:
+        stop: a share of total_steps, above 1 a step; None for never.
+        total_steps: length of the run, None if it is not known, which leaves a share without effect.
+
+    Raises:
+        InputError: stop is not above 0, or infinite.
+    """
+    if stop is not None and not 0 < stop < math.inf:
+        raise InputError(f"stop must be above 0 and finite, or None, found {stop}")
+    if stop is not None and stop <= 1:
+        if total_steps is None:
+            logging.getLogger(__name__).info(
+                "without total_steps, topology updates never stop and keep their rate"
+            )
+        stop = None if total_steps is None else stop * total_steps
+    return None if stop is None else math.ceil(stop)
