@@ -38,7 +38,7 @@ docs: $(VENV)/.train
 bench: $(VENV)/.test
 	$(VENV)/bin/python -m bench.dev.masked_path $(ARGS)
 
-# About ten minutes on two idle cores; then the README's first table and the figures are made anew.
+# A quarter of an hour on two idle cores; then the README's first table and the figures are made anew.
 # The rows of before, of other code, stay in git.
 CPU_CASES = --sparsities 0.8 0.9 --blocks 32x32 --threads 1 2 --out build/bench-cpu $(ARGS)
 bench-cpu: $(VENV)/.test
