@@ -109,7 +109,7 @@ def _shown(row: Row, steps: Sequence[Row]) -> dict[str, str]:
     facts = cells(row)
     names = ("device", "network, batch", "sparsity, blocks", "dense step", "sparse / dense")
     return {
-        **{name: facts[name] for name in names},
+        **{name: facts[name].removeprefix("CPU ") for name in names},
         **more,
         "slim / dense": cells(slim[-1])["step / dense"] if slim else "",
         **{name: facts[name] for name in ("FLOPs / dense", "EDST of 3 / dense")},

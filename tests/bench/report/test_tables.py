@@ -22,7 +22,7 @@ def test_the_speed_table_shows_the_fastest_sparse_step():
     dense_one = {**SPARSE, "contender": "masked", "p50_ms": "100", "label": "dense"}
     table = tables.speed_table([DENSE, slower, SPARSE, dense_one]).splitlines()
     cells = [cell.strip() for cell in table[2].strip("|").split("|")]
-    assert cells[0] == "CPU x, 1 thread, fp32"
+    assert cells[0] == "x, 1 thread, fp32"
     assert cells[3:] == ["1000 ms", "0.40 (0.39-0.41)", "0.20", "0.72", "0.20"]
     assert len(table) == 3
 
