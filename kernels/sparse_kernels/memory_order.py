@@ -22,10 +22,13 @@ ORDERS = {
 def order_of(x: Tensor) -> str:
     """Return the order of x [N, C, H, W]; "contiguous" for one that has none of the three.
 
-    Strides of dimensions of size 1 say nothing; where several orders fit, the first one counts.
+    Strides of dimensions of size 1 say nothing, and where several orders fit, the first one counts;
+    but images of one channel are channels_last if `to(memory_format=...)` has made them so.
     """
     if x.is_contiguous():  # which is quicker than to permute
-        return "contiguous"
+        _, channels, *image = x.shape
+        is_made_so = channels == 1 and x.stride(1) == 1 and image != [1, 1]
+        return "channels_last" if is_made_so else "contiguous"
     for name, order in ORDERS.items():
         if x.permute(order).is_contiguous():
             return name

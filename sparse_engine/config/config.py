@@ -11,7 +11,10 @@ from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
 from sparse_engine.sparsity.update_schedule import UPDATE_RULES
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
-TRANSIENT = ("out", "resume", "config", "dry_run", "print_config", "download", "scale", "tune")
+TRANSIENT = (
+    *("out", "resume", "config", "dry_run", "print_config", "download", "scale", "tune"),
+    "no_compare",
+)
 # A resumed run may move to other hardware and other paths, and nothing else may change.
 MOVABLE = (
     "data_dir",
@@ -27,6 +30,7 @@ MOVABLE = (
     "log",
     "download",
     "resume",
+    "no_compare",
 )
 # Settings that are paths, of which `~` is the home folder; a data set may be `imagefolder:PATH`.
 PATHS = ("out", "resume", "config", "data_dir", "teacher", "dataset")
@@ -51,6 +55,7 @@ class Config:
     config: str | None = RUN.text("JSON file with settings; flags win over it")
     dry_run: bool = RUN.switch("print the plan and train nothing")
     print_config: bool = RUN.switch("print all settings as JSON, as --config reads them, and stop")
+    no_compare: bool = RUN.switch("do not time a training step against the dense network's")
     log: str = RUN.choice("scalars and pictures of blocks, in the run folder", "none|tensorboard")
     seed: int = RUN.whole("seed of everything random", 0, least=0, most=2**31)
     device: str = RUN.choice("where to run", "auto|cpu|cuda")
@@ -108,8 +113,9 @@ class Config:
         "a block's taps are stored or absent each by itself, by row of the kernel, or all together",
         "each|row|all",
     )
-    distribution: str = SPARSITY.choice(
-        "layer densities; timed spends --time-budget by measured times", "erk|er|uniform|timed"
+    distribution: str | None = SPARSITY.option(
+        "layer densities [erk, digits uniform]; timed spends --time-budget by measured times",
+        "erk|er|uniform|timed",
     )
     erk_power: float = SPARSITY.number(
         "erk and er: power of the densities, 0 uniform, above 1 less in wide layers",
@@ -275,7 +281,7 @@ class Config:
         """What spreads a sparsity over the layers: what was decided, or a distribution."""
         if self.erk_power != 1:
             return ErdosRenyi(self.distribution == "erk", self.erk_power)
-        return self.densities or self.distribution
+        return self.densities or self.distribution or "erk"
 
     def saved(self) -> dict[str, Any]:
         """Return what config.json holds: every setting that decides the result."""

@@ -35,7 +35,7 @@ def predict(
     model.eval()
     logs, labels = [], []
     for x, y in split_batches:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
         with autocast(x.device, dtype):
             logits = model(x)
         logs.append(logits.float().log_softmax(1).cpu())

@@ -16,6 +16,7 @@ from sparse_engine.layers.dense_kinds import is_transposed, planned, planned_sha
 from sparse_engine.layers.plan import LayerPlan
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.functional import same_padding
+from sparse_kernels.memory_order import order_of
 from sparse_kernels.operators.reference import gather_blocks
 
 Pair = int | tuple[int, int]
@@ -26,7 +27,13 @@ GEOMETRY = (
 
 
 class SparseConv2d(SparseLayer):
-    """nn.Conv2d with a block-sparse weight; blocks are stored or absent."""
+    """nn.Conv2d with a block-sparse weight; blocks are stored or absent.
+
+    After `to(memory_format=torch.channels_last)`, of the layer or of a model around it, outputs are
+    in that order whatever the input's, as those of nn.Conv2d are.
+    """
+
+    is_channels_last = False
 
     def __init__(
         self,
@@ -76,11 +83,21 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [N, O, P, Q] for x [N, C, H, W] (or the same without N)."""
+        if self.is_channels_last and x.ndim == 4 and order_of(x) == "contiguous":
+            x = x.to(memory_format=torch.channels_last)
         x, padding = self._pad(x)
         weight, where = (self.values, self.layout, self.bias), (self.stride, padding, self.dilation)
         y = block_conv2d(x, *weight, *where, probe=self._probe)
         self._note_run(x, y.numel() // self.out_channels)
         return y
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseConv2d:
+        super()._apply(fn, recurse)
+        # `to` changes the order of tensors of four dimensions, of which this layer has none.
+        order = torch.channels_last if self.is_channels_last else torch.contiguous_format
+        twin = fn(torch.empty((2, 2, 2, 2), memory_format=order))
+        self.is_channels_last = is_channels_last(twin)
+        return self
 
     def _pad(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the input, padded here unless with zeros, and the padding that is left to do."""
@@ -111,11 +128,14 @@ class SparseConv2d(SparseLayer):
 
         With a `layout` these blocks instead. Dtype, device, bias and training mode are kept.
         """
-        return adopt(cls, conv, density, block, layout, taps)
+        sparse = adopt(cls, conv, density, block, layout, taps)
+        sparse.is_channels_last = is_channels_last(conv.weight)
+        return sparse
 
     def to_dense(self) -> nn.Conv2d:
         """Return an nn.Conv2d with the same weight, zeros included."""
-        return release(self, nn.Conv2d(**arguments_of(self)))
+        dense = release(self, nn.Conv2d(**arguments_of(self)))
+        return dense.to(memory_format=torch.channels_last) if self.is_channels_last else dense
 
     def extra_repr(self) -> str:
         """Return the arguments, as print(model) shows them."""
@@ -201,6 +221,15 @@ def arguments_of(layer: Any) -> dict[str, Any]:
         names = GEOMETRY if hasattr(layer, "kernel_size") else ("in_features", "out_features")
         settings = {name: getattr(layer, name) for name in names}
     return {**settings, "bias": layer.bias is not None, "device": "meta", "dtype": weight.dtype}
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Return whether a weight [O, C, R, S] lies in memory as `to(memory_format=...)` leaves it.
+
+    Strides of dimensions of size 1 count, as they do for PyTorch's convolutions.
+    """
+    _, c, h, w = weight.shape
+    return weight.stride() == (h * w * c, 1, w * c, c) != (c * h * w, h * w, w, 1)
 
 
 def _pair(value: Pair) -> tuple[int, int]:

@@ -83,7 +83,7 @@ def last_step(stop: float | None, total_steps: int | None) -> int | None:
 
     Args:
         stop: a share of total_steps, above 1 a step; None for never.
-        total_steps: length of the run, None if it is not known, which leaves a share without effect.
+        total_steps: length of the run; None if it is not known, and a share has no effect.
 
     Raises:
         InputError: stop is not above 0, or infinite.

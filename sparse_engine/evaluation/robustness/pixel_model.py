@@ -35,7 +35,7 @@ class PixelModel(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels [N, C, H, W] in [0, 1] to logits float32 [N, K]."""
         x = (pixels - self.mean) / self.std
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
         with autocast(x.device, self.dtype):
             logits = self.model(x)
         return logits.float()
