@@ -37,8 +37,12 @@ from sparse_engine import (
     tune,
 )
 from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.evaluation.metrics import accuracy, classification_metrics
 from sparse_engine.layers.attention import ProjectedAttention
 from sparse_engine.runs.exported import save_dense, save_onnx, save_torch_export
+from sparse_engine.sparsity.distribution import Sparsity
+from sparse_engine.sparsity.erdos_renyi import DISTRIBUTIONS
+from sparse_engine.sparsity.update_schedule import UpdateRule
 from sparse_kernels import (
     BlockLayout,
     Norm,
@@ -46,6 +50,7 @@ from sparse_kernels import (
     block_conv2d_fused,
     block_linear,
 )
+from sparse_kernels.layout import TAPS
 
 IMAGES, LABELS = torch.randn(4, 3, 6, 6), torch.arange(4)
 
@@ -99,6 +104,7 @@ def look_at_layers() -> tuple[nn.Conv2d, nn.Linear, nn.MultiheadAttention, float
     y: Tensor = linear(layer(torch.randn(1, 16, 4, 4)).mean((2, 3)))
     seen, weights = attention.forward(y[None], y[None], y[None])
     print(mask.shape, layer.dense_weight().shape, layer.ran_on, layer.block, seen, weights)
+    print([SparseConv2d(16, 16, 3, taps=taps).taps for taps in TAPS])
     return layer.to_dense(), linear.to_dense(), attention.to_dense(), layer.density
 
 
@@ -112,7 +118,8 @@ def predict() -> Tensor:
     assert torch.allclose(logits, ensemble.member_logits(IMAGES), atol=1e-5)
     probabilities, entropy, information = ensemble.uncertainty(IMAGES)
     logs: Tensor = ensemble.log_probabilities(IMAGES)
-    print(len(ensemble), probabilities, ensemble(IMAGES), information, logs)
+    mean = ensemble(IMAGES)
+    print(len(ensemble), probabilities, mean.argmax(1), information.mean(), logs)
     return entropy
 
 
@@ -126,7 +133,7 @@ def train_members() -> Tensor:
     topology = GroupTopology(grouped, optimizer, "rigl", seeds=range(2))
     topology.arm()
     images = IMAGES.expand(2, -1, -1, -1, -1)
-    grouped(images).square().mean().backward()
+    grouped(images).square().mean().backward()  # pyright: ignore[reportUnknownMemberType]
     topology.update(0.3)
     try:
         tiles = tune(models[0], IMAGES)
@@ -147,6 +154,22 @@ def call_kernels() -> tuple[Tensor, ...]:
     fused = block_conv2d_fused(x, values, layout)
     print(Norm, layout.mask().shape, layout.active, layout.density, fused)
     return y, z
+
+
+def train_by_others(rule: UpdateRule = "rigl") -> list[DynamicSparsity | None]:
+    """Return what callbacks of other people's trainers have made so far."""
+    from sparse_engine.integrations import lightning, transformers
+
+    first = lightning.DynamicSparsityCallback(rule, total_steps=100, schedule="constant")
+    second = transformers.DynamicSparsityCallback(rule, interval=10)
+    return [first.dynamic, second.dynamic]
+
+
+def score(probabilities: Tensor) -> dict[str, float]:
+    """Return metrics of predictions [4, 4], by each distribution's name."""
+    plans = [Sparsity(0.5, name).plans({"0": (64, 64)})[0].active for name in DISTRIBUTIONS]
+    metrics = classification_metrics(probabilities, LABELS)
+    return {**metrics, "blocks": float(sum(plans)), "accuracy": accuracy(probabilities, LABELS)}
 
 
 def take_away(run: Path, folder: Path) -> nn.Module:
