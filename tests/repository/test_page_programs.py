@@ -25,8 +25,13 @@ PROGRAMS = {
 # test_readme.py runs it, with nothing given.
 WHOLE = "README.md:0"
 OF_RUNS = [name for name, code in PROGRAMS.items() if re.search(r'"(runs/|ticket\.)', code)]
-# Packages that a program's own imports need, and take seconds to import.
-CLIENTS = ("lightning", "transformers")
+# What a program's own imports need, and take seconds to import.
+OF_CLIENTS = {
+    name: package
+    for package in ("lightning", "transformers")
+    for name, code in PROGRAMS.items()
+    if f"integrations.{package}" in code
+}
 
 
 class Network(nn.Module):
@@ -78,11 +83,6 @@ def run_with_stand_ins(name):
             sparse_engine.sparsify(model, 0.5, block=(8, 8))
         given["x"], given["y"] = torch.randn(2, 8, 32), torch.randint(4, (2, 8))
     exec(compile(code, name, "exec"), given)
-
-
-OF_CLIENTS = {
-    n: package for package in CLIENTS for n in PROGRAMS if f"integrations.{package}" in PROGRAMS[n]
-}
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - {WHOLE, *OF_RUNS, *OF_CLIENTS}))

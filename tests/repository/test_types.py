@@ -81,13 +81,18 @@ def program(name):
 
 def test_a_typed_program_uses_every_public_name_and_runs():
     words = set(re.findall(r"\w+", (HERE / "typed_user.py").read_text(encoding="utf-8")))
-    assert {*sparse_engine.__all__, *sparse_kernels.__all__} <= words
+    page = (HERE.parents[1] / "docs" / "reference.md").read_text(encoding="utf-8")
+    dotted = re.findall(r"^(?:- |\| )`sparse_\w+\.[\w.]+\.(\w+)`", page, re.MULTILINE)
+    assert len(dotted) > 30
+    assert {*sparse_engine.__all__, *sparse_kernels.__all__, *dotted} <= words
     user = program("typed_user")
     assert [row.split()[0] for row in user.make_and_train()] == ["0", "2", "5"]
     assert user.predict().shape == (4,)
     assert user.look_at_layers()[-1] == 0.5
     assert user.train_members().shape == (2, 4, 4)
     assert len(user.call_kernels()) == 2
+    assert user.score(user.torch.full((4, 4), 0.25))["differs"] == 0
+    assert user.by_name() == "masked masked"
 
 
 def test_every_table_has_the_names_of_its_type():
