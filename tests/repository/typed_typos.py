@@ -73,6 +73,14 @@ TYPOS: dict[str, Callable[[], object]] = {
 }
 
 
+def callbacks() -> None:
+    """Name rules to other people's trainers, which may not be installed; this is not run."""
+    from sparse_engine.integrations import lightning, transformers
+
+    lightning.DynamicSparsityCallback(rule="riggle")  # pyright: ignore[reportArgumentType]
+    transformers.DynamicSparsityCallback(schedule="cos")  # pyright: ignore[reportArgumentType]
+
+
 def results_are_tensors() -> None:
     """Take what modules return for something else; this is not run."""
     ensemble, x = TicketEnsemble([network()]), torch.ones(1, 32)
