@@ -50,6 +50,11 @@ def test_packages_are_marked_as_typed(package):
     assert (Path(package.__file__).parent / "py.typed").is_file()
 
 
+def test_public_functions_say_what_they_do():
+    silent = {name for name, function in public_functions() if not function.__doc__}
+    assert silent == {"sparse_engine.ErdosRenyi.__init__"}  # a dataclass says it once
+
+
 def test_public_functions_are_annotated_in_full():
     functions = dict(public_functions())
     assert "sparse_engine.DynamicSparsity.state_dict" in functions
