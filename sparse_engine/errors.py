@@ -38,13 +38,10 @@ class Stopped(Exception):
         self.signal = signal
 
 
-def warn_renamed(earlier: str, present: str, stacklevel: int = 3) -> None:
-    """Warn that something is used by its earlier name.
-
-    stacklevel: 3 blames the caller of whoever calls this.
-    """
+def warn_renamed(earlier: str, present: str) -> None:
+    """Warn the caller's caller that it has used something by its earlier name."""
     message = f"{earlier} is {present} now; the earlier name goes in {EARLIER_NAMES_GO_IN}"
-    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
 
 
 def earlier_name(earlier: str, present: Callable[P, T]) -> Callable[P, T]:
