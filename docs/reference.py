@@ -148,7 +148,7 @@ GROUPS = (
     ),
     Group(
         "Errors",
-        "reliability.md",
+        "runs.md#exit-codes-and-messages",
         (
             *(f"sparse_engine.errors.{n}" for n in ("InputError", "UnreadableFile", "RunFailure")),
             *("sparse_engine.errors.ReplacedLayerWarning",),
@@ -195,7 +195,8 @@ def page() -> str:
     parts = [INTRODUCTION.format(begin=table(("you have", "begin with", "and read"), BEGIN))]
     for group in GROUPS:
         lines = "\n".join(f"- `{name}`: {summary(name)}" for name in group.names)
-        parts.append(f"## {group.heading}\n\nMore: [{group.page}]({group.page}).\n\n{lines}\n")
+        more = f"More: [{group.page.partition('#')[0]}]({group.page})."
+        parts.append(f"## {group.heading}\n\n{more}\n\n{lines}\n")
     return "\n".join((*parts, *tables()))
 
 
