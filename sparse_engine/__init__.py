@@ -52,7 +52,6 @@ _HOMES = {
     "sparsify": "sparsity.sparsify",
     "to_rows": "layers.rows",
     "tune": "training.tuning",
-    "Together": "models.grouped.members",  # GroupedMembers, by its name until the next release
 }
 
 __all__ = [
@@ -82,11 +81,16 @@ __all__ = [
     "tune",
 ]
 
-# Modules are found by their names of before there were rooms too, until the next release.
+_EARLIER = {"Together": "GroupedMembers"}
+# Modules are found by their names of before there were rooms, too.
 __path__.append(f"{__path__[0]}/earlier_names")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _EARLIER:
+        errors = importlib.import_module("sparse_engine.errors")
+        errors.warn_renamed(f"sparse_engine.{name}", f"sparse_engine.{_EARLIER[name]}")
+        return __getattr__(_EARLIER[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'sparse_engine' has no attribute '{name}'")
     found = getattr(importlib.import_module(f"sparse_engine.{_HOMES[name]}"), name)

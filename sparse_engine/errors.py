@@ -1,7 +1,14 @@
-"""Errors that are the user's to mend: one clear line each, no traceback."""
+"""Errors and warnings that are the user's to mend: one clear line each, no traceback."""
 
 import difflib
-from collections.abc import Iterable
+import functools
+import warnings
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+P, T = ParamSpec("P"), TypeVar("T")
+# The release that has the earlier names no more.
+EARLIER_NAMES_GO_IN = "0.2.0"
 
 
 class InputError(ValueError):
@@ -29,6 +36,23 @@ class Stopped(Exception):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def warn_renamed(earlier: str, present: str) -> None:
+    """Warn the caller's caller that it has used something by its earlier name."""
+    message = f"{earlier} is {present} now; the earlier name goes in {EARLIER_NAMES_GO_IN}"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+
+def earlier_name(earlier: str, present: Callable[P, T]) -> Callable[P, T]:
+    """Return a function as it is called by its earlier name: it warns, and does the same."""
+
+    @functools.wraps(present)
+    def function(*arguments: P.args, **options: P.kwargs) -> T:
+        warn_renamed(earlier, present.__qualname__)
+        return present(*arguments, **options)
+
+    return function
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sparse_engine.config.group import Group
 from sparse_engine.data.preparation import ON_OFF, Preparation
 from sparse_engine.layers.blocks import LayerBlocks, parse_blocks
-from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
-from sparse_engine.sparsity.update_schedule import UPDATE_RULES
+from sparse_engine.sparsity.erdos_renyi import DISTRIBUTIONS, ErdosRenyi
+from sparse_engine.sparsity.update_schedule import DROP_SCHEDULES, UPDATE_RULES
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
 TRANSIENT = (
@@ -40,6 +40,9 @@ BUDGET = (
     *("model", "block", "layer_blocks", "taps"),
 )
 
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+
 RUN, SPARSITY, DATA, MODEL = map(Group, ("run", "sparsity", "data", "model"))
 ENSEMBLE, BASELINES = Group("ensemble"), Group("baselines")
 PRUNING, OPTIMISATION = Group("pruning"), Group("optimisation")
@@ -59,9 +62,7 @@ class Config:
     log: str = RUN.choice("scalars and pictures of blocks, in the run folder", "none|tensorboard")
     seed: int = RUN.whole("seed of everything random", 0, least=0, most=2**31)
     device: str = RUN.choice("where to run", "auto|cpu|cuda")
-    dtype: str = RUN.choice(
-        "bf16 and fp16 run under autocast, fp16 with a scaled loss", "fp32|bf16|fp16"
-    )
+    dtype: str = RUN.choice("bf16 and fp16 run under autocast, fp16 with a scaled loss", DTYPES)
     backend: str = RUN.choice("implementation of the sparse layers", "auto|triton|native|masked")
     cuda_graph: str = RUN.choice(
         "replay the training step as a CUDA graph: auto does on a GPU, where it can", "auto|on|off"
@@ -115,7 +116,7 @@ class Config:
     )
     distribution: str | None = SPARSITY.option(
         "layer densities [erk, digits uniform]; timed spends --time-budget by measured times",
-        "erk|er|uniform|timed",
+        (*DISTRIBUTIONS, "timed"),
     )
     erk_power: float = SPARSITY.number(
         "erk and er: power of the densities, 0 uniform, above 1 less in wide layers",
@@ -144,7 +145,7 @@ class Config:
         "weights of sparse layers as drawn for dense ones, or by active fan-in of each channel",
         "dense|fan-in",
     )
-    topology: str | None = SPARSITY.option("update rule of ensembles", "|".join(UPDATE_RULES))
+    topology: str | None = SPARSITY.option("update rule of ensembles", UPDATE_RULES)
     start_sparsity: float | None = SPARSITY.number(
         "granet begins with this sparsity and prunes to --sparsity [0.5]", least=0, most=0.999999
     )
@@ -158,7 +159,7 @@ class Config:
     drop: float | None = SPARSITY.number(
         "share of active blocks an update replaces", above=0, most=1
     )
-    drop_schedule: str | None = SPARSITY.option("of the drop rate", "constant|cosine")
+    drop_schedule: str | None = SPARSITY.option("of the drop rate", DROP_SCHEDULES)
     stop: float | None = SPARSITY.number(
         "share of a phase that saves a ticket after which topology is fixed", above=0, most=1
     )

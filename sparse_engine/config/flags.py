@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from sparse_engine.config.command import run_command
 from sparse_engine.config.config import FIELDS
-from sparse_engine.config.values import EARLIER, GONE, check_text, check_values
+from sparse_engine.config.values import EARLIER, GONE, check_text, check_values, say_renamed
 from sparse_engine.errors import InputError, RunFailure, nearest
 from sparse_engine.paths import expanded
 
@@ -88,7 +88,11 @@ def parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
         groups[rules["group"]].add_argument(
             *flags, dest=name, default=argparse.SUPPRESS, help=text, **options
         )
-    return check_values(vars(parser.parse_strictly(arguments)), "flags")
+    settings = vars(parser.parse_strictly(arguments))
+    for old, new in EARLIER.items():
+        if any(argument.partition("=")[0] == f"--{old}" for argument in arguments):
+            say_renamed("flags", f"--{old}", f"--{new.replace('_', '-')}")
+    return check_values(settings, "flags")
 
 
 def user_path(text: str) -> Path:

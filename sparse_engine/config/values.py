@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.config.config import FIELDS, PATHS
-from sparse_engine.errors import InputError, nearest
+from sparse_engine.errors import EARLIER_NAMES_GO_IN, InputError, nearest
 from sparse_engine.paths import expanded
 
 # Settings of earlier versions, each with the value that every run has now: it is read, no other.
@@ -49,6 +49,15 @@ def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         if value is None and FIELDS[name].default is not None:
             raise InputError(f"{source}: {name} may not be null")
     return checked
+
+
+def say_renamed(source: str, earlier: str, present: str) -> None:
+    """Log that something has another name now, and of flags that the earlier one will go.
+
+    Files of earlier versions are read by later ones too.
+    """
+    goes = f"; the earlier name goes in {EARLIER_NAMES_GO_IN}" if source == "flags" else ""
+    _LOG.warning("%s: %s is called %s now%s", source, earlier, present, goes)
 
 
 def present_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -120,7 +129,7 @@ def _check(spec: Any, value: Any, source: str) -> Any:
     choices = spec.metadata.get("choices")
     if kind is str and (spec.name, value) in EARLIER_CHOICES:
         present = EARLIER_CHOICES[spec.name, value]
-        _LOG.warning("%s: %s '%s' is called '%s' now", source, spec.name, value, present)
+        say_renamed(source, f"{spec.name} '{value}'", f"'{present}'")
         value = present
     if choices and value not in choices:
         hint = nearest(value, choices)

@@ -19,6 +19,7 @@ from sparse_engine.integrations.block_moves import BlockMoves
 from sparse_engine.sparsity.dynamic import DynamicSparsity
 from sparse_engine.sparsity.processes import Group
 from sparse_engine.sparsity.topology import Topology
+from sparse_engine.sparsity.update_schedule import DropSchedule, UpdateRule
 
 
 class TrainerTopology:
@@ -29,13 +30,13 @@ class TrainerTopology:
 
     def __init__(
         self,
-        rule: str = "rigl",
+        rule: UpdateRule = "rigl",
         interval: int = 100,
         drop: float = 0.3,
         stop: float | None = 0.75,
         *,
         total_steps: int | None = None,
-        schedule: str = "cosine",
+        schedule: DropSchedule = "cosine",
         seed: int = 0,
         averages: Sequence[nn.Module] = (),
         process_group: Group = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -16,10 +17,13 @@ from sparse_engine.layers.dense_kinds import is_transposed, planned, planned_sha
 from sparse_engine.layers.plan import LayerPlan
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.functional import same_padding
+from sparse_kernels.layout import Taps
 from sparse_kernels.memory_order import order_of
 from sparse_kernels.operators.reference import gather_blocks
 
 Pair = int | tuple[int, int]
+NamedPadding = Literal["same", "valid"]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 GEOMETRY = (
     *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
     "padding_mode",
@@ -35,17 +39,19 @@ class SparseConv2d(SparseLayer):
 
     is_channels_last = False
 
+    __call__: Callable[[Tensor], Tensor]
+
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: Pair,
         stride: Pair = 1,
-        padding: Pair | str = 0,
+        padding: Pair | NamedPadding = 0,
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -53,7 +59,7 @@ class SparseConv2d(SparseLayer):
         block: BlockChoice = (32, 32),
         generator: torch.Generator | None = None,
         layout: BlockLayout | None = None,
-        taps: str = "each",
+        taps: Taps = "each",
     ) -> None:
         """Arguments are those of nn.Conv2d, and:
 
@@ -122,7 +128,7 @@ class SparseConv2d(SparseLayer):
         density: float = 0.1,
         block: BlockChoice = (32, 32),
         layout: BlockLayout | None = None,
-        taps: str = "each",
+        taps: Taps = "each",
     ) -> SparseConv2d:
         """Return a sparse layer with the blocks of `conv` that have the largest L1 norm.
 
@@ -148,6 +154,8 @@ class SparseConv2d(SparseLayer):
 
 class SparseLinear(SparseLayer):
     """nn.Linear with a block-sparse weight."""
+
+    __call__: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -245,7 +253,7 @@ def adopt(
     density: float,
     block: BlockChoice,
     layout: BlockLayout | None,
-    taps: str = "each",
+    taps: Taps = "each",
 ) -> Any:
     """Return a sparse layer with a dense one's weights in a layout, or in the strongest blocks.
 

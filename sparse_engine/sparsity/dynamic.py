@@ -19,7 +19,12 @@ from sparse_engine.sparsity.processes import Group, ProcessesOfGroup, processes_
 from sparse_engine.sparsity.sharded import Shards, check_known, refuse_sharded, refuse_tools_of
 from sparse_engine.sparsity.step_gradients import Seen, StepGradients, averaged
 from sparse_engine.sparsity.topology import Topology
-from sparse_engine.sparsity.update_schedule import UpdateSchedule, last_step
+from sparse_engine.sparsity.update_schedule import (
+    DropSchedule,
+    UpdateRule,
+    UpdateSchedule,
+    last_step,
+)
 
 
 class DynamicSparsity:
@@ -42,13 +47,13 @@ class DynamicSparsity:
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
-        rule: str = "rigl",
+        rule: UpdateRule = "rigl",
         interval: int = 100,
         drop: float = 0.3,
         stop: float | None = 0.75,
         *,
         total_steps: int | None = None,
-        schedule: str = "cosine",
+        schedule: DropSchedule = "cosine",
         seed: int = 0,
         averages: Sequence[nn.Module] = (),
         process_group: Group = None,

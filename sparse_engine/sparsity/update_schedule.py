@@ -3,11 +3,14 @@
 import logging
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, nearest
 
-UPDATE_RULES = ("static", "set", "rigl", "snfs", "granet")
-DROP_SCHEDULES = ("constant", "cosine")
+UpdateRule = Literal["static", "set", "rigl", "snfs", "granet"]
+UPDATE_RULES: tuple[UpdateRule, ...] = get_args(UpdateRule)
+DropSchedule = Literal["constant", "cosine"]
+DROP_SCHEDULES: tuple[DropSchedule, ...] = get_args(DropSchedule)
 # Sup-tickets' GraNet prunes until epoch 110 of 250 (Yin et al. 2022), which is this share of the
 # updates where these stop at three quarters of a run.
 PRUNING_SHARE = 0.6
@@ -25,7 +28,7 @@ class UpdateSchedule:
     interval: int
     drop: float
     stop: int | None
-    kind: str = "cosine"
+    kind: DropSchedule = "cosine"
 
     def __post_init__(self) -> None:
         if self.interval < 1:
@@ -33,7 +36,8 @@ class UpdateSchedule:
         if not 0 < self.drop <= 1:
             raise InputError(f"the drop rate must be above 0 and at most 1, found {self.drop}")
         if self.kind not in DROP_SCHEDULES:
-            raise InputError(f"unknown drop schedule '{self.kind}'; use constant or cosine")
+            hint = nearest(self.kind, DROP_SCHEDULES)
+            raise InputError(f"unknown drop schedule '{self.kind}'{hint}; use constant or cosine")
 
     def rate(self, step: int) -> float:
         """Return the share to replace after step `step` (counted from 1), 0 between updates."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from sparse_engine.config.config import Dtype
 from sparse_engine.device import autocast
 from sparse_engine.errors import RunFailure, first_line
 from sparse_engine.training.cuda_graph import Repeated
@@ -30,7 +31,7 @@ class TrainingStep:
         network: Network,
         loss: PhaseLoss,
         guard: FiniteGuard,
-        dtype: str = "fp32",
+        dtype: Dtype = "fp32",
         cuda_graph: bool = False,
         compiled: bool = False,
     ) -> None:

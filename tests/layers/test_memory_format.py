@@ -1,4 +1,4 @@
-"""Convolutions after `to(memory_format=torch.channels_last)` answer in that order, as dense ones."""
+"""Convolutions answer in channels_last after `to(memory_format=...)`, as dense ones do."""
 
 import copy
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import sparse_engine
+
 ROOT = Path(__file__).parents[2]
 SOURCES = {"sparse_engine": ROOT, "sparse_kernels": ROOT / "kernels"}
 IMPORTS = """
@@ -43,6 +45,11 @@ def test_it_holds_every_file(unpacked):
         assert files == {
             path.relative_to(unpacked) for path in (unpacked / package).rglob("*") if path.is_file()
         }
+
+
+def test_it_has_the_version_of_the_source(unpacked):
+    (facts,) = unpacked.glob("*.dist-info/METADATA")
+    assert f"\nVersion: {sparse_engine.__version__}\n" in facts.read_text(encoding="utf-8")
 
 
 def test_every_module_can_be_imported_from_it(unpacked, tmp_path):
