@@ -17,6 +17,7 @@ from sparse_engine.data.catalog import first_difference, npz_path
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.evaluation.robustness.options import Options, add_flags, read_options
 from sparse_engine.evaluation.tables import report_tables, total_costs
+from sparse_engine.installed import require
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.runs.files import save_json
 from sparse_engine.runs.run_folder import RunFolder
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     add_flags(parser)
     flags = parser.parse_strictly(arguments)
     options = read_options(flags)
+    require("evaluation", "PIL", "torchvision", "tqdm")
     with parser.naming_own_flags():
         result = evaluate(flags.runs, flags.data_dir, flags.device, options, flags.test)
     from sparse_engine.training.result import print_json  # late, like everything that needs torch

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparse_engine.errors import InputError, first_line
+from sparse_engine.installed import require
 
 CLASSES = {
     "mnist": "MNIST",
@@ -67,6 +68,8 @@ def read_splits(name: str, data_dir: str, download: bool | None = None) -> list[
 
 
 def _torchvision_splits(name: str, data_dir: str, download: bool) -> list[tuple[Any, Any]]:
+    # Read by torchvision, and SVHN's files by SciPy as well.
+    require(f"the data set {name}", "torchvision", *(["scipy"] if name == "svhn" else []))
     from torchvision import datasets
 
     reader, splits = getattr(datasets, CLASSES[name]), []

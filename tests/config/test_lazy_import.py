@@ -6,13 +6,14 @@ import sys
 import pytest
 
 import sparse_engine
+from sparse_engine.installed import EXTRAS
 
-HEAVY = ("torch", "numpy", "torchvision", "sklearn", "tqdm")
+OF_EXTRAS = tuple(module for modules in EXTRAS.values() for module in modules)
 
 
-def heavy_modules_after(statement: str) -> str:
-    """Return which heavy modules a fresh interpreter has after a statement."""
-    code = f"{statement}; import sys; print(*[m for m in {HEAVY} if m in sys.modules])"
+def heavy_modules_after(statement: str, *heavy: str) -> str:
+    """Return which of some modules a fresh interpreter has after a statement."""
+    code = f"{statement}; import sys; print(*[m for m in {heavy} if m in sys.modules])"
     return output_of(code)
 
 
@@ -31,7 +32,13 @@ def output_of(code: str) -> str:
     ],
 )
 def test_imports_no_torch_and_no_numpy(statement):
-    assert heavy_modules_after(statement) == ""
+    assert heavy_modules_after(statement, "torch", "numpy", *OF_EXTRAS) == ""
+
+
+def test_public_names_need_what_torch_needs_alone():
+    statement = "import sparse_engine; [getattr(sparse_engine, n) for n in sparse_engine.__all__]"
+    # The compiler takes seconds to import, and who compiles nothing need not wait for it.
+    assert heavy_modules_after(statement, *OF_EXTRAS, "torch._dynamo", "torch._inductor") == ""
 
 
 def test_every_public_name_resolves():
@@ -58,7 +65,7 @@ import sparse_engine
 for path in pathlib.Path(sparse_engine.__file__).with_name("earlier_names").glob("[a-z]*.py"):
     old = importlib.import_module(f"sparse_engine.{path.stem}")
     new = importlib.import_module(re.match("Now (.*)[.]", old.__doc__)[1])
-    assert all(getattr(old, n) is getattr(new, n) for n in vars(new) if not n.startswith("_"))
+    assert all(getattr(old, n) is getattr(new, n) for n in getattr(new, '__all__', vars(new)) if not n.startswith("_"))
     print(path.stem, end=" ")
 """
 PROGRAM = """
@@ -77,5 +84,5 @@ except AttributeError as error:
 
 
 def test_modules_are_found_by_their_earlier_names():
-    assert len(output_of(MODULES).split()) == 12
+    assert len(output_of(MODULES).split()) == 13
     assert output_of(PROGRAM) == "tune 'str' object has no attribute 'zero_grad'"

@@ -1,0 +1,3 @@
+"""Now sparse_engine.runs.exported."""
+
+from sparse_engine.runs.exported import *  # noqa: F403
