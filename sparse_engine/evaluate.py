@@ -52,7 +52,6 @@ def main(arguments: Sequence[str]) -> None:
     add_flags(parser)
     flags = parser.parse_strictly(arguments)
     options = read_options(flags)
-    require("evaluation", "PIL", "torchvision", "tqdm")
     with parser.naming_own_flags():
         result = evaluate(flags.runs, flags.data_dir, flags.device, options, flags.test)
     from sparse_engine.training.result import print_json  # late, like everything that needs torch
@@ -131,6 +130,7 @@ def _beyond_the_test_split(
     """Return what needs the tickets as models: assess, and densities for figures."""
     if not (options.severities or options.foreign or options.attacks or options.plots):
         return {}
+    require("all but the test split", "PIL", "torchvision", "tqdm")
     from sparse_engine.evaluation.robustness.assess import assess
     from sparse_engine.evaluation.robustness.pixel_model import pixel_models
     from sparse_engine.layers.report import report

@@ -21,7 +21,7 @@ from sparse_engine.installed import require
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.runs.run_folder import RunFolder
 
-NEEDS = ("training", "PIL", "torchvision", "tqdm")
+NEEDS = ("training", "tqdm")
 
 
 def main(arguments: Sequence[str]) -> None:

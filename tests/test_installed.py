@@ -25,6 +25,7 @@ def refused(*command, path):
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": places},
+        cwd=path,
     )
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1 or command[0] == "-c", done.stderr
@@ -106,12 +107,11 @@ def test_kernels_of_this_copy_by_another_path(tmp_path, monkeypatch):
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.stdout.strip() == str(tmp_path / "sparse_engine" / "installed.py"), done.stderr
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        InputError, match="there is no sparse_kernels beside .*: install sparse-eng"
-    ):
+    with pytest.raises(InputError, match="there is no sparse_kernels beside"):
         check_core()

@@ -52,18 +52,18 @@ def test_the_readmes_loop_runs_masked_where_there_is_no_compiler(python):
     done = python("-c", PROGRAM)
     assert done.returncode == 0, done.stderr
     assert "SparseConv2d" in done.stdout
-    assert "7 topology updated" in done.stdout
+    assert "3 topology updated" in done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("no native kernels, so sparse layers take as long as dense ones: ")
 
 
-@pytest.mark.parametrize("command", [("train",), ("train", "--dry-run"), ("evaluate", "runs/x")])
+@pytest.mark.parametrize("command", [("train",), ("train", "--dry-run")])
 def test_the_trainer_names_its_extra(python, command):
     done = python("-m", f"sparse_engine.{command[0]}", *command[1:])
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert line.endswith('which are not installed: pip install "sparse-engine[train]"')
+    what = "error: training needs tqdm, which is not installed: "
+    assert line == f'{what}pip install "sparse-engine[train]"'
 
 
 def test_an_export_is_read(python, tmp_path):
@@ -79,7 +79,5 @@ def test_an_export_is_read(python, tmp_path):
     code = "import sparse_engine, sys; sparse_engine.load_safetensors(sys.argv[1])"
     done = python("-c", code, str(folder / "ticket.safetensors"))
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.endswith(
-        'needs safetensors, which is not installed: pip install "sparse-engine[train]"'
-    )
+    remedy = 'needs safetensors, which is not installed: pip install "sparse-engine[train]"'
+    assert done.stderr.strip().endswith(remedy)
