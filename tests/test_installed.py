@@ -8,13 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import sparse_engine
+from sparse_engine import save_safetensors
+from sparse_engine.data.class_folders import list_classes
+from sparse_engine.data.readers import read_digits
+from sparse_engine.data.torchvision_files import read_splits
 from sparse_engine.errors import InputError
 from sparse_engine.installed import EXTRAS, OLDEST_TORCH, PROJECTS, check_core, require
+from sparse_engine.models.build import build_model
+from sparse_engine.sparsity.channel_permutation.search import find_permutation
 
 ROOT = Path(__file__).parents[1]
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+LAYER = nn.Linear(4, 4).eval()
 
 
 def refused(*command, path):
@@ -66,6 +74,36 @@ def test_a_missing_package_is_named_with_its_extra(modules, line, monkeypatch):
     with pytest.raises(InputError) as caught:
         require("drawing", *modules)
     assert str(caught.value) == f"drawing needs {line}"
+
+
+def read_svhn(folder):
+    for file in ("train_32x32.mat", "test_32x32.mat"):
+        (folder / file).touch()
+    read_splits("svhn", str(folder))
+
+
+def build(folder):
+    build_model("torchvision/resnet18", classes=2, channels=3, height=64, width=64)
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (
+            lambda folder: save_safetensors(LAYER, folder / "x"),
+            "writing safetensors files needs safetensors",
+        ),
+        (read_svhn, "the data set svhn needs torchvision and scipy"),
+        (lambda folder: find_permutation(LAYER, {}), "permuting channels needs scipy"),
+        (build, "torchvision/resnet18 needs torchvision"),
+        (lambda folder: read_digits(), "the data set digits needs scikit-learn"),
+        (list_classes, "reading folders of images needs torchvision and pillow"),
+    ],
+)
+def test_what_needs_an_extra_says_so(use, words, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=rf"^{words}, which .*\[train\]"):
+        use(tmp_path)
 
 
 def test_an_old_torch(tmp_path):
