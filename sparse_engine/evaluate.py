@@ -17,6 +17,7 @@ from sparse_engine.data.catalog import first_difference, npz_path
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.evaluation.robustness.options import Options, add_flags, read_options
 from sparse_engine.evaluation.tables import report_tables, total_costs
+from sparse_engine.installed import require
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.runs.files import save_json
 from sparse_engine.runs.run_folder import RunFolder
@@ -129,6 +130,7 @@ def _beyond_the_test_split(
     """Return what needs the tickets as models: assess, and densities for figures."""
     if not (options.severities or options.foreign or options.attacks or options.plots):
         return {}
+    require("all but the test split", "PIL", "torchvision", "tqdm")
     from sparse_engine.evaluation.robustness.assess import assess
     from sparse_engine.evaluation.robustness.pixel_model import pixel_models
     from sparse_engine.layers.report import report

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
+from sparse_engine.installed import not_installed
 from sparse_engine.integrations.block_moves import BlockMoves
 from sparse_engine.sparsity.dynamic import DynamicSparsity
 from sparse_engine.sparsity.processes import Group
@@ -138,7 +139,4 @@ def framework(*names: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name is None or not name.startswith(error.name):
                 raise
-    raise InputError(
-        f"this callback needs {names[0].partition('.')[0]}, which is not installed: install it "
-        "with pip install 'sparse-engine[integration]'"
-    )
+    raise InputError(not_installed("this callback", names[0].partition(".")[0]))

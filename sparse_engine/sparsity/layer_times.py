@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from sparse_engine.installed import require
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.models.workload import LayerCall
@@ -44,6 +44,9 @@ def measure_layer_times(
         device: where to measure.
         dtype: float32, or what autocast computes in.
     """
+    require("measuring layers", "tqdm")
+    from tqdm import tqdm
+
     kept = timings("layer-times", device)
     counts = {plan.name: measured_counts(plan) for plan in plans}
     wanted: dict[str, tuple[LayerPlan, LayerCall]] = {}

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from sparse_engine.config.config import Dtype
 from sparse_engine.device import autocast
@@ -105,7 +104,11 @@ def _compiled_pair(model: nn.Module) -> Pair:
     def pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         try:
             return (compiled(x), y) if own is None else compiled(x, y)
-        except TorchDynamoException as error:
+        except Exception as error:
+            from torch._dynamo.exc import TorchDynamoException  # here: its import takes seconds
+
+            if not isinstance(error, TorchDynamoException):
+                raise
             reason = first_line(error)
             raise RunFailure(f"torch.compile failed: {reason}; leave out --compile") from None
 

@@ -7,14 +7,15 @@ import pytest
 
 import sparse_engine
 from sparse_engine.errors import EARLIER_NAMES_GO_IN
+from sparse_engine.installed import EXTRAS
 
-HEAVY = ("torch", "numpy", "torchvision", "sklearn", "tqdm")
+OF_EXTRAS = tuple(module for modules in EXTRAS.values() for module in modules)
 
 
-def heavy_modules_after(statement: str) -> str:
-    """Return which heavy modules a fresh interpreter has after a statement."""
-    code = f"{statement}; import sys; print(*[m for m in {HEAVY} if m in sys.modules])"
-    return output_of(code)
+def loaded_by(statement: str, *modules: str, after: str = "pass") -> str:
+    """Return which of some modules a statement loads in a fresh interpreter."""
+    code = f"import sys; {after}; before = set(sys.modules); {statement}"
+    return output_of(f"{code}; print(*[m for m in {modules} if m in set(sys.modules) - before])")
 
 
 def output_of(code: str) -> str:
@@ -32,7 +33,14 @@ def output_of(code: str) -> str:
     ],
 )
 def test_imports_no_torch_and_no_numpy(statement):
-    assert heavy_modules_after(statement) == ""
+    assert loaded_by(statement, "torch", "numpy", *OF_EXTRAS) == ""
+
+
+def test_public_names_need_what_torch_needs_alone():
+    # The compiler takes seconds to import, and who compiles nothing need not wait for it.
+    heavy = (*OF_EXTRAS, "torch._dynamo", "torch._inductor")
+    statement = "import sparse_engine; [getattr(sparse_engine, n) for n in sparse_engine.__all__]"
+    assert loaded_by(statement, *heavy, after="import torch") == ""
 
 
 def test_every_public_name_resolves():
@@ -72,7 +80,8 @@ for path in pathlib.Path(sparse_engine.__file__).with_name("earlier_names").glob
     assert [str(one.message) for one in told] == [words + EARLIER_NAMES_GO_IN], told
     assert told[0].category is DeprecationWarning
     new = importlib.import_module(re.match("Now (.*)[.]", old.__doc__)[1])
-    assert all(getattr(old, n) is getattr(new, n) for n in vars(new) if not n.startswith("_"))
+    names = getattr(new, "__all__", None) or [n for n in vars(new) if not n.startswith("_")]
+    assert all(getattr(old, n) is getattr(new, n) for n in names)
     print(path.stem, end=" ")
 """
 PROGRAM = """
@@ -94,7 +103,7 @@ except AttributeError as error:
 
 
 def test_modules_are_found_by_their_earlier_names():
-    assert len(output_of(MODULES).split()) == 12
+    assert len(output_of(MODULES).split()) == 13
     # Each warning names the line of the program that has to change.
     *lines, last = output_of(PROGRAM).split("<string> ")
     assert [int(line) for line in lines if line] == [5, 5, 6, 7]

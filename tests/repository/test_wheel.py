@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import build_wheel
 
 import sparse_engine
 
@@ -24,14 +25,8 @@ print(sparse_engine.__file__, sparse_kernels.__file__)
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory):
     """Return the folder that a wheel of this checkout is unpacked in."""
-    pytest.importorskip("setuptools", "77", reason="setuptools 77 builds the wheel")
     folder = tmp_path_factory.mktemp("wheel")
-    build = ["build", "--build-base", str(folder / "build"), "egg_info", "--egg-base", str(folder)]
-    command = [sys.executable, "setup.py", "-q", *build, "bdist_wheel", "--dist-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (wheel,) = folder.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(folder / "unpacked")
+    zipfile.ZipFile(build_wheel(folder)).extractall(folder / "unpacked")
     return folder / "unpacked"
 
 

@@ -1,13 +1,13 @@
 """What an evaluation is asked for: its flags, checked. Imports no torch."""
 
 import argparse
-import importlib.util
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from sparse_engine.config.flags import user_path
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.installed import require
 from sparse_engine.paths import expanded
 
 ATTACKS = ("fgsm", "pgd")
@@ -137,7 +137,6 @@ def _check_new_file(path: Path) -> None:
 
 
 def _check_plots_folder(path: Path) -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plots needs matplotlib; install it with: pip install matplotlib")
+    require("--plots", "matplotlib")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"folder '{path}' of --plots exists and is not empty; choose another")
