@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
@@ -39,7 +40,12 @@ class Stopped(Exception):
 
 
 def warn_renamed(earlier: str, present: str) -> None:
-    """Warn the caller's caller that it has used something by its earlier name."""
+    """Warn the caller's caller that it has used something by its earlier name.
+
+    Not PyTorch, whose tracer reads every attribute that a module has.
+    """
+    if str(sys._getframe(2).f_globals.get("__name__")).startswith("torch."):
+        return
     message = f"{earlier} is {present} now; the earlier name goes in {EARLIER_NAMES_GO_IN}"
     warnings.warn(message, DeprecationWarning, stacklevel=3)
 

@@ -80,7 +80,7 @@ def evaluate(
 
     Returns:
         evaluation.ensemble_metrics; name, size and classes of the test set; `calibration`, the
-        bins of the ensemble's reliability diagram; `costs` of all runs together;
+        bins of the ensemble's reliability diagram; `costs` of all runs together; test_times;
         robustness.assess as the options ask for it; and `densities` of each ticket's layers if
         figures are wanted.
 
@@ -100,6 +100,7 @@ def evaluate(
         ensemble_metrics,
         member_log_probabilities,
     )
+    from sparse_engine.evaluation.test_times import test_times
     from sparse_engine.runs.tickets import run_tickets
 
     data, infos = _data_of(folders, saved, configs[0].data_dir, test)
@@ -120,6 +121,7 @@ def evaluate(
         **ensemble_metrics(members, labels),
         "calibration": calibration(members, labels),
         "costs": total_costs([folder.result() for folder in folders]),
+        **(test_times(tickets, place) if options.compare else {}),
         **beyond,
     }
 

@@ -51,6 +51,16 @@ def in_order(x: Tensor, order: str) -> Tensor:
     return ordered.contiguous().permute([dimensions.index(d) for d in range(4)])
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Return x [N, C, H, W] as images that order_of calls channels_last, copied only if need be.
+
+    Of one channel, too, by their strides.
+    """
+    if x.shape[1] == 1:
+        return x.contiguous().squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
+    return in_order(x, "channels_last")
+
+
 def library_order(x: Tensor) -> Tensor:
     """Return x [N, C, H, W] as PyTorch's own convolutions want it: HWNC becomes channels_last.
 

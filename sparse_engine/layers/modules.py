@@ -18,7 +18,7 @@ from sparse_engine.layers.plan import LayerPlan
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.functional import same_padding
 from sparse_kernels.layout import Taps
-from sparse_kernels.memory_order import order_of
+from sparse_kernels.memory_order import channels_last, order_of
 from sparse_kernels.operators.reference import gather_blocks
 
 Pair = int | tuple[int, int]
@@ -90,7 +90,7 @@ class SparseConv2d(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Return [N, O, P, Q] for x [N, C, H, W] (or the same without N)."""
         if self.is_channels_last and x.ndim == 4 and order_of(x) == "contiguous":
-            x = x.to(memory_format=torch.channels_last)
+            x = channels_last(x)
         x, padding = self._pad(x)
         weight, where = (self.values, self.layout, self.bias), (self.stride, padding, self.dilation)
         y = block_conv2d(x, *weight, *where, probe=self._probe)

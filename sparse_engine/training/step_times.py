@@ -92,7 +92,7 @@ def step_times(
     """
     loss = max(phases, key=lambda phase: phase.steps).loss
     soft = teacher.probabilities if teacher else None
-    at_mean, dense = _at_mean_density(config, info, phases, densities), replace(config, **DENSE)
+    at_mean, dense = at_mean_density(config, info, phases, densities), replace(config, **DENSE)
     steps = [
         _fresh_step(at_mean, info, device, loss=loss, soft=soft),
         _fresh_step(dense, info, device),
@@ -113,7 +113,7 @@ def is_comparable(config: Config, processes: int) -> bool:
     return sparse and processes == 1 and not is_grouped(config) and config.parallel != "members"
 
 
-def _at_mean_density(
+def at_mean_density(
     config: Config, info: DatasetInfo, phases: Sequence[Phase], densities: Densities
 ) -> Config:
     """Return a run's settings with the densities that its layers had on average over its steps."""

@@ -25,7 +25,8 @@ _NEEDED_BY = {
 class Options:
     """What to evaluate beside the clean test split, and where to put it.
 
-    `severities` is empty without corruptions; `epsilon` is in pixels from 0 to 1.
+    `severities` is empty without corruptions; `epsilon` is in pixels from 0 to 1; `compare` times
+    predictions against one dense network's.
     """
 
     severities: tuple[int, ...] = ()
@@ -36,6 +37,7 @@ class Options:
     attack_images: int | None = None
     out: Path | None = None
     plots: Path | None = None
+    compare: bool = False
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +61,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     robust.add_argument("--epsilon", metavar="E", help="of attacks, pixels from 0 to 1 [8/255]")
     robust.add_argument("--attack-steps", metavar="N", help="of pgd [10]")
     robust.add_argument("--attack-images", metavar="N", help="attack only N test images [all]")
+    parser.add_argument(
+        "--no-compare",
+        action="store_true",
+        help="do not time predictions against one dense network's",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out", type=user_path, metavar="FILE.json", help="write the JSON here, too"
@@ -91,6 +98,7 @@ def read_options(flags: argparse.Namespace) -> Options:
         attack_images=_whole("--attack-images", flags.attack_images),
         out=flags.out,
         plots=flags.plots,
+        compare=not flags.no_compare,
     )
 
 
