@@ -1,7 +1,8 @@
 """Take a ticket somewhere else: python -m sparse_engine.export RUN --format FORMAT --out FILE.
 
 Formats: safetensors (active blocks and their layout), dense (a state dict of ordinary layers),
-onnx (dense as well), torch-export (a program that calls the kernels).
+onnx (dense as well), torch-export (a program that calls the kernels), aten (one that runs with
+torch alone).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sparse_engine.errors import InputError
 if TYPE_CHECKING:
     from sparse_engine.runs.tickets import Ticket
 
-FORMATS = ("safetensors", "dense", "onnx", "torch-export")
+FORMATS = ("safetensors", "dense", "onnx", "torch-export", "aten")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--data-dir", type=user_path_text, help="folder with the data, if it has moved"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export and aten"
+    )
     flags = parser.parse_strictly(arguments)
     if not flags.out.parent.is_dir():
         raise InputError(f"--out: there is no folder '{flags.out.parent}'; make it first")
@@ -80,11 +83,12 @@ def _export(ticket: Ticket, flags: argparse.Namespace) -> str:
         exported.save_dense(model, flags.out, info.class_names)
         return "; every weight, zeros included"
     images = torch.randn(2, info.channels, info.height, info.width)
-    if flags.format == "torch-export":
-        device = torch.device(flags.device)
+    if flags.format in ("torch-export", "aten"):
+        device, aten = torch.device(flags.device), flags.format == "aten"
         example = images.to(device)
-        exported.save_torch_export(model.to(device), flags.out, example, info.class_names)
-        return f"; runs on {flags.device}, where sparse_kernels is imported first"
+        exported.save_torch_export(model.to(device), flags.out, example, info.class_names, aten)
+        where = "with torch alone" if aten else "where sparse_kernels is imported first"
+        return f"; runs on {flags.device}, {where}"
     error = exported.save_onnx(model, flags.out, images, info.class_names)
     checked = "not checked, onnxruntime is missing" if error is None else f"error {error:.0e}"
     return f"; dense, so without the speed-up; {checked}"
