@@ -1,8 +1,8 @@
 """Take a ticket somewhere else: python -m sparse_engine.export RUN --format FORMAT --out FILE.
 
 Formats: safetensors (active blocks and their layout), dense (a state dict of ordinary layers),
-onnx (dense as well), torch-export (a program that calls the kernels), aten (one that runs with
-torch alone).
+onnx (dense as well), torch-export (a program that calls the kernels), torch-export-dense (one that
+runs with torch alone).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sparse_engine.errors import InputError
 if TYPE_CHECKING:
     from sparse_engine.runs.tickets import Ticket
 
-FORMATS = ("safetensors", "dense", "onnx", "torch-export", "aten")
+FORMATS = ("safetensors", "dense", "onnx", "torch-export", "torch-export-dense")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,9 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--data-dir", type=user_path_text, help="folder with the data, if it has moved"
     )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export and aten"
-    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export")
     flags = parser.parse_strictly(arguments)
     if not flags.out.parent.is_dir():
         raise InputError(f"--out: there is no folder '{flags.out.parent}'; make it first")
@@ -83,11 +81,11 @@ def _export(ticket: Ticket, flags: argparse.Namespace) -> str:
         exported.save_dense(model, flags.out, info.class_names)
         return "; every weight, zeros included"
     images = torch.randn(2, info.channels, info.height, info.width)
-    if flags.format in ("torch-export", "aten"):
-        device, aten = torch.device(flags.device), flags.format == "aten"
+    if flags.format.startswith("torch-export"):
+        device, dense = torch.device(flags.device), flags.format == "torch-export-dense"
         example = images.to(device)
-        exported.save_torch_export(model.to(device), flags.out, example, info.class_names, aten)
-        where = "with torch alone" if aten else "where sparse_kernels is imported first"
+        exported.save_torch_export(model.to(device), flags.out, example, info.class_names, dense)
+        where = "with torch alone; dense" if dense else "where sparse_kernels is imported first"
         return f"; runs on {flags.device}, {where}"
     error = exported.save_onnx(model, flags.out, images, info.class_names)
     checked = "not checked, onnxruntime is missing" if error is None else f"error {error:.0e}"

@@ -5,7 +5,6 @@ sparse_kernels is installed; a dense state dict and ONNX hold every weight, zero
 take the time of a dense network.
 """
 
-import copy
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.runs.files import own_storages, replacing
 from sparse_engine.runs.programs import (
     check_example,
+    dense_twin,
     load_torch_export,
     save_torch_export,
     to_aten,
@@ -29,7 +29,7 @@ from sparse_engine.runs.safetensors import (
     save_safetensors,
     write_tensors,
 )
-from sparse_engine.sparsity.sparsify import dense_state_dict, densify
+from sparse_engine.sparsity.sparsify import dense_state_dict
 
 __all__ = [
     "load_safetensors",
@@ -91,7 +91,7 @@ def save_onnx(
     check_mode(model)
     check_example(example)
     _need("onnx", "onnxscript")
-    twin = densify(copy.deepcopy(model)).eval()
+    twin = dense_twin(model)
     program = torch.onnx.export(
         twin,
         (example,),

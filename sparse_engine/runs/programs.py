@@ -1,10 +1,11 @@
 """Programs of torch.export: with our operators, or with PyTorch's own alone.
 
-Our operators take the time of a sparse network, and need the package in the process that reads the
-file. PyTorch's own run wherever torch does: blocks are stored, and scattered into a dense weight in
-every call.
+Our operators keep the size and the time of a sparse network, and need the package in the process
+that reads the file. PyTorch's own run wherever torch does: of the densified network, or of the
+sparse one, whose blocks are then scattered into a dense weight in every call.
 """
 
+import copy
 import io
 import json
 import zipfile
@@ -18,13 +19,14 @@ from torch.export import ExportedProgram
 from sparse_engine.errors import InputError, first_line
 from sparse_engine.runs.files import own_storages, replacing
 from sparse_engine.runs.safetensors import check_mode
+from sparse_engine.sparsity.sparsify import densify
 from sparse_kernels import decompositions
 from sparse_kernels.registration import NAMESPACE
 
 NEEDS = (
     "This program calls operators of the package sparse_kernels, a part of sparse-engine: install "
-    "it, and `import sparse_kernels` before torch.export.load. A program of --format aten runs "
-    "with torch alone."
+    "it, and `import sparse_kernels` before torch.export.load. Exported as torch-export-dense a "
+    "program runs with torch alone."
 )
 
 
@@ -33,9 +35,9 @@ def save_torch_export(
     path: str | Path,
     example: Tensor,
     class_names: Sequence[str] = (),
-    aten: bool = False,
+    dense: bool = False,
 ) -> None:
-    """Write the program of torch.export; sparse layers are calls of our operators unless told.
+    """Write the program of torch.export; sparse layers are calls of our operators unless dense.
 
     Args:
         model: the network, in eval mode.
@@ -43,20 +45,19 @@ def save_torch_export(
         example: an input of the model [N, ...], N at least 2; the batch may be of any size later,
             the device may not change.
         class_names: what the classes are called, as the file's extra file "class_names".
-        aten: PyTorch's own operators instead, see to_aten.
+        dense: the program of the densified model, which runs where torch is alone.
 
     Raises:
         InputError: the model is in training mode, or cannot be exported.
     """
     check_mode(model)
     check_example(example)
+    model = dense_twin(model) if dense else model
     try:
         batch = torch.export.Dim("batch")
         program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # torch.export raises of many kinds
         raise InputError(f"torch.export cannot export this model: {first_line(error)}") from None
-    if aten:
-        program = to_aten(program)
     for tensors in (program.state_dict, program.constants):
         tensors.update(own_storages(tensors))
     buffer = io.BytesIO()
@@ -71,8 +72,8 @@ def save_torch_export(
 def load_torch_export(path: str | Path) -> nn.Module:
     """Return the module of save_torch_export; its `class_names` say what the outputs stand for.
 
-    torch's own torch.export.load reads the file too: after `import sparse_kernels`, unless it was
-    written with `aten`.
+    torch's own torch.export.load reads the file too: after `import sparse_kernels`, unless the
+    program is dense.
 
     Raises:
         InputError: the file is missing or corrupt.
@@ -94,8 +95,9 @@ def load_torch_export(path: str | Path) -> nn.Module:
 def to_aten(program: ExportedProgram) -> ExportedProgram:
     """Return a program of torch.export with PyTorch's own operators in place of ours.
 
-    It runs in a process that has torch alone, and is what AOTInductor, ExecuTorch and
-    torch.onnx.export take. Its parameters are blocks still; the time is that of a dense network.
+    It runs in a process that has torch alone, and AOTInductor, ExecuTorch and torch.onnx.export
+    take it. Its parameters are blocks still, which every call scatters into dense weights: with
+    small batches the program of the densified model is some times faster.
 
     Raises:
         InputError: an operator of training, which has no definition by PyTorch's own.
@@ -107,6 +109,11 @@ def to_aten(program: ExportedProgram) -> ExportedProgram:
             f"operator {left[0]} has no definition by PyTorch's own: export the model in eval mode"
         )
     return found
+
+
+def dense_twin(model: nn.Module) -> nn.Module:
+    """Return a densified copy in eval mode."""
+    return densify(copy.deepcopy(model)).eval()
 
 
 def check_example(example: Tensor) -> None:

@@ -18,7 +18,7 @@ class EveryLayer(nn.Module):
         super().__init__()
         self.convolutions = nn.Sequential(
             SparseConv2d(20, 40, 3, padding=1, **KINDS),
-            SparseConv2d(40, 24, (2, 3), padding="same", taps="row", **KINDS),
+            SparseConv2d(40, 24, (1, 3), padding="same", taps="row", **KINDS),
             SparseConv2d(24, 40, 3, stride=2, padding=1, taps="all", bias=False, **KINDS),
             SparseConv2d(40, 20, 3, padding=2, dilation=2, padding_mode="reflect", density=0.2,
                          block=(1, 1)),

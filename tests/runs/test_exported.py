@@ -27,41 +27,10 @@ def test_dense_state_dict(tmp_path):
     torch.testing.assert_close(plain.eval()(images()), network()(images()))
 
 
-def test_torch_export_keeps_the_operators(tmp_path):
-    model, path = network(), tmp_path / "ticket.pt2"
-    save_torch_export(model, path, images(2))
-    loaded = load_torch_export(path)
-    for count in (2, 5):
-        torch.testing.assert_close(loaded(images(count)), model(images(count)))
-    called = {str(node.target) for node in loaded.graph.nodes}
-    assert "sparse_kernels.conv2d.default" in called
-
-
-def test_what_is_no_program(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
-        load_torch_export(tmp_path / "none.pt2")
-    (tmp_path / "x.pt2").write_bytes(b"no program")
-    with pytest.raises(InputError, match=r"is no program of torch\.export"):
-        load_torch_export(tmp_path / "x.pt2")
-    torch.save({}, tmp_path / "y.pt2")
-    with pytest.raises(InputError, match=r"is no program of torch\.export"):
-        load_torch_export(tmp_path / "y.pt2")
-
-
 @pytest.mark.parametrize("save", [save_torch_export, save_onnx])
 def test_an_example_of_one_input(save, tmp_path):
     with pytest.raises(InputError, match="would fix the size of the batch: give two"):
         save(network(), tmp_path / "x", images(1))
-
-
-def test_what_torch_cannot_export(tmp_path):
-    class Branching(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
-
-    with pytest.raises(InputError, match=r"torch\.export cannot export this model"):
-        save_torch_export(Branching().eval(), tmp_path / "x.pt2", images())
-    assert not list(tmp_path.iterdir())
 
 
 # What the exporter warns of is its own.
