@@ -23,6 +23,7 @@ from sparse_engine.runs.programs import (
     to_aten,
 )
 from sparse_engine.runs.safetensors import (
+    DENSE,
     SUFFIX,
     check_mode,
     load_safetensors,
@@ -59,7 +60,7 @@ def save_dense(model: nn.Module, path: str | Path, class_names: Sequence[str] = 
     state = dense_state_dict(model)
     if Path(path).suffix == SUFFIX:
         names = {"class_names": json.dumps(list(class_names))} if class_names else {}
-        return write_tensors(state, {"format": "pt", **names}, Path(path))
+        return write_tensors(state, {"format": DENSE, **names}, Path(path))
     state = own_storages(state)
     if class_names:
         state._metadata = {"": {"class_names": list(class_names)}}

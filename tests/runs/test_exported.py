@@ -4,13 +4,17 @@ import json
 
 import pytest
 import torch
+from exported_layers import exported
 from exported_networks import SIZES, images, network
+from safetensors import safe_open
+from safetensors.torch import load_file as load_file_of_safetensors
 from torch import nn
 
-from sparse_engine import SparseConv2d
+from sparse_engine import SparseConv2d, dense_state_dict, sparsify
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.models.build import build_model
 from sparse_engine.runs.exported import (
+    load_safetensors,
     load_torch_export,
     save_dense,
     save_onnx,
@@ -25,6 +29,32 @@ def test_dense_state_dict(tmp_path):
     plain = build_model("wrn10-1", **SIZES)
     plain.load_state_dict(torch.load(tmp_path / "dense.pt", weights_only=True))
     torch.testing.assert_close(plain.eval()(images()), network()(images()))
+
+
+def test_dense_safetensors_are_as_hugging_face_writes_them(tmp_path):
+    model, path = network(), tmp_path / "model.safetensors"
+    save_dense(model, path, class_names=["ant", "bee"])
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt", "class_names": '["ant", "bee"]'}
+    found = load_file_of_safetensors(path)
+    torch.testing.assert_close(found, dict(dense_state_dict(model)))
+    with pytest.raises(InputError, match=r"holds dense weights, not a ticket: read it with safe"):
+        load_safetensors(path, model)
+
+
+@pytest.mark.slow
+def test_from_pretrained_reads_dense_safetensors(tmp_path):
+    kind = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    torch.manual_seed(0)
+    model = kind.GPT2LMHeadModel(kind.GPT2Config(**sizes)).eval()
+    sparsify(model, 0.5, block=(16, 16))
+    model.config.save_pretrained(tmp_path)
+    save_dense(model, tmp_path / "model.safetensors")
+    loaded, told = kind.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told.values())
+    x = torch.arange(8)[None]
+    torch.testing.assert_close(loaded.eval()(x).logits, model(x).logits)
 
 
 @pytest.mark.parametrize("save", [save_torch_export, save_onnx])
@@ -48,6 +78,24 @@ def test_onnx_gives_the_same(tmp_path):
     (found,) = session.run(["logits"], {"images": images(5).numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(images(5)), rtol=1e-3, atol=1e-4)
     assert isinstance(model.get_submodule("blocks.0.conv2"), SparseConv2d)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_onnx_of_a_sparse_model_gives_the_same(dynamo, tmp_path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is not installed (extra 'test')")
+    import onnxruntime
+
+    (model, (x, more)), path = exported("fused"), tmp_path / "sparse.onnx"
+    batch = {"dynamic_axes": {"x": [0], "y": [0]}}
+    if dynamo:
+        batch = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    names = {"input_names": ["x"], "output_names": ["y"]}
+    torch.onnx.export(model, (x,), path, **names, **batch, dynamo=dynamo)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["y"], {"x": more.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(more), rtol=1e-3, atol=1e-4)
 
 
 def test_onnx_that_gives_something_else_is_not_written(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 import torch
 from exported_layers import NETWORKS, exported
-from exported_networks import images
+from exported_networks import images, network
 from torch import nn
 from torch_alone import COMPARE, run_alone
 
@@ -84,27 +84,51 @@ def test_with_the_package_operators_are_kept(alone):
 @pytest.mark.slow
 def test_other_networks_run_with_torch_alone(tmp_path):
     paths = []
-    for number, name in enumerate(NETWORKS.keys() - {QUICK}):
-        model, inputs = exported(name)
-        paths += [f"{tmp_path}/{number}.pt2", f"{tmp_path}/{number}-dense.pt2"]
-        torch.export.save(to_aten(program_of(model, inputs[0])), paths[-2])
-        save_torch_export(model, paths[-1], inputs[0], dense=True)
-        for path in paths[-2:]:
-            write_numbers(model, inputs, path)
-        check_core(paths[-2])
+    for number, name in enumerate(name for name in NETWORKS if name != QUICK):
+        (model, inputs), path, dense = exported(name), f"{number}.pt2", f"{number}-dense.pt2"
+        torch.export.save(to_aten(program_of(model, inputs[0])), tmp_path / path)
+        check_core(tmp_path / path)
+        write_numbers(model, inputs, tmp_path / path)
+        paths.append(path)
+        if not name.startswith(QUICK):  # one layer of which becomes one of transformers
+            save_torch_export(model, tmp_path / dense, inputs[0], dense=True)
+            write_numbers(model, inputs, tmp_path / dense)
+            paths.append(dense)
     _, out, errors = run_alone(READ, tmp_path, *paths)
     assert out.split() == [word for path in paths for word in (path, "agrees")], errors
 
 
 @pytest.mark.slow
-def test_packages_of_aotinductor_run_with_torch_alone(tmp_path):
-    (model, inputs), path = exported(QUICK), str(tmp_path / "ticket.pt2")
-    program = to_aten(program_of(model, inputs[0]))
+@pytest.mark.parametrize("dense", [False, True])
+def test_packages_of_aotinductor_run_with_torch_alone(dense, tmp_path):
+    (model, inputs), path = exported("fused" if dense else QUICK), str(tmp_path / "compiled.pt2")
+    if dense:
+        save_torch_export(model, tmp_path / "ticket.pt2", inputs[0], dense=True)
+        program = torch.export.load(tmp_path / "ticket.pt2")
+    else:
+        program = to_aten(program_of(model, inputs[0]))
     torch._inductor.aoti_compile_and_package(program, package_path=path)
     write_numbers(model, inputs, path)
     read = COMPARE.format(read="torch._inductor.aoti_load_package(path)")
     _, out, errors = run_alone(read, tmp_path, path)
     assert out.split() == [path, "agrees"], errors
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [QUICK, "fused", "attention"])
+def test_executorch_gives_the_same(name):
+    exir = pytest.importorskip("executorch.exir", reason="executorch is not installed")
+    from executorch.runtime import Runtime
+
+    model, inputs = exported(name)
+    batch = torch.export.Dim("batch", max=8)  # whose memory is planned
+    program = to_aten(torch.export.export(model, (inputs[0],), dynamic_shapes=({0: batch},)))
+    content = exir.to_edge(program).to_executorch().buffer
+    method = Runtime.get().load_program(content).load_method("forward")
+    for x in inputs:
+        (found,) = method.execute([x])
+        torch.testing.assert_close(found, model(x))
 
 
 @pytest.mark.usefixtures("triton_backend")
