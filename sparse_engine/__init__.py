@@ -7,7 +7,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparse_engine.evaluation.plots import draw_blocks
     from sparse_engine.layers.ids.block_ids import refresh
     from sparse_engine.layers.initialisation import draw_by_fan_in
     from sparse_engine.layers.modules import SparseConv2d, SparseLinear
@@ -37,7 +36,7 @@ _HOMES = {
     "TicketEnsemble": "runs.ensemble",
     "dense_state_dict": "sparsity.sparsify",
     "densify": "sparsity.sparsify",
-    "draw_blocks": "evaluation.plots",
+    "draw_blocks": "figures.blocks",
     "draw_by_fan_in": "layers.initialisation",
     "fuse": "models.fused",
     "grasp_scores": "sparsity.saliency",
