@@ -182,4 +182,4 @@ def draw_densities(axes: Any, densities: Mapping[str, Mapping[str, float]]) -> N
     axes.set_yticks(range(len(layers)), layers)
     axes.set(xlabel="density", xlim=(0, 1), ylim=(len(layers) - 0.4, -0.6))
     axes.grid(axis="x")
-    legend_below(axes.figure, entries_of([axes]))
+    legend_below(axes.figure, entries_of([axes]) if len(densities) > 1 else {})

@@ -1,4 +1,4 @@
-"""The blocks that sparse layers began with, and how many of them are left: the rows of blocks.csv."""
+"""How many blocks are left of those that sparse layers began with: the rows of blocks.csv."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
