@@ -133,7 +133,7 @@ def _for_figures(
     owners: Sequence[Ticket], members: Sequence[Tensor], labels: Tensor
 ) -> dict[str, Any]:
     """Return what only figures show of members, each of which is of a ticket: see evaluate."""
-    from sparse_engine.evaluation.subsets import subset_metrics
+    from sparse_engine.evaluation.predict import subset_metrics
 
     dense = [ticket.config.method == "dense" for ticket in owners]
     sparse = [member for member, is_dense in zip(members, dense) if not is_dense]

@@ -131,7 +131,7 @@ def draw_growth(
 
     Args:
         axes: of accuracy, and of NLL.
-        sizes: of subsets.subset_metrics.
+        sizes: of predict.subset_metrics.
         dense: accuracy and NLL of a dense network, or the means of several.
     """
     counts = [row["members"] for row in sizes]

@@ -51,7 +51,8 @@ class FirstBlocks:
     def check_state(self, state: Any, layers: Mapping[str, SparseLayer]) -> None:
         """Raise InputError unless a state is of these layers, or None as of an earlier version."""
         demand(state is None or isinstance(state, Mapping), "first_blocks", "an object", state)
-        for name in (state or {}).keys() & layers.keys():
+        state = state or {}
+        for name in state.keys() & layers.keys():
             like = torch.empty(layers[name].layout.total, dtype=torch.bool, device="meta")
             check_like(state[name], like, f"first_blocks.{name}")
             demand(bool(state[name].any()), f"first_blocks.{name}", "a block at least")

@@ -21,7 +21,7 @@ FLOORS = {
     ),
     "sparse_engine": (
         "errors paths schema shards tables",
-        "data optimizers",
+        "data figures optimizers",
         "layers",
         "models",
         "sparsity",

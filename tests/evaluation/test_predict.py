@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from sparse_engine.evaluation.metrics import accuracy, mean_log_probabilities
-from sparse_engine.evaluation.predict import ensemble_metrics
-from sparse_engine.evaluation.subsets import MOST, subset_metrics, subsets
+from sparse_engine.evaluation.predict import MOST, ensemble_metrics, subset_metrics, subsets
 
 
 def test_all_subsets_of_few_members():
