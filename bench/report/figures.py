@@ -69,7 +69,7 @@ def save_speedups(path: Path, rows: Sequence[Row]) -> None:
         for axis in axes[::columns]:
             axis.set_ylabel("speed-up over the fastest dense")
         axes[0].set_ylim(0, None)
-        legend_below(axes[0].figure, entries_of(axes), columns=2)
+        legend_below(axes[0].figure, entries_of(axes))
 
     save_figure(path, draw, (1 + 4.3 * columns, 0.8 + 4 * lines), (lines, columns), sharey=True)
 

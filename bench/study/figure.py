@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_engine.figures.style import COLOURS, GREY, SIZES, entries_of, save_figure
+from sparse_engine.figures.style import COLOURS, GREY, SIZES, entries_of, legend_below, save_figure
 
 Place = tuple[float, float]
 Labelled = tuple[str, Place]
@@ -66,8 +66,7 @@ def draw_places(axes: Any, title: str, places: Mapping[str, Sequence[Labelled]])
     axes.set(xlabel="time of the training / dense", ylabel="accuracy %", title=title)
     axes.margins(x=0.1, y=0.06)
     axes.grid(color="#EEEEEE")
-    entries = entries_of([axes])
-    axes.figure.legend(entries.values(), entries, loc="outside lower center", ncols=3)
+    legend_below(axes.figure, entries_of([axes]))
     axes.figure.draw_without_rendering()  # so that places in points are known
     first = sorted(names, key=lambda place: (place not in front, place))
     for place, (across, up, ends) in _free(axes, [(names[place], place) for place in first], front):

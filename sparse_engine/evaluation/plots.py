@@ -71,9 +71,10 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, Figure]:
             lambda axes: draw_growth(axes, result["subsets"], beside), (9, 4.2), (1, 2)
         )
     if count > 1:
-        side = 2.6 + min(0.7, 14 / count) * count
+        side = min(0.8, 14 / count) * count
+        size = (max(5.0, 0.8 + 0.1 * max(map(len, names)) + side), 1.4 + side)
         figures["disagreement"] = Figure(
-            lambda axes: draw_disagreement(axes[0], result, names), (side + 0.6, side)
+            lambda axes: draw_disagreement(axes[0], result, names), size
         )
     if runs := told_runs(result["runs"]):
         size = (10, 0.9 + 2.8 * len(runs))
@@ -160,8 +161,9 @@ def draw_disagreement(axes: Any, result: Mapping[str, Any], names: Sequence[str]
         for i, j in ((i, j) for i in places for j in places if i != j):
             ink = {"color": ink_on(matrix[i][j] / most), "ha": "center", "va": "center"}
             axes.text(j, i, f"{matrix[i][j]:.3f}", fontsize=SIZES["small"], **ink)
-    axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xticks(places, [str(place + 1) for place in places])
     axes.set_yticks(places, names)
+    axes.set_xlabel("member")
     blank(axes)
     mean = result["disagreement"]
     axes.set_title(f"share of images in different classes\nmean {mean:.4f}")

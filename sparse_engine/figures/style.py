@@ -30,6 +30,8 @@ _SETTINGS: dict[str, Any] = {
     "lines.linewidth": 2,
     "lines.markersize": 7,
     "hatch.linewidth": 0.8,
+    "figure.constrained_layout.wspace": 0.05,
+    "figure.constrained_layout.hspace": 0.05,
 }
 
 
@@ -52,13 +54,13 @@ def save_figure(
     Raises:
         OSError, ValueError: the file cannot be written, or matplotlib knows no such format.
     """
-    from matplotlib import cycler, style
+    from matplotlib import style
     from matplotlib.figure import Figure
+    from matplotlib.rcsetup import cycler
 
     settings = _SETTINGS | {"axes.prop_cycle": cycler(color=COLOURS)}
     with style.context(["default", settings]):
         figure = Figure(figsize=size, layout="constrained")
-        figure.get_layout_engine().set(wspace=0.05, hspace=0.05)
         axes = figure.subplots(*grid, squeeze=False, **options)
         draw(list(axes.flat))
         figure.savefig(path, dpi=120)
@@ -78,12 +80,14 @@ def ink_on(share: float) -> str:
     return "white" if share > 0.55 else "black"
 
 
-def legend_below(figure: Any, entries: Mapping[str, Any], columns: int = 4) -> None:
+def legend_below(figure: Any, entries: Mapping[str, Any]) -> None:
     """Put one legend for the whole figure below its axes; no entries give none."""
     if entries:
-        names, handles = list(entries), list(entries.values())
-        place = {"loc": "outside lower center", "ncols": min(columns, len(entries))}
-        figure.legend(handles, names, **place)
+        widest = 0.75 + 0.09 * max(map(len, entries))  # in inches
+        columns = max(1, min(len(entries), 4, int(figure.get_figwidth() / widest)))
+        columns = -(-len(entries) // -(-len(entries) // columns))  # lines of about equal length
+        place = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(list(entries.values()), list(entries), **place)
 
 
 def entries_of(axes: Sequence[Any]) -> dict[str, Any]:

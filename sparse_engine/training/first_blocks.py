@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,7 @@ class FirstBlocks:
         for name, layer in topology.layers.items():
             first = (self._first or {}).get(name)
             if first is not None:
-                kept = int((first & _blocks(layer)).sum()) / int(first.sum())
+                kept = _count(first & _blocks(layer)) / _count(first)
                 explored = int(topology.ever_active[name].sum()) / layer.layout.total
                 yield BlockRow(step, name, layer.density, kept, explored)
 
@@ -53,7 +54,7 @@ class FirstBlocks:
         demand(state is None or isinstance(state, Mapping), "first_blocks", "an object", state)
         state = state or {}
         for name in state.keys() & layers.keys():
-            like = torch.empty(layers[name].layout.total, dtype=torch.bool, device="meta")
+            like = torch.empty(-(-layers[name].layout.total // 8), dtype=torch.uint8)
             check_like(state[name], like, f"first_blocks.{name}")
             demand(bool(state[name].any()), f"first_blocks.{name}", "a block at least")
 
@@ -63,5 +64,9 @@ class FirstBlocks:
 
 
 def _blocks(layer: SparseLayer) -> Tensor:
-    """Return which blocks are active, bool [blocks], on the CPU."""
-    return layer.layout.mask().flatten().cpu()
+    """Return which blocks are active, a bit a block: uint8 [blocks / 8], on the CPU."""
+    return torch.from_numpy(np.packbits(layer.layout.mask().flatten().cpu().numpy()))
+
+
+def _count(bits: Tensor) -> int:
+    return int(np.unpackbits(bits.numpy()).sum())

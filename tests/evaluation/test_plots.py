@@ -93,7 +93,7 @@ def test_figures_of_several_members_and_a_dense_network(both):
     pairs = [first[1], first[2], second[0], second[2], third[0], third[1]]
     assert texts(matrix) == [f"{value:.3f}" for value in pairs]
     names = ["member 1, edst", "member 2, edst", "member 3, dense"]
-    assert ticks(matrix.yaxis) == ticks(matrix.xaxis) == names
+    assert (ticks(matrix.yaxis), ticks(matrix.xaxis)) == (names, ["1", "2", "3"])
 
     (bars,) = figures["density"]
     assert ticks(bars.yaxis) == LAYERS

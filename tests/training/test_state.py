@@ -101,7 +101,7 @@ KEPT, MOMENTA = ("kept", "ticket", "model"), ("optimizer", "state", 0)
             put("topology", "ever_active", "hidden1", lambda v: v[:1]),
             "hidden1 should be torch.bool",
         ),
-        (put("first_blocks", "hidden1", lambda v: v[:1]), "hidden1 should be torch.bool"),
+        (put("first_blocks", "hidden1", lambda v: v[:1]), "hidden1 should be torch.uint8"),
         (put("first_blocks", "hidden1", torch.zeros_like), "hidden1 should be a block at least"),
         (put("first_blocks", []), "first_blocks should be an object"),
         (put("topology", "collected", {"zzz": torch.zeros(1)}), "of layers that collect"),
