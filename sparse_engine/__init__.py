@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparse_engine.figures.blocks import draw_blocks
     from sparse_engine.layers.ids.block_ids import refresh
     from sparse_engine.layers.initialisation import draw_by_fan_in
     from sparse_engine.layers.modules import SparseConv2d, SparseLinear

@@ -138,7 +138,7 @@ def _for_figures(
     dense = [ticket.config.method == "dense" for ticket in owners]
     sparse = [member for member, is_dense in zip(members, dense) if not is_dense]
     return {
-        "member_runs": [ticket.path.parent.name for ticket in owners],
+        "member_runs": [ticket.path.parent.resolve().name for ticket in owners],
         "dense_members": dense,
         "subsets": subset_metrics(sparse or members, labels),
     }

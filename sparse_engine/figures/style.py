@@ -12,6 +12,7 @@ BLUE, VERMILLION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", SKY, "#000000")
 GREY, PALE = "#6E6E6E", "#EDEDED"  # what is compared with; what is absent
 SHARES = "Blues"  # a map of colours from light (0) to dark (1)
+MOST_INCHES = 150  # of a side: matplotlib draws 65536 pixels at most
 SIZES = {"small": 10, "usual": 12}  # of letters, in points
 
 _SETTINGS: dict[str, Any] = {
@@ -47,7 +48,7 @@ def save_figure(
     Args:
         path: whose ending is the format.
         draw: is given the axes, row after row.
-        size: width and height in inches.
+        size: width and height in inches, of which MOST_INCHES are drawn.
         grid: rows and columns of axes.
         options: of matplotlib's Figure.subplots.
 
@@ -60,7 +61,8 @@ def save_figure(
 
     settings = _SETTINGS | {"axes.prop_cycle": cycler(color=COLOURS)}
     with style.context(["default", settings]):
-        figure = Figure(figsize=size, layout="constrained")
+        inches = [min(side, MOST_INCHES) for side in size]
+        figure = Figure(figsize=inches, layout="constrained")
         axes = figure.subplots(*grid, squeeze=False, **options)
         draw(list(axes.flat))
         figure.savefig(path, dpi=120)

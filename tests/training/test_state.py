@@ -180,6 +180,7 @@ def test_a_dynamic_state_of_another_model_is_refused():
         ("metrics.json", "[1]", "'out/metrics.json' is damaged; delete it"),
         ("metrics.json", '{"a": ', "'out/metrics.json' is damaged; delete it"),
         ("metrics.csv", "a,b\n1,2\n", "'out/metrics.csv' is damaged; move it away"),
+        ("blocks.csv", "a,b\n1,2\n", "'out/blocks.csv' is damaged; move it away"),
         ("member_1.pt", "ticket", "'out/member_1.pt' is truncated or not a checkpoint"),
     ],
 )
