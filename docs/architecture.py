@@ -18,10 +18,17 @@ A line says what a file holds, in the words of the file itself: this page is mad
 ROOMS = {
     "kernels/sparse_kernels": (".", "cpu", "triton", "dispatch", "operators"),
     "sparse_engine": (
-        *(".", "data", "optimizers", "layers", "layers/ids", "layers/replacement", "models"),
-        *("models/grouped", "sparsity", "sparsity/channel_permutation", "config", "methods"),
-        *("runs", "evaluation", "evaluation/robustness", "training", "integrations"),
-        "earlier_names",
+        *(".", "data", "figures", "optimizers", "layers", "layers/ids", "layers/replacement"),
+        *(
+            "models",
+            "models/grouped",
+            "sparsity",
+            "sparsity/channel_permutation",
+            "config",
+            "methods",
+        ),
+        *("runs", "evaluation", "evaluation/robustness", "training", "training/times"),
+        *("integrations", "earlier_names"),
     ),
     "bench": (".", "report", "speed", "gpu", "study", "dev"),
 }

@@ -11,7 +11,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 (pip looks at it, a folder on the 
     raise ImportError(f"sparse_engine needs Python 3.10 or newer, this is {sys.version.split()[0]}")
 
 if TYPE_CHECKING:
-    from sparse_engine.evaluation.plots import draw_blocks
+    from sparse_engine.figures.blocks import draw_blocks
     from sparse_engine.layers.ids.block_ids import refresh
     from sparse_engine.layers.initialisation import draw_by_fan_in
     from sparse_engine.layers.modules import SparseConv2d, SparseLinear
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sparse_engine.sparsity.saliency import grasp_scores, snip_scores
     from sparse_engine.sparsity.sparsify import dense_state_dict, densify, sparsify
     from sparse_engine.training.group_topology import GroupTopology
-    from sparse_engine.training.tuning import tune
+    from sparse_engine.training.times.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ _HOMES = {
     "TicketEnsemble": "runs.ensemble",
     "dense_state_dict": "sparsity.sparsify",
     "densify": "sparsity.sparsify",
-    "draw_blocks": "evaluation.plots",
+    "draw_blocks": "figures.blocks",
     "draw_by_fan_in": "layers.initialisation",
     "fuse": "models.fused",
     "grasp_scores": "sparsity.saliency",
@@ -61,7 +61,7 @@ _HOMES = {
     "sparsify": "sparsity.sparsify",
     "to_aten": "runs.exported",
     "to_rows": "layers.rows",
-    "tune": "training.tuning",
+    "tune": "training.times.tuning",
 }
 
 __all__ = [

@@ -24,6 +24,7 @@ from sparse_engine.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from sparse_engine.data.arrays import DataSet
     from sparse_engine.data.catalog import DatasetInfo
@@ -81,8 +82,9 @@ def evaluate(
     Returns:
         evaluation.ensemble_metrics; name, size and classes of the test set; `calibration`, the
         bins of the ensemble's reliability diagram; `costs` of all runs together; test_times;
-        robustness.assess as the options ask for it; and `densities` of each ticket's layers if
-        figures are wanted.
+        robustness.assess as the options ask for it; and if figures are wanted `densities` of each
+        member's layers, `member_runs` (names of folders), `dense_members` (which are of --method
+        dense), and `subsets` of the others, or of all where all are dense (see subset_metrics).
 
     Raises:
         InputError: a run that cannot be read, or runs that cannot be one ensemble.
@@ -111,7 +113,11 @@ def evaluate(
         for ticket in run_tickets(folder, config, info)
     ]
     beyond = _beyond_the_test_split(tickets, data, place, options)
-    members, labels = member_log_probabilities(tickets, data.test, place)
+    predicted = [member_log_probabilities([ticket], data.test, place) for ticket in tickets]
+    members, labels = [m for found, _ in predicted for m in found], predicted[0][1]
+    if options.plots:
+        owners = [ticket for ticket, (found, _) in zip(tickets, predicted) for _ in found]
+        beyond |= _for_figures(owners, members, labels)
     return {
         "dataset": dataset,
         "runs": list(runs),
@@ -123,6 +129,21 @@ def evaluate(
         "costs": total_costs([folder.result() for folder in folders]),
         **(test_times(tickets, place) if options.compare else {}),
         **beyond,
+    }
+
+
+def _for_figures(
+    owners: Sequence[Ticket], members: Sequence[Tensor], labels: Tensor
+) -> dict[str, Any]:
+    """Return what only figures show of members, each of which is of a ticket: see evaluate."""
+    from sparse_engine.evaluation.predict import subset_metrics
+
+    dense = [ticket.config.method == "dense" for ticket in owners]
+    sparse = [member for member, is_dense in zip(members, dense) if not is_dense]
+    return {
+        "member_runs": [ticket.path.parent.resolve().name for ticket in owners],
+        "dense_members": dense,
+        "subsets": subset_metrics(sparse or members, labels),
     }
 
 

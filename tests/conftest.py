@@ -2,11 +2,8 @@
 
 import os
 import shutil
-import sys
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 import pytest
 import torch
@@ -113,20 +110,6 @@ def poisoned_kernels(triton_backend, monkeypatch):
         use_small_tiles(monkeypatch)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def draw_with(monkeypatch):
-    """Return what puts a stand-in of Figure where matplotlib is imported from, installed or not."""
-
-    def put(figure):
-        for name in ("matplotlib", "matplotlib.figure"):
-            module = ModuleType(name)
-            module.__spec__ = ModuleSpec(name, None)
-            monkeypatch.setitem(sys.modules, name, module)
-        sys.modules["matplotlib.figure"].Figure = figure
-
-    return put
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from sparse_engine.data.catalog import TABLE
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.training.grouped import start_group
 from sparse_engine.training.network import build_network
-from sparse_engine.training.step_times import random_step
+from sparse_engine.training.times.step_times import random_step
 
 COLUMNS = ("sparsity", "one by one, ms", "as one, ms", "as one / one by one")
 FLAGS = {

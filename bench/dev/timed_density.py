@@ -24,9 +24,9 @@ from sparse_engine.runs.model import plain_model
 from sparse_engine.sparsity.distribution import total_sparsity
 from sparse_engine.sparsity.layer_times import measure, measure_layer_times
 from sparse_engine.sparsity.time_budget import score, time_ratio, timed_plans
-from sparse_engine.training.budget import matching_sparsity
 from sparse_engine.training.network import build_network, plan_network
-from sparse_engine.training.step_times import random_step
+from sparse_engine.training.times.budget import matching_sparsity
+from sparse_engine.training.times.step_times import random_step
 
 COLUMNS = ("distribution", "sparsity", "FLOPs", "layers, expected", "layers", "step", "score")
 FLAGS = {

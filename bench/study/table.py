@@ -1,6 +1,5 @@
-"""Tables and figure of a study: means over seeds, differences paired by seed, the Pareto front."""
+"""Tables of a study: means over seeds, differences paired by seed."""
 
-import importlib.util
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.report.tables import markdown, with_block
+from bench.study.figure import Labelled, draw
 from bench.study.grid import Grid, Run, Study
 from bench.study.times import point_of, read_times
 
 Rows = Mapping[str, Mapping[str, str]]
-Labelled = tuple[str, tuple[float, float]]
 HEAD = ("n", "accuracy %", "difference", "NLL", "ECE", "weights", "training FLOPs", "time / dense")
 
 
@@ -106,15 +105,6 @@ def _time(time: Mapping[str, str]) -> str:
     return f"{training:.2f} ({scale * low:.2f}-{scale * high:.2f})"
 
 
-def pareto(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the (time, accuracy) that no other is both as fast and as good as, by time."""
-    front: list[tuple[float, float]] = []
-    for place in sorted(places, key=lambda place: (place[0], -place[1])):
-        if not front or place[1] > front[-1][1]:
-            front.append(place)
-    return front
-
-
 def places_of(study: Study, rows: Rows, times: Rows) -> dict[str, list[Labelled]]:
     """Return label, time and accuracy of every timed point, by the name of its grid."""
     places: dict[str, list[Labelled]] = {}
@@ -124,32 +114,6 @@ def places_of(study: Study, rows: Rows, times: Rows) -> dict[str, list[Labelled]
                 place = float(point.time["training_ratio"]), 100 * point.mean("accuracy")
                 places.setdefault(grid.name, []).append((point.name or grid.name, place))
     return places
-
-
-def draw(title: str, places: Mapping[str, Sequence[Labelled]], target: Path) -> bool:
-    """Draw accuracy against time, of whole trainings; return whether there is a figure.
-
-    Without matplotlib there is none, and it says so.
-    """
-    if not places:
-        return False
-    if importlib.util.find_spec("matplotlib") is None:
-        print("no figure: it needs matplotlib, pip install -e '.[plots]'")
-        return False
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots()
-    for name, labelled in places.items():
-        axes.scatter(*zip(*(place for _, place in labelled)), s=18, label=name)
-        for label, place in labelled:
-            axes.annotate(label, place, fontsize=6, xytext=(3, 3), textcoords="offset points")
-    front = pareto([place for labelled in places.values() for _, place in labelled])
-    axes.plot(*zip(*front), color="gray", linewidth=0.8, zorder=0, label="front")
-    axes.set(xlabel="time of the training / dense", ylabel="accuracy %", title=title)
-    axes.legend(fontsize=7)
-    figure.savefig(target, dpi=110)
-    return True
 
 
 def block(study: Study, rows: Rows, times: Rows, figure: str | None) -> str:

@@ -20,10 +20,10 @@ from sparse_engine.config.values import check_values
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.load import dataset_info
 from sparse_engine.methods.resolve import resolve
-from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.network import build_network
 from sparse_engine.training.run import plan_phases
-from sparse_engine.training.step_times import random_step
+from sparse_engine.training.times.budget import resolve_budget
+from sparse_engine.training.times.step_times import random_step
 
 # point: of a run without its seed. step_ratio, update_ratio: median of the rounds' ratios to a
 # usual step of the dense network that the study's own settings name. training_ratio: of a whole

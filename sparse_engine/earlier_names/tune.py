@@ -1,12 +1,12 @@
-"""Now sparse_engine.training.tuning."""
+"""Now sparse_engine.training.times.tuning."""
 
 import sys
 import types
 from typing import Any
 
 from sparse_engine.errors import warn_renamed
-from sparse_engine.training.tuning import *  # noqa: F403
-from sparse_engine.training.tuning import tune
+from sparse_engine.training.times.tuning import *  # noqa: F403
+from sparse_engine.training.times.tuning import tune
 
 
 class _Tune(types.ModuleType):
@@ -17,4 +17,4 @@ class _Tune(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _Tune
-warn_renamed(__name__, "sparse_engine.training.tuning")
+warn_renamed(__name__, "sparse_engine.training.times.tuning")

@@ -1,7 +1,8 @@
-"""The rows of metrics.csv, one an epoch."""
+"""The rows of metrics.csv, one an epoch, and of blocks.csv, one an epoch and sparse layer."""
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ _FORMATS = {
     "accuracy": ".6f",
     "exploration_rate": ".6f",
     "train_seconds": ".3f",
+    "density": ".6g",
+    "kept": ".6g",
+    "explored": ".6g",
 }
 
 
@@ -39,16 +43,36 @@ class EpochRow(NamedTuple):
 
     def texts(self) -> dict[str, str]:
         """Return the row as the file holds it."""
-        return {
-            name: format(value, _FORMATS.get(name, "")) for name, value in self._asdict().items()
-        }
+        return _texts(self._asdict())
+
+
+class BlockRow(NamedTuple):
+    """A sparse layer at the end of an epoch.
+
+    step: of the whole run so far.
+    layer: its name; where members train as one, the member's number from 0 and a dot before it.
+    density: weights in active blocks / weights.
+    kept: the share of the blocks that it began with that are active.
+    explored: the share of all its blocks that were ever active.
+    """
+
+    step: int
+    layer: str
+    density: float
+    kept: float
+    explored: float
+
+    def texts(self) -> dict[str, str]:
+        """Return the row as the file holds it."""
+        return _texts(self._asdict())
 
 
 COLUMNS = EpochRow._fields
+BLOCK_COLUMNS = BlockRow._fields
 
 
-def whole_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv but those cut short, as the last one may be.
+def whole_rows(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, str]]:
+    """Return the rows of a metrics.csv, or a blocks.csv, but those cut short, as the last may be.
 
     Raises:
         InputError: the file is something else.
@@ -60,7 +84,11 @@ def whole_rows(path: Path) -> list[dict[str, str]]:
         header, rows = None, []
     if not rows and header is not None:
         return []
-    if header != list(COLUMNS):
+    if header != list(columns):
         raise InputError(f"'{path}' is damaged; move it away, and later epochs are written anew")
-    whole = (dict(zip(COLUMNS, row)) for row in rows if len(row) == len(COLUMNS))
+    whole = (dict(zip(columns, row)) for row in rows if len(row) == len(columns))
     return [row for row in whole if re.fullmatch("[0-9]{1,18}", row["step"])]
+
+
+def _texts(values: dict[str, object]) -> dict[str, str]:
+    return {name: format(value, _FORMATS.get(name, "")) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""A run's folder: config, data, kernels and metrics.json, metrics.csv, last.pt, member_K.pt."""
+"""A run's folder: four files of JSON, metrics.csv and blocks.csv, last.pt, member_K.pt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sparse_engine.config.values import read_config_file, read_json
 from sparse_engine.data.catalog import DatasetInfo, info_of
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.paths import expanded
-from sparse_engine.runs.epoch_rows import COLUMNS, whole_rows
+from sparse_engine.runs.epoch_rows import BLOCK_COLUMNS, COLUMNS, BlockRow, whole_rows
 from sparse_engine.runs.files import (
     LOCK,
     FolderLock,
@@ -38,7 +38,7 @@ class RunFolder:
         """Use a folder that exists; see create and existing."""
         self.path = path
         self.last, self.previous = path / "last.pt", path / "previous.pt"
-        self._rows = path / "metrics.csv"
+        self._rows, self._block_rows = path / "metrics.csv", path / "blocks.csv"
         self._lock = FolderLock(path)
 
     def __enter__(self) -> RunFolder:
@@ -172,23 +172,38 @@ class RunFolder:
 
     def add_row(self, row: Mapping[str, str]) -> None:
         """Append a row to metrics.csv, in texts as of EpochRow."""
-        is_new = not self._rows.exists()
-        with failing_clearly(self.path), self._rows.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+        with failing_clearly(self.path):
+            _append(self._rows, COLUMNS, [row])
+
+    def add_block_rows(self, rows: Iterable[BlockRow]) -> None:
+        """Append rows to blocks.csv, which a network without sparse layers does not have."""
+        texts = [row.texts() for row in rows]
+        if texts:
+            with failing_clearly(self.path):
+                _append(self._block_rows, BLOCK_COLUMNS, texts)
+
+    def add_rows_of(self, other: RunFolder) -> None:
+        """Append all rows of another run's metrics.csv and blocks.csv."""
+        for path, theirs, columns in zip(self._tables, other._tables, (COLUMNS, BLOCK_COLUMNS)):
+            if theirs.exists():
+                with failing_clearly(self.path):
+                    _append(path, columns, whole_rows(theirs, columns))
 
     def drop_rows_after(self, step: int) -> None:
         """Remove the rows that a resumed run will write again."""
-        if not self._rows.exists():
-            return
-        kept = io.StringIO(newline="")
-        writer = csv.DictWriter(kept, COLUMNS)
-        writer.writeheader()
-        writer.writerows(row for row in whole_rows(self._rows) if int(row["step"]) <= step)
-        with replacing(self._rows) as file:
-            file.write(kept.getvalue().encode())
+        for path, columns in zip(self._tables, (COLUMNS, BLOCK_COLUMNS)):
+            if path.exists():
+                kept = io.StringIO(newline="")
+                writer = csv.DictWriter(kept, columns)
+                writer.writeheader()
+                rows = whole_rows(path, columns)
+                writer.writerows(row for row in rows if int(row["step"]) <= step)
+                with replacing(path) as file:
+                    file.write(kept.getvalue().encode())
+
+    @property
+    def _tables(self) -> tuple[Path, Path]:
+        return self._rows, self._block_rows
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write metrics.json."""
@@ -238,6 +253,17 @@ class WatchedFolder(RunFolder):
         """Leave it to the first process."""
 
     save_checkpoint = save_member = save_info = add_row = drop_rows_after = _leave
+    add_block_rows = _leave
+
+
+def _append(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Append rows to a CSV, which has a heading from its first row on."""
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 def _is_used(path: Path) -> bool:

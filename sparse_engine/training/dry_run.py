@@ -13,7 +13,6 @@ from sparse_engine.errors import InputError
 from sparse_engine.methods.phase import Phase
 from sparse_engine.runs.teacher import load_teacher
 from sparse_engine.tables import format_table
-from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.costs import run_costs
 from sparse_engine.training.result import (
     backend_shares,
@@ -23,6 +22,7 @@ from sparse_engine.training.result import (
     print_json,
 )
 from sparse_engine.training.run import check_permutable, load_run_data, plan_phases, print_notes
+from sparse_engine.training.times.budget import resolve_budget
 
 
 def dry_run(config: Config) -> None:

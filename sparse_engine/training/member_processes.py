@@ -6,7 +6,6 @@ on with it. It equals the member's part of a run that trains all of them one aft
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -84,9 +83,7 @@ def _bring_together(folder: RunFolder, members: int) -> Trained:
         own = RunFolder(folder.path / f"member-{number}")
         state = load_file(own.last, "densities", "progress", "guard")
         folder.save_member(number, own.load_member(1), class_names)
-        with (own.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                folder.add_row(row)
+        folder.add_rows_of(own)
         found = Densities()
         found.load_state_dict(state["densities"])
         for name, listed in found.state_dict().items():

@@ -27,7 +27,6 @@ from sparse_engine.runs.run_folder import RunFolder, WatchedFolder
 from sparse_engine.runs.teacher import Teacher, load_teacher
 from sparse_engine.runs.tickets import run_tickets
 from sparse_engine.sparsity.channel_permutation.groups import channel_groups
-from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.costs import run_costs
 from sparse_engine.training.epoch_log import check_log
 from sparse_engine.training.grouped import start_group
@@ -35,9 +34,10 @@ from sparse_engine.training.member_processes import Trained, check_independent, 
 from sparse_engine.training.processes import DistributedContext, process_group
 from sparse_engine.training.result import backend_shares, backends_in_words, describe, print_result
 from sparse_engine.training.state import restore
-from sparse_engine.training.step_times import is_comparable, step_times
+from sparse_engine.training.times.budget import resolve_budget
+from sparse_engine.training.times.step_times import is_comparable, step_times
+from sparse_engine.training.times.tuning import tune_run
 from sparse_engine.training.trainer import Trainer
-from sparse_engine.training.tuning import tune_run
 from sparse_kernels.dispatch.backend import BackendError
 from sparse_kernels.dispatch.kernel_choices import kernel_choices, with_kernel_choices
 

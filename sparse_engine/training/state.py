@@ -78,6 +78,7 @@ PARTS: dict[str, Callable[[TrainingRun], tuple[Any, ...]]] = {
     "kept": lambda run: (run.kept, run.network.members[0], run.progress.kept(run.phases)),
     "accuracy": lambda run: (run.accuracies,),
     "densities": _densities,
+    "first_blocks": lambda run: (run.first_blocks, run.topology.layers),
     "random_state": lambda run: (RandomState(),),
     "device_random_state": lambda run: (DeviceRandomState(run.device),),
 }
@@ -146,7 +147,8 @@ def _load(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    state = load_file(path, "progress", "config", *PARTS)
+    state = load_file(path, "progress", "config", *(PARTS.keys() - {"first_blocks"}))
+    state.setdefault("first_blocks", None)  # as earlier versions wrote it
     check_like(state["progress"], Progress().state_dict(), f"checkpoint '{path}': progress")
     return {**state, **{name: _listed(state[name]) for name in ("accuracy", "best")}}
 

@@ -63,6 +63,7 @@ class Trainer(TrainingRun):
             for action in phase.begin:
                 action(self)
             self.densities.phases += self.network.densities()
+            self.first_blocks.watch(self.topology.layers)
             self.progress.begun = True
             if self.progress.step == 0:
                 self._save_checkpoint()
@@ -180,6 +181,7 @@ class Trainer(TrainingRun):
         nll = fmean(negative_log_likelihood(*pair, log=True) for pair in predicted)
         row = self._row(phase, mean, nll)
         self.folder.add_row(row.texts())
+        self.folder.add_block_rows(self.first_blocks.rows(progress.step, self.topology))
         epochs = -(-sum(p.steps for p in self.phases) // self.loader.steps_per_epoch)
         self.log.add(row, epochs, self.network.members)
         if progress.phase_step == phase.steps:

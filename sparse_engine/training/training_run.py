@@ -23,6 +23,7 @@ from sparse_engine.sparsity.saliency import saliency_batches
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.training.costs import Densities
 from sparse_engine.training.finite import FiniteGuard
+from sparse_engine.training.first_blocks import FirstBlocks
 from sparse_engine.training.grouped import start_group
 from sparse_engine.training.member_states import Accuracies, BestStates, KeptStates, copy_of
 from sparse_engine.training.network import Network, build_network, member_seed, wanted
@@ -51,7 +52,7 @@ class TrainingRun:
             config: resolved.
             phases: of build_phases.
             data: its test split is never used to choose anything.
-            folder: receives checkpoints, tickets and metrics.csv.
+            folder: receives checkpoints, tickets, metrics.csv and blocks.csv.
             device: where to train.
             teacher: of methods that learn from one.
             world: the processes that train together; all but the first have a folder that
@@ -66,7 +67,7 @@ class TrainingRun:
         # Of each member that trains, where several do as one network.
         self.accuracies = Accuracies([0.0] * (config.members if is_grouped(config) else 1))
         self.best, self.kept = BestStates(), KeptStates()
-        self.densities = Densities()
+        self.densities, self.first_blocks = Densities(), FirstBlocks()
         self.guard = FiniteGuard(device, config.dtype == "fp16", config.skip_nonfinite)
 
     def begin_at(self, progress: Progress) -> None:
@@ -80,6 +81,7 @@ class TrainingRun:
         Members that train as one all start, one after another, as they would alone.
         """
         self.progress.member = member
+        self.first_blocks.begin()
         config, info, world = self.config, self.data.info, self.world
         if is_grouped(config):
             place, steps = (self.train_split, info, self.device), self.phases[0].steps
@@ -164,6 +166,7 @@ class TrainingRun:
     def permute(self, permutation: ChannelPermutation) -> None:
         """Put the channels of the network, and its momenta, in another order."""
         permutation.apply_(self.network.model, self.network.optimizer)
+        self.first_blocks.begin()
 
     def strongest(self, model: nn.Module, sparsity: float) -> Layouts:
         """Return the blocks of a model that stay when it is pruned as the run's settings say."""

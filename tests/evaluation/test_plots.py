@@ -1,184 +1,183 @@
-"""Figures show what the evaluation found: a stand-in for matplotlib records what is drawn."""
+"""Figures show what an evaluation found, and how its runs were trained."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from sparse_engine import SparseConv2d, SparseLinear, draw_blocks, evaluate, train
+from sparse_engine import evaluate, train
 from sparse_engine.errors import InputError
-from sparse_engine.evaluation.plots import training_curves
-from sparse_engine.runs.epoch_rows import COLUMNS
+from sparse_engine.evaluation import plots
+from sparse_engine.evaluation.robustness.options import Options
+from sparse_engine.evaluation.training_plots import told_runs
+from sparse_engine.runs.epoch_rows import BLOCK_COLUMNS, COLUMNS
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
-DRAWN: dict[str, list] = {}
-
-
-class Axes:
-    """Records calls by name; those that our figures do not use are missing, so an error."""
-
-    def __init__(self, figure):
-        self.figure, self.calls = figure, []
-
-    def __getattr__(self, name):
-        if name not in ("plot", "bar", "imshow", "set", "legend"):
-            raise AttributeError(name)
-        return lambda *values, **options: self.calls.append((name, values, options))
-
-    def called(self, wanted):
-        return [(values, options) for name, values, options in self.calls if name == wanted]
-
-    def setting(self, name):
-        return next(o[name] for _, o in self.called("set") if name in o)
-
-
-class Figure:
-    """The calls of matplotlib.figure.Figure that our figures use."""
-
-    def __init__(self, *, figsize, layout):
-        assert layout == "constrained"
-        self.bars = 0
-
-    def subplots(self, rows, columns, *, squeeze):
-        assert (rows, squeeze) == (1, False)
-        self.axes = [Axes(self) for _ in range(columns)]
-        return [self.axes]
-
-    def colorbar(self, image, *, ax):
-        self.bars += 1
-
-    def savefig(self, path, *, dpi):
-        DRAWN[Path(path).stem] = self.axes
-        Path(path).write_bytes(b"PNG")
-
-
-@pytest.fixture
-def matplotlib(draw_with):
-    """Draw with the stand-in."""
-    DRAWN.clear()
-    draw_with(Figure)
+RUNS = {
+    "edst": ["--method", "edst", "--members", "2", "--epochs", "6", "--sparsity", "0.5"],
+    "dense": ["--method", "dense", "--epochs", "2"],
+}
+LAYERS = ["hidden1", "hidden2", "classifier"]
+OF_ONE_MEMBER = {"reliability", "density", "training"}
+OF_SEVERAL = {*OF_ONE_MEMBER, "members", "disagreement", "blocks"}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    for name, flags in {
-        "edst": ["--method", "edst", "--members", "2", "--epochs", "6", "--sparsity", "0.5"],
-        "dense": ["--method", "dense", "--epochs", "2"],
-    }.items():
+    for name, flags in RUNS.items():
         train.main([*FLAGS, *flags, "--out", str(folder / name)])
     return folder
 
 
+def watched(monkeypatch):
+    """Return the axes of each figure that is drawn from now on, by its name."""
+    found, save = {}, plots.save_figure
+
+    def saved(path, draw, *arguments, **options):
+        save(path, lambda axes: draw(found.setdefault(path.stem, axes)), *arguments, **options)
+
+    monkeypatch.setattr(plots, "save_figure", saved)
+    return found
+
+
 @pytest.fixture
-def drawn(runs, matplotlib, monkeypatch, tmp_path, capsys):
-    """Evaluate runs with figures: the JSON object and the axes of each figure."""
-    monkeypatch.chdir(runs)
-
-    def call(*names):
-        folder = tmp_path / "figures"
-        evaluate.main([*names, "--device", "cpu", "--plots", str(folder)])
-        assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in DRAWN}
-        return json.loads(capsys.readouterr().out.splitlines()[-1]), DRAWN
-
-    return call
+def drawn(monkeypatch):
+    """The axes of each figure that is drawn, by its name."""
+    return watched(monkeypatch)
 
 
-def test_five_figures_of_an_ensemble(drawn):
-    found, figures = drawn("edst", "dense")
-    assert set(figures) == {"reliability", "members", "disagreement", "density", "training"}
-    accuracy, nll = figures["members"]
-    assert accuracy.called("plot")[0][0] == (
-        [1, 2, 3],
-        [m["accuracy"] for m in found["growing"]],
-    )
-    assert nll.called("plot")[0][0][1][-1] == found["nll"]
-    (matrix,) = figures["disagreement"]
-    assert matrix.called("imshow")[0][0] == (found["disagreement_matrix"],)
-    assert matrix.figure.bars == 1
+@pytest.fixture(scope="module")
+def both(runs):
+    """EDST and a dense network, evaluated with figures: the JSON object and the axes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(runs)
+        figures = watched(patch)
+        flags = ["--device", "cpu", "--out", "both.json", "--plots", "figures"]
+        evaluate.main(["edst", "dense", *flags])
+    assert {path.stem for path in (runs / "figures").glob("*.png")} == set(figures) == OF_SEVERAL
+    return json.loads((runs / "both.json").read_text()), figures
 
 
-def test_the_diagram_leaves_empty_bins_out(drawn):
-    found, figures = drawn("edst")
-    (axes,) = figures["reliability"]
-    ((places, heights), _), *_ = axes.called("bar")
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def ticks(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def test_figures_of_several_members_and_a_dense_network(both):
+    found, figures = both
+    upper, lower = figures["reliability"]
     filled = [i for i, count in enumerate(found["calibration"]["counts"]) if count]
-    assert places == [found["calibration"]["confidence"][i] for i in filled]
-    assert heights == [found["calibration"]["accuracy"][i] for i in filled]
-    assert axes.setting("title") == f"ECE {found['ece']:.4f}"
+    heights = [bar.get_height() for bar in upper.patches]
+    accuracy, confidence = (found["calibration"][name] for name in ("accuracy", "confidence"))
+    gaps = [confidence[i] - accuracy[i] for i in filled]
+    assert heights == pytest.approx([*(accuracy[i] for i in filled), *gaps])
+    assert sum(map(int, texts(lower))) == found["test_images"]
+    assert upper.get_title() == f"ECE {found['ece']:.4f}, 360 images"
+
+    accuracy, nll = figures["members"]
+    assert (accuracy.get_ylabel(), nll.get_ylabel()) == ("accuracy", "NLL")
+    mean, dense = nll.lines
+    assert [*mean.get_xdata()] == [1, 2]
+    assert mean.get_ydata()[0] == pytest.approx(sum(m["nll"] for m in found["members"][:2]) / 2)
+    assert dense.get_ydata()[0] == found["members"][2]["nll"]
+    assert len(accuracy.collections) == 1
+
+    (matrix,) = figures["disagreement"]
+    first, second, third = found["disagreement_matrix"]
+    pairs = [first[1], first[2], second[0], second[2], third[0], third[1]]
+    assert texts(matrix) == [f"{value:.3f}" for value in pairs]
+    names = ["member 1, edst", "member 2, edst", "member 3, dense"]
+    assert (ticks(matrix.yaxis), ticks(matrix.xaxis)) == (names, ["1", "2", "3"])
+
+    (bars,) = figures["density"]
+    assert ticks(bars.yaxis) == LAYERS
+    assert [group.get_label() for group in bars.containers] == names
+    densities = [[bar.get_width() for bar in group] for group in bars.containers]
+    assert densities[2] == [1, 1, 1]
+    assert 0.3 < sum(densities[0]) / 3 < 0.9
 
 
-def test_densities_of_sparse_and_dense_tickets(drawn):
-    _, figures = drawn("edst", "dense")
-    (axes,) = figures["density"]
-    lines = [values[0] for values, _ in axes.called("plot")]
-    assert [len(line) for line in lines] == [3, 3, 3]
-    assert 0.3 < sum(lines[0]) / 3 < 0.9
-    assert lines[2] == [1, 1, 1]
+def test_curves_have_phases_escapes_and_tickets(both, runs):
+    _, figures = both
+    loss, accuracy, _, dense = figures["training"]
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("training loss", "test accuracy")
+    assert texts(loss) == ["explore", "refine 1", "refine 2"]
+    curve, escape, tickets = accuracy.lines
+    assert (escape.get_label(), tickets.get_label()) == ("escape", "ticket saved")
+    assert [*tickets.get_xdata()] == [21, 30]
+    assert [*escape.get_xdata()] == [21, 21]
+    last = (runs / "dense/metrics.csv").read_text().splitlines()[-1]
+    assert f"{dense.lines[0].get_ydata()[-1]:.6f}" in last
+    assert curve.get_xdata()[-1] == 30
 
 
-def test_training_curves_are_those_of_the_runs(drawn, runs):
-    _, figures = drawn("edst", "dense")
-    loss, accuracy = figures["training"]
-    assert [options["label"] for _, options in loss.called("plot")] == ["edst", "dense"]
-    steps, values = accuracy.called("plot")[1][0]
-    assert steps == [5, 10]
-    last = (runs / "dense" / "metrics.csv").read_text().splitlines()[-1]
-    assert f"{values[-1]:.6f}" in last
+def test_blocks_that_stayed_by_layer(both, runs):
+    _, figures = both
+    kept, explored = figures["blocks"]
+    with (runs / "edst/blocks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert ticks(kept.yaxis) == LAYERS[:2]
+    for axes, name in ((kept, "kept"), (explored, "explored")):
+        image = axes.collections[0].get_array().reshape(2, -1)
+        for layer, shares in zip(LAYERS, image):
+            assert [*shares] == [float(row[name]) for row in rows if row["layer"] == layer]
 
 
-def test_a_single_ticket_without_curves_has_two_figures(drawn, runs):
-    (runs / "dense" / "metrics.csv").rename(runs / "kept.csv")
-    _, figures = drawn("dense")
-    (runs / "kept.csv").rename(runs / "dense" / "metrics.csv")
-    assert set(figures) == {"reliability", "density"}
+@pytest.mark.parametrize(
+    ("run", "missing", "figures"),
+    [
+        ("edst", (), OF_SEVERAL),
+        ("edst", ("blocks.csv",), OF_SEVERAL - {"blocks"}),
+        ("dense", (), OF_ONE_MEMBER),
+        ("dense", ("metrics.csv",), OF_ONE_MEMBER - {"training"}),
+    ],
+)
+def test_what_there_is_no_data_for_is_not_drawn(run, missing, figures, runs, drawn, tmp_path):
+    shutil.copytree(runs / run, copy := tmp_path / run)
+    for name in missing:
+        (copy / name).unlink()
+    result = evaluate.evaluate([str(copy)], None, "cpu", Options(plots=tmp_path))
+    plots.draw_all(result, tmp_path / "figures")
+    assert set(drawn) == figures
+    if run == "edst":  # and no dense network
+        assert [len(axes.lines) for axes in drawn["members"]] == [1, 1]
 
 
-def test_curves_of_a_damaged_file(tmp_path):
-    header = ",".join(COLUMNS)
-    for text in ("epoch\n1\n", f"{header}\n1,5,dense,0.1,x,test,1,1,1,1\n"):
-        (tmp_path / "metrics.csv").write_text(text)
-        with pytest.raises(InputError, match="is damaged; move it away to draw the rest"):
-            training_curves([str(tmp_path)])
+def test_each_network_of_a_run_has_a_curve_and_its_split_is_named(tmp_path, drawn):
+    shutil.copy(Path(__file__).parents[1] / "fixtures/f3c2475/edst/config.json", tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings |= {"method": "dst-ensemble", "escape": None}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    rows = [f"{n},{5 * n},member {1 + n // 3},0.1,{n},validation,1,0.5,1,1" for n in range(1, 6)]
+    (tmp_path / "metrics.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    (run,) = told_runs([str(tmp_path)])
+    assert [stretch.last for stretch in run.stretches] == [10, 25]
+    # It has no metrics.json, so it may not have ended.
+    assert [stretch.tickets for stretch in run.stretches] == [1, 0]
+    plots.save_figure(
+        tmp_path / "a.png", lambda axes: plots.draw_training(axes, [run]), (9, 4), (1, 2)
+    )
+    loss, accuracy = drawn["a"]
+    assert [[*line.get_ydata()] for line in loss.lines] == [[1, 2], [3, 4, 5]]
+    assert accuracy.get_ylabel() == "validation accuracy"
 
 
-def test_the_blocks_of_a_layer(matplotlib, tmp_path):
-    layer = SparseConv2d(32, 48, (2, 3), density=0.4, block=(16, 16))
-    draw_blocks(layer, tmp_path / "blocks.png")
-    assert (tmp_path / "blocks.png").is_file()
-    (axes,) = DRAWN["blocks"]
-    ((image,), options), *_ = axes.called("imshow")
-    mask = layer.block_mask()
-    # Pair (1, 0) lies below (0, 0), as high as a kernel; its taps lie as in the kernel.
-    assert torch.tensor(image)[2:4, 0:3].bool().equal(mask[1, 0])
-    assert torch.tensor(image).sum() == layer.layout.active
-    assert options["extent"] == (0, 2, 3, 0)
-    assert axes.setting("title") == "density 0.3889"
-
-
-def test_blocks_are_drawn_on_axes_of_ones_own():
-    layer, axes = SparseLinear(32, 48, density=0.5, block=(16, 16)), Axes(None)
-    draw_blocks(layer, axes)
-    assert axes.called("imshow")[0][0][0] == layer.block_mask().int().tolist()
-    assert axes.setting("ylabel") == "output block (16 channels)"
-
-
-def test_a_file_that_cannot_be_drawn(monkeypatch):
-    def refuse(*_):
-        raise ValueError("Format 'qqq' is not supported")
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr("sparse_engine.evaluation.plots._save", refuse)
-    with pytest.raises(InputError, match=r"^'blocks.qqq' cannot be drawn: Format 'qqq' is not sup"):
-        draw_blocks(SparseLinear(32, 48), "blocks.qqq")
-
-
-def test_what_has_no_blocks_is_not_drawn(monkeypatch, tmp_path):
-    with pytest.raises(InputError, match="a Linear has no blocks to draw"):
-        draw_blocks(nn.Linear(4, 4), tmp_path / "blocks.png")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="draw_blocks needs matplotlib, which is not"):
-        draw_blocks(SparseLinear(32, 48), tmp_path / "blocks.png")
-    assert not list(tmp_path.iterdir())
+def test_files_that_are_damaged(tmp_path):
+    header, blocks = ",".join(COLUMNS), ",".join(BLOCK_COLUMNS)
+    whole = f"{header}\n1,5,dense,0.1,1,test,1,1,1,1\n"
+    for metrics, moved in (
+        ("epoch\n1\n", ""),
+        (whole.replace("0.1,1,test", "0.1,x,test"), ""),
+        (whole, f"{blocks}\n5,hidden1,0.5,x,1\n"),
+        (whole, "a,b\n1,2\n"),
+    ):
+        (tmp_path / "metrics.csv").write_text(metrics)
+        (tmp_path / "blocks.csv").write_text(moved)
+        with pytest.raises(InputError, match="is damaged; move it away"):
+            told_runs([str(tmp_path)])

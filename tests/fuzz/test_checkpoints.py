@@ -126,7 +126,7 @@ def test_bytes_of_checkpoints(cases):
 def test_bytes_of_text_files(cases):
     def damage(seed):
         draw = random.Random(seed)
-        names = ["config.json", "kernels.json", "metrics.csv", "metrics.json"]
+        names = ["blocks.csv", "config.json", "kernels.json", "metrics.csv", "metrics.json"]
         path = Path("copy", draw.choice(names))
         if path.name == "metrics.json":
             path.write_text('{"accuracy": 0.5}')

@@ -61,12 +61,19 @@ def rows_of(out):
         return [{**row, "train_seconds": ""} for row in csv.DictReader(file)]
 
 
+def block_rows_of(out):
+    """Return what blocks.csv holds; nothing of a network without sparse layers."""
+    path = Path(out, "blocks.csv")
+    return path.read_text() if path.exists() else ""
+
+
 def tickets_of(out):
     return [load_file(p, "model")["model"] for p in sorted(Path(out).glob("member_*.pt"))]
 
 
 def assert_equal_runs(first, second):
     assert rows_of(first) == rows_of(second)
+    assert block_rows_of(first) == block_rows_of(second)
     pairs = list(zip(tickets_of(first), tickets_of(second), strict=True))
     assert pairs
     for one, other in pairs:

@@ -191,7 +191,7 @@ def test_a_fused_step_is_tuned_in_backward_too(tmp_path, monkeypatch):
     """Autograd runs the backward of a GPU in a thread of its own, which the tuner must see."""
     from sparse_engine import SparseConv2d, fuse, to_rows
     from sparse_engine.models.wide_resnet import PreActivationBlock
-    from sparse_engine.training.tuning import tune
+    from sparse_engine.training.times.tuning import tune
     from sparse_kernels import tuner
     from sparse_kernels.measurements import FOLDER
     from sparse_kernels.triton.tile_choice import tuned_tiles

@@ -10,7 +10,7 @@ from kernel_cases import DEVICE, use_small_tiles
 from sparse_engine import fuse, sparsify, to_rows
 from sparse_engine.errors import InputError
 from sparse_engine.models.wide_resnet import PreActivationBlock
-from sparse_engine.training.tuning import tune
+from sparse_engine.training.times.tuning import tune
 from sparse_kernels import BlockLayout, tuner
 from sparse_kernels.measurements import FOLDER
 from sparse_kernels.memory_order import in_order

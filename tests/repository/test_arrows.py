@@ -22,7 +22,7 @@ FLOORS = {
     "sparse_engine": (
         "errors paths schema shards tables",
         "installed",
-        "data optimizers",
+        "data figures optimizers",
         "layers",
         "models",
         "sparsity",

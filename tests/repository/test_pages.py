@@ -18,7 +18,7 @@ from sparse_engine.config.values import EARLIER, GONE, read_config_file
 from sparse_engine.errors import InputError
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.methods.resolve import resolve
-from sparse_engine.runs.epoch_rows import COLUMNS
+from sparse_engine.runs.epoch_rows import BLOCK_COLUMNS, COLUMNS
 from sparse_engine.train import main as train
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ STARTS = (
 )
 # What runs leave behind, and what commands in the pages write.
 WRITTEN = re.compile(
-    r"(config|data|metrics|kernels|picks|edst|both|trainer_state)\.json|metrics\.csv|.*\.(pt|pt2|npz|safetensors|png)"
+    r"(config|data|metrics|kernels|picks|edst|both|trainer_state)\.json|(metrics|blocks)\.csv|.*\.(pt|pt2|npz|safetensors|png)"
 )
 FLAGS_OF_OTHERS = {"--nproc-per-node", "--help"}
 # Of files that another version wrote: nothing need be there any more.
@@ -162,7 +162,9 @@ def test_what_a_run_leaves_is_told(capsys):
     page = PAGES["docs/runs.md"]
     train(["--dry-run", "--model", "mlp", "--device", "cpu"])
     fields = {*json.loads(capsys.readouterr().out.splitlines()[-1]), "skipped_steps", "processes"}
-    assert {name for name in {*fields, *COLUMNS} if f"`{name}`" not in page} == set()
+    assert {
+        name for name in {*fields, *COLUMNS, *BLOCK_COLUMNS} if f"`{name}`" not in page
+    } == set()
 
 
 def test_sources_are_named_where_they_are_used():

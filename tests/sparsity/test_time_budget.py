@@ -15,7 +15,7 @@ from sparse_engine.sparsity.distribution import (
     total_sparsity,
 )
 from sparse_engine.sparsity.time_budget import TimeCurve, score, time_ratio, timed_plans
-from sparse_engine.training.budget import matching_sparsity
+from sparse_engine.training.times.budget import matching_sparsity
 
 SHAPES = {
     "stem": (16, 3, 3, 3),

@@ -101,6 +101,9 @@ KEPT, MOMENTA = ("kept", "ticket", "model"), ("optimizer", "state", 0)
             put("topology", "ever_active", "hidden1", lambda v: v[:1]),
             "hidden1 should be torch.bool",
         ),
+        (put("first_blocks", "hidden1", lambda v: v[:1]), "hidden1 should be torch.uint8"),
+        (put("first_blocks", "hidden1", torch.zeros_like), "hidden1 should be a block at least"),
+        (put("first_blocks", []), "first_blocks should be an object"),
         (put("topology", "collected", {"zzz": torch.zeros(1)}), "of layers that collect"),
         (put("guard", "_skipped", torch.tensor(math.nan).double()), "_skipped should be a count"),
         (put("guard", "_fatal", torch.tensor(3.0).double()), "guard._fatal should be -1"),
@@ -177,6 +180,7 @@ def test_a_dynamic_state_of_another_model_is_refused():
         ("metrics.json", "[1]", "'out/metrics.json' is damaged; delete it"),
         ("metrics.json", '{"a": ', "'out/metrics.json' is damaged; delete it"),
         ("metrics.csv", "a,b\n1,2\n", "'out/metrics.csv' is damaged; move it away"),
+        ("blocks.csv", "a,b\n1,2\n", "'out/blocks.csv' is damaged; move it away"),
         ("member_1.pt", "ticket", "'out/member_1.pt' is truncated or not a checkpoint"),
     ],
 )

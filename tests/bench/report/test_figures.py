@@ -9,56 +9,48 @@ from bench.report import figures
 from bench.report.figures import break_even
 
 
-class Axes:
-    """Records what is drawn, in place of matplotlib's; what our figures do not use is missing."""
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of each figure that is drawn, by its file."""
+    found, save = {}, figures.save_figure
 
-    def __init__(self):
-        self.calls = []
+    def saved(path, draw, *arguments, **options):
+        save(path, lambda axes: draw(found.setdefault(path.name, axes)), *arguments, **options)
 
-    def __getattr__(self, name):
-        known = "plot", "barh", "axvline", "axhline", "set", "legend", "invert_yaxis", "tick_params"
-        if name not in known:
-            raise AttributeError(name)
-
-        def call(*values, **options):
-            self.calls.append((name, tuple(map(_frozen, values))))
-            return [self]
-
-        return call
-
-    def get_color(self):
-        return "blue"
-
-    def called(self, wanted):
-        return [values for name, values in self.calls if name == wanted]
+    monkeypatch.setattr(figures, "save_figure", saved)
+    return found
 
 
-def _frozen(value):
-    return tuple(value) if isinstance(value, list | tuple) else value
+def ticks(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
 
 
-def test_figures_show_every_row(tmp_path, monkeypatch):
-    drawn: dict[str, Axes] = {}
-
-    def save(draw, bars, path):
-        draw(drawn.setdefault(path.name, Axes()))
-        return path
-
-    monkeypatch.setattr(figures, "_save", save)
+def test_figures_show_every_row(tmp_path, drawn):
     memory = {**SPARSE, "peak_mb": "50"}
     slow = {**SPARSE, "density": "0.5", "p50_ms": "1600", "sparsity": "0.5"}
+    wide = {**SPARSE, "subject": "wrn28-10", "contender": "slim"}
     parts = [{**SPARSE, "phase": p, "p50_ms": "100"} for p in ("forward", "topology update")]
-    figures.draw_all([DENSE, memory, slow, *parts], tmp_path, "cpu")
+    paths = figures.draw_all([DENSE, memory, slow, wide, *parts], tmp_path, "cpu")
+    assert [path.name for path in paths] == [*drawn]
+    assert all(path.is_file() for path in paths)
     assert set(drawn) == {"cpu-speedup.png", "cpu-breakdown.png", "cpu-memory.png"}
-    (line,) = drawn["cpu-speedup.png"].called("plot")
-    assert line == ((0.2, 0.5), (2.5, 0.625))
-    ((density,),) = drawn["cpu-speedup.png"].called("axvline")
-    assert 0.2 < density < 0.5
-    bars = {widths for _, widths in drawn["cpu-breakdown.png"].called("barh")}
+    narrow, other = drawn["cpu-speedup.png"]
+    assert narrow.get_title() == "wrn16-8, batch 32"
+    line, crossing, even = narrow.lines
+    assert line.get_label() == "64x64 blocks"
+    assert ([*line.get_xdata()], [*line.get_ydata()]) == ([0.2, 0.5], [2.5, 0.625])
+    assert ticks(narrow.xaxis) == ["0.2", "0.5"]
+    assert 0.2 < crossing.get_xdata()[0] < 0.5
+    assert [*even.get_ydata()] == [1, 1]
+    assert other.lines[0].get_label() == "narrower dense network"
+    bars, _ = drawn["cpu-breakdown.png"]
+    names = ["dense", "sparsity 0.8, 64x64 blocks", "sparsity 0.5, 64x64 blocks"]
+    assert ticks(bars.yaxis) == names
     # Two phases of the step that has any, whole steps of the two that have none.
-    assert bars == {(0, 0, 0), (0, 100, 0), (1000, 0, 1600)}
-    (peak, _) = drawn["cpu-memory.png"].called("barh")
-    assert peak[1] == (0.0, 50.0, 0.0)
+    widths = {tuple(bar.get_width() for bar in group) for group in bars.containers}
+    assert widths == {(0, 0, 0), (0, 100, 0), (1000, 0, 1600)}
+    peak, _ = drawn["cpu-memory.png"][0].containers
+    assert [bar.get_width() for bar in peak] == [0, 50, 0]
 
 
 def test_break_even_lies_between_its_neighbours():

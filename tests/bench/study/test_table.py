@@ -1,13 +1,10 @@
-"""The tables and the figure of a study tell the truth."""
-
-import importlib.util
-from pathlib import Path
+"""The tables of a study tell the truth."""
 
 import pytest
 from study_files import row_of, study_file
 
 from bench.study.grid import read_study
-from bench.study.table import draw, pareto, places_of, points_of, table, write
+from bench.study.table import places_of, points_of, table, write
 from bench.study.times import point_of
 from sparse_engine.errors import InputError
 
@@ -27,11 +24,6 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert "-10.00" in table(study.grids[0], only, {})
 
 
-def test_the_front_keeps_what_nothing_beats():
-    places = [(1.0, 90.0), (0.5, 85.0), (0.5, 80.0), (0.7, 84.0), (0.2, 60.0), (1.2, 90.0)]
-    assert pareto(places) == [(0.2, 60.0), (0.5, 85.0), (1.0, 90.0)]
-
-
 def test_only_what_stands_between_the_marks_is_written(tmp_path):
     study = read_study(study_file(tmp_path))
     rows = {run.key: row_of(run, 0.5) for run in study.runs()}
@@ -45,41 +37,6 @@ def test_only_what_stands_between_the_marks_is_written(tmp_path):
     assert text.split("-->")[-1] == "\nb\n"
     assert "old" not in text
     assert "| 8x8 | 2 | 50.00 ± 0.00 |" in text
-
-
-class Canvas:
-    """The calls of matplotlib.figure.Figure and its axes that the study's figure uses."""
-
-    def __init__(self, **_):
-        self.said = []
-
-    def subplots(self):
-        return self
-
-    def savefig(self, path, dpi):
-        Path(path).write_text("\n".join(self.said))
-
-    def __getattr__(self, name):
-        if name not in ("scatter", "annotate", "plot", "set", "legend"):
-            raise AttributeError(name)
-        return lambda *values, **_: self.said.append(f"{name} {values}")
-
-
-def test_every_timed_point_is_drawn_and_the_front(tmp_path, monkeypatch, draw_with):
-    places = {
-        "blocks": [("8x8", (0.5, 80.0)), ("16x16", (0.4, 85.0))],
-        "dense": [("", (1.0, 90.0))],
-    }
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not draw("tiny", places, tmp_path / "none.png")
-    monkeypatch.undo()
-    draw_with(Canvas)
-    assert draw("tiny", places, tmp_path / "some.png")
-    said = (tmp_path / "some.png").read_text()
-    assert "scatter ((0.5, 0.4), (80.0, 85.0))" in said
-    assert "plot ((0.4, 1.0), (85.0, 90.0))" in said
-    assert not draw("tiny", {}, tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
 
 
 def test_a_point_without_a_time_has_no_place(tmp_path):

@@ -11,7 +11,7 @@ from sparse_engine.config.flags import run_command
 from sparse_engine.runs.files import load_file
 from sparse_engine.sparsity.time_budget import TimeCurve
 from sparse_engine.train import main
-from sparse_engine.training import budget
+from sparse_engine.training.times import budget
 from sparse_engine.training.trainer import Trainer
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]

@@ -11,9 +11,10 @@ from sparse_engine.data.load import load_dataset
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.models.catalog import narrower
 from sparse_engine.train import main
-from sparse_engine.training import run, step_times
+from sparse_engine.training import run
 from sparse_engine.training.costs import planned_densities
 from sparse_engine.training.result import backend_shares, times_in_words
+from sparse_engine.training.times import step_times
 from sparse_kernels.cpu.library import library
 
 TINY = ("--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu")

@@ -8,8 +8,8 @@ from torch import nn
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.plan import LayerPlan
-from sparse_engine.training import tuning
-from sparse_engine.training.tuning import crossing, tune_native
+from sparse_engine.training.times import tuning
+from sparse_engine.training.times.tuning import crossing, tune_native
 from sparse_kernels.dispatch import cost_model
 from sparse_kernels.dispatch.backend import choose_backend
 from sparse_kernels.dispatch.cost_model import native_is_faster

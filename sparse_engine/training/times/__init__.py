@@ -1,0 +1,1 @@
+"""Seconds measured on this machine: what a step takes, budgets of time, kernels tuned."""

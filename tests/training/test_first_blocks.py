@@ -1,0 +1,58 @@
+"""What is left of the blocks that layers began with, by counting sets of ids."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from resumed_runs import block_rows_of, rows_of, train, train_and_kill
+from topologies import network
+
+from sparse_engine.runs.files import load_file, save_file
+from sparse_engine.sparsity.topology import Topology
+from sparse_engine.train import main
+from sparse_engine.training.first_blocks import FirstBlocks
+
+ENSEMBLE = ["--method", "dst-ensemble", "--epochs", "6"]  # three members of two epochs
+
+
+def active(layer):
+    return {*layer.layout.block_ids.tolist()} - {layer.layout.total}
+
+
+def test_shares_are_those_of_sets():
+    topology = Topology(network(), None, "set")
+    first = {name: active(layer) for name, layer in topology.layers.items()}
+    ever, blocks = {name: set(ids) for name, ids in first.items()}, FirstBlocks()
+    assert not list(blocks.rows(0, topology))
+    blocks.watch(topology.layers)
+    for step in range(1, 4):
+        with torch.no_grad():
+            topology.update(0.5)
+        blocks.watch(topology.layers)  # which knows these layers already
+        rows = list(blocks.rows(step, topology))
+        assert [row.layer for row in rows] == list(first)
+        for row, layer in zip(rows, topology.layers.values()):
+            began, now = first[row.layer], active(layer)
+            ever[row.layer] |= now
+            assert (row.step, row.density) == (step, layer.density)
+            assert row.kept == pytest.approx(len(began & now) / len(began))
+            assert row.explored == pytest.approx(len(ever[row.layer]) / layer.layout.total)
+    assert min(row.kept for row in rows) < 0.8
+    blocks.begin()
+    blocks.watch(topology.layers)
+    assert {row.kept for row in blocks.rows(4, topology)} == {1.0}
+
+
+def test_a_checkpoint_of_an_earlier_version_tells_of_the_members_that_follow(
+    own_folder, monkeypatch
+):
+    train("whole", *ENSEMBLE)
+    train_and_kill(monkeypatch, 3, *ENSEMBLE)
+    state = load_file(Path("out/last.pt"))
+    del state["first_blocks"]
+    save_file({name: part for name, part in state.items() if name != "format"}, Path("out/last.pt"))
+    main(["--resume", "out"])
+    assert rows_of("out") == rows_of("whole")
+    lines = block_rows_of("whole").splitlines()
+    # The fourth epoch, with which the second member ends, is not told of.
+    assert block_rows_of("out").splitlines() == [n for n in lines if not n.startswith("20,")]
