@@ -20,7 +20,7 @@ ROOMS = {
     "sparse_engine": (
         *(".", "data", "optimizers", "layers", "layers/ids", "layers/replacement", "models"),
         *("models/grouped", "sparsity", "sparsity/channel_permutation", "config", "methods"),
-        *("runs", "evaluation", "evaluation/robustness", "training", "integrations"),
+        *("runs", "evaluation", "evaluation/robustness", "training", "commands", "integrations"),
         "earlier_names",
     ),
     "bench": (".", "report", "speed", "gpu", "study", "dev"),

@@ -31,10 +31,14 @@ class Stopped(Exception):
         self.signal = signal
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the choice nearest to `name`, or an empty string."""
-    matches = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+def nearest(name: str, choices: Iterable[str], most: int = 1) -> str:
+    """Return `; did you mean 'x'?` for the choice nearest to `name`, or an empty string.
+
+    With `most` above 1 it names as many: `; did you mean 'x', 'y' or 'z'?`.
+    """
+    matches = difflib.get_close_matches(name, list(choices), n=most, cutoff=0.5)
+    *others, last = [f"'{match}'" for match in matches] or [""]
+    return f"; did you mean {', '.join(others)}{' or ' * bool(others)}{last}?" if last else ""
 
 
 def first_line(error: Exception) -> str:

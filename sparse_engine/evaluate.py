@@ -1,4 +1,4 @@
-"""Evaluate any set of runs as one ensemble: python -m sparse_engine.evaluate RUN...
+"""Evaluate any set of runs as one ensemble: sparse-engine evaluate RUN...
 
 Prints Markdown tables of all tickets and of their ensemble: the test split, corrupted, foreign and
 attacked images where flags ask for them, and what training cost; and one JSON line last.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> None:
     """Run the command line `arguments`."""
     parser = Parser(
-        prog="python -m sparse_engine.evaluate",
+        prog="sparse-engine evaluate",
         description=(__doc__ or "").splitlines()[0],
         allow_abbrev=False,
     )

@@ -1,4 +1,4 @@
-"""Take a ticket somewhere else: python -m sparse_engine.export RUN --format FORMAT --out FILE.
+"""Take a ticket somewhere else: sparse-engine export RUN --format FORMAT --out FILE.
 
 Formats: safetensors (active blocks and their layout), dense (a state dict of ordinary layers),
 onnx (dense as well), torch-export (a program that calls the kernels).
@@ -22,7 +22,7 @@ FORMATS = ("safetensors", "dense", "onnx", "torch-export")
 def main(arguments: Sequence[str]) -> None:
     """Run the command line `arguments`."""
     parser = Parser(
-        prog="python -m sparse_engine.export",
+        prog="sparse-engine export",
         description=(__doc__ or "").splitlines()[0],
         allow_abbrev=False,
     )

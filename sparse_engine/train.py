@@ -1,9 +1,9 @@
 """Train a sparse network or an ensemble of tickets.
 
-python -m sparse_engine.train                                   EDST on handwritten digits
-python -m sparse_engine.train --method rigl --dataset cifar10 --data-dir DIR
-python -m sparse_engine.train --resume runs/edst-digits-1       continue a run
-python -m sparse_engine.train --method edst --dataset cifar10 --dry-run   what it would cost
+sparse-engine train                                   EDST on handwritten digits
+sparse-engine train --method rigl --dataset cifar10 --data-dir DIR
+sparse-engine train --resume runs/edst-digits-1       continue a run
+sparse-engine train --method edst --dataset cifar10 --dry-run   what it would cost
 
 The last line on stdout is one JSON object. Exit code 2 is for bad input, 1 for a failed run.
 """

@@ -17,7 +17,7 @@ from sparse_engine.paths import expanded
 __all__ = ["Parser", "parse_flags", "run_command", "user_path", "user_path_text"]
 
 # A flag in a message, and the command of ours before it.
-_FLAG = re.compile(r"(sparse_engine\.\w+ )?(?<![\w-])(--[a-z][a-z-]*[a-z])")
+_FLAG = re.compile(r"(sparse-engine \w+ )?(?<![\w-])(--[a-z][a-z-]*[a-z])")
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,9 +68,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     """Return the settings given as flags, checked; absent flags are absent."""
-    parser = Parser(
-        prog="python -m sparse_engine.train", description=description, allow_abbrev=False
-    )
+    parser = Parser(prog="sparse-engine train", description=description, allow_abbrev=False)
     groups: dict[str, Any] = {}
     for name, spec in FIELDS.items():
         rules = spec.metadata

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.config.config import FIELDS, PATHS
+from sparse_engine.config.named import find_config
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.paths import expanded
 
@@ -64,8 +65,12 @@ def present_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Return the settings in a JSON file, checked; its key "paper" is ignored."""
-    values = read_json(path, "config file")
+    """Return the settings in a JSON file, checked; its key "paper" is ignored.
+
+    Args:
+        path: of a file, or the name of one of the package's (see named.py).
+    """
+    values = read_json(find_config(path), "config file")
     if not isinstance(values, dict):
         found = type(values).__name__
         raise InputError(f"config file '{path}' must hold one JSON object, found {found}")

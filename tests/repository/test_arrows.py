@@ -31,8 +31,8 @@ FLOORS = {
         "runs",
         "evaluation",
         "training",
-        "train evaluate export exported earlier_names integrations",
-        "__init__",
+        "train evaluate export exported commands earlier_names integrations",
+        "__init__ __main__",
     ),
     "bench": ("report", "speed", "training ensemble kernels", "gpu", "study", "dev", "__init__"),
 }
