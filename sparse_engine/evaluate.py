@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command line `arguments`."""
     parser = Parser(
         prog="sparse-engine evaluate",
-        description=(__doc__ or "").splitlines()[0],
+        usage="%(prog)s RUN... [flags]",
+        description=(__doc__ or "").partition(":")[0] + ".",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=user_path_text, metavar="RUN", help="run folders")
@@ -47,7 +48,9 @@ def main(arguments: Sequence[str]) -> None:
         help="another test set, in the runs' normalisation and classes: a data set's name, an .npz "
         "file, or a folder with a folder of images for each class [the data set's own]",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run [auto]"
+    )
     add_flags(parser)
     flags = parser.parse_strictly(arguments)
     options = read_options(flags)

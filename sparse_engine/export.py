@@ -23,7 +23,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command line `arguments`."""
     parser = Parser(
         prog="sparse-engine export",
-        description=(__doc__ or "").splitlines()[0],
+        usage="%(prog)s RUN --format FORMAT --out FILE [flags]",
+        description=(__doc__ or "").partition(":")[0] + ".",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -34,11 +35,15 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--out", required=True, type=user_path, metavar="FILE")
-    parser.add_argument("--member", type=int, metavar="K", help="which ticket of several, from 1")
+    parser.add_argument("--ticket", type=int, metavar="K", help="which ticket of several, from 1")
+    # Its name until the next release.
+    parser.add_argument("--member", type=int, dest="ticket", help=argparse.SUPPRESS)
     parser.add_argument(
         "--data-dir", type=user_path_text, help="folder with the data, if it has moved"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export [cpu]"
+    )
     flags = parser.parse_strictly(arguments)
     if not flags.out.parent.is_dir():
         raise InputError(f"--out: there is no folder '{flags.out.parent}'; make it first")
@@ -56,11 +61,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _chosen(tickets: Sequence[Ticket], flags: argparse.Namespace) -> Ticket:
-    if flags.member is None and len(tickets) > 1:
-        raise InputError(f"'{flags.run}' has {len(tickets)} tickets; choose one with --member")
-    number = 1 if flags.member is None else flags.member
+    if flags.ticket is None and len(tickets) > 1:
+        raise InputError(f"'{flags.run}' has {len(tickets)} tickets; choose one with --ticket")
+    number = 1 if flags.ticket is None else flags.ticket
     if not 1 <= number <= len(tickets):
-        raise InputError(f"--member must be from 1 to {len(tickets)}, found {number}")
+        raise InputError(f"--ticket must be from 1 to {len(tickets)}, found {number}")
     return tickets[number - 1]
 
 

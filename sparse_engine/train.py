@@ -23,15 +23,11 @@ from sparse_engine.runs.run_folder import RunFolder
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command line `arguments`."""
-    flags = parse_flags(arguments, (__doc__ or "").splitlines()[0])
+    flags = parse_flags(arguments, (__doc__ or "").splitlines()[0], _decided)
     if "resume" in flags:
         _resume(flags)
         return
-    file = read_config_file(flags["config"]) if "config" in flags else {}
-    if file.get("densities") and set(BUDGET) & set(flags):
-        # Another budget: densities are decided anew, and with them the sparsity.
-        file = {k: v for k, v in file.items() if k not in ("densities", "sparsity")}
-    config = resolve(Config(**{**file, **flags}))
+    config = _decided(flags)
     if config.print_config:
         print(json.dumps(config.saved(), indent=2))
         return
@@ -44,6 +40,15 @@ def main(arguments: Sequence[str]) -> None:
         from sparse_engine.training import run
 
         run.train(config)
+
+
+def _decided(flags: dict[str, Any]) -> Config:
+    """Return the configuration of flags, and of the file that they may name, resolved."""
+    file = read_config_file(flags["config"]) if "config" in flags else {}
+    if file.get("densities") and set(BUDGET) & set(flags):
+        # Another budget: densities are decided anew, and with them the sparsity.
+        file = {k: v for k, v in file.items() if k not in ("densities", "sparsity")}
+    return resolve(Config(**{**file, **flags}))
 
 
 def _resume(flags: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from sparse_engine.__main__ import run
 from sparse_engine.commands.configs import names_having
 from sparse_engine.config.config import FIELDS, Config
 from sparse_engine.config.flags import parse_flags
-from sparse_engine.config.values import read_config_file
+from sparse_engine.config.values import OTHER_NAMES, read_config_file
 from sparse_engine.errors import InputError
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.methods.resolve import resolve
@@ -39,12 +39,13 @@ STARTS = (
 WRITTEN = re.compile(
     r"(config|data|metrics|kernels|picks|edst|both|trainer_state)\.json|metrics\.csv|.*\.(pt|pt2|npz|safetensors|png)"
 )
-FLAGS_OF_OTHERS = {"--nproc-per-node", "--help"}
+FLAGS_OF_OTHERS = {"--nproc-per-node", "--help", "--help-all", "--version"}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page):
-    known = {f"--{name.replace('_', '-')}" for name in FIELDS} | FLAGS_OF_OTHERS
+    names = (*FIELDS, *OTHER_NAMES)
+    known = {f"--{name.replace('_', '-')}" for name in names} | FLAGS_OF_OTHERS
     for folder in ("sparse_engine", "bench", "docs", "examples"):
         for path in (ROOT / folder).rglob("*.py"):
             source = path.read_text(encoding="utf-8")
