@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from sparse_engine.config.command import run_command
 from sparse_engine.config.config import FIELDS, Config
 from sparse_engine.config.help import LONG, SHORT, described, shown_by, without_help
-from sparse_engine.config.values import GONE, OTHER_NAMES, check_text, check_values
+from sparse_engine.config.values import ARGUMENTS, EARLIER, GONE, check_text, check_values
 from sparse_engine.errors import InputError, RunFailure, nearest
 from sparse_engine.paths import expanded
 
@@ -130,15 +130,20 @@ def _parser(shown: Collection[str], description: str, defaults: Config) -> Parse
             values = rules.get("choices") or (_VALUES.get(rules["kind"], name.upper()),)
             options = {"type": _reader(rules["kind"]), "metavar": "|".join(values)}
         options |= {"dest": name, "default": argparse.SUPPRESS}
-        others = [_flag(other) for other, own in OTHER_NAMES.items() if own == name]
+        earlier, others = _names_in(EARLIER, name), _names_in(ARGUMENTS, name)
         text = described(rules["help"], others, getattr(defaults, name)).replace("%", "%%")
         group = groups[rules["group"]]
         group.add_argument(
             _flag(name), help=text if name in shown else argparse.SUPPRESS, **options
         )
-        for other in others:
+        for other in (*earlier, *others):
             group.add_argument(other, help=argparse.SUPPRESS, **options)
     return parser
+
+
+def _names_in(names: Mapping[str, str], setting: str) -> list[str]:
+    """Return the flags of a setting's other names."""
+    return [_flag(other) for other, own in names.items() if own == setting]
 
 
 def _flag(name: str) -> str:

@@ -22,14 +22,10 @@ GONE = {
     "fan_in": "free",
 }
 _LOG = logging.getLogger(__name__)
-# Settings by names that files and flags may have as well: those of earlier versions, and those of
-# DynamicSparsity's arguments.
-OTHER_NAMES = {
-    "regroup": "permute_channels",
-    "rule": "topology",
-    "interval": "update_interval",
-    "schedule": "drop_schedule",
-}
+# Settings by the names that earlier versions gave them: files and flags may still have these.
+EARLIER = {"regroup": "permute_channels"}
+# Settings by the names of DynamicSparsity's arguments: files and flags may have these as well.
+ARGUMENTS = {"rule": "topology", "interval": "update_interval", "schedule": "drop_schedule"}
 # Choices by the names that earlier versions gave them.
 EARLIER_CHOICES = {("backend", "gemm"): "native"}
 
@@ -64,10 +60,12 @@ def present_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         InputError: a setting is there by both of its names.
     """
-    for other, own in OTHER_NAMES.items():
-        if {other, own} <= values.keys():
-            raise InputError(f"{source}: {other} is another name of {own}; leave it out")
-    return {OTHER_NAMES.get(name, name): value for name, value in values.items()}
+    for names, which in ((EARLIER, "the earlier"), (ARGUMENTS, "another")):
+        for other, own in names.items():
+            if {other, own} <= values.keys():
+                raise InputError(f"{source}: {other} is {which} name of {own}; leave it out")
+    present = EARLIER | ARGUMENTS
+    return {present.get(name, name): value for name, value in values.items()}
 
 
 def read_config_file(path: str) -> dict[str, Any]:

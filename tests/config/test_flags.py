@@ -1,13 +1,15 @@
 """Settings from flags, and the one line that every error is."""
 
+import inspect
 import re
 
 import pytest
 
+from sparse_engine import DynamicSparsity
 from sparse_engine.config.config import FIELDS
 from sparse_engine.config.flags import parse_flags, run_command
 from sparse_engine.config.help import USUAL
-from sparse_engine.config.values import OTHER_NAMES, check_values
+from sparse_engine.config.values import ARGUMENTS, check_values
 from sparse_engine.errors import InputError, RunFailure, Stopped
 from sparse_engine.train import main as train
 
@@ -78,12 +80,12 @@ def test_help_shows_defaults_of_what_was_chosen(arguments, lines, capsys, monkey
         assert "with what was given" not in shown
 
 
-@pytest.mark.parametrize(("other", "name"), OTHER_NAMES.items())
-def test_other_names_of_settings(other, name):
+@pytest.mark.parametrize(("other", "name"), ARGUMENTS.items())
+def test_settings_by_the_names_of_arguments(other, name):
+    assert other in inspect.signature(DynamicSparsity).parameters
     value = CHOICES[name][0] if name in CHOICES else 3
-    given = [] if name == "permute_channels" else [str(value)]
-    assert parse_flags([flag(other), *given], "") == {name: value if given else True}
-    assert check_values({other: value if given else True}, "file").keys() == {name}
+    assert parse_flags([flag(other), str(value)], "") == {name: value}
+    assert check_values({other: value}, "file") == {name: value}
     with pytest.raises(InputError, match=f"file: {other} is another name of {name}; leave it out"):
         check_values({other: value, name: value}, "file")
 

@@ -82,6 +82,16 @@ def test_flags_that_are_gone(name):
         parse_flags([f"--{name}=l2"], "")
 
 
+def test_settings_by_their_earlier_names(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"regroup": true}')
+    assert (
+        read_config_file(str(path)) == parse_flags(["--regroup"], "") == {"permute_channels": True}
+    )
+    with pytest.raises(InputError, match="regroup is the earlier name of permute_channels; leave"):
+        check_values({"regroup": True, "permute_channels": False}, "file")
+
+
 def test_a_paper_beside_the_settings_is_for_people(tmp_path):
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"paper": {"accuracy": 0.963}, "method": "edst"}))

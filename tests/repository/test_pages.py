@@ -13,7 +13,7 @@ from sparse_engine.__main__ import run
 from sparse_engine.commands.configs import names_having
 from sparse_engine.config.config import FIELDS, Config
 from sparse_engine.config.flags import parse_flags
-from sparse_engine.config.values import OTHER_NAMES, read_config_file
+from sparse_engine.config.values import ARGUMENTS, read_config_file
 from sparse_engine.errors import InputError
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.methods.resolve import resolve
@@ -44,7 +44,7 @@ FLAGS_OF_OTHERS = {"--nproc-per-node", "--help", "--help-all", "--version"}
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page):
-    names = (*FIELDS, *OTHER_NAMES)
+    names = (*FIELDS, *ARGUMENTS)
     known = {f"--{name.replace('_', '-')}" for name in names} | FLAGS_OF_OTHERS
     for folder in ("sparse_engine", "bench", "docs", "examples"):
         for path in (ROOT / folder).rglob("*.py"):
