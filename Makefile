@@ -38,11 +38,10 @@ docs: $(VENV)/.train
 bench: $(VENV)/.test
 	$(VENV)/bin/python -m bench.dev.masked_path $(ARGS)
 
-# About ten minutes on two idle cores; then the README's first table and the figures are made anew.
+# A quarter of an hour on two idle cores; then the README's first table and the figures are made anew.
 # The rows of before, of other code, stay in git.
 CPU_CASES = --sparsities 0.8 0.9 --blocks 32x32 --threads 1 2 --out build/bench-cpu $(ARGS)
 bench-cpu: $(VENV)/.test
-	$(VENV)/bin/pip install --quiet --editable ".[plots]"
 	rm -rf build/bench-cpu
 	$(VENV)/bin/python -m bench.training --networks wrn16-8 --variants "dense compiled" \
 		"dense bf16" slim masked auto $(CPU_CASES)
@@ -61,7 +60,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.train: $(SETUP) | $(VENV)/bin/python
-	$(VENV)/bin/pip install --quiet --editable .
+	$(VENV)/bin/pip install --quiet --editable ".[train]"
 	touch $@
 
 $(VENV)/.test: $(SETUP) | $(VENV)/bin/python

@@ -12,12 +12,16 @@ MODULES = (
     "sparse_engine.layers.attention",
     "sparse_engine.runs.ensemble",
     "sparse_engine.errors",
+    "sparse_engine.evaluation.metrics",
     "sparse_engine.runs.exported",
     "sparse_engine.layers.initialisation",
+    "sparse_engine.layers.other_kinds",
+    "sparse_engine.sparsity.distribution",
     "sparse_engine.sparsity.saliency",
     "sparse_engine.layers.report",
     "sparse_engine.models.grouped.members",
     "sparse_kernels",
+    "sparse_kernels.dispatch.backend",
 )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from sparse_engine import DynamicSparsity, dense_state_dict, report, sparsify
+from sparse_engine.sparsity.update_schedule import UpdateRule
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -25,7 +26,9 @@ def digits() -> tuple[Tensor, Tensor]:
     return images.expand(-1, 3, -1, -1).contiguous(), labels
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor, steps: int, rule: str | None) -> None:
+def train(
+    model: nn.Module, images: Tensor, labels: Tensor, steps: int, rule: UpdateRule | None
+) -> None:
     """Take steps with SGD, and with topology updates if there is a rule."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)

@@ -35,7 +35,7 @@ def main(tiny: bool, resume: bool, out: Path) -> None:
     dynamic = DynamicSparsity(model, optimizer, "rigl", interval, total_steps=steps)
     if resume:
         first = load(model, optimizer, dynamic, out)
-    rank, count = dist.get_rank(), dist.get_world_size()
+    rank, count, loss = dist.get_rank(), dist.get_world_size(), torch.tensor(torch.nan)
     for step in range(first, steps):
         chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(step))
         own = chosen[:120].chunk(count)[rank]

@@ -25,8 +25,16 @@ def main(tiny: bool, resume: Path | None, out: Path) -> None:
     halves = torch.randint(32, (64 if tiny else 4096, 8))
     data = [{"input_ids": row, "labels": row} for row in torch.cat([halves, halves], 1)]
     width, layers = (64, 2) if tiny else (128, 4)
-    sizes = {"n_embd": width, "n_layer": layers, "n_head": 2, "n_positions": 16, "vocab_size": 32}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    config = GPT2Config(
+        vocab_size=32,
+        n_positions=16,
+        n_embd=width,
+        n_layer=layers,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = GPT2LMHeadModel(config)
     print(sparsify(model, sparsity=0.8, block=(16, 16)))
     arguments = TrainingArguments(
         str(out),

@@ -33,9 +33,16 @@ def main(tiny: bool, resume: Path | None, out: Path) -> None:
     torch.manual_seed(0)
     pixels, labels = (torch.from_numpy(a) for a in load_digits(return_X_y=True))
     images = pixels.float().view(-1, 1, 8, 8) / 16
-    options = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10}
-    sizes = {"embed_dim": 64, "depth": 2, "num_heads": 2}
-    model = timm.create_model("vit_tiny_patch16_224", **options, **sizes)
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=8,
+        patch_size=2,
+        in_chans=1,
+        num_classes=10,
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+    )
     sparsify(model, sparsity=0.8, block=(16, 16), skip=["patch_embed*", "head"])
     optimizer = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05)
     average = ModelEmaV3(model, decay=0.9)

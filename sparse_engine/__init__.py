@@ -4,7 +4,11 @@ Names are imported when first used, so that `--help` does not wait for torch.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 10):  # noqa: UP036 (pip looks at it, a folder on the path does not)
+    raise ImportError(f"sparse_engine needs Python 3.10 or newer, this is {sys.version.split()[0]}")
 
 if TYPE_CHECKING:
     from sparse_engine.evaluation.plots import draw_blocks
@@ -52,7 +56,6 @@ _HOMES = {
     "sparsify": "sparsity.sparsify",
     "to_rows": "layers.rows",
     "tune": "training.tuning",
-    "Together": "models.grouped.members",  # GroupedMembers, by its name until the next release
 }
 
 __all__ = [
@@ -82,13 +85,21 @@ __all__ = [
     "tune",
 ]
 
-# Modules are found by their names of before there were rooms too, until the next release.
+_EARLIER = {"Together": "GroupedMembers"}
+# Modules are found by their names of before there were rooms, too.
 __path__.append(f"{__path__[0]}/earlier_names")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _EARLIER:
+        errors = importlib.import_module("sparse_engine.errors")
+        errors.warn_renamed(f"sparse_engine.{name}", f"sparse_engine.{_EARLIER[name]}")
+        return __getattr__(_EARLIER[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'sparse_engine' has no attribute '{name}'")
+    from sparse_engine.installed import check_core
+
+    check_core()
     found = getattr(importlib.import_module(f"sparse_engine.{_HOMES[name]}"), name)
     globals()[name] = found
     return found

@@ -6,11 +6,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from sparse_engine.config.config import Config
+from sparse_engine.config.config import Config, Dtype
 from sparse_engine.errors import InputError, RunFailure, first_line
 from sparse_kernels.dispatch.backend import BackendError, check_backend, forced_backend
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Dtype, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 # cuBLAS reads it when it is first used; with buffers of its own for each stream it repeats itself.
 WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -35,7 +39,7 @@ def on_backend(config: Config) -> AbstractContextManager[None]:
     return nullcontext() if config.backend == "auto" else forced_backend(config.backend)
 
 
-def autocast(device: torch.device, dtype: str) -> torch.autocast:
+def autocast(device: torch.device, dtype: Dtype) -> torch.autocast:
     """Return the context that a network of --dtype runs in; fp32 runs as it is."""
     reduced = DTYPES[dtype if dtype != "fp32" else "bf16"]
     return torch.autocast(device.type, reduced, enabled=dtype != "fp32")

@@ -1,7 +1,17 @@
-"""Errors that are the user's to mend: one clear line each, no traceback."""
+"""Errors and warnings that are the user's to mend: one clear line each, no traceback."""
 
 import difflib
-from collections.abc import Iterable
+import functools
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+P, T = ParamSpec("P"), TypeVar("T")
+_LOG = logging.getLogger(__name__)
+# The release that has the earlier names no more.
+EARLIER_NAMES_GO_IN = "0.2.0"
 
 
 class InputError(ValueError):
@@ -29,6 +39,37 @@ class Stopped(Exception):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def warn_renamed(earlier: str, present: str) -> None:
+    """Warn the caller's caller that it has used something by its earlier name.
+
+    Not PyTorch, whose tracer reads every attribute that a module has.
+    """
+    if str(sys._getframe(2).f_globals.get("__name__")).startswith("torch."):
+        return
+    message = f"{earlier} is {present} now; the earlier name goes in {EARLIER_NAMES_GO_IN}"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+
+def say_renamed(source: str, earlier: str, present: str) -> None:
+    """Log that something has another name now, and of flags that the earlier one will go.
+
+    Files of earlier versions are read by later ones too.
+    """
+    goes = f"; the earlier name goes in {EARLIER_NAMES_GO_IN}" if source == "flags" else ""
+    _LOG.warning("%s: %s is called %s now%s", source, earlier, present, goes)
+
+
+def earlier_name(earlier: str, present: Callable[P, T]) -> Callable[P, T]:
+    """Return a function as it is called by its earlier name: it warns, and does the same."""
+
+    @functools.wraps(present)
+    def function(*arguments: P.args, **options: P.kwargs) -> T:
+        warn_renamed(earlier, present.__qualname__)
+        return present(*arguments, **options)
+
+    return function
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 1) -> str:

@@ -17,6 +17,7 @@ from sparse_engine.data.catalog import first_difference, npz_path
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.evaluation.robustness.options import Options, add_flags, read_options
 from sparse_engine.evaluation.tables import report_tables, total_costs
+from sparse_engine.installed import require
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.runs.files import save_json
 from sparse_engine.runs.run_folder import RunFolder
@@ -82,7 +83,7 @@ def evaluate(
 
     Returns:
         evaluation.ensemble_metrics; name, size and classes of the test set; `calibration`, the
-        bins of the ensemble's reliability diagram; `costs` of all runs together;
+        bins of the ensemble's reliability diagram; `costs` of all runs together; test_times;
         robustness.assess as the options ask for it; and `densities` of each ticket's layers if
         figures are wanted.
 
@@ -102,6 +103,7 @@ def evaluate(
         ensemble_metrics,
         member_log_probabilities,
     )
+    from sparse_engine.evaluation.test_times import test_times
     from sparse_engine.runs.tickets import run_tickets
 
     data, infos = _data_of(folders, saved, configs[0].data_dir, test)
@@ -122,6 +124,7 @@ def evaluate(
         **ensemble_metrics(members, labels),
         "calibration": calibration(members, labels),
         "costs": total_costs([folder.result() for folder in folders]),
+        **(test_times(tickets, place) if options.compare else {}),
         **beyond,
     }
 
@@ -132,6 +135,7 @@ def _beyond_the_test_split(
     """Return what needs the tickets as models: assess, and densities for figures."""
     if not (options.severities or options.foreign or options.attacks or options.plots):
         return {}
+    require("all but the test split", "PIL", "torchvision", "tqdm")
     from sparse_engine.evaluation.robustness.assess import assess
     from sparse_engine.evaluation.robustness.pixel_model import pixel_models
     from sparse_engine.layers.report import report

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparse_engine.config.flags import Parser, run_command, user_path, user_path_text
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, say_renamed
 
 if TYPE_CHECKING:
     from sparse_engine.runs.tickets import Ticket
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--out", required=True, type=user_path, metavar="FILE")
     parser.add_argument("--ticket", type=int, metavar="K", help="which ticket of several, from 1")
-    # Its name until the next release.
+    # Its earlier name.
     parser.add_argument("--member", type=int, dest="ticket", help=argparse.SUPPRESS)
     parser.add_argument(
         "--data-dir", type=user_path_text, help="folder with the data, if it has moved"
@@ -45,6 +45,8 @@ def main(arguments: Sequence[str]) -> None:
         "--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export [cpu]"
     )
     flags = parser.parse_strictly(arguments)
+    if any(argument.partition("=")[0] == "--member" for argument in arguments):
+        say_renamed("flags", "--member", "--ticket")
     if not flags.out.parent.is_dir():
         raise InputError(f"--out: there is no folder '{flags.out.parent}'; make it first")
     if flags.out.is_dir():

@@ -17,8 +17,11 @@ from sparse_engine.config.config import BUDGET, MOVABLE, Config
 from sparse_engine.config.flags import parse_flags, run_command
 from sparse_engine.config.values import read_config_file
 from sparse_engine.errors import InputError
+from sparse_engine.installed import require
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.runs.run_folder import RunFolder
+
+NEEDS = ("training", "tqdm")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,6 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     if config.print_config:
         print(json.dumps(config.saved(), indent=2))
         return
+    require(*NEEDS)
     # From here on torch is needed; its import takes longer than everything above.
     if config.dry_run:
         from sparse_engine.training.dry_run import dry_run
@@ -70,6 +74,7 @@ def _resume(flags: dict[str, Any]) -> None:
         print(f"run '{folder.path}' is finished")
         print_json(finished)
         return
+    require(*NEEDS)
     from sparse_engine.training import run
 
     moved = {k: v for k, v in given.items() if k in MOVABLE and k != "resume"}

@@ -50,6 +50,16 @@ def _no_tuned_tiles(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_step_times():
+    """Runs do not time their steps against the dense network's: hundreds would."""
+    from sparse_engine.training import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "is_comparable", lambda config, processes: False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Run steps this small on one thread: several wait for each other on a busy machine."""
     threads = torch.get_num_threads()

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import torch
 
 from bench.dev.harness import print_table
-from bench.speed.steps import trainer_step
 from bench.speed.timing import STEP, clock_of, in_turn, ratio_text, time_text
 from sparse_engine.config.config import Config
 from sparse_engine.data.arrays import ImageArrays
@@ -21,6 +20,7 @@ from sparse_engine.data.catalog import TABLE
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.training.grouped import start_group
 from sparse_engine.training.network import build_network
+from sparse_engine.training.step_times import random_step
 
 COLUMNS = ("sparsity", "one by one, ms", "as one, ms", "as one / one by one")
 FLAGS = {
@@ -59,10 +59,8 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
         group, _ = start_group(config, split, INFO, device, steps=1)
         alone = [build_network(config, INFO, device, member) for member in range(members)]
         steps = {
-            "alone": {
-                f"{n}": trainer_step(net, config, INFO, batch) for n, net in enumerate(alone)
-            },
-            "group": {STEP: trainer_step(group, config, INFO, members * batch)},
+            "alone": {f"{n}": random_step(net, config, INFO, batch) for n, net in enumerate(alone)},
+            "group": {STEP: random_step(group, config, INFO, members * batch)},
         }
         times = in_turn(steps, options.rounds, clock_of(device.type), warm_up)
         apart, together = times["alone"][STEP], times["group"][STEP]

@@ -14,7 +14,6 @@ from dataclasses import replace
 import torch
 
 from bench.dev.harness import print_table
-from bench.speed.steps import trainer_step
 from bench.speed.timing import clock_of, quantile, steps_in_turn
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import TABLE
@@ -27,6 +26,7 @@ from sparse_engine.sparsity.layer_times import measure, measure_layer_times
 from sparse_engine.sparsity.time_budget import score, time_ratio, timed_plans
 from sparse_engine.training.budget import matching_sparsity
 from sparse_engine.training.network import build_network, plan_network
+from sparse_engine.training.step_times import random_step
 
 COLUMNS = ("distribution", "sparsity", "FLOPs", "layers, expected", "layers", "step", "score")
 FLAGS = {
@@ -66,7 +66,7 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
         densities = {layer.name: layer.density for layer in plan}
         own = replace(config, distribution="timed", densities=densities)
         networks[name] = build_network(own, info, device, sparsity=total_sparsity(plan))
-    steps = {n: trainer_step(net, config, info, config.batch_size) for n, net in networks.items()}
+    steps = {n: random_step(net, config, info, config.batch_size) for n, net in networks.items()}
     # Three steps before a graph is recorded, and that one.
     warm_up = 5 if device.type == "cuda" else 1
     times = steps_in_turn(steps, options.rounds, clock_of(device.type), warm_up)

@@ -11,7 +11,6 @@ IDENTITY = (
 )  # fmt: skip
 # What the README shows of what was measured.
 SHOWN_SPARSITIES = ("0.8", "0.9")
-NOT_MEASURED = "not measured"
 # EDST, M = 3 on CIFAR: 150 epochs of exploration and three refinements of 100, against 250 epochs
 # of the dense network (Liu et al. 2022, section 4.1).
 TICKETS_EPOCHS, DENSE_EPOCHS = 450, 250
@@ -76,31 +75,47 @@ def spread(row: Row) -> str:
 
 
 def speed_table(rows: Sequence[Row]) -> str:
-    """Return the README's first table: the fastest sparse step of each network and sparsity."""
+    """Return the README's first table: the fastest sparse step of each network and sparsity.
+
+    A CPU's row is of the fewest threads that were timed; the same step with more, and the slim
+    dense network of the same run, stand beside it. Columns without a figure are left out.
+    """
     steps = whole_steps(latest(rows))
+    sparse = [r for r in steps if r["label"] == "sparse" and r["sparsity"] in SHOWN_SPARSITIES]
+    names = ("device", "dtype", "subject", "batch", "sparsity")
     chosen: dict[tuple[str, ...], Row] = {}
-    for row in steps:
-        if row["label"] != "sparse" or row["sparsity"] not in SHOWN_SPARSITIES:
-            continue
-        names = ("device", "threads", "subject", "batch", "sparsity")
-        key = tuple(row[name] for name in names)
-        if key not in chosen or time_ratio(row) < time_ratio(chosen[key]):
-            chosen[key] = row
-    headings = (
-        "device", "network, batch", "sparsity, blocks", "dense step", "sparse / dense",
-        "FLOPs / dense", "EDST of 3 / dense",
-        "state / dense", "peak memory / dense",
-    )  # fmt: skip
-    lines = []
-    if all(_on_cpu(row) for row in chosen.values()):
-        lines.append(["NVIDIA GPU", "wrn28-10, 128", *[NOT_MEASURED] * 7])
+    for row in sorted(sparse, key=lambda row: (int(row["threads"] or 0), time_ratio(row))):
+        chosen.setdefault(tuple(row[name] for name in names), row)
     order = ("subject", "batch", "sparsity")
-    for row in sorted(chosen.values(), key=lambda row: (_on_cpu(row), *(row[n] for n in order))):
-        dense = partner(row, steps) or dict.fromkeys(row, "")
-        memory = [_quotient(row[name], dense[name]) for name in ("state_mb", "peak_mb")]
-        facts = cells(row)
-        lines.append([*(facts[name] for name in headings[:-2]), memory[0], memory[1] or "-"])
-    return markdown(headings, lines)
+    kept = sorted(chosen.values(), key=lambda row: (_on_cpu(row), *(row[n] for n in order)))
+    found = [_shown(row, steps) for row in kept]
+    all_names = dict.fromkeys(name for facts in found for name in facts)
+    headings = [name for name in all_names if any(facts.get(name) for facts in found)]
+    return markdown(headings, ([facts.get(n) or "-" for n in headings] for facts in found))
+
+
+def _shown(row: Row, steps: Sequence[Row]) -> dict[str, str]:
+    """Return a row of the README's first table, with what else was timed of its step."""
+    same = ("device", "dtype", "subject", "batch", "sparsity", "distribution", "block")
+    alike = [other for other in steps if all(other[n] == row[n] for n in same)]
+    more = {
+        f"with {other['threads']} threads": cells(other)["/ dense"]
+        for other in alike
+        if (other["contender"], other["label"]) == (row["contender"], row["label"])
+        and other["threads"] != row["threads"]
+    }
+    slim = [r for r in alike if r["contender"] == "slim" and r["threads"] == row["threads"]]
+    dense = partner(row, steps) or dict.fromkeys(row, "")
+    facts = cells(row)
+    names = ("device", "network, batch", "sparsity, blocks", "dense step", "sparse / dense")
+    return {
+        **{name: facts[name].removeprefix("CPU ") for name in names},
+        **more,
+        "slim / dense": cells(slim[-1])["step / dense"] if slim else "",
+        **{name: facts[name] for name in ("FLOPs / dense", "EDST of 3 / dense")},
+        "state / dense": _quotient(row["state_mb"], dense["state_mb"]),
+        "peak memory / dense": _quotient(row["peak_mb"], dense["peak_mb"]),
+    }
 
 
 def partner(row: Row, rows: Sequence[Row]) -> Row | None:

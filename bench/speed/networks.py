@@ -73,7 +73,7 @@ class Network:
         torch.manual_seed(1)
         x = torch.randn(self.batch, *self.image, device=device)
         if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.to(memory_format=torch.channels_last)
         return x, torch.randint(10, (self.batch,), device=device)
 
     def on(self, device: str) -> Network:

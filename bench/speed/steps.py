@@ -1,7 +1,6 @@
-"""Training steps: a variant's with its phases, and the trainer's own."""
+"""Training steps of a variant, with their phases."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,13 +9,8 @@ from torch import Tensor, nn
 
 from bench.speed.variant import Case, Unavailable, Variant, Workload
 from sparse_engine import densify
-from sparse_engine.config.config import Config
-from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.sparsity.topology import Topology
-from sparse_engine.training.finite import FiniteGuard
-from sparse_engine.training.network import Network
-from sparse_engine.training.step import TrainingStep
 from sparse_kernels.dispatch.backend import forced_backend
 
 
@@ -139,24 +133,3 @@ class Step(Workload):
         """Return the sparse layers' weights, dense here, and masks of their shapes."""
         weights = [self.model.get_submodule(name).weight for name in self.layouts]
         return [(weight, (weight != 0).to(weight.dtype)) for weight in weights]
-
-
-def trainer_step(
-    network: Network, config: Config, info: DatasetInfo, images: int
-) -> Callable[[], None]:
-    """Return a network's training step on `images` random images; on a GPU captured."""
-    device = network.rate.device
-    x = torch.randn(images, info.channels, info.height, info.width, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.randint(info.classes, (images,), device=device)
-    network.model.train()
-    guard, graph = FiniteGuard(device, config.dtype == "fp16", 0), device.type == "cuda"
-    return partial(
-        TrainingStep(network, _mean_loss, guard, config.dtype, graph, config.compile), x, y
-    )
-
-
-def _mean_loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum over members of the mean cross-entropy."""
-    mean = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
-    return mean * logits.shape[:-2].numel()

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from bench.report.records import append_row, environment, now, read
-from bench.speed.steps import trainer_step
 from bench.speed.timing import clock_of, ratios, steps_in_turn
 from bench.study.grid import Run, Study
 from sparse_engine.config.config import Config
@@ -24,6 +23,7 @@ from sparse_engine.methods.resolve import resolve
 from sparse_engine.training.budget import resolve_budget
 from sparse_engine.training.network import build_network
 from sparse_engine.training.run import plan_phases
+from sparse_engine.training.step_times import random_step
 
 # point: of a run without its seed. step_ratio, update_ratio: median of the rounds' ratios to a
 # usual step of the dense network that the study's own settings name. training_ratio: of a whole
@@ -116,7 +116,7 @@ def _step(
 ) -> Callable[[], None]:
     """Return a training step of a run's network, or one after which its blocks change."""
     network = build_network(config, info, device)
-    step = trainer_step(network, config, info, config.batch_size)
+    step = random_step(network, config, info, config.batch_size)
 
     def updating_step() -> None:
         network.topology.arm()

@@ -1,5 +1,10 @@
 """Block-sparse operators for PyTorch: a weight of which only the active blocks are stored."""
 
+import torch
+
+if [int(n) for n in torch.__version__.split(".")[:2]] < [2, 11]:
+    raise ImportError(f"sparse_kernels needs torch 2.11 or newer, found {torch.__version__}")
+
 from sparse_kernels.functional import block_conv2d, block_linear
 from sparse_kernels.functional_fused import block_conv2d_fused
 from sparse_kernels.layout import BlockLayout

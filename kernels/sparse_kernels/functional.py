@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.linear import linear
 
 Pair = int | Sequence[int]
+Padding = Pair | Literal["same", "valid"]
 
 
 def block_conv2d(
@@ -23,7 +25,7 @@ def block_conv2d(
     layout: BlockLayout,
     bias: Tensor | None = None,
     stride: Pair = 1,
-    padding: Pair | str = 0,
+    padding: Padding = 0,
     dilation: Pair = 1,
     probe: DenseGradientProbe | None = None,
 ) -> Tensor:
@@ -69,7 +71,7 @@ def _is_masked(x: Tensor, layout: BlockLayout, geometry: Sequence[Sequence[int]]
 
 
 def convolution_geometry(
-    x: Tensor, layout: BlockLayout, stride: Pair, padding: Pair | str, dilation: Pair
+    x: Tensor, layout: BlockLayout, stride: Pair, padding: Padding, dilation: Pair
 ) -> tuple[Tensor, tuple[list[int], list[int], list[int]]]:
     """Return x, padded where padding is not symmetric, and stride, padding and dilation."""
     if x.ndim != 4:

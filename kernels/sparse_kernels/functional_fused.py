@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse_kernels.dispatch.backend import backend_of
-from sparse_kernels.functional import Pair, convolution_geometry, prepare
+from sparse_kernels.functional import Padding, Pair, convolution_geometry, prepare
 from sparse_kernels.layout import BlockLayout
 from sparse_kernels.operators.batch_norm import Norm
 from sparse_kernels.operators.convolution import output_image
@@ -14,7 +14,7 @@ from sparse_kernels.operators.fused_convolution import Fused, FusedCall, compose
 from sparse_kernels.transforms import is_transformed
 from sparse_kernels.triton.sums import TileSums
 
-Geometry = tuple[Pair, Pair | str, Pair]
+Geometry = tuple[Pair, Padding, Pair]
 
 
 def block_conv2d_fused(
@@ -23,7 +23,7 @@ def block_conv2d_fused(
     layout: BlockLayout,
     bias: Tensor | None = None,
     stride: Pair = 1,
-    padding: Pair | str = 0,
+    padding: Padding = 0,
     dilation: Pair = 1,
     *,
     norm: Norm | None = None,

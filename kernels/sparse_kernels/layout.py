@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from torch import Tensor
 from sparse_kernels.block_kinds import BlockKinds, Counts
 from sparse_kernels.index_tensors import Grid, SlotIndex, make_lists, slot_index
 
-TAPS = ("each", "row", "all")
+Taps = Literal["each", "row", "all"]
+TAPS: tuple[Taps, ...] = get_args(Taps)
 
 
 def clamp_block(block: Sequence[int], out_channels: int, in_channels: int) -> tuple[int, int]:
@@ -51,7 +52,7 @@ class BlockLayout:
         block: Sequence[int],
         block_ids: Tensor,
         active: int | None = None,
-        taps: str = "each",
+        taps: Taps = "each",
     ) -> None:
         """Make a layout from ids.
 
@@ -76,7 +77,7 @@ class BlockLayout:
 
     @classmethod
     def from_mask(
-        cls, mask: Tensor, shape: Sequence[int], block: Sequence[int], taps: str = "each"
+        cls, mask: Tensor, shape: Sequence[int], block: Sequence[int], taps: Taps = "each"
     ) -> BlockLayout:
         """Make a layout whose slots hold the true blocks of `mask` in order.
 
@@ -282,7 +283,7 @@ def block_grid(shape: Sequence[int], block: Sequence[int]) -> tuple[int, int, in
     return -(-out_channels // bo), -(-in_channels // bc), taps_h, taps_w
 
 
-def group_size(shape: Sequence[int], taps: str) -> int:
+def group_size(shape: Sequence[int], taps: Taps) -> int:
     """Return T, the blocks that are active or absent together.
 
     1 with taps="each", S with "row", R * S with "all".

@@ -22,10 +22,13 @@ ORDERS = {
 def order_of(x: Tensor) -> str:
     """Return the order of x [N, C, H, W]; "contiguous" for one that has none of the three.
 
-    Strides of dimensions of size 1 say nothing; where several orders fit, the first one counts.
+    Strides of dimensions of size 1 say nothing, and where several orders fit, the first one counts;
+    but images of one channel are channels_last if `to(memory_format=...)` has made them so.
     """
     if x.is_contiguous():  # which is quicker than to permute
-        return "contiguous"
+        _, channels, *image = x.shape
+        is_made_so = channels == 1 and x.stride(1) == 1 and image != [1, 1]
+        return "channels_last" if is_made_so else "contiguous"
     for name, order in ORDERS.items():
         if x.permute(order).is_contiguous():
             return name
@@ -46,6 +49,16 @@ def in_order(x: Tensor, order: str) -> Tensor:
     if ordered.is_contiguous():
         return x
     return ordered.contiguous().permute([dimensions.index(d) for d in range(4)])
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return x [N, C, H, W] as images that order_of calls channels_last, copied only if need be.
+
+    Of one channel, too, by their strides.
+    """
+    if x.shape[1] == 1:
+        return x.contiguous().squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
+    return in_order(x, "channels_last")
 
 
 def library_order(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """How long one call takes, by the clock that disturbs it least."""
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -31,6 +32,19 @@ def once(run: Callable[[], object], on_gpu: bool) -> float:
         if in_time:
             break
     return seconds
+
+
+def medians_in_turn(
+    calls: Sequence[Callable[[], object]], rounds: int, on_gpu: bool
+) -> list[float]:
+    """Return the median seconds of calls that take turns; a round before is not used."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for number in range(rounds + 1):
+        for run, seconds in zip(calls, taken):
+            found = once(run, on_gpu)
+            if number:
+                seconds.append(found)
+    return [statistics.median(seconds) for seconds in taken]
 
 
 def _on_device(run: Callable[[], object], cycles: int) -> tuple[float, bool]:

@@ -10,6 +10,7 @@ from sparse_engine.config.flags import Parser
 from sparse_engine.config.named import config_names
 from sparse_engine.config.values import read_config_file
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.installed import require
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.tables import format_table
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         "words", nargs="*", metavar="WORD", help="only runs that have all of these in their names"
     )
     names = names_having(parser.parse_strictly(arguments).words)
+    require("counting FLOPs", "tqdm", "torchvision")
     networks: dict[Hashable, DenseNetwork] = {}
     print(format_table([_HEADING, *(_row(name, networks) for name in names)], left=1))
     print(_NOTE)

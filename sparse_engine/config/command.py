@@ -10,6 +10,7 @@ from typing import NoReturn
 from sparse_engine.config.signals import EndingSignals, Interrupted
 from sparse_engine.config.streams import lasting_streams
 from sparse_engine.errors import InputError, RunFailure, Stopped, UnreadableFile
+from sparse_engine.installed import check_core
 
 
 def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
@@ -28,6 +29,7 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
 def _exit_code(command: Callable[[Sequence[str]], int | None], signals: EndingSignals) -> int:
     try:
         _check_working_folder()
+        check_core()
         return command(sys.argv[1:]) or 0
     except SystemExit as stop:  # of argparse, after --help
         if isinstance(stop.code, str):

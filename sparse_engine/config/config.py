@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sparse_engine.config.group import Group
 from sparse_engine.data.preparation import ON_OFF, Preparation
 from sparse_engine.layers.blocks import LayerBlocks, parse_blocks
-from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
-from sparse_engine.sparsity.update_schedule import UPDATE_RULES
+from sparse_engine.sparsity.erdos_renyi import DISTRIBUTIONS, ErdosRenyi
+from sparse_engine.sparsity.update_schedule import DROP_SCHEDULES, UPDATE_RULES
 
 # Settings that say where and how to run, not what: they are not part of a saved configuration.
-TRANSIENT = ("out", "resume", "config", "dry_run", "print_config", "download", "scale", "tune")
+TRANSIENT = (
+    *("out", "resume", "config", "dry_run", "print_config", "download", "scale", "tune"),
+    "no_compare",
+)
 # A resumed run may move to other hardware and other paths, and nothing else may change.
 MOVABLE = (
     "data_dir",
@@ -27,6 +30,7 @@ MOVABLE = (
     "log",
     "download",
     "resume",
+    "no_compare",
 )
 # Settings that are paths, of which `~` is the home folder; a data set may be `imagefolder:PATH`.
 PATHS = ("out", "resume", "config", "data_dir", "teacher", "dataset")
@@ -35,6 +39,9 @@ BUDGET = (
     *("distribution", "erk_power", "time_budget", "match", "sparsity"),
     *("model", "block", "layer_blocks", "taps"),
 )
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 RUN, SPARSITY, DATA, MODEL = map(Group, ("run", "sparsity", "data", "model"))
 ENSEMBLE, BASELINES = Group("ensemble"), Group("baselines")
@@ -54,12 +61,11 @@ class Config:
     )
     dry_run: bool = RUN.switch("print the plan and train nothing")
     print_config: bool = RUN.switch("print all settings as JSON, as --config reads them, and stop")
+    no_compare: bool = RUN.switch("do not time a training step against the dense network's")
     log: str = RUN.choice("scalars and pictures of blocks, in the run folder", "none|tensorboard")
     seed: int = RUN.whole("seed of everything random", 0, least=0, most=2**31)
     device: str = RUN.choice("where to run", "auto|cpu|cuda")
-    dtype: str = RUN.choice(
-        "bf16 and fp16 run under autocast, fp16 with a scaled loss", "fp32|bf16|fp16"
-    )
+    dtype: str = RUN.choice("bf16 and fp16 run under autocast, fp16 with a scaled loss", DTYPES)
     backend: str = RUN.choice("implementation of the sparse layers", "auto|triton|native|masked")
     cuda_graph: str = RUN.choice(
         "replay the training step as a CUDA graph: auto does on a GPU, where it can", "auto|on|off"
@@ -111,8 +117,9 @@ class Config:
         "a block's taps are stored or absent each by itself, by row of the kernel, or all together",
         "each|row|all",
     )
-    distribution: str = SPARSITY.choice(
-        "layer densities; timed spends --time-budget by measured times", "erk|er|uniform|timed"
+    distribution: str | None = SPARSITY.option(
+        "layer densities [erk, digits uniform]; timed spends --time-budget by measured times",
+        (*DISTRIBUTIONS, "timed"),
     )
     erk_power: float = SPARSITY.number(
         "erk and er: power of the densities, 0 uniform, above 1 less in wide layers",
@@ -141,7 +148,7 @@ class Config:
         "weights of sparse layers as drawn for dense ones, or by active fan-in of each channel",
         "dense|fan-in",
     )
-    topology: str | None = SPARSITY.option("update rule of ensembles", "|".join(UPDATE_RULES))
+    topology: str | None = SPARSITY.option("update rule of ensembles", UPDATE_RULES)
     start_sparsity: float | None = SPARSITY.number(
         "granet begins with this sparsity and prunes to --sparsity [0.5]", least=0, most=0.999999
     )
@@ -159,7 +166,7 @@ class Config:
     )
     drop_schedule: str | None = SPARSITY.option(
         "of the drop rate [several tickets constant, imagenet cosine; one network cosine]",
-        "constant|cosine",
+        DROP_SCHEDULES,
     )
     stop: float | None = SPARSITY.number(
         "share of a phase that saves a ticket after which topology is fixed [0.75; several tickets "
@@ -288,7 +295,7 @@ class Config:
         """What spreads a sparsity over the layers: what was decided, or a distribution."""
         if self.erk_power != 1:
             return ErdosRenyi(self.distribution == "erk", self.erk_power)
-        return self.densities or self.distribution
+        return self.densities or self.distribution or "erk"
 
     def saved(self) -> dict[str, Any]:
         """Return what config.json holds: every setting that decides the result."""

@@ -12,7 +12,7 @@ from sparse_engine.config.command import run_command
 from sparse_engine.config.config import FIELDS, Config
 from sparse_engine.config.help import LONG, SHORT, described, shown_by, without_help
 from sparse_engine.config.values import ARGUMENTS, EARLIER, GONE, check_text, check_values
-from sparse_engine.errors import InputError, RunFailure, nearest
+from sparse_engine.errors import InputError, RunFailure, nearest, say_renamed
 from sparse_engine.paths import expanded
 
 __all__ = ["Parser", "parse_flags", "run_command", "user_path", "user_path_text"]
@@ -86,7 +86,11 @@ def parse_flags(
         _print_help(shown, description, *_defaults(without_help(arguments), decide))
         raise SystemExit(0)
     parser = _parser(FIELDS, description, Config())
-    return check_values(vars(parser.parse_strictly(arguments)), "flags")
+    settings = vars(parser.parse_strictly(arguments))
+    for old, new in EARLIER.items():
+        if any(argument.partition("=")[0] == _flag(old) for argument in arguments):
+            say_renamed("flags", _flag(old), _flag(new))
+    return check_values(settings, "flags")
 
 
 def _defaults(arguments: Sequence[str], decide: Decide) -> tuple[Config, str]:

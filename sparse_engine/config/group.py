@@ -19,14 +19,14 @@ class Group:
         """A string."""
         return self._field(help, default, kind=str)
 
-    def choice(self, help: str, choices: str) -> Any:
-        """One of several strings, as "a|b|c": the first unless said."""
-        first, *others = choices.split("|")
-        return self._field(help, first, kind=str, choices=(first, *others))
+    def choice(self, help: str, choices: str | tuple[str, ...]) -> Any:
+        """One of several strings, the first unless said; "a|b|c" is ("a", "b", "c")."""
+        choices = _several(choices)
+        return self._field(help, choices[0], kind=str, choices=choices)
 
-    def option(self, help: str, choices: str) -> Any:
-        """One of several strings, as "a|b|c", or None."""
-        return self._field(help, None, kind=str, choices=tuple(choices.split("|")))
+    def option(self, help: str, choices: str | tuple[str, ...]) -> Any:
+        """One of several strings, as those of `choice`, or None."""
+        return self._field(help, None, kind=str, choices=_several(choices))
 
     def whole(self, help: str, default: int | None = None, **limits: int) -> Any:
         """A whole number."""
@@ -46,3 +46,7 @@ class Group:
 
     def _field(self, help: str, default: Any, **rules: Any) -> Any:
         return field(default=default, metadata={"group": self.name, "help": help, **rules})
+
+
+def _several(choices: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(choices.split("|")) if isinstance(choices, str) else choices

@@ -5,10 +5,10 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from sparse_engine.errors import InputError, nearest
+from sparse_engine.errors import InputError, nearest, say_renamed
 
 _SUFFIX = ".json"
-# Where they lay in a checkout, until the next release.
+# Where they lay in a checkout.
 _EARLIER = "configs/"
 
 
@@ -26,6 +26,8 @@ def find_config(name: str) -> Path:
     known = _configs()
     wanted = name.removeprefix(_EARLIER).removesuffix(_SUFFIX)
     if wanted in known:
+        if name.startswith(_EARLIER):
+            say_renamed("flags", name, wanted)
         return known[wanted]
     hint = nearest(wanted, known, most=3) or "; sparse-engine configs lists those of the papers"
     raise InputError(f"config file '{name}' does not exist, nor is there one of that name{hint}")

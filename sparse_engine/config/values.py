@@ -1,7 +1,6 @@
 """Settings from a JSON file or from flags, checked for type and limits. Imports no torch."""
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any
 
 from sparse_engine.config.config import FIELDS, PATHS
 from sparse_engine.config.named import find_config
-from sparse_engine.errors import InputError, nearest
+from sparse_engine.errors import InputError, nearest, say_renamed
 from sparse_engine.paths import expanded
 
 # Settings of earlier versions, each with the value that every run has now: it is read, no other.
@@ -21,7 +20,6 @@ GONE = {
     "score": "l1",
     "fan_in": "free",
 }
-_LOG = logging.getLogger(__name__)
 # Settings by the names that earlier versions gave them: files and flags may still have these.
 EARLIER = {"regroup": "permute_channels"}
 # Settings by the names of DynamicSparsity's arguments: files and flags may have these as well.
@@ -129,7 +127,7 @@ def _check(spec: Any, value: Any, source: str) -> Any:
     choices = spec.metadata.get("choices")
     if kind is str and (spec.name, value) in EARLIER_CHOICES:
         present = EARLIER_CHOICES[spec.name, value]
-        _LOG.warning("%s: %s '%s' is called '%s' now", source, spec.name, value, present)
+        say_renamed(source, f"{spec.name} '{value}'", f"'{present}'")
         value = present
     if choices and value not in choices:
         hint = nearest(value, choices)

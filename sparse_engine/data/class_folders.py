@@ -9,9 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from sparse_engine.errors import InputError
+from sparse_engine.installed import require
 
 # What systems and programs keep beside one's files; so does whatever begins with a dot.
 _NOT_OURS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
@@ -26,6 +25,7 @@ def list_classes(folder: Path) -> tuple[list[str], list[int], list[str]]:
         InputError: there is no class, a class without images, a link to nowhere, an image that is
             no file, or a folder that cannot be read.
     """
+    require("reading folders of images", "torchvision", "PIL")
     left_out: list[str] = []
     classes = sorted(entry.name for entry in _entries(str(folder), left_out) if entry.is_dir())
     if not classes:
@@ -47,7 +47,7 @@ def list_classes(folder: Path) -> tuple[list[str], list[int], list[str]]:
     if empty:
         raise InputError(
             f"Found no valid file for the classes {', '.join(empty)} in {folder}; put images there "
-            f"({', '.join(IMG_EXTENSIONS)}), or remove the folders"
+            f"({', '.join(_endings())}), or remove the folders"
         )
     return paths, labels, classes
 
@@ -88,7 +88,15 @@ def _entries(folder: str, left_out: list[str]) -> Iterator[os.DirEntry[str]]:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMG_EXTENSIONS)
+    return name.lower().endswith(_endings())
+
+
+@functools.cache
+def _endings() -> tuple[str, ...]:
+    """Return the endings of the files that torchvision takes for images."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return IMG_EXTENSIONS
 
 
 def _in_words(paths: list[str], folder: Path) -> str:

@@ -1,14 +1,17 @@
 """One image of a file, decoded: whatever is wrong with it is one line that names the file."""
 
+from __future__ import annotations
+
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
-
-from PIL import Image, UnidentifiedImageError
+from typing import TYPE_CHECKING, TypeVar
 
 from sparse_engine.errors import UnreadableFile, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 T = TypeVar("T")
 # An image a pixel wide and as high as a tower would be enlarged to gigabytes.
@@ -22,6 +25,8 @@ def read_image(path: str, transform: Callable[[Image.Image], T]) -> T:
         UnreadableFile: it is no image, damaged, of more pixels than Pillow takes (179 million,
             against what only claims to be an image), or so narrow that it cannot be resized.
     """
+    from PIL import UnidentifiedImageError
+
     try:
         # Pillow warns of what is large, old or odd in a file: decoded it is, or not.
         with warnings.catch_warnings():
@@ -42,6 +47,8 @@ def read_image(path: str, transform: Callable[[Image.Image], T]) -> T:
 
 def _decoded(path: str) -> Image.Image:
     """Return an image in RGB, as torchvision's folder data sets read it."""
+    from PIL import Image
+
     with open(path, "rb") as file:
         is_tiff = file.read(2) in (b"II", b"MM")
         file.seek(0)

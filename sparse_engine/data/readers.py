@@ -13,6 +13,7 @@ import torch
 from sparse_engine.data.arrays import ImageArrays, stratified_split, validate
 from sparse_engine.data.torchvision_files import read_splits
 from sparse_engine.errors import InputError, first_line
+from sparse_engine.installed import require
 
 Splits = tuple[ImageArrays, ImageArrays]
 
@@ -40,6 +41,7 @@ def read_digits() -> Splits:
 
     The split is stratified by class and always the same.
     """
+    require("the data set digits", "sklearn")
     from sklearn.datasets import load_digits
 
     pixels, targets = load_digits(return_X_y=True)

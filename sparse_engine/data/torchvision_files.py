@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparse_engine.errors import InputError, first_line
+from sparse_engine.installed import require
 
 CLASSES = {
     "mnist": "MNIST",
@@ -67,6 +68,8 @@ def read_splits(name: str, data_dir: str, download: bool | None = None) -> list[
 
 
 def _torchvision_splits(name: str, data_dir: str, download: bool) -> list[tuple[Any, Any]]:
+    # Read by torchvision, and SVHN's files by SciPy as well.
+    require(f"the data set {name}", "torchvision", *(["scipy"] if name == "svhn" else []))
     from torchvision import datasets
 
     reader, splits = getattr(datasets, CLASSES[name]), []
@@ -135,9 +138,11 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def _damaged(name: str, root: Path) -> str | None:
     """Return the first of a data set's files whose checksum is not that of the original."""
-    from torchvision import datasets
-    from torchvision.datasets.utils import check_integrity
-
+    try:
+        from torchvision import datasets
+        from torchvision.datasets.utils import check_integrity
+    except ModuleNotFoundError:  # MNIST's files are read without it
+        return None
     reader, folder = getattr(datasets, CLASSES[name]), root / LAYOUTS[name][0]
     sums = [*getattr(reader, "train_list", []), *getattr(reader, "test_list", [])]
     sums += [entry[1:] for entry in getattr(reader, "split_list", {}).values()]

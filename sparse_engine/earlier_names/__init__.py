@@ -1,1 +1,1 @@
-"""Modules under the names they had before there were rooms; they go with the next release."""
+"""Modules under the names they had before there were rooms; importing one warns."""

@@ -1,3 +1,6 @@
 """Now sparse_engine.layers.report."""
 
+from sparse_engine.errors import warn_renamed
 from sparse_engine.layers.report import *  # noqa: F403
+
+warn_renamed(__name__, "sparse_engine.layers.report")

@@ -4,6 +4,7 @@ import sys
 import types
 from typing import Any
 
+from sparse_engine.errors import warn_renamed
 from sparse_engine.training.tuning import *  # noqa: F403
 from sparse_engine.training.tuning import tune
 
@@ -16,3 +17,4 @@ class _Tune(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _Tune
+warn_renamed(__name__, "sparse_engine.training.tuning")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_engine.errors import InputError
+from sparse_engine.installed import require
 from sparse_engine.runs.epoch_rows import whole_rows
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ def draw_blocks(layer: nn.Module, target: str | Path | Any) -> None:
     if not isinstance(target, str | Path):
         _draw_mask(target, sparse)
         return
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("draw_blocks needs matplotlib; install it with: pip install matplotlib")
+    require("draw_blocks", "matplotlib")
     try:
         _save(lambda axes: _draw_mask(axes[0], sparse), 1, Path(target))
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.config.config import Dtype
 from sparse_engine.data.splits import Split, batches
 from sparse_engine.device import autocast
 from sparse_engine.errors import InputError, RunFailure
@@ -24,7 +25,7 @@ from sparse_engine.runs.tickets import Ticket
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, split_batches: Iterator, dtype: str = "fp32"
+    model: nn.Module, split_batches: Iterator, dtype: Dtype = "fp32"
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities [N, K] and labels [N], on the CPU; the model's mode is kept.
 
@@ -35,7 +36,7 @@ def predict(
     model.eval()
     logs, labels = [], []
     for x, y in split_batches:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
         with autocast(x.device, dtype):
             logits = model(x)
         logs.append(logits.float().log_softmax(1).cpu())

@@ -45,7 +45,7 @@ def total_costs(results: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
 
 def report_tables(result: Mapping[str, Any]) -> str:
     """Return an evaluation (see evaluate.evaluate) as Markdown."""
-    parts = [_quality_table(result), _cost_table(result["costs"])]
+    parts = [_quality_table(result), _cost_table({**result["costs"], **_test_time(result)})]
     if result.get("test_set", result["dataset"]) != result["dataset"]:
         parts.insert(1, f"test set: {result['test_set']}, {result['test_images']} images")
     if "disagreement" in result:
@@ -100,16 +100,25 @@ def _cost_table(costs: Mapping[str, Any]) -> str:
     def show(name: str, form: str, unit: float = 1) -> str:
         return "unknown" if costs[name] is None else format(costs[name] / unit, form)
 
+    has_time = costs["test_time"] is not None
     rows = [
         ["cost of all runs", "", "of one dense network, trained as --method dense"],
         ["training FLOPs", show("train_flops", ".3g"), show("train_flops_ratio", ".2f")],
         ["test FLOPs", "", show("test_flops_ratio", ".2f")],
+        *([["test time", costs["test_time"], show("test_time_ratio", ".2f")]] * has_time),
         ["training seconds", show("train_seconds", ".1f"), ""],
         ["peak memory, MB", show("peak_memory_bytes", ".1f", 1e6), ""],
         ["parameters", show("parameters", ".0f"), ""],
         ["stored, MB", show("bytes", ".2f", 1e6), ""],
     ]
     return "\n\n".join([markdown_table(rows), *([costs["note"]] if costs["note"] else [])])
+
+
+def _test_time(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all tickets take for a batch of images, in words, and over a dense network."""
+    seconds = result.get("test_seconds")
+    words = seconds and f"{1e3 * seconds:.3g} ms for {result['test_batch']} images"
+    return {"test_time": words, "test_time_ratio": result.get("test_time_ratio")}
 
 
 def _diversity_table(result: Mapping[str, Any]) -> str:

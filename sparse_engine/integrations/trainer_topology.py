@@ -15,10 +15,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
+from sparse_engine.installed import not_installed
 from sparse_engine.integrations.block_moves import BlockMoves
 from sparse_engine.sparsity.dynamic import DynamicSparsity
 from sparse_engine.sparsity.processes import Group
 from sparse_engine.sparsity.topology import Topology
+from sparse_engine.sparsity.update_schedule import DropSchedule, UpdateRule
 
 
 class TrainerTopology:
@@ -29,13 +31,13 @@ class TrainerTopology:
 
     def __init__(
         self,
-        rule: str = "rigl",
+        rule: UpdateRule = "rigl",
         interval: int = 100,
         drop: float = 0.3,
         stop: float | None = 0.75,
         *,
         total_steps: int | None = None,
-        schedule: str = "cosine",
+        schedule: DropSchedule = "cosine",
         seed: int = 0,
         averages: Sequence[nn.Module] = (),
         process_group: Group = None,
@@ -137,7 +139,4 @@ def framework(*names: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name is None or not name.startswith(error.name):
                 raise
-    raise InputError(
-        f"this callback needs {names[0].partition('.')[0]}, which is not installed: install it "
-        "with pip install 'sparse-engine[integration]'"
-    )
+    raise InputError(not_installed("this callback", names[0].partition(".")[0]))

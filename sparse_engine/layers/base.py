@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.errors import earlier_name
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.data_types import check_data_type
 from sparse_engine.layers.ids.agreement import AgreedBlockIds
@@ -23,6 +24,7 @@ from sparse_engine.layers.weight_writes import open_weight
 from sparse_engine.shards import check_whole, own_part, write_
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
+from sparse_kernels.layout import Taps
 from sparse_kernels.memory_order import order_of
 from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
@@ -61,7 +63,7 @@ class SparseLayer(Leaf, KeptWeight, AgreedBlockIds):
         block: BlockChoice,
         generator: torch.Generator | None,
         layout: BlockLayout | None,
-        taps: str = "each",
+        taps: Taps = "each",
     ) -> None:
         self._probe: DenseGradientProbe | None = None
         device = torch.get_default_device() if device is None else torch.device(device)
@@ -205,7 +207,9 @@ class SparseLayer(Leaf, KeptWeight, AgreedBlockIds):
         self._probe = None
         return scores
 
-    arm, disarm, is_armed = collect, stop, is_collecting  # their names until the next release
+    arm = earlier_name("SparseLayer.arm", collect)
+    disarm = earlier_name("SparseLayer.disarm", stop)
+    is_armed = property(earlier_name("SparseLayer.is_armed", is_collecting.fget))
 
     def _note_run(self, x: Tensor, positions: int) -> None:
         """Remember, for the report, what a layer with input x runs on."""

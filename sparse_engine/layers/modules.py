@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -16,9 +17,13 @@ from sparse_engine.layers.dense_kinds import is_transposed, planned, planned_sha
 from sparse_engine.layers.plan import LayerPlan
 from sparse_kernels import BlockLayout, block_conv2d, block_linear
 from sparse_kernels.functional import same_padding
+from sparse_kernels.layout import Taps
+from sparse_kernels.memory_order import channels_last, order_of
 from sparse_kernels.operators.reference import gather_blocks
 
 Pair = int | tuple[int, int]
+NamedPadding = Literal["same", "valid"]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 GEOMETRY = (
     *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
     "padding_mode",
@@ -26,7 +31,15 @@ GEOMETRY = (
 
 
 class SparseConv2d(SparseLayer):
-    """nn.Conv2d with a block-sparse weight; blocks are stored or absent."""
+    """nn.Conv2d with a block-sparse weight; blocks are stored or absent.
+
+    After `to(memory_format=torch.channels_last)`, of the layer or of a model around it, outputs are
+    in that order whatever the input's, as those of nn.Conv2d are.
+    """
+
+    is_channels_last = False
+
+    __call__: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -34,11 +47,11 @@ class SparseConv2d(SparseLayer):
         out_channels: int,
         kernel_size: Pair,
         stride: Pair = 1,
-        padding: Pair | str = 0,
+        padding: Pair | NamedPadding = 0,
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -46,7 +59,7 @@ class SparseConv2d(SparseLayer):
         block: BlockChoice = (32, 32),
         generator: torch.Generator | None = None,
         layout: BlockLayout | None = None,
-        taps: str = "each",
+        taps: Taps = "each",
     ) -> None:
         """Arguments are those of nn.Conv2d, and:
 
@@ -76,11 +89,21 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [N, O, P, Q] for x [N, C, H, W] (or the same without N)."""
+        if self.is_channels_last and x.ndim == 4 and order_of(x) == "contiguous":
+            x = channels_last(x)
         x, padding = self._pad(x)
         weight, where = (self.values, self.layout, self.bias), (self.stride, padding, self.dilation)
         y = block_conv2d(x, *weight, *where, probe=self._probe)
         self._note_run(x, y.numel() // self.out_channels)
         return y
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseConv2d:
+        super()._apply(fn, recurse)
+        # `to` changes the order of tensors of four dimensions, of which this layer has none.
+        order = torch.channels_last if self.is_channels_last else torch.contiguous_format
+        twin = fn(torch.empty((2, 2, 2, 2), memory_format=order))
+        self.is_channels_last = is_channels_last(twin)
+        return self
 
     def _pad(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the input, padded here unless with zeros, and the padding that is left to do."""
@@ -105,17 +128,20 @@ class SparseConv2d(SparseLayer):
         density: float = 0.1,
         block: BlockChoice = (32, 32),
         layout: BlockLayout | None = None,
-        taps: str = "each",
+        taps: Taps = "each",
     ) -> SparseConv2d:
         """Return a sparse layer with the blocks of `conv` that have the largest L1 norm.
 
         With a `layout` these blocks instead. Dtype, device, bias and training mode are kept.
         """
-        return adopt(cls, conv, density, block, layout, taps)
+        sparse = adopt(cls, conv, density, block, layout, taps)
+        sparse.is_channels_last = is_channels_last(conv.weight)
+        return sparse
 
     def to_dense(self) -> nn.Conv2d:
         """Return an nn.Conv2d with the same weight, zeros included."""
-        return release(self, nn.Conv2d(**arguments_of(self)))
+        dense = release(self, nn.Conv2d(**arguments_of(self)))
+        return dense.to(memory_format=torch.channels_last) if self.is_channels_last else dense
 
     def extra_repr(self) -> str:
         """Return the arguments, as print(model) shows them."""
@@ -128,6 +154,8 @@ class SparseConv2d(SparseLayer):
 
 class SparseLinear(SparseLayer):
     """nn.Linear with a block-sparse weight."""
+
+    __call__: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -203,6 +231,15 @@ def arguments_of(layer: Any) -> dict[str, Any]:
     return {**settings, "bias": layer.bias is not None, "device": "meta", "dtype": weight.dtype}
 
 
+def is_channels_last(weight: Tensor) -> bool:
+    """Return whether a weight [O, C, R, S] lies in memory as `to(memory_format=...)` leaves it.
+
+    Strides of dimensions of size 1 count, as they do for PyTorch's convolutions.
+    """
+    _, c, h, w = weight.shape
+    return weight.stride() == (h * w * c, 1, w * c, c) != (c * h * w, h * w, w, 1)
+
+
 def _pair(value: Pair) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) not in (1, 2):
@@ -216,7 +253,7 @@ def adopt(
     density: float,
     block: BlockChoice,
     layout: BlockLayout | None,
-    taps: str = "each",
+    taps: Taps = "each",
 ) -> Any:
     """Return a sparse layer with a dense one's weights in a layout, or in the strongest blocks.
 

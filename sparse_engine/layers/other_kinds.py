@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from sparse_engine.layers.data_types import check_data_type
 from sparse_engine.layers.dense_kinds import TRANSPOSED, is_transposed
 from sparse_engine.layers.modules import (
     GEOMETRY,
+    NamedPadding,
+    PaddingMode,
     SparseConv2d,
     SparseLinear,
     adopt,
@@ -22,6 +25,7 @@ from sparse_engine.layers.modules import (
     release,
 )
 from sparse_kernels import BlockLayout, block_conv2d
+from sparse_kernels.layout import Taps
 
 Single = int | tuple[int]
 
@@ -29,17 +33,19 @@ Single = int | tuple[int]
 class SparseConv1d(SparseLayer):
     """nn.Conv1d with a block-sparse weight [O, C, S]: a convolution of height 1."""
 
+    __call__: Callable[[Tensor], Tensor]
+
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: Single,
         stride: Single = 1,
-        padding: Single | str = 0,
+        padding: Single | NamedPadding = 0,
         dilation: Single = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -47,7 +53,7 @@ class SparseConv1d(SparseLayer):
         block: BlockChoice = (32, 32),
         generator: torch.Generator | None = None,
         layout: BlockLayout | None = None,
-        taps: str = "each",
+        taps: Taps = "each",
     ) -> None:
         """Arguments are those of nn.Conv1d, and the keywords of SparseConv2d.
 
@@ -101,7 +107,7 @@ class SparseConv1d(SparseLayer):
         density: float = 0.1,
         block: BlockChoice = (32, 32),
         layout: BlockLayout | None = None,
-        taps: str = "each",
+        taps: Taps = "each",
     ) -> SparseConv1d:
         """Return a sparse layer with the blocks of `conv` that have the largest L1 norm.
 

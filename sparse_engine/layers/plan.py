@@ -14,7 +14,7 @@ from sparse_engine.layers.blocks import DENSE, BlockChoice, layer_block, without
 from sparse_engine.layers.ids.block_check import SIGNS
 from sparse_kernels import BlockLayout
 from sparse_kernels.block_kinds import BlockKinds, Counts
-from sparse_kernels.layout import block_grid, clamp_block, group_size
+from sparse_kernels.layout import Taps, block_grid, clamp_block, group_size
 from sparse_kernels.operators.reference import block_norms
 
 
@@ -32,11 +32,11 @@ class LayerPlan:
     block: tuple[int, int]
     total: int
     active: int
-    taps: str = "each"
+    taps: Taps = "each"
 
     @classmethod
     def full(
-        cls, name: str, shape: Sequence[int], block: BlockChoice, taps: str = "each"
+        cls, name: str, shape: Sequence[int], block: BlockChoice, taps: Taps = "each"
     ) -> LayerPlan:
         """Return the plan of a layer with every block active; its block may be DENSE.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from sparse_engine.errors import warn_renamed
 from sparse_engine.layers.attention import INPUTS, input_weights
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.candidates import CUT_UP, check_shapes, skip_reasons
@@ -13,7 +14,7 @@ from sparse_engine.layers.dense_kinds import is_dense_kind, planned
 from sparse_engine.layers.modules import SparseLinear
 from sparse_engine.shards import kind_of
 from sparse_engine.tables import format_table
-from sparse_kernels.layout import group_size
+from sparse_kernels.layout import Taps, group_size
 
 # What of a pair of channel blocks is stored or absent as one.
 TOGETHER = {"each": "", "row": " row of taps", "all": " all taps"}
@@ -40,7 +41,7 @@ class LayerRow:
     dense_weights: int
     stored_bytes: int
     note: str = ""
-    taps: str = "each"
+    taps: Taps = "each"
     runs_on: str = "dense"
     index_bytes: int = 0
 
@@ -56,7 +57,8 @@ class LayerRow:
 
     @property
     def all_taps(self) -> bool:
-        """Whether a block spans all taps of a kernel; `taps` says more, and stays."""
+        """Whether a block spans all taps of a kernel; its earlier name, `taps` says more."""
+        warn_renamed("LayerRow.all_taps", "LayerRow.taps == 'all'")
         return self.taps == "all" and self.group > 1
 
 

@@ -25,10 +25,12 @@ from sparse_engine.layers.surgery import (
 from sparse_engine.schema import check_like, demand
 from sparse_kernels import BlockLayout
 from sparse_kernels.block_kinds import BlockKinds
-from sparse_kernels.layout import block_grid, clamp_block
+from sparse_kernels.layout import Taps, block_grid, clamp_block
 
 
-def check_model(model: nn.Module, state: Any, name: str = "model", taps: str | None = None) -> None:
+def check_model(
+    model: nn.Module, state: Any, name: str = "model", taps: Taps | None = None
+) -> None:
     """Raise InputError unless a state dict is of a model, whatever blocks its layers have.
 
     Args:
@@ -59,7 +61,7 @@ def check_model(model: nn.Module, state: Any, name: str = "model", taps: str | N
         demand(finite, f"{name}.{key}", "finite")
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], taps: str | None = None) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], taps: Taps | None = None) -> None:
     """Load a state dict into a model, whose layers become as sparse or full as the state's.
 
     Args:
@@ -115,7 +117,7 @@ def without_unused_slots(model: nn.Module, state: Mapping[str, Tensor]) -> dict[
 
 
 def _check_blocks(
-    ids: Any, values: Any, shape: tuple[int, ...], dtype: torch.dtype, taps: str, name: str
+    ids: Any, values: Any, shape: tuple[int, ...], dtype: torch.dtype, taps: Taps, name: str
 ) -> None:
     """Check block ids [Z] and values [Z, BC, BO] of one layer against each other and its weight."""
     fits = isinstance(values, Tensor) and values.dtype == dtype and values.ndim == 3
@@ -132,7 +134,7 @@ def _check_blocks(
         raise InputError(f"{name}: {error}") from None
 
 
-def _layout_for(layer: nn.Module, values: Tensor, ids: Tensor, taps: str) -> BlockLayout:
+def _layout_for(layer: nn.Module, values: Tensor, ids: Tensor, taps: Taps) -> BlockLayout:
     """Return a layout of the sizes of a saved one; its ids are checked when they are loaded."""
     empty = BlockLayout(weight_shape(layer), values.shape[:0:-1], torch.arange(len(ids)), taps=taps)
     empty.active = int((ids < empty.total).sum())

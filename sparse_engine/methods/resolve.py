@@ -67,6 +67,8 @@ def _network(config: Config, method: Method, recipe: Recipe) -> dict[str, Any]:
         "sparsity": sparsity,
         "start_sparsity": start,
         "block": block,
+        "distribution": config.distribution
+        or ("erk" if config.erk_power != 1 else recipe.distribution),
         "members": method.members_of(config, recipe.members),
     }
 

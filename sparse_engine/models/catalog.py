@@ -68,6 +68,19 @@ def stage_count(name: str) -> int:
     return {"wrn": 3, "vgg16": 5, "mlp": 2, "torchvision": 4}[family]
 
 
+def narrower(name: str, share: float) -> str | None:
+    """Return the model of a family that has a share of its FLOPs, or a little less, by its width.
+
+    None where a family has one width, or no narrower one of as few FLOPs.
+    """
+    family, arguments = parse_name(name)
+    if family != "wrn":
+        return None
+    depth, width = arguments
+    narrow = int(width * min(share, 1.0) ** 0.5)
+    return f"wrn{depth}-{narrow}" if 1 <= narrow < width else None
+
+
 def _is_wide_resnet_depth(depth: int) -> bool:
     return depth >= 10 and depth % 6 == 4
 

@@ -42,5 +42,5 @@ class MIMO(MemberNetwork):
         return torch.stack(orders)
 
     def _logits(self, stacked: Tensor) -> Tensor:
-        stacked = stacked.contiguous(memory_format=torch.channels_last)
+        stacked = stacked.to(memory_format=torch.channels_last)
         return self.network(stacked).unflatten(1, (self.members, -1)).transpose(0, 1)

@@ -1,5 +1,6 @@
 """Networks as lists of stages, which one after another do what their forward does."""
 
+import sys
 from itertools import groupby
 
 from torch import Tensor, nn
@@ -63,9 +64,9 @@ def _vgg_stages(features: nn.Sequential) -> list[list[nn.Module]]:
 
 
 def _torchvision_stages(model: nn.Module, name: str) -> list[list[nn.Module]]:
-    from torchvision.models import ResNet as TorchvisionResNet
-
-    if not isinstance(model, TorchvisionResNet):
+    # What is of torchvision has imported it; where it is not installed, no model is.
+    resnets = sys.modules.get("torchvision.models.resnet")
+    if resnets is None or not isinstance(model, resnets.ResNet):
         raise InputError(
             f"{name} has no stages to share; choose wrnD-W, a resnet, vgg16, mlp, "
             "or for images of three channels torchvision/resnet50"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sparse_engine.errors import InputError, first_line, nearest
+from sparse_engine.installed import require
 from sparse_engine.layers.surgery import separate_projections
 
 
@@ -33,6 +34,7 @@ def torchvision_model(
     Raises InputError for an unknown name, for channels other than 1 or 3, for a dropout on a model
     without dropout layers, and for images that the model cannot take.
     """
+    require(f"torchvision/{name}", "torchvision")
     _check_known(name)
     if channels not in (1, 3):
         raise InputError(

@@ -44,6 +44,8 @@ class TicketEnsemble(nn.Module):
     class_names: what the K classes are called; empty where nothing says.
     """
 
+    __call__: Callable[[Tensor], Tensor]
+
     def __init__(
         self,
         members: Iterable[nn.Module],
@@ -123,7 +125,7 @@ class TicketEnsemble(nn.Module):
         """Map a batch of N inputs to the logarithms of mean probabilities [N, K], float32 or wider.
 
         They are exact where a probability is too small for its data type; losses and metrics of
-        very sure predictions want them (sparse_engine.metrics, with log=True).
+        very sure predictions want them (sparse_engine.evaluation.metrics, with log=True).
         """
         return log_mean_probability(self.member_logits(x))
 
@@ -199,7 +201,12 @@ def _in_threads(calls: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[
     return [torch.cat([next(parts) for _ in shares], 1) for _ in calls]
 
 
-@torch.compiler.disable
 def _read_and_run(ticket: Ticket, x: Tensor) -> list[Tensor]:
     """Return the logits [m, N, K] of a ticket's members, which are in memory until then."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(_run)(ticket, x)  # here: its import takes seconds
+    return _run(ticket, x)
+
+
+def _run(ticket: Ticket, x: Tensor) -> list[Tensor]:
     return [call(x) for call in joint_calls(ticket.members(x.device))]

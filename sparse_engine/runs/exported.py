@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import sparse_kernels  # noqa: F401 (an exported program calls its operators)
 from sparse_engine.errors import InputError, RunFailure, first_line
+from sparse_engine.installed import require
 from sparse_engine.runs.files import own_storages, replacing
 from sparse_engine.runs.safetensors import check_mode, load_safetensors, save_safetensors
 from sparse_engine.sparsity.sparsify import dense_state_dict, densify
@@ -127,7 +128,7 @@ def save_onnx(
     """
     check_mode(model)
     _check_example(example)
-    _need("onnx", "onnxscript")
+    require("ONNX export", "onnx", "onnxscript")
     twin = densify(copy.deepcopy(model)).eval()
     program = torch.onnx.export(
         twin,
@@ -160,15 +161,6 @@ def _onnx_error(model: nn.Module, content: bytes, example: Tensor) -> float | No
     (logits,) = session.run(None, {"images": example.cpu().numpy()})
     wanted = model(example).cpu()
     return ((torch.from_numpy(logits) - wanted).abs().max() / wanted.abs().max()).item()
-
-
-def _need(*packages: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"ONNX export needs {' and '.join(missing)}; install the extra 'export' "
-            "(pip install sparse-engine[export])"
-        )
 
 
 def _check_example(example: Tensor) -> None:

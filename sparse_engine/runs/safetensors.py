@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import check_values
 from sparse_engine.data.catalog import DatasetInfo, info_of
 from sparse_engine.errors import InputError
+from sparse_engine.installed import require
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.state_dict import without_unused_slots
 from sparse_engine.layers.surgery import budget_layers, change_layouts, replace_modules
@@ -113,6 +112,10 @@ def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pa
     Raises:
         InputError: a kind of tensor that the format lacks; RunFailure: the file cannot be written.
     """
+    require("writing safetensors files", "safetensors")
+    from safetensors import SafetensorError
+    from safetensors.torch import save
+
     # The library takes neither tensors that share memory nor those in another memory order.
     own = {
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
@@ -132,6 +135,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         InputError: the file is missing, truncated, or not of the format.
     """
+    require(f"reading '{path}'", "safetensors")
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             names, words = file.keys(), file.metadata() or {}

@@ -10,13 +10,17 @@ from dataclasses import dataclass, replace
 from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.blocks import DENSE, LayerBlocks, block_for, check_patterns
 from sparse_engine.layers.plan import LayerPlan
-from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
+from sparse_engine.sparsity.erdos_renyi import DISTRIBUTIONS, DistributionName, ErdosRenyi
+from sparse_kernels.layout import Taps
 
-BY_NAME = {"erk": ErdosRenyi(), "er": ErdosRenyi(kernel=False), "uniform": ErdosRenyi(power=0.0)}
-DISTRIBUTIONS = tuple(BY_NAME)
+BY_NAME: dict[DistributionName, ErdosRenyi] = {
+    "erk": ErdosRenyi(),
+    "er": ErdosRenyi(kernel=False),
+    "uniform": ErdosRenyi(power=0.0),
+}
 Shape = Sequence[int]
 # By name, or each layer's density, which other sparsities have in proportion.
-Distribution = str | ErdosRenyi | Mapping[str, float]
+Distribution = DistributionName | ErdosRenyi | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Sparsity:
     sparsity: float
     distribution: Distribution = "erk"
     block: LayerBlocks = (32, 32)
-    taps: str = "each"
+    taps: Taps = "each"
 
     def full(self, shapes: Mapping[str, Shape]) -> list[LayerPlan]:
         """Return the plans of layers with every block active; arguments and errors as in plans."""

@@ -1,7 +1,5 @@
 """DynamicSparsity: topology updates in a user's own training loop."""
 
-import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +10,7 @@ from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.layers.ids.replicas import refuse_early_ends
 from sparse_engine.optimizers.owners import Owners
 from sparse_engine.schema import check_like, demand
 from sparse_engine.shards import is_sharded
@@ -20,7 +19,12 @@ from sparse_engine.sparsity.processes import Group, ProcessesOfGroup, processes_
 from sparse_engine.sparsity.sharded import Shards, check_known, refuse_sharded, refuse_tools_of
 from sparse_engine.sparsity.step_gradients import Seen, StepGradients, averaged
 from sparse_engine.sparsity.topology import Topology
-from sparse_engine.sparsity.update_schedule import UpdateSchedule
+from sparse_engine.sparsity.update_schedule import (
+    DropSchedule,
+    UpdateRule,
+    UpdateSchedule,
+    last_step,
+)
 
 
 class DynamicSparsity:
@@ -43,13 +47,13 @@ class DynamicSparsity:
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
-        rule: str = "rigl",
+        rule: UpdateRule = "rigl",
         interval: int = 100,
         drop: float = 0.3,
         stop: float | None = 0.75,
         *,
         total_steps: int | None = None,
-        schedule: str = "cosine",
+        schedule: DropSchedule = "cosine",
         seed: int = 0,
         averages: Sequence[nn.Module] = (),
         process_group: Group = None,
@@ -77,9 +81,9 @@ class DynamicSparsity:
             accumulate: False promises that a step is a single backward pass in a single process;
                 dense gradients are then freed layer by layer within it.
         """
-        self.schedule = UpdateSchedule(interval, drop, _last_step(stop, total_steps), schedule)
+        self.schedule = UpdateSchedule(interval, drop, last_step(stop, total_steps), schedule)
         if rule != "static" and total_steps is not None:
-            _check_length(self.schedule, total_steps)
+            self.schedule.check_length(total_steps)
         layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
         self._shards = Shards(model)
         self._owners = Owners(optimizer, {n: layer.values for n, layer in layers.items()})
@@ -110,9 +114,12 @@ class DynamicSparsity:
 
         Raises:
             RunFailure: blocks differ between the processes that train the model.
+            InputError: DistributedDataParallel.join() lets some of them end before others.
         """
         if self._group is None:
             self._join()
+        if self.topology.rule != "static" and self.topology.processes.size > 1:
+            refuse_early_ends(self.topology.layers.values())
         self._warn_if_captured()
         count = self._gradients.pass_by()
         if count is None:
@@ -249,27 +256,6 @@ class DynamicSparsity:
             raise InputError(
                 "rule 'granet' prunes from a denser start: give sparsify a start_sparsity"
             )
-
-
-def _last_step(stop: float | None, total_steps: int | None) -> int | None:
-    """Return the first step without updates, None for never."""
-    if stop is not None and not 0 < stop < math.inf:
-        raise InputError(f"stop must be above 0 and finite, or None, found {stop}")
-    if stop is not None and stop <= 1:
-        if total_steps is None:
-            logging.getLogger(__name__).info(
-                "without total_steps, topology updates never stop and keep their rate"
-            )
-        stop = None if total_steps is None else stop * total_steps
-    return None if stop is None else math.ceil(stop)
-
-
-def _check_length(schedule: UpdateSchedule, total_steps: int) -> None:
-    if not schedule.updates_in(total_steps):
-        raise InputError(
-            f"a run of {total_steps} steps is too short for a topology update every "
-            f"{schedule.interval} steps; make it longer, the interval shorter, or stop later"
-        )
 
 
 def _check_optimizers(model: nn.Module, owners: Owners) -> None:

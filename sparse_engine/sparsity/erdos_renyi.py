@@ -6,6 +6,10 @@ Sources: Mocanu et al. 2018; Evci et al. 2020, section 3.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+DistributionName = Literal["erk", "er", "uniform"]
+DISTRIBUTIONS: tuple[DistributionName, ...] = get_args(DistributionName)
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,20 @@ is kept by device, versions and source of the kernels in $SPARSE_ENGINE_CACHE
 """
 
 import copy
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from sparse_engine.installed import require
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.models.workload import LayerCall
 from sparse_engine.sparsity.time_budget import TimeCurve
 from sparse_kernels.dispatch.backend import choose_backend, forced_backend
 from sparse_kernels.measurements import timings
-from sparse_kernels.timing import once
+from sparse_kernels.timing import medians_in_turn
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 ROUNDS = 5
@@ -45,6 +44,9 @@ def measure_layer_times(
         device: where to measure.
         dtype: float32, or what autocast computes in.
     """
+    require("measuring layers", "tqdm")
+    from tqdm import tqdm
+
     kept = timings("layer-times", device)
     counts = {plan.name: measured_counts(plan) for plan in plans}
     wanted: dict[str, tuple[LayerPlan, LayerCall]] = {}
@@ -133,7 +135,7 @@ def measure(
         _passes(layer, x, problem.input_gradient, backend)
         for layer, backend in zip((*layers, dense), (*backends, "auto"))
     ]
-    seconds = _medians(passes, device)
+    seconds = medians_in_turn(passes, ROUNDS, device.type == "cuda")
     return [problem.sizes[0] / images * s for s in seconds]
 
 
@@ -156,15 +158,6 @@ def _passes(
     with torch.no_grad(), forced_backend(backend):
         grad = torch.ones_like(forward())
     return run
-
-
-def _medians(passes: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
-    """Return the median seconds of functions that are called in turn; a first round is not used."""
-    taken: list[list[float]] = [[] for _ in passes]
-    for _ in range(ROUNDS + 1):
-        for run, seconds in zip(passes, taken):
-            seconds.append(once(run, device.type == "cuda"))
-    return [statistics.median(seconds[1:]) for seconds in taken]
 
 
 def _key(

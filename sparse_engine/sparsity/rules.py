@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.sparsity.update_schedule import UpdateRule
 
 GrowScore = Callable[[SparseLayer, torch.Generator], Tensor]
 
@@ -49,7 +50,7 @@ class Rule:
 
 
 # SNFS: what is more than 44 steps old would have less than 1 % of the weight of the last step.
-RULES = {
+RULES: dict[UpdateRule, Rule] = {
     "static": Rule(None),
     "set": Rule(random_score),
     "rigl": Rule(gradient_score, 1),

@@ -4,11 +4,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sparse_engine.errors import InputError, nearest
+from sparse_engine.errors import InputError, nearest, warn_renamed
 from sparse_engine.layers.attention import ProjectedAttention
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.blocks import LayerBlocks
@@ -24,9 +25,10 @@ from sparse_engine.sparsity.channel_permutation.search import permute_for
 from sparse_engine.sparsity.distribution import Distribution, Sparsity
 from sparse_engine.sparsity.pruning import scored_layouts
 from sparse_kernels import BlockLayout
-from sparse_kernels.layout import TAPS
+from sparse_kernels.layout import TAPS, Taps
 
-INITS = ("magnitude", "random")
+Init = Literal["magnitude", "random"]
+INITS: tuple[Init, ...] = get_args(Init)
 
 
 def sparsify(
@@ -35,9 +37,9 @@ def sparsify(
     distribution: Distribution = "erk",
     block: LayerBlocks = (32, 32),
     skip: str | Sequence[str] | None = (),
-    init: str | Mapping[str, Tensor] = "magnitude",
+    init: Init | Mapping[str, Tensor] = "magnitude",
     generator: torch.Generator | None = None,
-    taps: str = "each",
+    taps: Taps = "each",
     start_sparsity: float | None = None,
     headroom: float = 0.0,
     permute_channels: bool = False,
@@ -67,7 +69,7 @@ def sparsify(
         permute_channels: for init="magnitude": first put the model's channels in an order in which
             strong weights share blocks (see channel_permutation/search.py); it computes the same,
             and names stay.
-        regroup: the earlier name of permute_channels.
+        regroup: permute_channels by its earlier name.
 
     Returns:
         A report with a row per layer. Layers with groups, shared weights or a subclass's own
@@ -80,6 +82,8 @@ def sparsify(
             layer no block, a lazily built layer that has no shape yet, a model that is wrapped
             for data-parallel training already, or one whose channels cannot be permuted.
     """
+    if regroup:
+        warn_renamed("sparsify(regroup=True)", "sparsify(permute_channels=True)")
     permuted = permute_channels or regroup
     _check_arguments(model, sparsity, init, taps, start_sparsity, headroom, permuted)
     what, model = Sparsity(sparsity, distribution, block, taps), changeable(model)
@@ -175,8 +179,8 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
 def _check_arguments(
     model: nn.Module,
     sparsity: float,
-    init: str | Mapping[str, Tensor],
-    taps: str,
+    init: Init | Mapping[str, Tensor],
+    taps: Taps,
     start_sparsity: float | None,
     headroom: float,
     permuted: bool,
@@ -208,7 +212,7 @@ def _check_arguments(
 def _first_blocks(
     starts: Sequence[LayerPlan],
     weights: Mapping[str, Tensor],
-    init: str,
+    init: Init,
     generator: torch.Generator | None,
 ) -> dict[str, BlockLayout]:
     """Return the layouts that layers with these weights begin with, by name."""

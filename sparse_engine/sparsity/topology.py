@@ -30,7 +30,7 @@ from sparse_engine.sparsity.drop_and_grow import (
 from sparse_engine.sparsity.layer_budgets import Budget, Exchange, gradual, redistributed, steady
 from sparse_engine.sparsity.processes import ONE_PROCESS, Processes
 from sparse_engine.sparsity.rules import RULES
-from sparse_engine.sparsity.update_schedule import UpdateSchedule
+from sparse_engine.sparsity.update_schedule import UpdateRule, UpdateSchedule
 
 
 class Topology:
@@ -40,7 +40,7 @@ class Topology:
         self,
         model: nn.Module,
         optimizer: Optimizer | Owners | None,
-        rule: str = "rigl",
+        rule: UpdateRule = "rigl",
         seed: int = 0,
         processes: Processes = ONE_PROCESS,
         accumulate: bool = False,

@@ -127,7 +127,7 @@ def run_costs(
     model, by_layer, training = dense.model, dense.test_flops, dense.training_flops
     full = plan_network(config, model, sparsity=0.0)
     densities = densities or planned_densities(config, model, phases)
-    means = _mean_densities(config, model, phases, densities)
+    means = mean_densities(config, model, phases, densities)
     images = config.batch_size * sum(
         _phase_flops(phase, forward_flops(training, layers), sum(training.values()))
         for phase, layers in zip(phases, means, strict=True)
@@ -187,7 +187,7 @@ def planned_densities(config: Config, model: nn.Module, phases: Sequence[Phase])
     return densities
 
 
-def _mean_densities(
+def mean_densities(
     config: Config, model: nn.Module, phases: Sequence[Phase], densities: Densities
 ) -> list[dict[str, float]]:
     """Return the densities of each phase, on average over a phase that prunes gradually."""

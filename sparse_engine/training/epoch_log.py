@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sparse_engine.errors import InputError
+from sparse_engine.installed import require
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.runs.epoch_rows import EpochRow
 
@@ -93,11 +92,8 @@ def in_words(row: EpochRow) -> str:
 
 def check_log(kind: str) -> None:
     """Raise InputError if what is needed to log so is not installed."""
-    if kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise InputError(
-            "--log tensorboard needs tensorboard, which is not installed: install it with "
-            "pip install 'sparse-engine[log]'"
-        )
+    if kind == "tensorboard":
+        require("--log tensorboard", "tensorboard")
 
 
 def block_picture(layer: SparseLayer) -> Tensor:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, nearest
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.models.grouped.layers import diagonal_layout
 from sparse_engine.models.grouped.members import GroupedMembers
 from sparse_engine.models.grouped.slices import MemberSlices
 from sparse_engine.sparsity.topology import Topology
 
-RULES = ("static", "set", "rigl", "granet")
+GroupRule = Literal["static", "set", "rigl", "granet"]
+RULES: tuple[GroupRule, ...] = get_args(GroupRule)
 
 
 class GroupTopology(Topology):
     """Topology updates of each member by itself, as if it were trained alone."""
 
     def __init__(
-        self, grouped: GroupedMembers, optimizer: Optimizer, rule: str, seeds: Sequence[int]
+        self, grouped: GroupedMembers, optimizer: Optimizer, rule: GroupRule, seeds: Sequence[int]
     ) -> None:
         """Watch the sparse layers.
 
@@ -33,7 +34,8 @@ class GroupTopology(Topology):
             seeds: of each member's choices.
         """
         if rule not in RULES:
-            raise InputError(f"members train together by {', '.join(RULES)}, not '{rule}'")
+            hint = nearest(rule, RULES)
+            raise InputError(f"members train together by {', '.join(RULES)}, not '{rule}'{hint}")
         members = nn.ModuleList(grouped.members)
         super().__init__(members, optimizer, rule)
         self.seeds = list(seeds)

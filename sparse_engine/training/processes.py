@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparse_engine.config.config import Dtype
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.evaluation.predict import predict
 from sparse_engine.models.members import training_pair
@@ -175,7 +176,7 @@ def failing_together(rank: int) -> Iterator[None]:
 
 
 def predict_together(
-    model: nn.Module, split_batches: Iterator, dtype: str, world: DistributedContext
+    model: nn.Module, split_batches: Iterator, dtype: Dtype, world: DistributedContext
 ) -> tuple[Tensor, Tensor]:
     """Return what predict does; the processes of a run share the batches."""
     if world.size == 1:

@@ -12,9 +12,16 @@ from sparse_engine.device import DTYPES
 from sparse_engine.evaluation.tables import metrics_table
 from sparse_kernels.dispatch.backend import choose_backend
 
-# What a run's JSON line has of its ensemble on the test split, and of its costs.
+# What a run's JSON line has of its ensemble on the test split, of its time, and of its costs.
 METRICS = ("accuracy", "nll", "ece", "brier", "member_accuracy", "disagreement", "kl")
+TIMES = (
+    *("seconds_per_step", "dense_seconds_per_step", "time_ratio", "train_time_ratio"),
+    *("narrow_model", "narrow_seconds_per_step"),
+)
 COSTS = ("train_flops", "train_flops_ratio", "test_flops_ratio", "parameters", "bytes")
+
+# Below this share of their FLOPs on kernels a run is told how to have more.
+MOSTLY = 0.8
 
 
 def describe(
@@ -40,6 +47,7 @@ def describe(
         **{name: (metrics or {}).get(name) for name in METRICS},
         **{name: costs[name] for name in COSTS},
         "train_seconds": seconds,
+        **dict.fromkeys(TIMES),  # of step_times, where they are comparable
         "peak_memory_bytes": None if seconds is None else peak_memory(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "dtype": config.dtype,
@@ -86,8 +94,34 @@ def costs_in_words(result: dict[str, Any]) -> str:
     )
 
 
+def times_in_words(result: dict[str, Any]) -> str:
+    """Return what a step takes beside a dense one, and the run beside the dense run.
+
+    Where most sparse FLOPs are multiplied without kernels it says so, and what would change that.
+    """
+    share = result["train_flops_ratio"] * result["dense_epochs"] / result["epochs"]
+    words = (
+        f"a step takes {1e3 * result['seconds_per_step']:.3g} ms, of the dense network "
+        f"{1e3 * result['dense_seconds_per_step']:.3g} ms: {result['time_ratio']:.2f} of its time "
+        f"(FLOPs: {share:.2f}); this run takes {result['train_time_ratio']:.2f} of the seconds of "
+        "the dense run it stands for"
+    )
+    if result["narrow_model"]:
+        seconds = 1e3 * result["narrow_seconds_per_step"]
+        words += f"\na step of dense {result['narrow_model']} takes {seconds:.3g} ms"
+    if result["kernel_flops_share"] < MOSTLY and "masked" in result["backend"]:
+        words += (
+            f"\n{1 - result['kernel_flops_share']:.0%} of the sparse layers' FLOPs are dense ones "
+            "here (masked), which saves memory and no time: --block 32x32, a wider --model, and on "
+            "a CPU a C++ compiler let kernels run"
+        )
+    return words
+
+
 def print_result(result: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """Print the table of tickets and ensemble, the costs in words, and the JSON line."""
+    """Print its times, the table of tickets and ensemble, the costs in words, the JSON line."""
+    if result["time_ratio"] is not None:
+        print(times_in_words(result))
     print("\n" + metrics_table(metrics))
     print(
         f"\nsparsity {result['sparsity']:.3g}; {costs_in_words(result)}; "

@@ -35,6 +35,7 @@ from sparse_engine.training.member_processes import Trained, check_independent, 
 from sparse_engine.training.processes import DistributedContext, process_group
 from sparse_engine.training.result import backend_shares, backends_in_words, describe, print_result
 from sparse_engine.training.state import restore
+from sparse_engine.training.step_times import is_comparable, step_times
 from sparse_engine.training.trainer import Trainer
 from sparse_engine.training.tuning import tune_run
 from sparse_kernels.dispatch.backend import BackendError
@@ -90,6 +91,9 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         costs = run_costs(config, data.info, phases, trained.densities)
         result = describe(config, device, costs, metrics, trained.seconds)
         result |= {"skipped_steps": trained.skipped, "processes": world.size}
+        if is_comparable(config, world.size):
+            times = step_times(config, data.info, device, phases, trained.densities, teacher)
+            result |= times.result(config)
         folder.save_result(result)
         print_result(result, metrics)
         return result

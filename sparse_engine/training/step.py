@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
+from sparse_engine.config.config import Dtype
 from sparse_engine.device import autocast
 from sparse_engine.errors import RunFailure, first_line
 from sparse_engine.training.cuda_graph import Repeated
@@ -30,7 +30,7 @@ class TrainingStep:
         network: Network,
         loss: PhaseLoss,
         guard: FiniteGuard,
-        dtype: str = "fp32",
+        dtype: Dtype = "fp32",
         cuda_graph: bool = False,
         compiled: bool = False,
     ) -> None:
@@ -104,7 +104,11 @@ def _compiled_pair(model: nn.Module) -> Pair:
     def pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         try:
             return (compiled(x), y) if own is None else compiled(x, y)
-        except TorchDynamoException as error:
+        except Exception as error:
+            from torch._dynamo.exc import TorchDynamoException  # here: its import takes seconds
+
+            if not isinstance(error, TorchDynamoException):
+                raise
             reason = first_line(error)
             raise RunFailure(f"torch.compile failed: {reason}; leave out --compile") from None
 

@@ -149,7 +149,7 @@ class Trainer(TrainingRun):
         x, y = self.loader.batch(step)
         rate, seed = self.config.downsample_rate, self.config.seed
         with some_smaller(self.network.model, x, rate, seed, step) as x:
-            yield x.contiguous(memory_format=torch.channels_last), y
+            yield x.to(memory_format=torch.channels_last), y
 
     def _check_steps(self) -> None:
         """Raise RunFailure if a step was not finite and may not be left out."""

@@ -173,7 +173,7 @@ class TrainingRun:
         """Yield an epoch of training batches [N, C, H, W]: a function of seed and step alone."""
         first = self.progress.step
         for step in range(first, first + self.loader.steps_per_epoch):
-            yield self.whole_loader.batch(step)[0].contiguous(memory_format=torch.channels_last)
+            yield self.whole_loader.batch(step)[0].to(memory_format=torch.channels_last)
 
     def agreed(self, compute: Callable[[], T]) -> T:
         """Return what the first process computes, in all processes the same."""

@@ -6,7 +6,7 @@ import pytest
 
 from sparse_engine.config.flags import parse_flags
 from sparse_engine.config.values import GONE, check_values, read_config_file
-from sparse_engine.errors import InputError, nearest
+from sparse_engine.errors import EARLIER_NAMES_GO_IN, InputError, nearest
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,18 @@ def test_flags_that_are_gone(name):
         parse_flags([f"--{name}=l2"], "")
 
 
-def test_settings_by_their_earlier_names(tmp_path):
+def test_settings_by_their_earlier_names(tmp_path, caplog):
     path = tmp_path / "config.json"
     path.write_text('{"regroup": true}')
-    assert (
-        read_config_file(str(path)) == parse_flags(["--regroup"], "") == {"permute_channels": True}
-    )
+    assert read_config_file(str(path)) == {"permute_channels": True}
+    assert not caplog.records  # files of earlier versions are read for good
+    assert parse_flags(["--regroup"], "") == {"permute_channels": True}
+    assert parse_flags(["--backend=gemm"], "") == {"backend": "native"}
+    goes = f"now; the earlier name goes in {EARLIER_NAMES_GO_IN}"
+    assert [record.message for record in caplog.records] == [
+        f"flags: --regroup is called --permute-channels {goes}",
+        f"flags: backend 'gemm' is called 'native' {goes}",
+    ]
     with pytest.raises(InputError, match="regroup is the earlier name of permute_channels; leave"):
         check_values({"regroup": True, "permute_channels": False}, "file")
 

@@ -179,6 +179,6 @@ def test_what_has_no_blocks_is_not_drawn(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="a Linear has no blocks to draw"):
         draw_blocks(nn.Linear(4, 4), tmp_path / "blocks.png")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="needs matplotlib; install it with"):
+    with pytest.raises(InputError, match="draw_blocks needs matplotlib, which is not"):
         draw_blocks(SparseLinear(32, 48), tmp_path / "blocks.png")
     assert not list(tmp_path.iterdir())

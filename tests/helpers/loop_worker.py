@@ -61,13 +61,18 @@ def batch(step: int, size: int = 24) -> tuple[Tensor, Tensor]:
 
 
 def train(
-    wrapped: nn.Module, model: nn.Module, dynamic: DynamicSparsity, optimizer, parts: int = 1
+    wrapped: nn.Module,
+    model: nn.Module,
+    dynamic: DynamicSparsity,
+    optimizer,
+    parts: int = 1,
+    samples: int = 24,
 ):
     """Train on this process's share of every batch; return the blocks at the start and the end."""
     found = [masks(model)]
     rank, size = dist.get_rank(), dist.get_world_size()
     for step in range(STEPS):
-        x, y = (t.chunk(size)[rank] for t in batch(step))
+        x, y = (t.chunk(size)[rank] for t in batch(step, samples))
         for number, (own_x, own_y) in enumerate(zip(x.chunk(parts), y.chunk(parts))):
             alone = number + 1 < parts
             with wrapped.no_sync() if alone else contextlib.nullcontext():
@@ -83,7 +88,14 @@ def dynamic_of(model: nn.Module, optimizer, **options) -> DynamicSparsity:
     return DynamicSparsity(model, optimizer, RULE, **options)
 
 
-def parallel(rule: str, parts: int = 1, drops: bool = False, early: bool = True, **options):
+def parallel(
+    rule: str,
+    parts: int = 1,
+    drops: bool = False,
+    early: bool = True,
+    samples: int = 24,
+    **options,
+):
     """Return what a case with DistributedDataParallel gives."""
     global RULE
     RULE = rule
@@ -92,7 +104,7 @@ def parallel(rule: str, parts: int = 1, drops: bool = False, early: bool = True,
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     dynamic = dynamic_of(model, optimizer)
     wrapped = wrapped or DistributedDataParallel(model, **options)
-    return train(wrapped, model, dynamic, optimizer, parts)
+    return train(wrapped, model, dynamic, optimizer, parts, samples)
 
 
 def without_dynamic(**options):
@@ -161,6 +173,26 @@ def different():
         return [str(error)]
 
 
+def ending_early():
+    """The first process has fewer batches: what join() is for, and what it is told to say."""
+    told = []
+    for options in ({}, {"throw_on_early_termination": True}):
+        model = network()
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        dynamic = dynamic_of(model, optimizer)
+        try:
+            with wrapped.join(**options):
+                for step in range(STEPS - (dist.get_rank() == 0)):
+                    F.cross_entropy(wrapped(batch(step)[0]), batch(step)[1]).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    dynamic.step()
+        except (InputError, RuntimeError) as error:
+            told.append([str(error), dynamic.steps])
+    return told
+
+
 def messages():
     """Count what is sent in steps without an update, beside what DistributedDataParallel sends."""
     model = network(seed=0)
@@ -190,6 +222,7 @@ CASES = {
         "rigl", gradient_as_bucket_view=True, find_unused_parameters=True
     ),
     "rigl, accumulated": lambda: parallel("rigl", 2, find_unused_parameters=True),
+    "rigl, uneven": lambda: parallel("rigl", samples=20, find_unused_parameters=True),
     "rigl, layers dropped": lambda: parallel("rigl", drops=True, find_unused_parameters=True),
     "rigl, inside another": inside_another,
     "no rule": without_dynamic,
@@ -197,6 +230,7 @@ CASES = {
     "sub-group": by_hand,
     "independent": independent,
     "different": different,
+    "ending early": ending_early,
     "messages": messages,
 }
 

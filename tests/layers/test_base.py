@@ -10,6 +10,7 @@ from sparse_layers import LAYERS, call_dense, each_layer, input_of
 from torch import nn
 
 from sparse_engine import SparseConv2d, dense_state_dict
+from sparse_engine.errors import EARLIER_NAMES_GO_IN
 from sparse_kernels import BlockLayout
 
 
@@ -259,8 +260,13 @@ def test_a_layer_that_collects_goes_on_below_a_memory_of_one_and_begins_anew_at_
 
 def test_collecting_by_its_earlier_names():
     layer = LAYERS["linear"]()
-    layer.arm()
+    goes = f"now; the earlier name goes in {EARLIER_NAMES_GO_IN}"
+    with pytest.warns(DeprecationWarning, match=f"SparseLayer.arm is SparseLayer.collect {goes}"):
+        layer.arm()
     layer(input_of(layer)).sum().backward()
-    assert layer.is_armed
-    assert layer.disarm().shape == (layer.layout.total,)
+    with pytest.warns(DeprecationWarning, match=f"is_armed is SparseLayer.is_collecting {goes}"):
+        assert layer.is_armed
+    with pytest.warns(DeprecationWarning, match=f"disarm is SparseLayer.stop {goes}") as warned:
+        assert layer.disarm().shape == (layer.layout.total,)
+    assert warned[0].filename == __file__  # it names the line that has to change
     assert not layer.is_collecting

@@ -21,6 +21,7 @@ FLOORS = {
     ),
     "sparse_engine": (
         "errors paths schema shards tables",
+        "installed",
         "data optimizers",
         "layers",
         "models",
@@ -31,7 +32,7 @@ FLOORS = {
         "runs",
         "evaluation",
         "training",
-        "train evaluate export exported commands earlier_names integrations",
+        "train evaluate export commands earlier_names integrations",
         "__init__ __main__",
     ),
     "bench": ("report", "speed", "training ensemble kernels", "gpu", "study", "dev", "__init__"),

@@ -31,4 +31,4 @@ def test_the_program_runs(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "SparseConv2d" in printed
     assert "1 topology updated" in printed
-    assert (tmp_path / "resnet18.pt").is_file()
+    assert (tmp_path / "dense.pt").is_file()

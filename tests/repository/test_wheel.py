@@ -8,6 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import build_wheel
+
+import sparse_engine
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {"sparse_engine": ROOT, "sparse_kernels": ROOT / "kernels"}
@@ -23,14 +26,8 @@ print(sparse_engine.__file__, sparse_kernels.__file__)
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory):
     """Return the folder that a wheel of this checkout is unpacked in."""
-    pytest.importorskip("setuptools", "77", reason="setuptools 77 builds the wheel")
     folder = tmp_path_factory.mktemp("wheel")
-    build = ["build", "--build-base", str(folder / "build"), "egg_info", "--egg-base", str(folder)]
-    command = [sys.executable, "setup.py", "-q", *build, "bdist_wheel", "--dist-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (wheel,) = folder.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(folder / "unpacked")
+    zipfile.ZipFile(build_wheel(folder)).extractall(folder / "unpacked")
     return folder / "unpacked"
 
 
@@ -44,6 +41,11 @@ def test_it_holds_every_file(unpacked):
         assert files == {
             path.relative_to(unpacked) for path in (unpacked / package).rglob("*") if path.is_file()
         }
+
+
+def test_it_has_the_version_of_the_source(unpacked):
+    (facts,) = unpacked.glob("*.dist-info/METADATA")
+    assert f"\nVersion: {sparse_engine.__version__}\n" in facts.read_text(encoding="utf-8")
 
 
 def run_from(unpacked, folder, *arguments):

@@ -36,9 +36,29 @@ from sparse_engine import (
     to_rows,
     tune,
 )
-from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.config.config import Dtype
+from sparse_engine.errors import InputError, ReplacedLayerWarning, RunFailure, UnreadableFile
+from sparse_engine.evaluation.metrics import (
+    CalibrationBins,
+    accuracy,
+    brier_score,
+    calibration_bins,
+    classification_metrics,
+    disagreement,
+    expected_calibration_error,
+    kl_divergence,
+    negative_log_likelihood,
+)
 from sparse_engine.layers.attention import ProjectedAttention
+from sparse_engine.layers.other_kinds import SparseConv1d, SparseTransposedLinear
+from sparse_engine.layers.report import LayerRow, Report
+from sparse_engine.runs.ensemble import Uncertainty
 from sparse_engine.runs.exported import save_dense, save_onnx, save_torch_export
+from sparse_engine.sparsity.distribution import Sparsity
+from sparse_engine.sparsity.erdos_renyi import DISTRIBUTIONS, DistributionName
+from sparse_engine.sparsity.sparsify import Init
+from sparse_engine.sparsity.update_schedule import DropSchedule, UpdateRule
+from sparse_engine.training.group_topology import GroupRule
 from sparse_kernels import (
     BlockLayout,
     Norm,
@@ -46,6 +66,8 @@ from sparse_kernels import (
     block_conv2d_fused,
     block_linear,
 )
+from sparse_kernels.dispatch.backend import Backend, BackendError, forced_backend
+from sparse_kernels.layout import TAPS, Taps
 
 IMAGES, LABELS = torch.randn(4, 3, 6, 6), torch.arange(4)
 
@@ -99,6 +121,7 @@ def look_at_layers() -> tuple[nn.Conv2d, nn.Linear, nn.MultiheadAttention, float
     y: Tensor = linear(layer(torch.randn(1, 16, 4, 4)).mean((2, 3)))
     seen, weights = attention.forward(y[None], y[None], y[None])
     print(mask.shape, layer.dense_weight().shape, layer.ran_on, layer.block, seen, weights)
+    print([SparseConv2d(16, 16, 3, taps=taps).taps for taps in TAPS])
     return layer.to_dense(), linear.to_dense(), attention.to_dense(), layer.density
 
 
@@ -112,7 +135,8 @@ def predict() -> Tensor:
     assert torch.allclose(logits, ensemble.member_logits(IMAGES), atol=1e-5)
     probabilities, entropy, information = ensemble.uncertainty(IMAGES)
     logs: Tensor = ensemble.log_probabilities(IMAGES)
-    print(len(ensemble), probabilities, ensemble(IMAGES), information, logs)
+    mean = ensemble(IMAGES)
+    print(len(ensemble), probabilities, mean.argmax(1), information.mean(), logs)
     return entropy
 
 
@@ -126,7 +150,7 @@ def train_members() -> Tensor:
     topology = GroupTopology(grouped, optimizer, "rigl", seeds=range(2))
     topology.arm()
     images = IMAGES.expand(2, -1, -1, -1, -1)
-    grouped(images).square().mean().backward()
+    grouped(images).square().mean().backward()  # pyright: ignore[reportUnknownMemberType]
     topology.update(0.3)
     try:
         tiles = tune(models[0], IMAGES)
@@ -147,6 +171,55 @@ def call_kernels() -> tuple[Tensor, ...]:
     fused = block_conv2d_fused(x, values, layout)
     print(Norm, layout.mask().shape, layout.active, layout.density, fused)
     return y, z
+
+
+def train_by_others(rule: UpdateRule = "rigl") -> list[DynamicSparsity | None]:
+    """Return what callbacks of other people's trainers have made so far."""
+    from sparse_engine.integrations import lightning, transformers
+
+    first = lightning.DynamicSparsityCallback(rule, total_steps=100, schedule="constant")
+    second = transformers.DynamicSparsityCallback(rule, interval=10)
+    return [first.dynamic, second.dynamic]
+
+
+def score(probabilities: Tensor) -> dict[str, float]:
+    """Return metrics of predictions [4, 4], by each distribution's name."""
+    plans = [Sparsity(0.5, name).plans({"0": (64, 64)})[0].active for name in DISTRIBUTIONS]
+    bins: CalibrationBins = calibration_bins(probabilities, LABELS)
+    return {
+        **classification_metrics(probabilities, LABELS),
+        "blocks": float(sum(plans)),
+        "accuracy": accuracy(probabilities, LABELS),
+        "nll": negative_log_likelihood(probabilities, LABELS),
+        "brier": brier_score(probabilities, LABELS),
+        "ece": expected_calibration_error(probabilities, LABELS),
+        "least": bins.accuracy.min().item(),
+        "differs": disagreement(probabilities, probabilities),
+        "kl": kl_divergence(probabilities, probabilities),
+    }
+
+
+def by_name(
+    backend: Backend = "masked",
+    taps: Taps = "all",
+    spread: DistributionName = "er",
+    init: Init = "random",
+    rule: GroupRule = "set",
+    schedule: DropSchedule = "constant",
+    dtype: Dtype = "bf16",
+) -> str:
+    """Choose by names that are kept in variables; return what the layers ran on."""
+    model = nn.Sequential(nn.Conv1d(8, 8, 3), nn.Flatten(), nn.Linear(32, 8))
+    found: Report = sparsify(model, 0.5, spread, block=(4, 4), taps=taps, init=init)
+    try:
+        with forced_backend(backend):
+            uncertain: Uncertainty = TicketEnsemble([model]).uncertainty(torch.randn(2, 8, 6))
+    except (BackendError, UnreadableFile, ReplacedLayerWarning) as error:
+        return str(error)
+    rows: tuple[LayerRow, ...] = report(model).rows
+    print(found.density, uncertain.entropy, rule, schedule, dtype)
+    print(SparseConv1d(8, 8, 3, block=(4, 4)), SparseTransposedLinear(8, 8, block=(4, 4)))
+    return " ".join(row.runs_on for row in rows)
 
 
 def take_away(run: Path, folder: Path) -> nn.Module:

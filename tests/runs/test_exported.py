@@ -95,7 +95,9 @@ def test_onnx_that_gives_something_else_is_not_written(tmp_path, monkeypatch):
 
 def test_onnx_without_its_packages(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs onnx and onnxscript; install the extra 'export'"):
+    with pytest.raises(
+        InputError, match=r"needs onnx and onnxscript, which are not installed: pip"
+    ):
         save_onnx(network(), tmp_path / "x.onnx", images(2))
 
 

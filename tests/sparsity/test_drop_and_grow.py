@@ -70,8 +70,8 @@ def test_sparsify_reports_its_taps(taps, words):
         assert_whole_groups(layer)
     rows = {row.name: row for row in report(model).rows}
     assert {row.taps for row in rows.values()} == {taps}
-    assert rows["3"].all_taps == (taps == "all")  # its name until the next release
-    assert not rows["2"].all_taps
+    with pytest.warns(DeprecationWarning, match=r"all_taps is LayerRow\.taps == 'all' now"):
+        assert [rows[name].all_taps for name in "23"] == [False, taps == "all"]
     lines = str(report(model)).splitlines()
     assert [f"4x4 {words}" in line for line in lines[1:-2]] == [True, False, True, False]
     assert [f"4x4 ({taps}: no effect)" in line for line in lines[1:-2]].count(True) == 2

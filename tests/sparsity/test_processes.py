@@ -57,6 +57,14 @@ def test_a_layer_that_no_process_uses_keeps_its_blocks(found):
     assert [a == b for a, b in zip(start, end)] == [False, False, True, False]
 
 
+def test_processes_that_may_end_early_are_refused_and_those_that_say_so_are_not(found):
+    for results in found:
+        (refused, steps), (told, late) = results["ending early"]
+        assert "within DistributedDataParallel.join()" in refused
+        assert "exhausted all inputs" in told or "exhausted inputs" in told
+        assert (steps, late) == (0, loop_worker.STEPS - 1)
+
+
 def test_a_sub_group_is_by_itself(found):
     alone, first, second = (results["sub-group"] for results in found)
     assert "a group that this process is in" in alone[0]

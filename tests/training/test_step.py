@@ -8,10 +8,11 @@ import pytest
 import torch
 from small_steps import CPU, batches, cross_entropy, everything, network_for
 from tape import use_tapes
+from torch._dynamo.exc import TorchDynamoException
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import TABLE
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.train import main
 from sparse_engine.training.finite import FiniteGuard
@@ -124,6 +125,20 @@ def test_a_compiled_step_equals_a_plain_one(monkeypatch):
     plain, compiled = (everything(n) for n in networks)
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error", [TorchDynamoException("no graph of this\nmore"), ValueError("ours")]
+)
+def test_a_compiler_that_gives_up_is_told_in_a_line(error, monkeypatch):
+    def compiled(*_):
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda model: compiled)
+    step = TrainingStep(network_for(model="mlp"), cross_entropy, FiniteGuard(CPU), compiled=True)
+    kind = ValueError if isinstance(error, ValueError) else RunFailure
+    with pytest.raises(kind, match=r"^(ours|torch.compile failed: .*; leave out --compile)$"):
+        step(*next(batches(1)))
 
 
 def test_gradients_in_fp16_are_those_of_fp32():

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ from sparse_kernels.transforms import is_transformed
 from sparse_kernels.triton.launch import gpu_facts
 
 VARIABLE = "SPARSE_ENGINE_BACKEND"
-BACKENDS = ("auto", "triton", "native", "masked")
-EARLIER = {"gemm": "native"}  # names until the next release
+Backend = Literal["auto", "triton", "native", "masked"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+EARLIER = {"gemm": "native"}  # names until 0.2.0
 # A block is clamped to a layer's channels rounded up to 16, so 48 and its like occur.
 KERNEL_BLOCKS = range(16, 129, 16)
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -79,7 +81,7 @@ def without_native() -> Iterator[None]:
 
 
 @contextmanager
-def forced_backend(name: str) -> Iterator[None]:
+def forced_backend(name: Backend) -> Iterator[None]:
     """Run what is inside on one backend, whatever the environment says."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = name
@@ -186,7 +188,7 @@ def _present_name(name: str) -> str:
     """Return the name of a backend that was called otherwise, which the log says once."""
     present = EARLIER.get(name, name)
     if present != name:
-        _say_once(f"backend '{name}' is called '{present}' now")
+        _say_once(f"backend '{name}' is called '{present}' now; the earlier name goes in 0.2.0")
     return present
 
 

@@ -1,13 +1,13 @@
 """What an evaluation is asked for: its flags, checked. Imports no torch."""
 
 import argparse
-import importlib.util
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from sparse_engine.config.flags import user_path
 from sparse_engine.errors import InputError, nearest
+from sparse_engine.installed import require
 from sparse_engine.paths import expanded
 
 ATTACKS = ("fgsm", "pgd")
@@ -25,7 +25,8 @@ _NEEDED_BY = {
 class Options:
     """What to evaluate beside the clean test split, and where to put it.
 
-    `severities` is empty without corruptions; `epsilon` is in pixels from 0 to 1.
+    `severities` is empty without corruptions; `epsilon` is in pixels from 0 to 1; `compare` times
+    predictions against one dense network's.
     """
 
     severities: tuple[int, ...] = ()
@@ -36,6 +37,7 @@ class Options:
     attack_images: int | None = None
     out: Path | None = None
     plots: Path | None = None
+    compare: bool = False
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +61,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     robust.add_argument("--epsilon", metavar="E", help="of attacks, pixels from 0 to 1 [8/255]")
     robust.add_argument("--attack-steps", metavar="N", help="of pgd [10]")
     robust.add_argument("--attack-images", metavar="N", help="attack only N test images [all]")
+    parser.add_argument(
+        "--no-compare",
+        action="store_true",
+        help="do not time predictions against one dense network's",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out", type=user_path, metavar="FILE.json", help="write the JSON here, too"
@@ -91,6 +98,7 @@ def read_options(flags: argparse.Namespace) -> Options:
         attack_images=_whole("--attack-images", flags.attack_images),
         out=flags.out,
         plots=flags.plots,
+        compare=not flags.no_compare,
     )
 
 
@@ -137,7 +145,6 @@ def _check_new_file(path: Path) -> None:
 
 
 def _check_plots_folder(path: Path) -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plots needs matplotlib; install it with: pip install matplotlib")
+    require("--plots", "matplotlib")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"folder '{path}' of --plots exists and is not empty; choose another")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from sparse_engine.config.config import Dtype
 from sparse_engine.data.catalog import DatasetInfo
 from sparse_engine.data.splits import Split, batches
 from sparse_engine.device import autocast
@@ -18,7 +19,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 class PixelModel(nn.Module):
     """A ticket in evaluation mode that normalises its images itself; its weights are frozen."""
 
-    def __init__(self, model: nn.Module, info: DatasetInfo, dtype: str = "fp32") -> None:
+    def __init__(self, model: nn.Module, info: DatasetInfo, dtype: Dtype = "fp32") -> None:
         """Wrap `model`, trained with --dtype `dtype` on images normalised as `info` says."""
         super().__init__()
         self.model = model
@@ -35,7 +36,7 @@ class PixelModel(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels [N, C, H, W] in [0, 1] to logits float32 [N, K]."""
         x = (pixels - self.mean) / self.std
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
         with autocast(x.device, self.dtype):
             logits = self.model(x)
         return logits.float()

@@ -95,7 +95,6 @@ class BlockIds(Copied):
         if not self.block_ids.is_meta:
             self._take(self.block_ids)
 
-    @torch.compiler.assume_constant_result
     def _look(self) -> bool:
         """Follow the buffer, once where a compiler traces; return whether that is to export."""
         if is_recorded():
@@ -104,6 +103,9 @@ class BlockIds(Copied):
         else:
             self._follow()
         return torch.compiler.is_exporting()  # to traced code torch 2.11 says yes always
+
+    # As torch.compiler.assume_constant_result says it, which would import the compiler.
+    _look._dynamo_marked_constant = True
 
     def _assert_known(self) -> None:
         """Let compiled code stop where ids have changed since; see the class on GPUs."""

@@ -25,6 +25,7 @@ NewOf = Callable[[Any], Any]
 ATTENTIONS = (nn.MultiheadAttention, ProjectedAttention)
 _STORES = ("_parameters", "_buffers", "_modules")
 _SPARSE = {*SPARSE_STATE, *GEOMETRY, "final_active", "ran_on", "in_features", "out_features"}
+_SPARSE |= {"is_channels_last"}  # by the weight
 # Whose change is a change of what the layer computes.
 _FORWARDS = ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "_conv_forward")
 

@@ -245,10 +245,13 @@ def _runs_masked(layer: Any, x: Tensor, positions: int) -> bool:
     return _backend(x.device, dtype, sizes, density, positions_known) == "masked"
 
 
-@torch.compiler.assume_constant_result
 def _backend(*facts: Any) -> str:
     """Return choose_backend of its arguments, which compiled code asks once."""
     return choose_backend(*facts)
+
+
+# As torch.compiler.assume_constant_result says it, which would import the compiler.
+_backend._dynamo_marked_constant = True
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ saved at any time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from sparse_engine.models.grouped.slices import UNGROUPED
 
 class GroupedMembers(nn.Module):
     """Members grouped for training; one launch for each layer."""
+
+    __call__: Callable[[Tensor], Tensor]
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         """Group models and make their parameters and buffers views of the group's.
@@ -80,9 +82,6 @@ class GroupedMembers(nn.Module):
     def _layers(self, name: str) -> list[nn.Module]:
         known = dict(self._models[0].named_modules())
         return [model.get_submodule(name) for model in self._models] if name in known else []
-
-
-Together = GroupedMembers  # its name until the next release
 
 
 def _share(name: str, grouped: nn.Module, layers: Sequence[Any]) -> None:

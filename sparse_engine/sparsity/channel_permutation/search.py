@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_engine.errors import InputError
+from sparse_engine.installed import require
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.sparsity.channel_permutation.groups import ChannelGroup, channel_groups
@@ -68,6 +69,7 @@ def permute_for(
 @torch.no_grad()
 def find_permutation(model: nn.Module, targets: Targets, rounds: int = ROUNDS) -> FoundPermutation:
     """Return what permute_for would do, and leave the model as it is; arguments as there."""
+    require("permuting channels", "scipy")
     modules = dict(model.named_modules())
     if any(p.is_meta for p in model.parameters()):
         return FoundPermutation(ChannelPermutation({}), {}, {})

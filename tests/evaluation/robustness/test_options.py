@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from sparse_engine.errors import InputError
-from sparse_engine.evaluation.robustness import options
 from sparse_engine.evaluation.robustness.options import Options, add_flags, read_options
 
 
@@ -19,7 +18,7 @@ def read(*arguments):
 @pytest.fixture
 def with_matplotlib(monkeypatch):
     """Let matplotlib be found, installed or not."""
-    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
 
 
 def test_without_flags_only_the_test_split():
@@ -80,8 +79,10 @@ def test_refused(arguments, message):
 
 
 def test_plots_without_matplotlib(monkeypatch, tmp_path):
-    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"--plots needs matplotlib; install it with: pip install"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"--plots needs matplotlib, which is not installed: pip inst"
+    ):
         read("--plots", str(tmp_path / "figures"))
 
 

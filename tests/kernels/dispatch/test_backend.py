@@ -7,6 +7,7 @@ import pytest
 import torch
 from kernel_cases import DEVICE
 
+from sparse_engine.errors import EARLIER_NAMES_GO_IN
 from sparse_kernels import BlockLayout, block_conv2d, block_conv2d_fused, block_linear
 from sparse_kernels.cpu import library
 from sparse_kernels.dispatch import backend
@@ -107,7 +108,8 @@ def test_its_earlier_name_is_told_once(monkeypatch, caplog):
     monkeypatch.setattr(backend, "_SAID", set())
     monkeypatch.setenv(VARIABLE, "gemm")
     assert [choose_on_cpu(), choose_on_cpu()] == ["native"] * 2
-    assert [r.message for r in caplog.records] == ["backend 'gemm' is called 'native' now"]
+    told = f"backend 'gemm' is called 'native' now; the earlier name goes in {EARLIER_NAMES_GO_IN}"
+    assert [r.message for r in caplog.records] == [told]
 
 
 @pytest.mark.parametrize("seen_before", [False, True])

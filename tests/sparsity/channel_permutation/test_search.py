@@ -161,7 +161,8 @@ def test_sparsify_permutes_first():
     norms = [sum(v.detach().abs().sum() for v in m.parameters()) for m in (plain, model)]
     assert norms[1] > norms[0]
     full = small_model()
-    sparsify(full, 0, block=(8, 8), regroup=True)  # its earlier name
+    with pytest.warns(DeprecationWarning, match=r"is sparsify\(permute_channels=True\) now"):
+        sparsify(full, 0, block=(8, 8), regroup=True)
     torch.testing.assert_close(full(x), y, rtol=1e-4, atol=1e-5)
 
 
