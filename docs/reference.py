@@ -122,7 +122,7 @@ GROUPS = (
         "Files",
         "export.md",
         (
-            *("save_safetensors", "load_safetensors", "load_torch_export"),
+            *("save_safetensors", "load_safetensors", "load_torch_export", "to_aten"),
             *(f"sparse_engine.runs.exported.save_{f}" for f in ("torch_export", "onnx", "dense")),
         ),
     ),
@@ -143,6 +143,7 @@ GROUPS = (
         "kernels.md",
         (
             *("BlockLayout", "block_linear", "block_conv2d", "block_conv2d_fused", "Norm"),
+            "decompositions",
             "sparse_kernels.dispatch.backend.forced_backend",
         ),
     ),

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from sparse_engine.models.grouped.group import group
     from sparse_engine.models.grouped.members import GroupedMembers
     from sparse_engine.runs.ensemble import TicketEnsemble
-    from sparse_engine.runs.exported import load_safetensors, load_torch_export, save_safetensors
+    from sparse_engine.runs.exported import (
+        load_safetensors,
+        load_torch_export,
+        save_safetensors,
+        to_aten,
+    )
     from sparse_engine.sparsity.dynamic import DynamicSparsity
     from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
     from sparse_engine.sparsity.saliency import grasp_scores, snip_scores
@@ -54,6 +59,7 @@ _HOMES = {
     "save_safetensors": "runs.exported",
     "snip_scores": "sparsity.saliency",
     "sparsify": "sparsity.sparsify",
+    "to_aten": "runs.exported",
     "to_rows": "layers.rows",
     "tune": "training.tuning",
 }
@@ -81,6 +87,7 @@ __all__ = [
     "save_safetensors",
     "snip_scores",
     "sparsify",
+    "to_aten",
     "to_rows",
     "tune",
 ]

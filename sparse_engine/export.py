@@ -1,7 +1,8 @@
 """Take a ticket somewhere else: sparse-engine export RUN --format FORMAT --out FILE.
 
 Formats: safetensors (active blocks and their layout), dense (a state dict of ordinary layers),
-onnx (dense as well), torch-export (a program that calls the kernels).
+onnx (dense as well), torch-export (a program that calls the kernels), torch-export-dense (one that
+runs with torch alone).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sparse_engine.errors import InputError, say_renamed
 if TYPE_CHECKING:
     from sparse_engine.runs.tickets import Ticket
 
-FORMATS = ("safetensors", "dense", "onnx", "torch-export")
+FORMATS = ("safetensors", "dense", "onnx", "torch-export", "torch-export-dense")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -87,11 +88,12 @@ def _export(ticket: Ticket, flags: argparse.Namespace) -> str:
         exported.save_dense(model, flags.out, info.class_names)
         return "; every weight, zeros included"
     images = torch.randn(2, info.channels, info.height, info.width)
-    if flags.format == "torch-export":
-        device = torch.device(flags.device)
+    if flags.format.startswith("torch-export"):
+        device, dense = torch.device(flags.device), flags.format == "torch-export-dense"
         example = images.to(device)
-        exported.save_torch_export(model.to(device), flags.out, example, info.class_names)
-        return f"; runs on {flags.device}, where sparse_kernels is imported first"
+        exported.save_torch_export(model.to(device), flags.out, example, info.class_names, dense)
+        where = "with torch alone; dense" if dense else "where sparse_kernels is imported first"
+        return f"; runs on {flags.device}, {where}"
     error = exported.save_onnx(model, flags.out, images, info.class_names)
     checked = "not checked, onnxruntime is missing" if error is None else f"error {error:.0e}"
     return f"; dense, so without the speed-up; {checked}"

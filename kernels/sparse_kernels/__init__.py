@@ -9,6 +9,7 @@ from sparse_kernels.functional import block_conv2d, block_linear
 from sparse_kernels.functional_fused import block_conv2d_fused
 from sparse_kernels.layout import BlockLayout
 from sparse_kernels.operators.batch_norm import Norm
+from sparse_kernels.registration import decompositions
 
 __all__ = [
     "BlockLayout",
@@ -16,4 +17,5 @@ __all__ = [
     "block_conv2d",
     "block_conv2d_fused",
     "block_linear",
+    "decompositions",
 ]

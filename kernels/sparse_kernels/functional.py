@@ -14,6 +14,7 @@ from sparse_kernels.memory_order import by_library, order_of
 from sparse_kernels.operators.convolution import conv2d, output_image
 from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.linear import linear
+from sparse_kernels.registration import runnable
 
 Pair = int | Sequence[int]
 Padding = Pair | Literal["same", "valid"]
@@ -55,7 +56,7 @@ def block_conv2d(
     index, sizes = layout.tensors(), layout.sizes()
 
     def run(x: Tensor) -> Tensor:
-        y = conv2d(x, values, index, sizes, *geometry, bias)
+        y = runnable(conv2d)(x, values, index, sizes, *geometry, bias)
         return y if probe is None else probe.observe(y, x, given, *geometry)
 
     return by_library(run, x) if _is_masked(x, layout, geometry) else run(x)
@@ -119,7 +120,7 @@ def block_linear(
         return block_linear(x[None], values, layout, bias, probe)[0]
     given = values if probe is None else probe.view(values)
     x, values, bias = prepare(x, given, layout, bias, x.shape[-1])
-    y = linear(x, values, layout.tensors(), layout.sizes(), bias)
+    y = runnable(linear)(x, values, layout.tensors(), layout.sizes(), bias)
     return y if probe is None else probe.observe(y, x, given)
 
 

@@ -22,6 +22,7 @@ from sparse_kernels.dispatch.backend import backend_of, norm_backend
 from sparse_kernels.functional_fused import conv2d_by_tile
 from sparse_kernels.memory_order import in_order
 from sparse_kernels.operators.batch_norm import kernel_order, normalise, tile_statistics
+from sparse_kernels.registration import is_onnx_written
 from sparse_kernels.transforms import is_transformed
 from sparse_kernels.triton.sums import TileSums
 
@@ -130,7 +131,7 @@ class FusedResidualBlock(nn.Module):
 
 def runs_fused(modules: Iterable[nn.Module], x: Tensor) -> bool:
     """Return whether a part of a network, made of these modules, runs fused when it is given x."""
-    if x.ndim != 4 or x.is_meta or len(x) < 2:
+    if x.ndim != 4 or x.is_meta or x.shape[0] < 2:
         return False
     modules = [inner for module in modules for inner in module.modules()]
     return (
@@ -144,6 +145,7 @@ def is_fused(conv: nn.Module, x: Tensor) -> bool:
     """Return whether a convolution of images like x runs on the kernels, with what surrounds it."""
     return (
         not is_transformed()  # their operators have no rules for transforms
+        and not is_onnx_written()
         and type(conv) is SparseConv2d
         and conv._probe is None
         and conv.padding_mode == "zeros"

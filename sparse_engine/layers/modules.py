@@ -280,7 +280,7 @@ def release(sparse: Any, dense: Any) -> Any:
             f"the bias of a {type(sparse).__name__} is made by a tool of torch.nn.utils: remove it "
             "first, as by prune.remove(layer, 'bias') or remove_parametrizations(layer, 'bias')"
         )
-    weight = sparse.dense_weight().detach().clone()
+    weight = sparse.dense_weight().detach().clone(memory_format=torch.contiguous_format)
     dense.weight = nn.Parameter(weight, requires_grad=sparse.values.requires_grad)
     dense.bias = _copied(sparse.bias)
     return dense.train(sparse.training)

@@ -23,6 +23,7 @@ from sparse_engine.runs.model import dense_model
 from sparse_kernels import BlockLayout
 
 VERSION = "sparse-engine-compact-1"
+DENSE = "pt"  # what Hugging Face's libraries expect
 SUFFIX = ".safetensors"
 
 
@@ -154,6 +155,11 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors and words of a compact file of this version."""
     tensors, words = read_tensors(Path(path))
     version = words.get("format")
+    if version == DENSE:
+        raise InputError(
+            f"file '{path}' holds dense weights, not a ticket: read it with "
+            "safetensors.torch.load_file, and give it to load_state_dict of the dense model"
+        )
     if version != VERSION:
         origin = f"of version {version}" if version else "of no version of this program"
         raise InputError(f"file '{path}' is {origin}, and {VERSION} can be read; export it again")

@@ -169,7 +169,8 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
             for part in ("values", "block_ids", "block_check"):
                 del state[prefix + part]
             # A copy: the memory behind it has room for a spare tap, which torch.save would write.
-            state[prefix + "weight"] = layer.dense_weight().detach().clone()
+            weight = layer.dense_weight().detach()
+            state[prefix + "weight"] = weight.clone(memory_format=torch.contiguous_format)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ProjectedAttention):
             module.pack_(state, f"{name}." if name else "")

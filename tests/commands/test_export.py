@@ -20,7 +20,7 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "dense", "torch-export"])
+@pytest.mark.parametrize("kind", ["safetensors", "dense", "torch-export", "torch-export-dense"])
 def test_the_command(kind, run, tmp_path, capsys):
     wanted = make_run(tmp_path / "again")[1](images())
     out = tmp_path / "file"
@@ -28,7 +28,7 @@ def test_the_command(kind, run, tmp_path, capsys):
     assert f"{run / 'member_2.pt'} as {kind}" in capsys.readouterr().out
     if kind == "safetensors":
         found = load_safetensors(out)
-    elif kind == "torch-export":
+    elif kind.startswith("torch-export"):
         found = load_torch_export(out)
     else:
         found = build_model("mlp", **SIZES).eval()

@@ -33,6 +33,7 @@ from sparse_engine import (
     save_safetensors,
     snip_scores,
     sparsify,
+    to_aten,
     to_rows,
     tune,
 )
@@ -65,6 +66,7 @@ from sparse_kernels import (
     block_conv2d,
     block_conv2d_fused,
     block_linear,
+    decompositions,
 )
 from sparse_kernels.dispatch.backend import Backend, BackendError, forced_backend
 from sparse_kernels.layout import TAPS, Taps
@@ -231,6 +233,9 @@ def take_away(run: Path, folder: Path) -> nn.Module:
     save_dense(model, folder / "x.pt")
     save_torch_export(model, folder / "x.pt2", images)
     error: float | None = save_onnx(model, folder / "x.onnx", images)
+    save_torch_export(model, folder / "y.pt2", images, dense=True)
+    program = to_aten(torch.export.export(model, (images,)))
+    print(program.graph, len(decompositions()))
     loaded: nn.Module = load_torch_export(folder / "x.pt2")
     print(error, loaded, TicketEnsemble.load(run, resident=False))
     return load_safetensors(folder / "x.safetensors", network())

@@ -4,13 +4,17 @@ import json
 
 import pytest
 import torch
+from exported_layers import exported
 from exported_networks import SIZES, images, network
+from safetensors import safe_open
+from safetensors.torch import load_file as load_file_of_safetensors
 from torch import nn
 
-from sparse_engine import SparseConv2d
+from sparse_engine import SparseConv2d, dense_state_dict, sparsify
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.models.build import build_model
 from sparse_engine.runs.exported import (
+    load_safetensors,
     load_torch_export,
     save_dense,
     save_onnx,
@@ -27,41 +31,36 @@ def test_dense_state_dict(tmp_path):
     torch.testing.assert_close(plain.eval()(images()), network()(images()))
 
 
-def test_torch_export_keeps_the_operators(tmp_path):
-    model, path = network(), tmp_path / "ticket.pt2"
-    save_torch_export(model, path, images(2))
-    loaded = load_torch_export(path)
-    for count in (2, 5):
-        torch.testing.assert_close(loaded(images(count)), model(images(count)))
-    called = {str(node.target) for node in loaded.graph.nodes}
-    assert "sparse_kernels.conv2d.default" in called
+def test_dense_safetensors_are_as_hugging_face_writes_them(tmp_path):
+    model, path = network(), tmp_path / "model.safetensors"
+    save_dense(model, path, class_names=["ant", "bee"])
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt", "class_names": '["ant", "bee"]'}
+    found = load_file_of_safetensors(path)
+    torch.testing.assert_close(found, dict(dense_state_dict(model)))
+    with pytest.raises(InputError, match=r"holds dense weights, not a ticket: read it with safe"):
+        load_safetensors(path, model)
 
 
-def test_what_is_no_program(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
-        load_torch_export(tmp_path / "none.pt2")
-    (tmp_path / "x.pt2").write_bytes(b"no program")
-    with pytest.raises(InputError, match=r"is no program of torch\.export"):
-        load_torch_export(tmp_path / "x.pt2")
-    torch.save({}, tmp_path / "y.pt2")
-    with pytest.raises(InputError, match=r"is no program of torch\.export"):
-        load_torch_export(tmp_path / "y.pt2")
+@pytest.mark.slow
+def test_from_pretrained_reads_dense_safetensors(tmp_path):
+    kind = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    torch.manual_seed(0)
+    model = kind.GPT2LMHeadModel(kind.GPT2Config(**sizes)).eval()
+    sparsify(model, 0.5, block=(16, 16))
+    model.config.save_pretrained(tmp_path)
+    save_dense(model, tmp_path / "model.safetensors")
+    loaded, told = kind.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told.values())
+    x = torch.arange(8)[None]
+    torch.testing.assert_close(loaded.eval()(x).logits, model(x).logits)
 
 
 @pytest.mark.parametrize("save", [save_torch_export, save_onnx])
 def test_an_example_of_one_input(save, tmp_path):
     with pytest.raises(InputError, match="would fix the size of the batch: give two"):
         save(network(), tmp_path / "x", images(1))
-
-
-def test_what_torch_cannot_export(tmp_path):
-    class Branching(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
-
-    with pytest.raises(InputError, match=r"torch\.export cannot export this model"):
-        save_torch_export(Branching().eval(), tmp_path / "x.pt2", images())
-    assert not list(tmp_path.iterdir())
 
 
 # What the exporter warns of is its own.
@@ -79,6 +78,24 @@ def test_onnx_gives_the_same(tmp_path):
     (found,) = session.run(["logits"], {"images": images(5).numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(images(5)), rtol=1e-3, atol=1e-4)
     assert isinstance(model.get_submodule("blocks.0.conv2"), SparseConv2d)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_onnx_of_a_sparse_model_gives_the_same(dynamo, tmp_path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is not installed (extra 'test')")
+    import onnxruntime
+
+    (model, (x, more)), path = exported("fused"), tmp_path / "sparse.onnx"
+    batch = {"dynamic_axes": {"x": [0], "y": [0]}}
+    if dynamo:
+        batch = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    names = {"input_names": ["x"], "output_names": ["y"]}
+    torch.onnx.export(model, (x,), path, **names, **batch, dynamo=dynamo)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["y"], {"x": more.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(more), rtol=1e-3, atol=1e-4)
 
 
 def test_onnx_that_gives_something_else_is_not_written(tmp_path, monkeypatch):

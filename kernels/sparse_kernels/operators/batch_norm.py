@@ -145,6 +145,22 @@ def _forward(
     return out
 
 
+def scaled(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """Return scale * x + shift [N, C, H, W], plus residual, rectified, by PyTorch's operators."""
+    z = x.float() * scale[:, None, None] + shift[:, None, None]
+    z = z if residual is None else z + residual.float()
+    return (z.relu() if relu else z).to(x.dtype)
+
+
+def _affine_defined(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float):
+    scale = weight.float() / (variance + eps).sqrt()
+    return scale, bias.float() - mean * scale
+
+
+def _forward_defined(x, residual, scale, shift, relu):
+    return in_order(scaled(x, scale, shift, residual, relu), kernel_order(x))
+
+
 def _gradient_sums(
     grad: Tensor, x: Tensor, out: Tensor | None, scale: Tensor, shift: Tensor, relu: bool
 ) -> Tensor:
@@ -217,12 +233,14 @@ norm_affine = define(
     "(Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
     _affine,
     lambda mean, *_: (torch.empty_like(mean), torch.empty_like(mean)),
+    definition=_affine_defined,
 )
 norm_forward = define(
     "norm_forward",
     "(Tensor x, Tensor? residual, Tensor scale, Tensor shift, bool relu) -> Tensor",
     _forward,
     _like,
+    definition=_forward_defined,
 )
 norm_sums = define(
     "norm_sums",

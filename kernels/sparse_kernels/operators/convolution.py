@@ -41,16 +41,23 @@ def result_order(x: Tensor, index: Index, sizes: Ints) -> str:
 
 def _forward(x, values, index, sizes, stride, padding, dilation, bias=None):
     geometry = (stride, padding, dilation)
-    order, image = result_order(x, index, sizes), output_image(x.shape[2:], sizes[2:4], *geometry)
+    image = output_image(x.shape[2:], sizes[2:4], *geometry)
     backend = backend_of(x, index, sizes, x.shape[0] * math.prod(image))
     if backend == "masked":
-        return in_order(reference.conv2d(x, values, bias, index, sizes, *geometry), order)
+        return defined(x, values, index, sizes, *geometry, bias, in_place=True)
     y = _forward_fake(x, values, index, sizes, *geometry)
     if backend == "native":
         return native.conv2d(x, values, bias, y, index, sizes, geometry)
-    x, lists = in_order(x, order), forward_index(index, sizes)
+    x, lists = in_order(x, result_order(x, index, sizes)), forward_index(index, sizes)
     gather_strips(GatherCall(x, values, y, lists, sizes, geometry, bias=bias), index)
     return y
+
+
+def defined(x, values, index, sizes, stride, padding, dilation, bias=None, in_place=False):
+    """Return the operator's result by PyTorch's own; see registration.define."""
+    geometry = (stride, padding, dilation)
+    y = reference.conv2d(x, values, bias, index, sizes, *geometry, in_place=in_place)
+    return in_order(y, result_order(x, index, sizes))
 
 
 def _forward_fake(x, values, index, sizes, stride, padding, dilation, bias=None):
@@ -61,18 +68,24 @@ def _forward_fake(x, values, index, sizes, stride, padding, dilation, bias=None)
 def _input_grad(
     grad: Tensor, values: Tensor, index: Index, sizes: Ints, image: Ints, *geometry: Ints
 ) -> Tensor:
-    order = result_order(grad, index, sizes)
     backend = backend_of(grad, index, sizes, positions(grad.shape, 1))
     if backend == "masked":
-        dx = reference.conv2d_input_grad(grad, values, index, sizes, image, *geometry)
-        return in_order(dx, order)
+        return _input_grad_defined(grad, values, index, sizes, image, *geometry, in_place=True)
     dx = _input_grad_fake(grad, values, index, sizes, image)
     if backend == "native":
         return native.conv2d_input_grad(grad, values, dx, index, sizes, geometry)
+    order = result_order(grad, index, sizes)
     grad, lists = in_order(grad, order), input_grad_index(index, sizes)
     call = GatherCall(grad, values, dx, lists, sizes, geometry, transposed=True)
     gather_strips(call, index)
     return dx
+
+
+def _input_grad_defined(grad, values, index, sizes, image, *geometry, in_place=False):
+    dx = reference.conv2d_input_grad(
+        grad, values, index, sizes, image, *geometry, in_place=in_place
+    )
+    return in_order(dx, result_order(grad, index, sizes))
 
 
 def _input_grad_fake(grad, values, index, sizes, image, *geometry):
@@ -94,6 +107,7 @@ conv2d, conv2d_input_grad, conv2d_weight_grad = register_passes(
     GEOMETRY,
     Passes(_forward, _input_grad, _weight_grad),
     Passes(_forward_fake, _input_grad_fake, values_like),
+    Passes(defined, _input_grad_defined, reference.conv2d_weight_grad),
     # Once for both gradients.
     prepared=lambda grad, x, index, sizes: in_order(grad, result_order(x, index, sizes)),
     bias_grad=lambda grad: grad.sum((0, 2, 3)),

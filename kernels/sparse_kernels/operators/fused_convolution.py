@@ -22,7 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from sparse_kernels.index_tensors import forward_index, input_grad_index
 from sparse_kernels.memory_order import empty_images, in_order
-from sparse_kernels.operators.batch_norm import Norm, norm_backward
+from sparse_kernels.operators import convolution
+from sparse_kernels.operators.batch_norm import Norm, norm_backward, scaled
 from sparse_kernels.operators.convolution import GEOMETRY, conv2d, output_image, result_order
 from sparse_kernels.registration import block_flops, define, positions
 from sparse_kernels.transforms import refuse_batches
@@ -177,6 +178,20 @@ def _forward_fake(x, values, index, sizes, stride, padding, dilation, *rest):
     return y, x.new_empty((int(statistics), 2, sizes[0]), dtype=torch.float32)
 
 
+def _defined(
+    x, values, index, sizes, stride, padding, dilation,
+    bias, scale, shift, relu_input, residual, statistics, join,
+):  # fmt: skip
+    if scale is not None:
+        x = scaled(x, scale, shift, None, relu_input)
+    y = convolution.defined(x, values, index, sizes, stride, padding, dilation, bias)
+    y = y if residual is None else y + residual
+    if not statistics:
+        return y, x.new_empty((0, 2, sizes[0]), dtype=torch.float32)
+    variance, mean = torch.var_mean(y.float(), (0, 2, 3), correction=0)
+    return y, torch.stack((mean, variance))[None]
+
+
 def _backward(
     grad, x, values, index, sizes, stride, padding, dilation,
     scale, shift, relu_input, other, x_wanted, values_wanted, dtype,
@@ -226,6 +241,7 @@ conv2d_fused = define(
     _forward,
     _forward_fake,
     lambda x, values, *_, out_shape, **__: block_flops(values, positions(out_shape[0], 1)),
+    _defined,
 )
 # other: another gradient of x, to be added. dtype: of the gradient of the values.
 conv2d_fused_backward = define(

@@ -37,6 +37,10 @@ def _forward(
     return y
 
 
+def _defined(x, values, index, sizes, bias=None):
+    return reference.linear(x, values, bias, index, sizes, in_place=False)
+
+
 def _forward_fake(x, values, index, sizes, bias=None):
     return x.new_empty((*x.shape[:-1], sizes[0]))
 
@@ -49,6 +53,10 @@ def _input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tens
     lists = input_grad_index(index, sizes)
     gather(GatherCall(_pixel(grad), values, _pixel(dx), lists, sizes, ONE_PIXEL, transposed=True))
     return dx
+
+
+def _input_grad_defined(grad, values, index, sizes):
+    return reference.linear_input_grad(grad, values, index, sizes, in_place=False)
 
 
 def _input_grad_fake(grad, values, index, sizes):
@@ -68,6 +76,7 @@ linear, linear_input_grad, linear_weight_grad = register_passes(
     "",
     Passes(_forward, _input_grad, _weight_grad),
     Passes(_forward_fake, _input_grad_fake, values_like),
+    Passes(_defined, _input_grad_defined, reference.linear_weight_grad),
     prepared=lambda grad, *_: grad,
     # No `flatten`: the vmap of is_grads_batched has none.
     bias_grad=lambda grad: (grad if grad.ndim == 2 else grad.reshape(-1, grad.shape[-1])).sum(0),

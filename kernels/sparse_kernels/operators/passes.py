@@ -45,6 +45,7 @@ def register_passes(
     geometry: str,
     kernels: Passes,
     fakes: Passes,
+    definitions: Passes,
     prepared: Callable[..., Tensor],
     bias_grad: Callable[[Tensor], Tensor],
 ) -> tuple[Any, Any, Any]:
@@ -56,6 +57,7 @@ def register_passes(
             The input gradient of a convolution is told the size of the image before them.
         kernels: compute the results.
         fakes: return empty ones.
+        definitions: compute them by PyTorch's own operators (see registration.define).
         prepared: the output's gradient as both passes of it want it, from (grad, x, index, sizes).
         bias_grad: the gradient of a bias, from that of the output.
     """
@@ -69,6 +71,7 @@ def register_passes(
         kernels.forward,
         fakes.forward,
         lambda x, values, *_, out_shape, **__: block_flops(values, positions(out_shape, channels)),
+        definitions.forward,
     )
     input_grad = define(
         f"{name}_input_grad",
@@ -76,6 +79,7 @@ def register_passes(
         kernels.input_grad,
         fakes.input_grad,
         lambda grad, values, *_, **__: block_flops(values, positions(grad, channels)),
+        definitions.input_grad,
     )
     weight_grad = define(
         f"{name}_weight_grad",
@@ -83,6 +87,7 @@ def register_passes(
         kernels.weight_grad,
         fakes.weight_grad,
         lambda x, grad, *_, out_shape, **__: block_flops(out_shape, positions(grad, channels)),
+        definitions.weight_grad,
     )
 
     def image_of(x: Tensor) -> list[Sequence[int]]:

@@ -6,6 +6,7 @@ BlockLayout.tensors() and BlockLayout.sizes(); geometry is stride, padding and d
 in HWNC results are channels_last.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,13 +22,20 @@ Index = Sequence[Tensor]
 
 
 def scatter_blocks(
-    values: Tensor, index: Index, sizes: Ints, channels_last: bool = False
+    values: Tensor,
+    index: Index,
+    sizes: Ints,
+    channels_last: bool = False,
+    in_place: bool = True,
 ) -> Tensor:
     """Return the dense weight [O, C, R, S] of values [Z, BC, BO]; differentiable.
 
     With channels_last it is stored as [O, R, S, C], which spares convolutions of such images a
-    copy (half of the time of 512 channels at 2x2 pixels and batch 32, on a CPU).
+    copy (half of the time of 512 channels at 2x2 pixels and batch 32, on a CPU). Without in_place
+    nothing is written to and few operators are called, which costs a copy of the weight.
     """
+    if not in_place:
+        return _scatter_once(values, index[0], sizes)
     return _scatter(values, index[0], slot_index(index, sizes), sizes, channels_last)
 
 
@@ -73,6 +81,17 @@ def _scatter(
     return dense[:out_channels, :in_channels]
 
 
+def _scatter_once(values: Tensor, block_ids: Tensor, sizes: Ints) -> Tensor:
+    """Return the same by operators that ONNX and core ATen have, for graphs."""
+    out_channels, in_channels, _, _, *block = sizes
+    grid = block_grid(sizes[:4], block)
+    # What unused slots write goes to the block past the end. ONNX takes no ids of 32 bits.
+    blocks = values.new_zeros(math.prod(grid) + 1, *values.shape[1:])
+    blocks = blocks.index_put((block_ids.long(),), values)[:-1].unflatten(0, grid)
+    dense = blocks.permute(0, 5, 1, 4, 2, 3).flatten(2, 3).flatten(0, 1)
+    return dense[:out_channels, :in_channels]
+
+
 def gather_blocks(dense: Tensor, index: Index, sizes: Ints) -> Tensor:
     """Return values [Z, BC, BO] of a weight [O, C, R, S]; zero in unused slots."""
     bo, bc = sizes[4:]
@@ -108,20 +127,33 @@ def _by_block(dense: Tensor, sizes: Ints) -> Tensor:
 
 
 def conv2d(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints, *geometry: Ints
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: Index,
+    sizes: Ints,
+    *geometry: Ints,
+    in_place: bool = True,
 ) -> Tensor:
     """Return y [N, O, P, Q]."""
     x = library_order(x)
-    weight = scatter_blocks(values, index, sizes, memory_format(x) == torch.channels_last)
+    weight = scatter_blocks(values, index, sizes, memory_format(x) == torch.channels_last, in_place)
     return F.conv2d(x, weight, bias, *map(tuple, geometry))
 
 
 def conv2d_input_grad(
-    grad: Tensor, values: Tensor, index: Index, sizes: Ints, image: Ints, *geometry: Ints
+    grad: Tensor,
+    values: Tensor,
+    index: Index,
+    sizes: Ints,
+    image: Ints,
+    *geometry: Ints,
+    in_place: bool = True,
 ) -> Tensor:
     """Return dx [N, C, H, W] for dy [N, O, P, Q], where image = (H, W)."""
     grad = library_order(grad)
-    weight = scatter_blocks(values, index, sizes, memory_format(grad) == torch.channels_last)
+    channels_last = memory_format(grad) == torch.channels_last
+    weight = scatter_blocks(values, index, sizes, channels_last, in_place)
     shape = (grad.shape[0], sizes[1], *image)
     x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
     return _conv_backward(grad, x, weight, geometry, wanted=0)
@@ -144,14 +176,23 @@ def conv2d_dense_weight_grad(x: Tensor, grad: Tensor, sizes: Ints, *geometry: In
     return _conv_backward(grad, x, weight, geometry, wanted=1)
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, sizes: Ints) -> Tensor:
+def linear(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: Index,
+    sizes: Ints,
+    in_place: bool = True,
+) -> Tensor:
     """Return y [..., O]."""
-    return F.linear(x, scatter_blocks(values, index, sizes).flatten(1), bias)
+    return F.linear(x, scatter_blocks(values, index, sizes, in_place=in_place).flatten(1), bias)
 
 
-def linear_input_grad(grad: Tensor, values: Tensor, index: Index, sizes: Ints) -> Tensor:
+def linear_input_grad(
+    grad: Tensor, values: Tensor, index: Index, sizes: Ints, in_place: bool = True
+) -> Tensor:
     """Return dx [..., C] for dy [..., O]."""
-    return grad @ scatter_blocks(values, index, sizes).flatten(1)
+    return grad @ scatter_blocks(values, index, sizes, in_place=in_place).flatten(1)
 
 
 def linear_weight_grad(x: Tensor, grad: Tensor, index: Index, sizes: Ints) -> Tensor:

@@ -5,8 +5,9 @@ import torch
 from kernel_cases import DEVICE, DTYPES, FLOOR, FUSED_CASES, make_layout
 from kernel_checks import EVERYTHING, FUSIONS, check_fused
 
-from sparse_kernels import BlockLayout, Norm, block_conv2d_fused
+from sparse_kernels import BlockLayout, Norm, block_conv2d_fused, decompositions
 from sparse_kernels.memory_order import in_order
+from sparse_kernels.operators.fused_convolution import conv2d_fused
 
 pytestmark = pytest.mark.usefixtures("poisoned_kernels")
 
@@ -105,6 +106,24 @@ def test_a_nan_in_the_input_is_not_rectified_away():
     values = torch.ones(1, 16, 16, device=DEVICE)
     norm = Norm(one, one, one, one, batch=False)
     assert block_conv2d_fused(x, values, layout, norm=norm).y.isnan().all()
+
+
+@pytest.mark.parametrize("order", ["contiguous", "rows"])
+def test_the_definition_gives_the_same_in_the_same_order(order):
+    torch.manual_seed(0)
+    layout = make_layout(FUSED_CASES["ragged"], (40, 24, 3, 3))
+    x = in_order(torch.randn(4, 24, 3, 2, device=DEVICE), order)
+    values = torch.randn(layout.slots, *reversed(layout.block), device=DEVICE)
+    vectors = torch.rand(3, max(layout.shape), device=DEVICE)
+    bias, (scale, shift) = vectors[0, :40], vectors[1:, :24]
+    residual = torch.randn(4, 40, 3, 2, device=DEVICE)
+    numbers = ([1, 1], [1, 1], [1, 1])
+    rest = (bias, scale, shift, True, residual, True, True)
+    arguments = (x, values, layout.tensors(), layout.sizes(), *numbers, *rest)
+    found, wanted = decompositions()[conv2d_fused](*arguments), conv2d_fused(*arguments)
+    for own, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+        assert own.stride() == other.stride()
 
 
 def test_compiled_graphs_give_the_same():

@@ -14,7 +14,7 @@ from layer_cases import (
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparse_kernels import BlockLayout, block_conv2d
+from sparse_kernels import BlockLayout, block_conv2d, decompositions
 from sparse_kernels.operators.convolution import conv2d, conv2d_input_grad, conv2d_weight_grad
 from sparse_kernels.operators.linear import linear, linear_input_grad, linear_weight_grad
 
@@ -51,6 +51,13 @@ each_operator = pytest.mark.parametrize(
 @each_operator
 def test_operator_obeys_the_rules_of_torch_library(called, arguments):
     torch.library.opcheck(called, arguments)
+
+
+@each_operator
+def test_definitions_give_the_same_in_the_same_order(called, arguments):
+    found, wanted = decompositions()[called](*arguments), called(*arguments)
+    torch.testing.assert_close(found, wanted)
+    assert found.stride() == wanted.stride()
 
 
 @each_operator
