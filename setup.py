@@ -8,5 +8,8 @@ setup(
         *find_packages("kernels"),
     ],
     package_dir={"sparse_kernels": "kernels/sparse_kernels"},
-    package_data={"sparse_engine": ["py.typed"], "sparse_kernels": ["py.typed", "cpu/source/*"]},
+    package_data={
+        "sparse_engine": ["py.typed", "configs/*/*.json"],
+        "sparse_kernels": ["py.typed", "cpu/source/*"],
+    },
 )

@@ -19,16 +19,9 @@ ROOMS = {
     "kernels/sparse_kernels": (".", "cpu", "triton", "dispatch", "operators"),
     "sparse_engine": (
         *(".", "data", "figures", "optimizers", "layers", "layers/ids", "layers/replacement"),
-        *(
-            "models",
-            "models/grouped",
-            "sparsity",
-            "sparsity/channel_permutation",
-            "config",
-            "methods",
-        ),
-        *("runs", "evaluation", "evaluation/robustness", "training", "training/times"),
-        *("integrations", "earlier_names"),
+        *("models", "models/grouped", "sparsity", "sparsity/channel_permutation", "config"),
+        *("methods", "runs", "evaluation", "evaluation/robustness", "training", "training/times"),
+        *("commands", "integrations", "earlier_names"),
     ),
     "bench": (".", "report", "speed", "gpu", "study", "dev"),
 }

@@ -45,17 +45,17 @@ BEGIN = (
     ),
     (
         "images with labels, and no code",
-        "`python -m sparse_engine.train`",
+        "`sparse-engine train`",
         "[training.md](training.md), [methods.md](methods.md)",
     ),
     (
         "runs that have ended",
-        "`python -m sparse_engine.evaluate`, `TicketEnsemble`",
+        "`sparse-engine evaluate`, `TicketEnsemble`",
         "[evaluation.md](evaluation.md), [runs.md](runs.md)",
     ),
     (
         "a ticket that is wanted elsewhere",
-        "`python -m sparse_engine.export`",
+        "`sparse-engine export`",
         "[export.md](export.md)",
     ),
     ("a network of your own layers", "`SparseLinear`, `SparseConv2d`", "[layers.md](layers.md)"),
@@ -181,6 +181,8 @@ EARLIER = {
     "`layer.arm()`, `.disarm()`, `.is_armed`": "`layer.collect()`, `.stop()`, `.is_collecting`",
     "`row.all_taps` of a report": '`row.taps == "all"`',
     "backend `gemm`": "`native`",
+    "`sparse-engine export --member K`": "`--ticket K`",
+    "`--config configs/NAME.json`, as a checkout had it": "`--config NAME`",
     "`--contenders` of `python -m bench.training` and `bench.ensemble`": "`--variants`",
 }
 

@@ -2,12 +2,14 @@
 
 import difflib
 import functools
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 P, T = ParamSpec("P"), TypeVar("T")
+_LOG = logging.getLogger(__name__)
 # The release that has the earlier names no more.
 EARLIER_NAMES_GO_IN = "0.2.0"
 
@@ -50,6 +52,15 @@ def warn_renamed(earlier: str, present: str) -> None:
     warnings.warn(message, DeprecationWarning, stacklevel=3)
 
 
+def say_renamed(source: str, earlier: str, present: str) -> None:
+    """Log that something has another name now, and of flags that the earlier one will go.
+
+    Files of earlier versions are read by later ones too.
+    """
+    goes = f"; the earlier name goes in {EARLIER_NAMES_GO_IN}" if source == "flags" else ""
+    _LOG.warning("%s: %s is called %s now%s", source, earlier, present, goes)
+
+
 def earlier_name(earlier: str, present: Callable[P, T]) -> Callable[P, T]:
     """Return a function as it is called by its earlier name: it warns, and does the same."""
 
@@ -61,10 +72,14 @@ def earlier_name(earlier: str, present: Callable[P, T]) -> Callable[P, T]:
     return function
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the choice nearest to `name`, or an empty string."""
-    matches = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+def nearest(name: str, choices: Iterable[str], most: int = 1) -> str:
+    """Return `; did you mean 'x'?` for the choice nearest to `name`, or an empty string.
+
+    With `most` above 1 it names as many: `; did you mean 'x', 'y' or 'z'?`.
+    """
+    matches = difflib.get_close_matches(name, list(choices), n=most, cutoff=0.5)
+    *others, last = [f"'{match}'" for match in matches] or [""]
+    return f"; did you mean {', '.join(others)}{' or ' * bool(others)}{last}?" if last else ""
 
 
 def first_line(error: Exception) -> str:

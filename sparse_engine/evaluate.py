@@ -1,4 +1,4 @@
-"""Evaluate any set of runs as one ensemble: python -m sparse_engine.evaluate RUN...
+"""Evaluate any set of runs as one ensemble: sparse-engine evaluate RUN...
 
 Prints Markdown tables of all tickets and of their ensemble: the test split, corrupted, foreign and
 attacked images where flags ask for them, and what training cost; and one JSON line last.
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> None:
     """Run the command line `arguments`."""
     parser = Parser(
-        prog="python -m sparse_engine.evaluate",
-        description=(__doc__ or "").splitlines()[0],
+        prog="sparse-engine evaluate",
+        usage="%(prog)s RUN... [flags]",
+        description=(__doc__ or "").partition(":")[0] + ".",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=user_path_text, metavar="RUN", help="run folders")
@@ -49,7 +50,9 @@ def main(arguments: Sequence[str]) -> None:
         help="another test set, in the runs' normalisation and classes: a data set's name, an .npz "
         "file, or a folder with a folder of images for each class [the data set's own]",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run [auto]"
+    )
     add_flags(parser)
     flags = parser.parse_strictly(arguments)
     options = read_options(flags)

@@ -1,4 +1,4 @@
-"""Take a ticket somewhere else: python -m sparse_engine.export RUN --format FORMAT --out FILE.
+"""Take a ticket somewhere else: sparse-engine export RUN --format FORMAT --out FILE.
 
 Formats: safetensors (active blocks and their layout), dense (a state dict of ordinary layers),
 onnx (dense as well), torch-export (a program that calls the kernels), torch-export-dense (one that
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparse_engine.config.flags import Parser, run_command, user_path, user_path_text
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, say_renamed
 
 if TYPE_CHECKING:
     from sparse_engine.runs.tickets import Ticket
@@ -23,8 +23,9 @@ FORMATS = ("safetensors", "dense", "onnx", "torch-export", "torch-export-dense")
 def main(arguments: Sequence[str]) -> None:
     """Run the command line `arguments`."""
     parser = Parser(
-        prog="python -m sparse_engine.export",
-        description=(__doc__ or "").splitlines()[0],
+        prog="sparse-engine export",
+        usage="%(prog)s RUN --format FORMAT --out FILE [flags]",
+        description=(__doc__ or "").partition(":")[0] + ".",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -35,12 +36,18 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--out", required=True, type=user_path, metavar="FILE")
-    parser.add_argument("--member", type=int, metavar="K", help="which ticket of several, from 1")
+    parser.add_argument("--ticket", type=int, metavar="K", help="which ticket of several, from 1")
+    # Its earlier name.
+    parser.add_argument("--member", type=int, dest="ticket", help=argparse.SUPPRESS)
     parser.add_argument(
         "--data-dir", type=user_path_text, help="folder with the data, if it has moved"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of torch-export [cpu]"
+    )
     flags = parser.parse_strictly(arguments)
+    if any(argument.partition("=")[0] == "--member" for argument in arguments):
+        say_renamed("flags", "--member", "--ticket")
     if not flags.out.parent.is_dir():
         raise InputError(f"--out: there is no folder '{flags.out.parent}'; make it first")
     if flags.out.is_dir():
@@ -57,11 +64,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _chosen(tickets: Sequence[Ticket], flags: argparse.Namespace) -> Ticket:
-    if flags.member is None and len(tickets) > 1:
-        raise InputError(f"'{flags.run}' has {len(tickets)} tickets; choose one with --member")
-    number = 1 if flags.member is None else flags.member
+    if flags.ticket is None and len(tickets) > 1:
+        raise InputError(f"'{flags.run}' has {len(tickets)} tickets; choose one with --ticket")
+    number = 1 if flags.ticket is None else flags.ticket
     if not 1 <= number <= len(tickets):
-        raise InputError(f"--member must be from 1 to {len(tickets)}, found {number}")
+        raise InputError(f"--ticket must be from 1 to {len(tickets)}, found {number}")
     return tickets[number - 1]
 
 

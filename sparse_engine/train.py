@@ -1,9 +1,9 @@
 """Train a sparse network or an ensemble of tickets.
 
-python -m sparse_engine.train                                   EDST on handwritten digits
-python -m sparse_engine.train --method rigl --dataset cifar10 --data-dir DIR
-python -m sparse_engine.train --resume runs/edst-digits-1       continue a run
-python -m sparse_engine.train --method edst --dataset cifar10 --dry-run   what it would cost
+sparse-engine train                                   EDST on handwritten digits
+sparse-engine train --method rigl --dataset cifar10 --data-dir DIR
+sparse-engine train --resume runs/edst-digits-1       continue a run
+sparse-engine train --method edst --dataset cifar10 --dry-run   what it would cost
 
 The last line on stdout is one JSON object. Exit code 2 is for bad input, 1 for a failed run.
 """
@@ -26,15 +26,11 @@ NEEDS = ("training", "tqdm")
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command line `arguments`."""
-    flags = parse_flags(arguments, (__doc__ or "").splitlines()[0])
+    flags = parse_flags(arguments, (__doc__ or "").splitlines()[0], _decided)
     if "resume" in flags:
         _resume(flags)
         return
-    file = read_config_file(flags["config"]) if "config" in flags else {}
-    if file.get("densities") and set(BUDGET) & set(flags):
-        # Another budget: densities are decided anew, and with them the sparsity.
-        file = {k: v for k, v in file.items() if k not in ("densities", "sparsity")}
-    config = resolve(Config(**{**file, **flags}))
+    config = _decided(flags)
     if config.print_config:
         print(json.dumps(config.saved(), indent=2))
         return
@@ -48,6 +44,15 @@ def main(arguments: Sequence[str]) -> None:
         from sparse_engine.training import run
 
         run.train(config)
+
+
+def _decided(flags: dict[str, Any]) -> Config:
+    """Return the configuration of flags, and of the file that they may name, resolved."""
+    file = read_config_file(flags["config"]) if "config" in flags else {}
+    if file.get("densities") and set(BUDGET) & set(flags):
+        # Another budget: densities are decided anew, and with them the sparsity.
+        file = {k: v for k, v in file.items() if k not in ("densities", "sparsity")}
+    return resolve(Config(**{**file, **flags}))
 
 
 def _resume(flags: dict[str, Any]) -> None:

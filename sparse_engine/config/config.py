@@ -55,7 +55,7 @@ class Config:
     method: str = RUN.text("training method", "edst")
     out: str | None = RUN.text("run folder [runs/METHOD-DATASET-NUMBER]")
     resume: str | None = RUN.text("continue the run in this folder")
-    config: str | None = RUN.text("JSON file with settings; flags win over it")
+    config: str | None = RUN.text("a file, else a name in sparse-engine configs; flags win over it")
     dry_run: bool = RUN.switch("print the plan and train nothing")
     print_config: bool = RUN.switch("print all settings as JSON, as --config reads them, and stop")
     no_compare: bool = RUN.switch("do not time a training step against the dense network's")
@@ -157,9 +157,12 @@ class Config:
         "steps between topology updates [scales with the run]", least=1
     )
     drop: float | None = SPARSITY.number(
-        "share of active blocks an update replaces", above=0, most=1
+        "share of blocks an update replaces [methods set, rigl 0.3; else 0.5]", above=0, most=1
     )
-    drop_schedule: str | None = SPARSITY.option("of the drop rate", DROP_SCHEDULES)
+    drop_schedule: str | None = SPARSITY.option(
+        "of the drop rate [methods set, rigl, snfs, granet, imagenet cosine; else constant]",
+        DROP_SCHEDULES,
+    )
     stop: float | None = SPARSITY.number(
         "share of a phase that saves a ticket after which topology is fixed", above=0, most=1
     )
@@ -188,7 +191,7 @@ class Config:
     )
     workers: int = DATA.whole("loader processes (image folders)", 2, least=0)
     select: str = DATA.choice(
-        "tickets: the last epoch, or the best on a validation split", "last|validation"
+        "epoch that a ticket is of: the last, or the best on a validation split", "last|validation"
     )
     validation: float = DATA.number(
         "share of training data for --select validation", 0.1, above=0, most=0.5
@@ -197,7 +200,7 @@ class Config:
     model: str | None = MODEL.text("wrn28-10, resnet18, torchvision/NAME, ...")
     dropout: float = MODEL.number("dropout rate", 0.0, least=0, most=0.99)
 
-    members: int | None = ENSEMBLE.whole("tickets", least=1, most=1000)
+    members: int | None = ENSEMBLE.whole("networks of the ensemble", least=1, most=1000)
     escape: float | None = ENSEMBLE.number(
         "share replaced between two tickets [edst 0.8, sup-tickets 0.5]", above=0, most=1
     )

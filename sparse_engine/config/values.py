@@ -1,7 +1,6 @@
 """Settings from a JSON file or from flags, checked for type and limits. Imports no torch."""
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -9,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.config.config import FIELDS, PATHS
-from sparse_engine.errors import EARLIER_NAMES_GO_IN, InputError, nearest
+from sparse_engine.config.named import find_config
+from sparse_engine.errors import InputError, nearest, say_renamed
 from sparse_engine.paths import expanded
 
 # Settings of earlier versions, each with the value that every run has now: it is read, no other.
@@ -20,9 +20,10 @@ GONE = {
     "score": "l1",
     "fan_in": "free",
 }
-_LOG = logging.getLogger(__name__)
 # Settings by the names that earlier versions gave them: files and flags may still have these.
 EARLIER = {"regroup": "permute_channels"}
+# Settings by the names of DynamicSparsity's arguments: files and flags may have these as well.
+ARGUMENTS = {"rule": "topology", "interval": "update_interval", "schedule": "drop_schedule"}
 # Choices by the names that earlier versions gave them.
 EARLIER_CHOICES = {("backend", "gemm"): "native"}
 
@@ -51,30 +52,27 @@ def check_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     return checked
 
 
-def say_renamed(source: str, earlier: str, present: str) -> None:
-    """Log that something has another name now, and of flags that the earlier one will go.
-
-    Files of earlier versions are read by later ones too.
-    """
-    goes = f"; the earlier name goes in {EARLIER_NAMES_GO_IN}" if source == "flags" else ""
-    _LOG.warning("%s: %s is called %s now%s", source, earlier, present, goes)
-
-
 def present_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return settings by their present names.
 
     Raises:
         InputError: a setting is there by both of its names.
     """
-    for old, new in EARLIER.items():
-        if {old, new} <= values.keys():
-            raise InputError(f"{source}: {old} is the earlier name of {new}; leave it out")
-    return {EARLIER.get(name, name): value for name, value in values.items()}
+    for names, which in ((EARLIER, "the earlier"), (ARGUMENTS, "another")):
+        for other, own in names.items():
+            if {other, own} <= values.keys():
+                raise InputError(f"{source}: {other} is {which} name of {own}; leave it out")
+    present = EARLIER | ARGUMENTS
+    return {present.get(name, name): value for name, value in values.items()}
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Return the settings in a JSON file, checked; its key "paper" is ignored."""
-    values = read_json(path, "config file")
+    """Return the settings in a JSON file, checked; its key "paper" is ignored.
+
+    Args:
+        path: of a file, or the name of one of the package's (see named.py).
+    """
+    values = read_json(find_config(path), "config file")
     if not isinstance(values, dict):
         found = type(values).__name__
         raise InputError(f"config file '{path}' must hold one JSON object, found {found}")

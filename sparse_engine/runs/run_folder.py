@@ -162,7 +162,7 @@ class RunFolder:
         if not paths:
             raise InputError(
                 f"run '{self.path}' has no tickets yet (no member_K.pt); go on with "
-                f"python -m sparse_engine.train --resume {self.path}"
+                f"sparse-engine train --resume {self.path}"
             )
         return paths
 
@@ -224,8 +224,7 @@ class RunFolder:
             result = None
         if not isinstance(result, dict):
             raise InputError(
-                f"'{path}' is damaged; delete it, and `sparse_engine.train --resume` "
-                "writes it again"
+                f"'{path}' is damaged; delete it, and sparse-engine train --resume writes it again"
             )
         return result
 

@@ -71,11 +71,40 @@ class Densities:
         self.stored.append({name: ticket[f"{name}.values"].numel() for name in layers})
 
 
+@dataclass(frozen=True)
+class DenseNetwork:
+    """The network of a run with all of its weights, which its costs are set against.
+
+    model: on the meta device; test_flops, training_flops: forward FLOPs per image by layer;
+    one_network: those at test of one plain model, which a MIMO or a TreeNet is more than.
+    """
+
+    model: nn.Module
+    test_flops: Mapping[str, int]
+    training_flops: Mapping[str, float]
+    one_network: float
+
+
+def dense_network(config: Config, info: DatasetInfo) -> DenseNetwork:
+    """Return the dense network of a resolved configuration, counted."""
+    image = (info.channels, info.height, info.width)
+    with torch.device("meta"):
+        model = dense_model(config, info)
+        plain = None if is_plain(config) else plain_model(config, info)
+    test = dense_flops(model, image)
+    training = test
+    if plain or config.downsample_rate:
+        training = training_flops(model, image, config.downsample_rate, config.batch_size)
+    one = dense_flops(plain, image) if plain else test
+    return DenseNetwork(model, test, training, float(sum(one.values())))
+
+
 def run_costs(
     config: Config,
     info: DatasetInfo,
     phases: Sequence[Phase],
     densities: Densities | None = None,
+    dense: DenseNetwork | None = None,
 ) -> dict[str, Any]:
     """Return a run's costs.
 
@@ -85,6 +114,7 @@ def run_costs(
         phases: of build_phases.
         densities: what a run had. Without it they are planned: pruning then is taken to leave
             the layers the run's distribution, where in truth training decides.
+        dense: of dense_network, where it was counted before.
 
     Returns:
         train_flops; train_flops_ratio to a dense run of config.dense_epochs, which unless said are
@@ -93,13 +123,8 @@ def run_costs(
         lists of which blocks they are; `plans`, the layers of the last ticket; `layer_flops`,
         dense forward FLOPs by layer.
     """
-    with torch.device("meta"):
-        model = dense_model(config, info)
-        plain = None if is_plain(config) else plain_model(config, info)
-    image = (info.channels, info.height, info.width)
-    by_layer = dense_flops(model, image)
-    training = training_flops(model, image, config.downsample_rate, config.batch_size)
-    one_dense = float(sum((dense_flops(plain, image) if plain else by_layer).values()))
+    dense = dense or dense_network(config, info)
+    model, by_layer, training = dense.model, dense.test_flops, dense.training_flops
     full = plan_network(config, model, sparsity=0.0)
     densities = densities or planned_densities(config, model, phases)
     means = mean_densities(config, model, phases, densities)
@@ -120,8 +145,9 @@ def run_costs(
     stored = len(tickets) * parameters - sum(p.weights - p.stored for p in sparse)
     return {
         "train_flops": images,
-        "train_flops_ratio": images / (3 * one_dense * dense_images),
-        "test_flops_ratio": sum(forward_flops(by_layer, t) for t in densities.tickets) / one_dense,
+        "train_flops_ratio": images / (3 * dense.one_network * dense_images),
+        "test_flops_ratio": sum(forward_flops(by_layer, t) for t in densities.tickets)
+        / dense.one_network,
         "parameters": stored,
         "bytes": 4 * stored + sum(p.index_bytes for p in sparse),
         "plans": tickets[-1],

@@ -38,9 +38,7 @@ def _dry_run(config: Config, device: torch.device) -> None:
     data = _stored_data(config)
     info = dataset_info(config.dataset, None, config.preparation) if data is None else data.info
     config = resolve_budget(config, info, device)
-    train_size = info.train_size
-    if config.select == "validation":
-        train_size -= round(config.validation * train_size)
+    train_size = training_images(config, info)
     check_permutable(config, info)
     phases = plan_phases(config, train_size)
     costs = run_costs(config, info, phases)
@@ -72,6 +70,12 @@ def _dry_run(config: Config, device: torch.device) -> None:
         "steps_per_epoch": train_size // config.batch_size,
     }
     print_json({**result, **counts})
+
+
+def training_images(config: Config, info: DatasetInfo) -> int:
+    """Return how many images a run trains on: those that validation holds out are none of them."""
+    held_out = config.validation if config.select == "validation" else 0.0
+    return info.train_size - round(held_out * info.train_size)
 
 
 def _stored_data(config: Config) -> DataSet | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sparse_engine.installed import require
 from sparse_engine.layers.base import SparseLayer
@@ -25,18 +26,21 @@ class EpochLog:
         """Print a line on stderr for each epoch, if wanted, and write to a writer, if given."""
         self._with_line, self._writer = with_line, writer
 
-    def add(self, row: EpochRow, epochs: int, models: Sequence[nn.Module]) -> None:
+    def add(
+        self, row: EpochRow, epochs: int, seconds_left: float, models: Sequence[nn.Module]
+    ) -> None:
         """Tell of an epoch.
 
         Args:
             row: of metrics.csv.
             epochs: of the whole run.
+            seconds_left: of the whole run.
             models: the networks in training, whose blocks are drawn.
         """
         if self._with_line:
             print(
-                f"{row.phase}: epoch {row.epoch}/{epochs}, step {row.step}, loss "
-                f"{row.train_loss:.3f}, {row.split} accuracy {row.accuracy:.4f}",
+                f"{row.phase}: epoch {row.epoch}/{epochs}, step {row.step}, {in_words(row)}, "
+                f"{tqdm.format_interval(seconds_left)} left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -79,6 +83,11 @@ def epoch_log(kind: str, folder: Path, step: int, is_first: bool) -> Iterator[Ep
         yield EpochLog(with_line, writer)
     finally:
         writer.close()
+
+
+def in_words(row: EpochRow) -> str:
+    """Return how good the network is after an epoch, and on which split."""
+    return f"train loss {row.train_loss:.3f}, {row.split} accuracy {row.accuracy:.4f}"
 
 
 def check_log(kind: str) -> None:

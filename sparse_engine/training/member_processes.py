@@ -63,11 +63,13 @@ def train_members(
     Returns:
         What the whole run left; nothing in processes other than the first.
     """
-    for number in range(world.rank, len(phases), world.size):
+    mine, steps = range(world.rank, len(phases), world.size), [phase.steps for phase in phases]
+    for number in mine:
         with RunFolder.inside(folder, f"member-{number + 1}") as own:
             trainer = new_trainer(phases=[phases[number]], folder=own)
-            first = sum(phase.steps for phase in phases[:number])
-            trainer.begin_at(Progress(step=first, member=number - 1))
+            trainer.begin_at(Progress(step=sum(steps[:number]), member=number - 1))
+            trainer.steps_elsewhere = sum(steps) - steps[number]
+            trainer.steps_afterwards = sum(steps[other] for other in mine if other > number)
             restore(trainer)
             trainer.run()
     world.gather(None)

@@ -1,6 +1,7 @@
-"""Where a run is among its phases."""
+"""Where a run is among its phases, and how long it still takes."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +30,10 @@ class Progress:
     def phases_begun(self) -> int:
         """How many phases have begun, those that are over among them."""
         return self.phase + self.begun
+
+    def steps_of(self, phases: Sequence[Phase]) -> int:
+        """Return how many steps of these phases are made."""
+        return sum(phase.steps for phase in phases[: self.phase]) + self.phase_step
 
     def kept(self, phases: Sequence[Phase]) -> dict[str, tuple[str, ...]]:
         """Return what each of the states holds, by name, that the actions so far have kept."""
@@ -60,3 +65,19 @@ class Progress:
             demand(state[name] == value, f"progress.{name}", f"{value} there", state[name])
         seconds = state["train_seconds"]
         demand(0 <= seconds < math.inf, "progress.train_seconds", "a time", seconds)
+
+
+class TimeLeft:
+    """How long a run still takes, at the mean pace since this was made.
+
+    What is done between steps (evaluations, checkpoints) counts with them.
+    """
+
+    def __init__(self, done: int, total: int) -> None:
+        """Begin where `done` of `total` steps are made."""
+        self._first, self._total, self._began = done, total, time.perf_counter()
+
+    def seconds(self, done: int) -> float:
+        """Return the seconds for all steps that are left; one at least was made since the begin."""
+        pace = (time.perf_counter() - self._began) / (done - self._first)
+        return pace * (self._total - done)

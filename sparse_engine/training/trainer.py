@@ -17,17 +17,24 @@ from sparse_engine.methods.phase import Phase
 from sparse_engine.models.members import training_pair
 from sparse_engine.runs.epoch_rows import EpochRow
 from sparse_engine.training.downsampling import is_downsampled, some_smaller
-from sparse_engine.training.epoch_log import epoch_log
+from sparse_engine.training.epoch_log import epoch_log, in_words
 from sparse_engine.training.finite import broken_member, diagnose
 from sparse_engine.training.interrupts import CheckpointSchedule, StopSignals
+from sparse_engine.training.progress import TimeLeft
 from sparse_engine.training.state import state_of
 from sparse_engine.training.step import TrainingStep
 from sparse_engine.training.training_run import TrainingRun
+
+# How much of the whole run is done, its time left, and what the last epoch ended with.
+_BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
 
 
 class Trainer(TrainingRun):
     """Runs the phases of one configuration, epoch by epoch, with a checkpoint after each."""
 
+    # Steps of the run that other trainers make, and how many of them this process makes later.
+    steps_elsewhere: int = 0
+    steps_afterwards: int = 0
     _since: float | None = None
 
     def run(self) -> None:
@@ -38,11 +45,16 @@ class Trainer(TrainingRun):
             Stopped: a signal came; the checkpoint is of the last step made.
         """
         progress, self.schedule = self.progress, CheckpointSchedule(self.config.checkpoint_every)
-        total = sum(phase.steps for phase in self.phases)
+        done = progress.steps_of(self.phases)
+        total = sum(phase.steps for phase in self.phases) + self.steps_afterwards
+        self.time_left = TimeLeft(done, total)
         # None hides the bar where there is no terminal.
         hidden = None if self.world.is_first else True
         with (
-            tqdm(total=total, initial=progress.step, disable=hidden, unit="step") as bar,
+            # Without smoothing the time left is that of TimeLeft.
+            tqdm(
+                total=total, initial=done, disable=hidden, smoothing=0, bar_format=_BAR_FORMAT
+            ) as bar,
             StopSignals() as self.signals,
             epoch_log(
                 self.config.log, self.folder.path, progress.step, self.world.is_first
@@ -175,15 +187,17 @@ class Trainer(TrainingRun):
         self._fail_for(broken_member(self.network.members, predicted, last_batch, progress.step))
         self.accuracies[:] = [accuracy(*pair, log=True) for pair in predicted]
         mean = fmean(self.accuracies)
-        bar.set_postfix(loss=f"{self.mean_loss:.3f}", accuracy=f"{mean:.4f}")
         if phase.selects and self.split == "validation":
             self._keep_best()
         nll = fmean(negative_log_likelihood(*pair, log=True) for pair in predicted)
         row = self._row(phase, mean, nll)
         self.folder.add_row(row.texts())
         self.folder.add_block_rows(self.first_blocks.rows(progress.step, self.topology))
-        epochs = -(-sum(p.steps for p in self.phases) // self.loader.steps_per_epoch)
-        self.log.add(row, epochs, self.network.members)
+        bar.set_postfix_str(in_words(row))
+        steps = sum(phase.steps for phase in self.phases) + self.steps_elsewhere
+        epochs = -(-steps // self.loader.steps_per_epoch)
+        seconds_left = self.time_left.seconds(progress.steps_of(self.phases))
+        self.log.add(row, epochs, seconds_left, self.network.members)
         if progress.phase_step == phase.steps:
             for action in phase.end:
                 action(self)

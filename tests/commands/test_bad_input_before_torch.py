@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from refusals import assert_refused, command, files
 
+import sparse_engine
+
 TIMED = ["--distribution", "timed", "--time-budget"]
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -69,6 +71,7 @@ def make_run(name, **settings):
         (["--lr", "0"], "lr must be above 0, found 0"),
         (["--device", "gpu"], "device should be one of auto, cpu, cuda, found 'gpu'"),
         (["--config", "none.json"], "config file 'none.json' does not exist"),
+        (["--config", "freetickets/edst-m3-wrn28-10-cifar11"], "did you mean 'freetickets/edst-m3"),
         (["--config", "."], "config file '.' cannot be read"),
         (["--config", "text.json"], "config file 'text.json' is not JSON"),
         (["--config", "key.json"], "unknown setting 'epoch'; did you mean 'epochs'?"),
@@ -154,12 +157,45 @@ def test_evaluate_tells_before_torch_is_imported(arguments, message):
 
 
 @pytest.mark.usefixtures("no_torch")
-@pytest.mark.parametrize("module", ["train", "evaluate"])
-def test_help_needs_no_torch(module):
-    done = command(module, "--help")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["zzz"], "unknown command 'zzz'; there are train, evaluate, export, configs"),
+        (["--method", "rigl"], "name one first, as in sparse-engine train --method"),
+        (["train", "--epochs", "0"], "epochs must be at least 1, found 0"),
+        (["evaluate", "none"], "'none' is not a run folder"),
+        (["configs", "wrn28", "resnet"], "no configuration has 'wrn28 resnet' in its name"),
+    ],
+)
+def test_the_command_of_commands_tells_before_torch_is_imported(arguments, message):
+    assert_refused(message, "__main__", *arguments)
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "usage: sparse-engine [--help | --version] COMMAND [flags]"),
+        (["--help"], "usage: sparse-engine [--help | --version] COMMAND [flags]"),
+        (["--version"], f"sparse-engine {sparse_engine.__version__}"),
+        (["train", "--help"], "usage: sparse-engine train"),
+        (["evaluate", "--help"], "usage: sparse-engine evaluate"),
+        (["export", "--help"], "usage: sparse-engine export"),
+        (["configs", "--help"], "usage: sparse-engine configs"),
+    ],
+)
+def test_help_needs_no_torch(arguments, line):
+    done = command("__main__", *arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"python -m sparse_engine.{module}" in done.stdout
+    assert done.stdout.startswith(line)
     assert files() == {}
+
+
+def test_a_module_says_what_its_command_says():
+    printed = [command(*c, "--help").stdout for c in (("train",), ("__main__", "train"))]
+    assert printed[0] == printed[1]
+    assert printed[0]
 
 
 def test_the_check_for_torch_finds_it(no_torch):

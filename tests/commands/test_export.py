@@ -24,7 +24,7 @@ def run(tmp_path):
 def test_the_command(kind, run, tmp_path, capsys):
     wanted = make_run(tmp_path / "again")[1](images())
     out = tmp_path / "file"
-    export.main([str(run), "--member", "2", "--format", kind, "--out", str(out)])
+    export.main([str(run), "--ticket", "2", "--format", kind, "--out", str(out)])
     assert f"{run / 'member_2.pt'} as {kind}" in capsys.readouterr().out
     if kind == "safetensors":
         found = load_safetensors(out)
@@ -68,7 +68,7 @@ def test_the_command_takes_one_ticket(run, tmp_path):
     [
         (["{run}", "--out", "{out}"], "--format"),
         (["{run}", "--format", "zip", "--out", "{out}"], "invalid choice: 'zip'"),
-        (["{run}", "--format", "dense", "--out", "{out}"], "has 2 tickets; choose one with --mem"),
+        (["{run}", "--format", "dense", "--out", "{out}"], "has 2 tickets; choose one with --tick"),
         (["{run}", "--format", "dense", "--out", "{out}", "--member", "3"], "from 1 to 2, found 3"),
         (["{run}", "--format", "dense", "--out", "{out}", "--member", "0"], "from 1 to 2, found 0"),
         (["{run}", "--format", "dense", "--out", "{run}", "--member", "1"], "is a folder"),

@@ -1,10 +1,17 @@
 """Settings from flags, and the one line that every error is."""
 
+import inspect
+import re
+
 import pytest
 
+from sparse_engine import DynamicSparsity
 from sparse_engine.config.config import FIELDS
 from sparse_engine.config.flags import parse_flags, run_command
+from sparse_engine.config.help import USUAL
+from sparse_engine.config.values import ARGUMENTS, check_values
 from sparse_engine.errors import InputError, RunFailure, Stopped
+from sparse_engine.train import main as train
 
 NUMBERS = {n: f.metadata["kind"] for n, f in FIELDS.items() if f.metadata["kind"] in (int, float)}
 MAY_BE_ZERO = {
@@ -32,13 +39,55 @@ def test_flags_become_typed_settings():
     assert parse_flags([], "") == {}
 
 
-def test_help_shows_every_flag(capsys):
+def help_of(capsys, *arguments):
+    """Return what is printed for flags that ask for help."""
     with pytest.raises(SystemExit) as stop:
-        parse_flags(["--help"], "What it does.")
-    shown = capsys.readouterr().out
+        train(arguments)
     assert stop.value.code == 0
-    assert "What it does." in shown
-    assert all(flag(name) in shown for name in FIELDS)
+    return capsys.readouterr().out
+
+
+def flags_in(shown):
+    """Return the settings whose flags help has a line for."""
+    told = set(re.findall("^  --([a-z-]+)", shown, re.MULTILINE))
+    return {name for name in FIELDS if flag(name)[2:] in told}
+
+
+def test_help_has_two_levels(capsys):
+    usual, whole = help_of(capsys, "--help"), help_of(capsys, "--help-all")
+    assert usual.splitlines()[0] == "usage: sparse-engine train [flags]"
+    assert flags_in(usual) == set(USUAL)
+    assert len(USUAL) <= 24
+    assert f"All {len(FIELDS)}: sparse-engine train --help-all" in usual
+    assert flags_in(whole) == set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        ([], ["of --method edst on --dataset digits.", "in all, over all phases [72]"]),
+        (["--dataset", "cifar100"], ["--dataset cifar100.", "[450]", "[wrn28-10]", "[32x32]"]),
+        (["--dataset", "imagenet", "--method", "dense"], ["[torchvision/resnet50]", "[150]"]),
+        (["--config", "kd-tickets/kd-ticket-resnet56-cifar10"], ["--method kd-ticket", "[182]"]),
+        (["--method", "edts"], ["--method edst on", "with what was given: unknown method 'edts'"]),
+    ],
+)
+def test_help_shows_defaults_of_what_was_chosen(arguments, lines, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = help_of(capsys, "-h", *arguments)
+    assert [line for line in lines if line not in shown] == []
+    if "edts" not in arguments:
+        assert "with what was given" not in shown
+
+
+@pytest.mark.parametrize(("other", "name"), ARGUMENTS.items())
+def test_settings_by_the_names_of_arguments(other, name):
+    assert other in inspect.signature(DynamicSparsity).parameters
+    value = CHOICES[name][0] if name in CHOICES else 3
+    assert parse_flags([flag(other), str(value)], "") == {name: value}
+    assert check_values({other: value}, "file") == {name: value}
+    with pytest.raises(InputError, match=f"file: {other} is another name of {name}; leave it out"):
+        check_values({other: value, name: value}, "file")
 
 
 @pytest.mark.parametrize(

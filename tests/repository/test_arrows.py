@@ -32,8 +32,8 @@ FLOORS = {
         "runs",
         "evaluation",
         "training",
-        "train evaluate export earlier_names integrations",
-        "__init__",
+        "train evaluate export commands earlier_names integrations",
+        "__init__ __main__",
     ),
     "bench": ("report", "speed", "training ensemble kernels", "gpu", "study", "dev", "__init__"),
 }

@@ -1,25 +1,26 @@
-"""Every file in configs/ plans a run, and those of a paper's table cost what the paper says."""
+"""The papers' configurations: every one plans a run, which costs what its paper says."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from sparse_engine.commands import configs
+from sparse_engine.config.named import config_names, find_config
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.train import main
 
-ROOT = Path(__file__).parents[2] / "configs"
-FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.json"))
+NAMES = config_names()
 
 
 def dry_run(capsys, name, *flags):
-    main(["--config", str(ROOT / name), "--dry-run", "--device", "cpu", *flags])
+    main(["--config", name, "--dry-run", "--device", "cpu", *flags])
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_configuration_costs_what_its_paper_says(name, capsys):
-    settings = json.loads((ROOT / name).read_text())
+    settings = json.loads(find_config(name).read_text())
     found = dry_run(capsys, name)
     for key in ("method", "model", "dataset"):
         assert found[key] == settings[key]
@@ -36,7 +37,7 @@ def test_a_configuration_costs_what_its_paper_says(name, capsys):
 
 
 def test_the_tables_are_there():
-    rows = {Path(name).stem for name in FILES if name.startswith("freetickets/")}
+    rows = {Path(name).name for name in NAMES if name.startswith("freetickets/")}
     for dataset in ("cifar10", "cifar100"):
         for method in ("dense", "edst-m3", "edst-m7", "dst-m3", "static-m3", "ltr-m3", "pf-m3"):
             assert f"{method}-wrn28-10-{dataset}" in rows
@@ -46,10 +47,29 @@ def test_the_tables_are_there():
 
 @pytest.mark.parametrize("scale", [0.1, 0.5, 2])
 def test_a_scale_changes_lengths_and_no_ratio(scale, capsys):
-    name = "freetickets/edst-m3-wrn28-10-cifar10.json"
+    name = "freetickets/edst-m3-wrn28-10-cifar10"
     whole, found = dry_run(capsys, name), dry_run(capsys, name, "--scale", str(scale))
     assert found["epochs"] == round(scale * whole["epochs"])
     # Intervals in proportion keep the number of dense gradients, a larger share of fewer steps.
     assert found["train_flops"] == pytest.approx(scale * whole["train_flops"], rel=0.01)
     assert found["train_flops_ratio"] == pytest.approx(whole["train_flops_ratio"], rel=0.01)
     assert found["test_flops_ratio"] == whole["test_flops_ratio"]
+
+
+@pytest.mark.parametrize(
+    "words", [("edst-m", "cifar100"), pytest.param((), marks=pytest.mark.slow)]
+)
+def test_they_are_listed_with_what_a_dry_run_says(words, capsys):
+    configs.main(words)
+    heading, *rows = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert heading.split()[:5] == ["--config", "members", "epochs", "sparsity", "block"]
+    assert [row.split()[0] for row in rows] == [n for n in NAMES if all(w in n for w in words)]
+    for row in rows:
+        name, members, epochs, sparsity, block, *ratios = row.split()
+        found = dry_run(capsys, name)
+        assert (members, epochs) == (str(found["members"]), str(found["epochs"]))
+        assert (float(sparsity), block) == (
+            found["sparsity"],
+            found["block"] if found["sparsity"] else "-",
+        )
+        assert ratios == [f"{found[f'{of}_flops_ratio']:.2f}" for of in ("train", "test")]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sparse_engine import evaluate, export
+from sparse_engine.__main__ import run
+from sparse_engine.commands.configs import names_having
 from sparse_engine.config.config import FIELDS, Config
 from sparse_engine.config.flags import parse_flags
-from sparse_engine.config.values import EARLIER, GONE, read_config_file
+from sparse_engine.config.values import ARGUMENTS, EARLIER, GONE, read_config_file
 from sparse_engine.errors import InputError
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.methods.resolve import resolve
@@ -34,13 +35,13 @@ METHODS_PAGE = PAGES["docs/methods.md"]
 # Where a path that a page names may begin.
 STARTS = (
     *("", "sparse_engine", "kernels/sparse_kernels", "tests", "tests/helpers", "bench"),
-    *("bench/studies", "configs"),
+    *("bench/studies", "sparse_engine/configs"),
 )
 # What runs leave behind, and what commands in the pages write.
 WRITTEN = re.compile(
     r"(config|data|metrics|kernels|picks|edst|both|trainer_state)\.json|(metrics|blocks)\.csv|.*\.(pt|pt2|npz|safetensors|png)"
 )
-FLAGS_OF_OTHERS = {"--nproc-per-node", "--help"}
+FLAGS_OF_OTHERS = {"--nproc-per-node", "--help", "--help-all", "--version"}
 # Of files that another version wrote: nothing need be there any more.
 FIXTURES = {page for page in PAGES if page.startswith("tests/fixtures/")}
 OWN_NAMES = re.compile(r"`(sparse_(?:engine|kernels)(?:\.\w+)+)")
@@ -70,7 +71,7 @@ FLAGS_OF_BENCH = {module: flags for module, flags in sorted(flags_of_bench().ite
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page):
-    settings = {*FIELDS, *EARLIER, *(GONE if page == "CHANGELOG.md" else ())}
+    settings = {*FIELDS, *ARGUMENTS, *EARLIER, *(GONE if page == "CHANGELOG.md" else ())}
     known = {f"--{name.replace('_', '-')}" for name in settings} | FLAGS_OF_OTHERS
     for folder in ("sparse_engine", "bench", "docs", "examples"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -128,28 +129,28 @@ def test_modules_that_are_run_exist(page):
 
 
 def commands(page):
-    """Return the arguments of each of our commands in a page's indented lines, by module."""
+    """Return name and arguments of each of our commands in a page's indented lines."""
     text = PAGES[page].replace("\\\n", " ")
-    lines = re.findall(r"^ {4}(?:\w+=\w+ )*python -m (sparse_engine\.\w+)(.*)$", text, re.MULTILINE)
-    return [
-        (module, shlex.split(re.sub(r"[\[\]]", "", rest), comments=True)) for module, rest in lines
-    ]
+    lines = re.findall(r"^ {4}(?:\w+=\w+ )*sparse-engine (\w+)(.*)$", text, re.MULTILINE)
+    return [(name, shlex.split(re.sub(r"[\[\]]", "", rest), comments=True)) for name, rest in lines]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_commands_are_right(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for module, arguments in commands(page):
-        if module == "sparse_engine.train":
+    for name, arguments in commands(page):
+        if name == "train":
             flags = parse_flags(arguments, "")
             file = read_config_file(flags["config"]) if "config" in flags else {}
             if "resume" not in flags:
                 resolve(Config(**{**file, **flags}))
             continue
-        run = {"sparse_engine.evaluate": evaluate.main, "sparse_engine.export": export.main}[module]
+        if name == "configs":
+            assert names_having(arguments)
+            continue
         # All that is wrong is that there is no such run, or no package to draw with.
         with pytest.raises(InputError, match=r"is not a run folder|needs matplotlib"):
-            run(arguments)
+            run([name, *arguments])
 
 
 def test_every_method_has_its_command():

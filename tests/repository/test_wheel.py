@@ -1,5 +1,6 @@
 """The wheel that users install holds every package: it is built, unpacked and imported from."""
 
+import json
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def test_it_holds_every_file(unpacked):
         files = {
             path.relative_to(source)
             for path in (source / package).rglob("*")
-            if path.suffix in (".py", ".typed", ".cpp", ".h")
+            if path.suffix in (".py", ".typed", ".cpp", ".h", ".json")
         }
         assert files == {
             path.relative_to(unpacked) for path in (unpacked / package).rglob("*") if path.is_file()
@@ -47,13 +48,27 @@ def test_it_has_the_version_of_the_source(unpacked):
     assert f"\nVersion: {sparse_engine.__version__}\n" in facts.read_text(encoding="utf-8")
 
 
-def test_every_module_can_be_imported_from_it(unpacked, tmp_path):
+def run_from(unpacked, folder, *arguments):
+    """Return what Python prints in a folder where only the wheel's packages are found."""
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTS],
-        cwd=tmp_path,
+        [sys.executable, *arguments],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(unpacked)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == [str(unpacked / p / "__init__.py") for p in SOURCES]
+    return done.stdout
+
+
+def test_every_module_can_be_imported_from_it(unpacked, tmp_path):
+    files = run_from(unpacked, tmp_path, "-c", IMPORTS).split()
+    assert files == [str(unpacked / p / "__init__.py") for p in SOURCES]
+
+
+def test_it_has_the_command_and_the_papers_configurations(unpacked, tmp_path):
+    (entry_points,) = unpacked.glob("*.dist-info/entry_points.txt")
+    assert "sparse-engine = sparse_engine.__main__:main" in entry_points.read_text().splitlines()
+    name = "freetickets/edst-m3-wrn28-10-cifar10"
+    command = ("-m", "sparse_engine", "train", "--config", name, "--print-config")
+    assert json.loads(run_from(unpacked, tmp_path, *command))["model"] == "wrn28-10"
