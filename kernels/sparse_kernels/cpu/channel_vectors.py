@@ -57,12 +57,19 @@ def conv2d(
         ValueError: a size does not fit, or `index` names a block that is not there.
     """
     _check(x, sizes, "forward")
-    source, values, result = _adjacent(x), _ready(values), _to_write(y)
+    source, result = _adjacent(x), _to_write(y)
+    pairs = _in_pairs(source, sizes[5])
+    if pairs is None:
+        values = _ready(values)
+    else:
+        source, values = pairs, _paired(values)
+        sizes = (sizes[0], sizes[1] // 2, *sizes[2:5], sizes[5] // 2)
     bias = None if bias is None else _ready(bias)
     if bias is not None and bias.shape != (sizes[0],):
         raise ValueError(f"bias should be [{sizes[0]}], found {list(bias.shape)}")
     call = _call(source, result, index, values, sizes, geometry)
     call.bias = None if bias is None else bias.data_ptr()
+    call.pairs = int(pairs is not None)
     _run("channel_gather", call)
     return y if result is y else y.copy_(result)
 
@@ -72,10 +79,16 @@ def conv2d_input_grad(
 ) -> Tensor:
     """Return the input gradient [N, C, H, W] of dy [N, O, P, Q]; dx is as y of conv2d."""
     _check(grad, sizes, "input_grad")
-    source, values, result = _adjacent(grad), _transposed(_ready(values)), _to_write(dx)
+    source, result = _adjacent(grad), _to_write(dx)
+    pairs = _in_pairs(source, sizes[4])
     sides = (*sizes[:4], sizes[5], sizes[4])
-    call = _call(source, result, index, values, sides, geometry)
-    call.transposed = 1
+    if pairs is None:
+        values = _ready(values)
+    else:
+        source, values = pairs, values.contiguous().view(torch.float32)
+        sides = (sizes[0] // 2, *sides[1:5], sizes[4] // 2)
+    call = _call(source, result, index, _transposed(values), sides, geometry)
+    call.transposed, call.pairs = 1, int(pairs is not None)
     _run("channel_gather", call)
     return dx if result is dx else dx.copy_(result)
 
@@ -92,6 +105,7 @@ def conv2d_weight_grad(
     dvalues = torch.zeros(count_slots(index), *sides)
     call = _call(source, result, index, None, sizes, geometry)
     call.gradient, call.swapped = dvalues.data_ptr(), int(swapped)
+    call.pairs = int(_has_pairs(x.dtype))
     _run("channel_sums", call)
     return (dvalues.transpose(1, 2).contiguous() if swapped else dvalues).to(x.dtype)
 
@@ -116,7 +130,7 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("slots", "taps_h", "taps_w")),
         *((name, ctypes.c_int64) for name in ("result_block", "source_block")),
         *((name, ctypes.c_int64 * 2) for name in ("stride", "padding", "dilation")),
-        *((name, ctypes.c_int64) for name in ("transposed", "swapped", "threads")),
+        *((name, ctypes.c_int64) for name in ("transposed", "swapped", "pairs", "threads")),
     ]
 
 
@@ -142,6 +156,34 @@ def _to_write(y: Tensor) -> Tensor:
     if y.shape[1] == 1 or y.stride(1) == 1:
         return y
     return torch.empty_like(y, memory_format=torch.channels_last)
+
+
+def _has_pairs(dtype: torch.dtype) -> bool:
+    """Return whether this processor multiplies pairs of a data type."""
+    return dtype == torch.bfloat16 and bool(_library().channel_pairs())
+
+
+def _in_pairs(x: Tensor, block: int) -> Tensor | None:
+    """View channels of images [N, C, H, W] as pairs, [N, C / 2, H, W]; None where that is not to be.
+
+    block: channels that are summed over together.
+    """
+    pixels = x.permute(0, 2, 3, 1)
+    steps = (*pixels.stride()[:-1], pixels.storage_offset(), block, pixels.shape[-1])
+    if not _has_pairs(x.dtype) or any(step % 2 for step in steps):
+        return None
+    return pixels.view(torch.float32).permute(0, 3, 1, 2)
+
+
+def _paired(values: Tensor) -> Tensor:
+    """Return pairs [Z, BC / 2, BO] of the rows of bf16 values [Z, BC, BO]."""
+    values = values.contiguous()
+    z, bc, bo = values.shape
+    result = values.new_empty((z, bc // 2, bo), dtype=torch.float32)
+    sizes = [ctypes.c_int64(n) for n in (z * bc // 2, bo, torch.get_num_threads())]
+    pointers = (ctypes.c_void_p(t.data_ptr()) for t in (values, result))
+    _library().channel_pair_rows(*pointers, *sizes)
+    return result
 
 
 def _transposed(values: Tensor) -> Tensor:

@@ -1,0 +1,40 @@
+// What is multiplied and added at a time: fp32 numbers, or pairs of bf16 ones where the processor
+// has an instruction for them.
+//
+// A cell is four bytes of a panel or of values: an fp32 number, or two bf16 numbers, which follow
+// each other along the dimension that is summed over.
+#pragma once
+#include "vectors.h"
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+struct Singles {
+  typedef Vector Cells;
+  static Cells load_cells(const float* from) { return load(from); }
+  static Cells broadcast_cell(const float* from) { return broadcast(*from); }
+  static Vector add(Vector sum, Cells a, Cells b) { return sum + a * b; }
+};
+
+// The first of two bf16 numbers is the lower half of a cell.
+static inline Vector pairs_of(Vector first, Vector second) { return as_numbers(as_bits(first) >> 16 | as_bits(second)); }
+
+#if defined(__AVX512BF16__)
+constexpr bool HAS_PAIRS = true;
+// Products are exact, subnormal numbers zero.
+struct Pairs {
+  typedef Bits Cells;
+  static Cells load_cells(const float* from) { return as_bits(load(from)); }
+  static Cells broadcast_cell(const float* from) {
+    uint32_t cell;
+    std::memcpy(&cell, from, sizeof cell);
+    return Bits{} + cell;
+  }
+  static Vector add(Vector sum, Cells a, Cells b) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+};
+#else
+constexpr bool HAS_PAIRS = false;
+typedef Singles Pairs;
+#endif
