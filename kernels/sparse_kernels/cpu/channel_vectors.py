@@ -2,7 +2,8 @@
 
 Activations have adjacent channels (channels_last, "rows", matrices); others are copied once. The
 C++ is in source/channel_*.cpp; sums are in fp32, and equal bit for bit in any number of threads.
-Activations of 16 bits are converted as they are read and written, values before.
+Activations of 16 bits are converted as they are read and written, values before; where the processor
+has an instruction for pairs of bf16, these are multiplied as they are (source/products.h).
 What a pass makes vectors of has blocks that are a multiple of 16 wide: BO for the forward pass, BC
 for the input gradient, one of them for the weight gradient; `supports` says so.
 """
@@ -24,6 +25,11 @@ Index = Sequence[Tensor]
 # Every vector width divides it.
 MULTIPLE = 16
 PASSES = ("forward", "input_grad", "weight_grad")
+
+
+def multiplies_pairs(dtype: torch.dtype) -> bool:
+    """Return whether two numbers of a data type are multiplied at a time: an instruction for bf16."""
+    return dtype == torch.bfloat16 and bool(_library().channel_pairs())
 
 
 def supports(sizes: Ints, pass_name: str) -> bool:
@@ -58,18 +64,16 @@ def conv2d(
     """
     _check(x, sizes, "forward")
     source, result = _adjacent(x), _to_write(y)
-    pairs = _in_pairs(source, sizes[5])
-    if pairs is None:
-        values = _ready(values)
-    else:
-        source, values = pairs, _paired(values)
-        sizes = (sizes[0], sizes[1] // 2, *sizes[2:5], sizes[5] // 2)
+    pairs = _come_in_pairs(source, values, sizes[5])
+    if pairs:
+        source, values, sizes = _as_pairs(source), _rows_in_pairs(values), _halved(sizes, 1, 5)
+    values = _ready(values)
     bias = None if bias is None else _ready(bias)
     if bias is not None and bias.shape != (sizes[0],):
         raise ValueError(f"bias should be [{sizes[0]}], found {list(bias.shape)}")
     call = _call(source, result, index, values, sizes, geometry)
     call.bias = None if bias is None else bias.data_ptr()
-    call.pairs = int(pairs is not None)
+    call.pairs = int(pairs)
     _run("channel_gather", call)
     return y if result is y else y.copy_(result)
 
@@ -80,15 +84,14 @@ def conv2d_input_grad(
     """Return the input gradient [N, C, H, W] of dy [N, O, P, Q]; dx is as y of conv2d."""
     _check(grad, sizes, "input_grad")
     source, result = _adjacent(grad), _to_write(dx)
-    pairs = _in_pairs(source, sizes[4])
     sides = (*sizes[:4], sizes[5], sizes[4])
-    if pairs is None:
-        values = _ready(values)
-    else:
-        source, values = pairs, values.contiguous().view(torch.float32)
-        sides = (sizes[0] // 2, *sides[1:5], sizes[4] // 2)
-    call = _call(source, result, index, _transposed(values), sides, geometry)
-    call.transposed, call.pairs = 1, int(pairs is not None)
+    pairs = _come_in_pairs(source, values, sizes[4])
+    if pairs:
+        values = values.contiguous().view(torch.float32)
+        source, sides = _as_pairs(source), _halved(sides, 0, 5)
+    values = _transposed(_ready(values))
+    call = _call(source, result, index, values, sides, geometry)
+    call.transposed, call.pairs = 1, int(pairs)
     _run("channel_gather", call)
     return dx if result is dx else dx.copy_(result)
 
@@ -105,7 +108,7 @@ def conv2d_weight_grad(
     dvalues = torch.zeros(count_slots(index), *sides)
     call = _call(source, result, index, None, sizes, geometry)
     call.gradient, call.swapped = dvalues.data_ptr(), int(swapped)
-    call.pairs = int(_has_pairs(x.dtype))
+    call.pairs = int(multiplies_pairs(x.dtype))
     _run("channel_sums", call)
     return (dvalues.transpose(1, 2).contiguous() if swapped else dvalues).to(x.dtype)
 
@@ -158,41 +161,45 @@ def _to_write(y: Tensor) -> Tensor:
     return torch.empty_like(y, memory_format=torch.channels_last)
 
 
-def _has_pairs(dtype: torch.dtype) -> bool:
-    """Return whether this processor multiplies pairs of a data type."""
-    return dtype == torch.bfloat16 and bool(_library().channel_pairs())
+def _come_in_pairs(x: Tensor, values: Tensor, block: int) -> bool:
+    """Return whether channels, which are summed over in blocks, can be multiplied two at a time.
 
-
-def _in_pairs(x: Tensor, block: int) -> Tensor | None:
-    """View channels of images [N, C, H, W] as pairs, [N, C / 2, H, W]; None where that is not to be.
-
-    block: channels that are summed over together.
+    A pair is read as one number of 32 bits, whose address is a multiple of its size.
     """
-    pixels = x.permute(0, 2, 3, 1)
-    steps = (*pixels.stride()[:-1], pixels.storage_offset(), block, pixels.shape[-1])
-    if not _has_pairs(x.dtype) or any(step % 2 for step in steps):
-        return None
-    return pixels.view(torch.float32).permute(0, 3, 1, 2)
+    counts = (block, x.shape[1], x.storage_offset(), *(x.stride(d) for d in (0, 2, 3)))
+    is_even = not any(count % 2 for count in counts)
+    return is_even and multiplies_pairs(x.dtype) and values.dtype == x.dtype
 
 
-def _paired(values: Tensor) -> Tensor:
+def _as_pairs(x: Tensor) -> Tensor:
+    """View bf16 images [N, C, H, W] as pairs of channels [N, C / 2, H, W]."""
+    return x.permute(0, 2, 3, 1).view(torch.float32).permute(0, 3, 1, 2)
+
+
+def _rows_in_pairs(values: Tensor) -> Tensor:
     """Return pairs [Z, BC / 2, BO] of the rows of bf16 values [Z, BC, BO]."""
-    values = values.contiguous()
-    z, bc, bo = values.shape
-    result = values.new_empty((z, bc // 2, bo), dtype=torch.float32)
-    sizes = [ctypes.c_int64(n) for n in (z * bc // 2, bo, torch.get_num_threads())]
-    pointers = (ctypes.c_void_p(t.data_ptr()) for t in (values, result))
-    _library().channel_pair_rows(*pointers, *sizes)
+    slots, bc, bo = values.shape
+    result = values.new_empty((slots, bc // 2, bo), dtype=torch.float32)
+    _rewrite("channel_pair_rows", values.contiguous(), result, result.numel() // bo, bo)
     return result
+
+
+def _halved(sizes: Ints, *places: int) -> Ints:
+    return [n // 2 if place in places else n for place, n in enumerate(sizes)]
 
 
 def _transposed(values: Tensor) -> Tensor:
     """Return values [Z, BO, BC] of [Z, BC, BO]."""
     result = torch.empty_like(values.mT, memory_format=torch.contiguous_format)
-    sizes = [ctypes.c_int64(n) for n in (*values.shape, torch.get_num_threads())]
-    pointers = (ctypes.c_void_p(t.data_ptr()) for t in (values, result))
-    _library().channel_transpose(*pointers, *sizes)
+    _rewrite("channel_transpose", values, result, *values.shape)
     return result
+
+
+def _rewrite(name: str, values: Tensor, result: Tensor, *sizes: int) -> None:
+    """Call a function of channel_values.cpp."""
+    numbers = map(ctypes.c_int64, (*sizes, torch.get_num_threads()))
+    pointers = (ctypes.c_void_p(t.data_ptr()) for t in (values, result))
+    getattr(_library(), name)(*pointers, *numbers)
 
 
 def _images(x: Tensor) -> _Images:
