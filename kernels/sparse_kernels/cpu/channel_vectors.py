@@ -2,8 +2,8 @@
 
 Activations have adjacent channels (channels_last, "rows", matrices); others are copied once. The
 C++ is in source/channel_*.cpp; sums are in fp32, and equal bit for bit in any number of threads.
-Activations of 16 bits are converted as they are read and written, values before; where the processor
-has an instruction for pairs of bf16, these are multiplied as they are (source/products.h).
+Activations of 16 bits are converted as they are read and written, values before; bf16 ones are
+multiplied in pairs, unconverted, where the processor has an instruction for it (source/products.h).
 What a pass makes vectors of has blocks that are a multiple of 16 wide: BO for the forward pass, BC
 for the input gradient, one of them for the weight gradient; `supports` says so.
 """
@@ -28,7 +28,7 @@ PASSES = ("forward", "input_grad", "weight_grad")
 
 
 def multiplies_pairs(dtype: torch.dtype) -> bool:
-    """Return whether two numbers of a data type are multiplied at a time: an instruction for bf16."""
+    """Return whether numbers of a type are multiplied two at a time: bf16, on some processors."""
     return dtype == torch.bfloat16 and bool(_library().channel_pairs())
 
 
@@ -62,7 +62,7 @@ def conv2d(
         NotImplementedError: `supports` says no, or the data type is another.
         ValueError: a size does not fit, or `index` names a block that is not there.
     """
-    _check(x, sizes, "forward")
+    _check("forward", x, y, index, values, sizes)
     source, result = _adjacent(x), _to_write(y)
     pairs = _come_in_pairs(source, values, sizes[5])
     if pairs:
@@ -82,7 +82,7 @@ def conv2d_input_grad(
     grad: Tensor, values: Tensor, dx: Tensor, index: Index, sizes: Ints, geometry: Sequence[Ints]
 ) -> Tensor:
     """Return the input gradient [N, C, H, W] of dy [N, O, P, Q]; dx is as y of conv2d."""
-    _check(grad, sizes, "input_grad")
+    _check("input_grad", grad, dx, index, values, sizes)
     source, result = _adjacent(grad), _to_write(dx)
     sides = (*sizes[:4], sizes[5], sizes[4])
     pairs = _come_in_pairs(source, values, sizes[4])
@@ -100,7 +100,7 @@ def conv2d_weight_grad(
     x: Tensor, grad: Tensor, index: Index, sizes: Ints, geometry: Sequence[Ints]
 ) -> Tensor:
     """Return dvalues [Z, BC, BO]; zero in unused slots and outside the weight."""
-    _check(x, sizes, "weight_grad")
+    _check("weight_grad", x, grad, index, None, sizes)
     source, result = _adjacent(x), _adjacent(grad)
     bo, bc = sizes[4:]
     swapped = bo % MULTIPLE != 0
@@ -108,7 +108,7 @@ def conv2d_weight_grad(
     dvalues = torch.zeros(count_slots(index), *sides)
     call = _call(source, result, index, None, sizes, geometry)
     call.gradient, call.swapped = dvalues.data_ptr(), int(swapped)
-    call.pairs = int(multiplies_pairs(x.dtype))
+    call.pairs = int(multiplies_pairs(x.dtype) and grad.dtype == x.dtype)
     _run("channel_sums", call)
     return (dvalues.transpose(1, 2).contiguous() if swapped else dvalues).to(x.dtype)
 
@@ -137,11 +137,14 @@ class _Call(ctypes.Structure):
     ]
 
 
-def _check(x: Tensor, sizes: Ints, pass_name: str) -> None:
+def _check(
+    pass_name: str, x: Tensor, y: Tensor, index: Index, values: Tensor | None, sizes: Ints
+) -> None:
     if not supports(sizes, pass_name):
         raise NotImplementedError(f"{pass_name} has no vectors over channels in blocks {sizes[4:]}")
     if x.dtype not in TYPES:
         raise NotImplementedError(f"native kernels are for fp32, fp16 and bf16, found {x.dtype}")
+    _check_shapes(x, y, index, values, sizes)
 
 
 def _ready(t: Tensor) -> Tensor:
@@ -166,14 +169,20 @@ def _come_in_pairs(x: Tensor, values: Tensor, block: int) -> bool:
 
     A pair is read as one number of 32 bits, whose address is a multiple of its size.
     """
-    counts = (block, x.shape[1], x.storage_offset(), *(x.stride(d) for d in (0, 2, 3)))
-    is_even = not any(count % 2 for count in counts)
+    places = x.storage_offset(), *_steps(x), values.storage_offset()
+    is_even = not any(n % 2 for n in (block, x.shape[1], *places))
     return is_even and multiplies_pairs(x.dtype) and values.dtype == x.dtype
 
 
 def _as_pairs(x: Tensor) -> Tensor:
     """View bf16 images [N, C, H, W] as pairs of channels [N, C / 2, H, W]."""
-    return x.permute(0, 2, 3, 1).view(torch.float32).permute(0, 3, 1, 2)
+    pixels = x.as_strided([x.shape[d] for d in (0, 2, 3, 1)], [*_steps(x), 1])
+    return pixels.view(torch.float32).permute(0, 3, 1, 2)
+
+
+def _steps(x: Tensor) -> list[int]:
+    """Return the numbers from an image, a row, a pixel to the next one; 0 where is none."""
+    return [x.stride(d) if x.shape[d] > 1 else 0 for d in (0, 2, 3)]
 
 
 def _rows_in_pairs(values: Tensor) -> Tensor:
@@ -217,7 +226,6 @@ def _call(
     geometry: Sequence[Ints],
 ) -> _Call:
     """Describe a call; sizes has the block along the result first, then along the source."""
-    _check_shapes(sources, results, index, values, sizes)
     call = _Call(sources=_images(sources), results=_images(results))
     call.values = None if values is None else values.data_ptr()
     call.ids, call.slots = adjacent_ids(index).data_ptr(), count_slots(index)

@@ -1,6 +1,7 @@
 """Native kernels with vectors over channels, against the dense operator in float64."""
 
 import ctypes
+import math
 import os
 import platform
 import subprocess
@@ -96,17 +97,21 @@ def test_rows_longer_than_a_chunk():
         check(draw_convolution(seed, (16, 32), most_channels=40, longest=(3, 3000)))
 
 
-def test_tensors_of_other_sizes_are_refused():
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_tensors_of_other_sizes_are_refused(dtype):
     layout = BlockLayout((32, 32, 3, 3), (16, 16), torch.arange(9))
     x, values, sizes = torch.randn(1, 32, 4, 4), torch.randn(9, 16, 16), layout.sizes()
     lists = layout.tensors()
     for operands in (
         (x[:, :16], values, None, x, lists),
         (x, values[:8], None, x, lists),
+        (x, torch.randn(9, 17, 16), None, x, lists),
+        (torch.randn(1, 33, 4, 4), values, None, x, lists),
         (x, values, torch.zeros(31), x, lists),
         (x, values, None, x, [t[:-1] for t in lists]),
         (x, values, None, x, [t.long() for t in lists]),
     ):
+        operands = [t.to(dtype) if torch.is_tensor(t) else t for t in operands]
         with pytest.raises(ValueError, match="found"):
             native.conv2d(*operands, sizes, UNIT)
 
@@ -124,24 +129,24 @@ def test_pairs_of_bf16_are_multiplied_wherever_they_can_be(monkeypatch):
     taken, run = [], native._run
     monkeypatch.setattr(native, "_run", lambda n, call: (taken.append(call.pairs), run(n, call)))
 
-    def pairs(channels, block=(16, 16), dtype=BF16, offset=0):
-        layout = BlockLayout((*channels, 3, 3), block, torch.arange(3))
-        memory = torch.randn(offset + 25 * channels[1], dtype=dtype)
-        x = memory[offset:].view(1, 5, 5, channels[1]).permute(0, 3, 1, 2)
-        values = torch.randn(3, *block[::-1], dtype=dtype)
-        grad = torch.randn(1, channels[0], 5, 5, dtype=dtype)
-        grad = grad.contiguous(memory_format=torch.channels_last)
+    def pairs(channels, dtype=BF16, size=5, offsets=(0, 0)):
+        layout = BlockLayout((*channels, 3, 3), (16, 16), torch.arange(3))
+        memory = [torch.randn(offset + 8192, dtype=dtype)[offset:] for offset in (*offsets, 0)]
+        shapes = [(1, size, size, channels[1]), (3, 16, 16), (1, size, size, channels[0])]
+        x, values, grad = (m[: math.prod(s)].view(s) for m, s in zip(memory, shapes))
+        x, grad = (t.permute(0, 3, 1, 2) for t in (x, grad))
         rest = layout.tensors(), layout.sizes(), UNIT
         taken.clear()
         native.conv2d(x, values, None, torch.empty_like(grad), *rest)
         native.conv2d_input_grad(grad, values, torch.empty_like(x), *rest)
         native.conv2d_weight_grad(x, grad, *rest)
-        return taken
+        return taken.copy()
 
-    assert pairs((32, 32)) == pairs((30, 22)) == [1, 1, 1]
+    assert pairs((32, 32)) == pairs((30, 22)) == pairs((32, 32), size=1) == [1, 1, 1]
     assert pairs((31, 22)) == [1, 0, 1]
-    assert pairs((32, 21)) == pairs((32, 32), offset=3) == [0, 1, 1]
-    assert pairs((32, 32), dtype=torch.float16) == pairs((32, 32), dtype=torch.float32) == [0, 0, 0]
+    assert pairs((32, 21)) == pairs((32, 32), offsets=(3, 0)) == [0, 1, 1]
+    assert pairs((32, 32), offsets=(0, 3)) == [0, 0, 1]
+    assert pairs((32, 32), torch.float16) == pairs((32, 32), torch.float32) == [0, 0, 0]
 
 
 @pytest.mark.slow
