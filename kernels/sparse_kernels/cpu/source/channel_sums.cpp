@@ -122,8 +122,9 @@ struct Meetings {
     }
     return next;
   }
-  // Of a last one without another the pair holds a zero on one side at least: past the image's edge
-  // or the row's end.
+  // Each pixel takes the next one along, which the other's partner is. Where the last has none, one
+  // of the two pairs holds a zero in its place (past the image's edge or the row's end): what it is
+  // multiplied with counts for nothing, if it is finite.
   static Meeting* add_pairs(int64_t line, const int32_t* columns, int64_t result, int64_t pitch, int64_t count, Meeting* next) {
     for (int64_t i = 0; i < count; i++) {
       if (columns[i] < 0) continue;

@@ -23,9 +23,9 @@ struct Lists {
 };
 
 // What Python says. sources and results are x and y of the forward pass, dy and dx of the input
-// gradient (transposed = 1), x and dy of the weight gradient. Where pairs = 1, cells of products.h are
-// pairs: sources and values come as such, as if they were fp32; of the weight gradient both images
-// are bf16, and it is pixels that are paired.
+// gradient (transposed = 1), x and dy of the weight gradient. Where pairs = 1, pairs of bf16 numbers
+// are multiplied (products.h): of channels, whose pairs sources and values hold as if they were fp32;
+// in the weight gradient of pixels, which are paired here.
 struct Request {
   Images sources, results;
   const float *values, *bias;
@@ -90,8 +90,8 @@ float* scratch(int which, int64_t floats);
 class Panels {
  public:
   // block: channels that are read together; a panel holds one block, or several narrow ones.
-  // partner: 0, or how many columns after a pixel the other one of its pair lies; then cells hold
-  // bf16 numbers of both, and zeros where there is no other one.
+  // partner: 0, or after how many columns the other pixel of a pair lies; then copies hold pairs,
+  // with zeros where there is no other pixel.
   Panels(const Images& images, int64_t block, int which, int64_t partner = 0);
   // Says that a block will be read; panels of which none is are left empty.
   void use(int64_t b) { used_[b / blocks_] = 1; }

@@ -1,8 +1,8 @@
 // What is multiplied and added at a time: fp32 numbers, or pairs of bf16 ones where the processor
 // has an instruction for them.
 //
-// A cell is four bytes of a panel or of values: an fp32 number, or two bf16 numbers, which follow
-// each other along the dimension that is summed over.
+// A cell is four bytes of a panel or of values: an fp32 number, or two bf16 numbers that are summed
+// over: of two channels, or in the weight gradient of two pixels. The first is the lower half.
 #pragma once
 #include "vectors.h"
 #if defined(__AVX512BF16__)
@@ -16,12 +16,12 @@ struct Singles {
   static Vector add(Vector sum, Cells a, Cells b) { return sum + a * b; }
 };
 
-// The first of two bf16 numbers is the lower half of a cell.
+// Cells of bf16 numbers, which come in fp32.
 static inline Vector pairs_of(Vector first, Vector second) { return as_numbers(as_bits(first) >> 16 | as_bits(second)); }
 
 #if defined(__AVX512BF16__)
 constexpr bool HAS_PAIRS = true;
-// Products are exact, subnormal numbers zero.
+// Products are exact, sums in fp32; subnormal numbers count as zero.
 struct Pairs {
   typedef Bits Cells;
   static Cells load_cells(const float* from) { return as_bits(load(from)); }
