@@ -30,7 +30,7 @@ LARGEST_RATIO = 0.9
 # 35 to 70 times.
 SPEED, SPEED_WITHOUT = {torch.bfloat16: 2.0}, {torch.bfloat16: 0.25, torch.float16: 0.03}
 # That of the native kernels where they multiply pairs of bf16: the median of 84 layers, blocks and
-# densities, a quarter of which gained less than 1.6.
+# densities on a Zen 4, a quarter of which gained less than 1.6. With AMX not measured, so 1.
 PAIRS_SPEED = 1.65
 
 
@@ -89,9 +89,10 @@ def library_speed(dtype: torch.dtype) -> float:
 
 def native_speed(dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
     """Return how fast the native kernels multiply a data type, over fp32."""
-    has_pairs = dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+    cpu = torch.cpu
+    has_pairs = cpu._is_avx512_bf16_supported() and not cpu._is_amx_tile_supported()
     is_wide = min(sizes[4:]) >= WIDE and min(sizes[:2]) > FEW_CHANNELS
-    return PAIRS_SPEED if has_pairs and is_wide else 1.0
+    return PAIRS_SPEED if dtype == torch.bfloat16 and has_pairs and is_wide else 1.0
 
 
 # By the block's smaller side; a GPU generation without a row of its own has the nearest older one.

@@ -55,6 +55,7 @@ def test_bf16_is_expected_to_save_as_much_where_it_is_multiplied_in_pairs(monkey
 
     single, half = torch.float32, torch.bfloat16
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert expected(single) < expected(half) < 1.3 * expected(single)
     for other in ({"block": 8}, {"channels": 32}):  # by vectors over pixels, in fp32
