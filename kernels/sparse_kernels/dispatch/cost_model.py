@@ -12,7 +12,8 @@ import platform
 
 import torch
 
-from sparse_kernels.cpu.native import FEW_CHANNELS
+from sparse_kernels.cpu.channel_vectors import PASSES
+from sparse_kernels.cpu.native import runs_over_channels
 from sparse_kernels.measurements import Measurements, timings
 
 # By the narrower side of a block.
@@ -91,8 +92,9 @@ def native_speed(dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
     """Return how fast the native kernels multiply a data type, over fp32."""
     cpu = torch.cpu
     has_pairs = cpu._is_avx512_bf16_supported() and not cpu._is_amx_tile_supported()
-    is_wide = min(sizes[4:]) >= WIDE and min(sizes[:2]) > FEW_CHANNELS
-    return PAIRS_SPEED if dtype == torch.bfloat16 and has_pairs and is_wide else 1.0
+    if dtype != torch.bfloat16 or not has_pairs:
+        return 1.0
+    return PAIRS_SPEED if all(runs_over_channels(name, sizes) for name in PASSES) else 1.0
 
 
 # By the block's smaller side; a GPU generation without a row of its own has the nearest older one.

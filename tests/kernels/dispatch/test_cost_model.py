@@ -58,5 +58,5 @@ def test_bf16_is_expected_to_save_as_much_where_it_is_multiplied_in_pairs(monkey
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert expected(single) < expected(half) < 1.3 * expected(single)
-    for other in ({"block": 8}, {"channels": 32}):  # by vectors over pixels, in fp32
+    for other in ({"block": 8}, {"block": 16, "channels": 32}):  # by vectors over pixels, in fp32
         assert expected(half, **other) == pytest.approx(2 * expected(single, **other))
