@@ -1,6 +1,5 @@
 // Which pixels meet under which tap, and copies of them in panels (channel_vectors.h).
 #include "channel_vectors.h"
-#include "products.h"
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

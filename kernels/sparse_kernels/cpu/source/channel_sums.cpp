@@ -202,6 +202,9 @@ void sum_entries(const Call& call, const Grid& grid, const Entry* first, const E
 }
 }  // namespace
 
+// Whether products of pairs are to be had (products.h).
+extern "C" int channel_pairs() { return HAS_PAIRS; }
+
 // Adds to call.gradient [slots, source_block, result_block], zero before; where call.swapped, to
 // [slots, result_block, source_block].
 extern "C" int channel_sums(const Request* request) {

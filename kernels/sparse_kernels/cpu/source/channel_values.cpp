@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <utility>
 #include "channel_vectors.h"
-#include "products.h"
 #include "threads.h"
 
 namespace {
@@ -63,9 +62,6 @@ extern "C" void channel_transpose(const float* values, float* result, int64_t sl
     }
   });
 }
-
-// Whether products of pairs are to be had (products.h).
-extern "C" int channel_pairs() { return HAS_PAIRS; }
 
 // bf16 values [rows, 2, width] -> pairs [rows, width]; width is a multiple of LANES.
 extern "C" void channel_pair_rows(const char* values, float* result, int64_t rows, int64_t width, int64_t threads) {

@@ -2,7 +2,7 @@
 // has an instruction for them.
 //
 // A cell is four bytes of a panel or of values: an fp32 number, or two bf16 numbers that are summed
-// over: of two channels, or in the weight gradient of two pixels. The first is the lower half.
+// over (pairs_of): of two channels, or in the weight gradient of two pixels.
 #pragma once
 #include "vectors.h"
 #if defined(__AVX512BF16__)
@@ -15,9 +15,6 @@ struct Singles {
   static Cells broadcast_cell(const float* from) { return broadcast(*from); }
   static Vector add(Vector sum, Cells a, Cells b) { return sum + a * b; }
 };
-
-// Cells of bf16 numbers, which come in fp32.
-static inline Vector pairs_of(Vector first, Vector second) { return as_numbers(as_bits(first) >> 16 | as_bits(second)); }
 
 #if defined(__AVX512BF16__)
 constexpr bool HAS_PAIRS = true;
