@@ -20,7 +20,7 @@ from bench.dev.harness import print_table
 from bench.speed.layer_peers import PEERS
 from bench.speed.problems import Layer, Passes, Problem, make_problem
 from bench.speed.timing import STEP, clock_of, in_turn, quantile, ratio_text
-from sparse_kernels.dispatch.cost_model import masked_ratio, native_ratio
+from sparse_kernels.dispatch.cost_model import expected_ratio
 from sparse_kernels.layout import clamp_block
 
 # Network, images, pixels a side (0: a linear layer's vectors), channels in and out, kernel, stride.
@@ -110,9 +110,8 @@ def cells(problem: Problem, passes: Mapping[str, Passes], rounds: int) -> list[s
     layout, times = problem.layout, in_turn(passes, rounds, clock_of("cpu"))
     dense, native, masked = (times.get(name) for name in ("dense", "native", "masked"))
     threads, gflop = torch.get_num_threads(), 2e-9 * problem.positions * problem.dense.numel()
-    expected = native_ratio(
-        tuple(layout.sizes()), layout.density, problem.positions / threads
-    ) / masked_ratio(problem.positions)
+    layer = tuple(layout.sizes()), layout.density, problem.positions
+    expected = expected_ratio(problem.x.dtype, *layer, threads)
     rates = [NONE] * 3
     if native:
         rates = [f"{layout.density * gflop / quantile(native[p], 0.5):.0f}" for p in native][1:]

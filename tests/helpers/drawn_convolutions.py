@@ -1,14 +1,14 @@
 """Convolutions of any geometry, drawn by a seed, whose tensors have guards of NaN around them."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_kernels.layout import BlockLayout, block_grid, clamp_block
-from sparse_kernels.memory_order import ORDERS
+from sparse_kernels.memory_order import ORDERS, order_of
 from sparse_kernels.operators.convolution import output_image
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 
@@ -46,6 +46,17 @@ class Convolution:
             y = y + self.bias.to(dtype)[:, None, None]
         dx, dweight = torch.autograd.grad(y, (x, weight), self.grad.to(dtype))
         return y.detach(), dx, gather_blocks(dweight, index, sizes)
+
+
+def in_type(convolution: Convolution, dtype: torch.dtype) -> Convolution:
+    """Return a convolution whose operands are rounded to a data type, in guards of their own."""
+
+    def rounded(t):
+        if t is not None:
+            return guarded(t.shape, order_of(t) if t.ndim == 4 else "channels_last", t, dtype)
+
+    names = ("x", "values", "bias", "grad")
+    return replace(convolution, **{name: rounded(getattr(convolution, name)) for name in names})
 
 
 def guarded(shape, order="channels_last", content=None, dtype=torch.float32) -> Tensor:

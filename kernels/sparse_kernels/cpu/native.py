@@ -76,9 +76,12 @@ def _one_row(x: Tensor) -> Tensor:
     return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
-def _kernel(pass_name: str, sizes: Ints) -> ModuleType:
+def runs_over_channels(pass_name: str, sizes: Ints) -> bool:
+    """Return whether vectors of a pass, one of PASSES, run over channels, else over pixels."""
     out_channels, in_channels, _, _, bo, bc = sizes
     is_narrow = min(out_channels, in_channels) <= FEW_CHANNELS and max(bo, bc) <= NARROW
-    if is_narrow or not channel_vectors.supports(sizes, pass_name):
-        return pixel_vectors
-    return channel_vectors
+    return channel_vectors.supports(sizes, pass_name) and not is_narrow
+
+
+def _kernel(pass_name: str, sizes: Ints) -> ModuleType:
+    return channel_vectors if runs_over_channels(pass_name, sizes) else pixel_vectors

@@ -77,7 +77,9 @@ def test_auto_knows_whether_the_library_multiplies_bf16(multiplies_bf16, monkeyp
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplies_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     uncached = native_is_faster.__wrapped__
-    assert uncached(torch.bfloat16, WIDE, 0.4, 8192, 1) is not multiplies_bf16
+    narrow = (*WIDE[:4], 8, 8)  # which native kernels multiply in fp32
+    assert uncached(torch.bfloat16, narrow, 0.4, 8192, 1) is not multiplies_bf16
+    assert uncached(torch.bfloat16, WIDE, 0.4, 8192, 1)
     assert uncached(torch.bfloat16, WIDE, 0.1, 8192, 1)
 
 

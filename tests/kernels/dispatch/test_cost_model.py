@@ -1,10 +1,12 @@
 """When a layer runs on kernels: the table of break-even, and the fitted times."""
 
 import pytest
+import torch
 
 from sparse_kernels.dispatch.cost_model import (
     BREAK_EVEN,
     break_even_density,
+    expected_ratio,
     masked_ratio,
     native_ratio,
 )
@@ -45,3 +47,16 @@ def test_the_expected_time_is_near_what_was_measured(layer, measured):
     sizes, positions = layer
     for density, ratio in measured.items():
         assert native_ratio(sizes, density, positions) == pytest.approx(ratio, rel=0.4)
+
+
+def test_bf16_is_expected_to_save_as_much_where_it_is_multiplied_in_pairs(monkeypatch):
+    def expected(dtype, block=32, channels=256):
+        return expected_ratio(dtype, (channels, channels, 3, 3, block, block), 0.2, 2048, 1)
+
+    single, half = torch.float32, torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert expected(single) < expected(half) < 1.3 * expected(single)
+    for other in ({"block": 8}, {"block": 16, "channels": 32}):  # by vectors over pixels, in fp32
+        assert expected(half, **other) == pytest.approx(2 * expected(single, **other))

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include "channel_vectors.h"
+#include "products.h"
 #include "threads.h"
 
 namespace {
@@ -69,18 +70,18 @@ inline __attribute__((always_inline)) void fetch_results(const Chunk& chunk, int
     for (int j = 0; j < NV; j++) __builtin_prefetch(chunk.results[first + i] + (channel + j * LANES) * bytes, 1);
 }
 
-template <int MT, int NV, int KU>
+template <class Product, int MT, int NV, int KU>
 inline __attribute__((always_inline)) void multiply(Vector (&sums)[MT][NV], const float* panel, const int64_t* offsets,
                                                     const float* values, int64_t width, int64_t ahead) {
   // Addresses are to be panel + offset, made anew each time: kept ones would take the registers.
   asm("" : "+r"(offsets), "+r"(panel));
-  Vector weights[KU][NV];
+  typename Product::Cells weights[KU][NV];
   UNROLL
   for (int u = 0; u < KU; u++) {
     UNROLL
     for (int j = 0; j < NV; j++) {
       __builtin_prefetch(values + ahead + u * width + j * LANES);
-      weights[u][j] = load(values + u * width + j * LANES);
+      weights[u][j] = Product::load_cells(values + u * width + j * LANES);
     }
   }
   UNROLL
@@ -88,9 +89,9 @@ inline __attribute__((always_inline)) void multiply(Vector (&sums)[MT][NV], cons
     const float* pixel = panel + offsets[i];
     UNROLL
     for (int u = 0; u < KU; u++) {
-      Vector source = broadcast(pixel[u]);
+      typename Product::Cells source = Product::broadcast_cell(pixel + u);
       UNROLL
-      for (int j = 0; j < NV; j++) sums[i][j] += source * weights[u][j];
+      for (int j = 0; j < NV; j++) sums[i][j] = Product::add(sums[i][j], weights[u][j], source);
     }
   }
 }
@@ -120,7 +121,7 @@ inline __attribute__((always_inline)) void settle(Vector (&sums)[MT][NV], float*
 }
 
 // Results of MT pixels from `first` on, NV vectors from `column` of an output block on.
-template <int MT, int NV, int KU>
+template <class Product, int MT, int NV, int KU>
 __attribute__((noinline)) void tile(const Chunk& chunk, const uint8_t* reads, int64_t first, int64_t block, int64_t column) {
   const Call& call = chunk.call;
   const Lists& lists = call.lists;
@@ -143,9 +144,9 @@ __attribute__((noinline)) void tile(const Chunk& chunk, const uint8_t* reads, in
     for (int64_t k = 0; k < channels;) {
       int64_t end = std::min(channels, k + MOST_TERMS);
       terms += end - k;
-      for (; k + KU <= end; k += KU) multiply<MT, NV, KU>(sums, panel + k, offsets, values + k * width, width, ahead);
+      for (; k + KU <= end; k += KU) multiply<Product, MT, NV, KU>(sums, panel + k, offsets, values + k * width, width, ahead);
       if (KU > 1)
-        for (; k < end; k++) multiply<MT, NV, 1>(sums, panel + k, offsets, values + k * width, width, ahead);
+        for (; k < end; k++) multiply<Product, MT, NV, 1>(sums, panel + k, offsets, values + k * width, width, ahead);
       if (terms < MOST_TERMS) continue;
       settle(sums, totals, settled);
       settled = true;
@@ -163,12 +164,10 @@ struct TileSize {
 };
 // From small to large: what is left of a chunk takes the least that holds it.
 constexpr int half(int pixels) { return (pixels + 1) / 2; }
-constexpr TileSize WIDE_TILES[] = {{half(half(WIDE_PIXELS)), tile<half(half(WIDE_PIXELS)), WIDE, WIDE_CHANNELS>},
-                                   {half(WIDE_PIXELS), tile<half(WIDE_PIXELS), WIDE, WIDE_CHANNELS>},
-                                   {WIDE_PIXELS, tile<WIDE_PIXELS, WIDE, WIDE_CHANNELS>}};
-constexpr TileSize TILES[] = {{half(half(PIXELS)), tile<half(half(PIXELS)), 1, CHANNELS>},
-                              {half(PIXELS), tile<half(PIXELS), 1, CHANNELS>},
-                              {PIXELS, tile<PIXELS, 1, CHANNELS>}};
+template <class Product, int pixels, int vectors, int channels>
+constexpr TileSize SIZES[] = {{half(half(pixels)), tile<Product, half(half(pixels)), vectors, channels>},
+                              {half(pixels), tile<Product, half(pixels), vectors, channels>},
+                              {pixels, tile<Product, pixels, vectors, channels>}};
 
 // How a chunk is cut into tiles, and which taps each tile reads under.
 struct Cut {
@@ -233,6 +232,7 @@ struct Task {
   int64_t block, last_block;
 };
 
+template <class Product>
 void sum_chunk(const Call& call, const Task& task) {
   const Grid& grid = *task.grid;
   int64_t begin = task.pixels.begin, end = task.pixels.end, block = task.block, last_block = task.last_block;
@@ -244,7 +244,8 @@ void sum_chunk(const Call& call, const Task& task) {
               std::vector<char*>(pitch), scratch(3, 2 * MOST_PIXELS * WIDE * LANES)};
   find_pixels(chunk, grid, begin);
   int64_t wide = call.result_block / (WIDE * LANES) * (WIDE * LANES);
-  Cut wide_cut(chunk, WIDE_TILES, panels.zero()), cut(chunk, TILES, panels.zero());
+  Cut wide_cut(chunk, SIZES<Product, WIDE_PIXELS, WIDE, WIDE_CHANNELS>, panels.zero());
+  Cut cut(chunk, SIZES<Product, PIXELS, 1, CHANNELS>, panels.zero());
   for (int64_t next; block < last_block; block = next) {
     int64_t most = call.lists.start[block] + GROUP_FLOATS / (call.result_block * call.source_block);
     for (next = block + 1; next < last_block && call.lists.start[next + 1] <= most;) next++;
@@ -282,7 +283,7 @@ extern "C" int channel_gather(const Request* request) {
   std::vector<Grid> grids = grids_of(call);
   std::vector<Task> tasks = tasks_of(call, grids);
   shared(static_cast<int64_t>(tasks.size()), 1, static_cast<int>(call.threads), [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; t++) sum_chunk(call, tasks[t]);
+    for (int64_t t = first; t < last; t++) (call.pairs ? sum_chunk<Pairs> : sum_chunk<Singles>)(call, tasks[t]);
   });
   return 1;
 }

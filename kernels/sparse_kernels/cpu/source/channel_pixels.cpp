@@ -125,7 +125,8 @@ float* scratch(int which, int64_t floats) {
   return memory.data;
 }
 
-Panels::Panels(const Images& images, int64_t block, int which) : images_(images), block_(block), which_(which) {
+Panels::Panels(const Images& images, int64_t block, int which, int64_t partner)
+    : images_(images), block_(block), partner_(partner), which_(which) {
   // Narrow blocks share a panel, whose pixels are then some 64 floats wide.
   blocks_ = block >= 16 ? 1 : 64 / block;
   width_ = block_ * blocks_;
@@ -141,17 +142,22 @@ void Panels::make_room(int64_t pixels) {
 }
 
 template <class T>
-void Panels::copy(const T* pixel, int64_t place) {
+void Panels::copy(const T* pixel, const T* other, int64_t place) {
   float* to = data_ + place * pitch_;
+  auto cells = [&](int64_t channel, auto read) {
+    Vector own = read(pixel + channel);
+    if (!partner_) return own;
+    return pairs_of(own, other ? read(other + channel) : Vector{});
+  };
   for (int64_t p = 0, c = 0; p < panels_; p++, c += width_, to += panel_) {
     if (!used_[p]) continue;
     int64_t left = images_.channels - c < width_ ? images_.channels - c : width_, k = 0;
     for (; k + LANES <= left; k += LANES) {
       __builtin_prefetch(pixel + c + k + AHEAD);
-      store(to + k, load(pixel + c + k));
+      store(to + k, cells(c + k, [](const T* from) { return load(from); }));
     }
     // A pixel has room for whole vectors.
-    for (; k < left; k += LANES) store(to + k, load_first(pixel + c + k, left - k));
+    for (; k < left; k += LANES) store(to + k, cells(c + k, [&](const T* from) { return load_first(from, left - k); }));
     // Sums over whole blocks meet what is beside the last channel.
     for (; k < width_; k++) to[k] = 0;
   }
@@ -204,9 +210,10 @@ void Panels::read_sources(const Grid& grid, int64_t first, int64_t last) {
   with_type(images_.number, [&](auto number) {
     for (int64_t place : rows_) {
       const char* row = images_.pixel(first_image_ + place / height, place % height, 0);
+      auto pixel = [&](int64_t w) { return w < images_.width ? at(row + w * images_.step_pixel, number) : nullptr; };
       for (int64_t w = first_column_; w < last_column_; w++)
         if (int32_t column = column_[w - first_column_]; column >= 0)
-          copy(at(row + w * images_.step_pixel, number), row_[place] + column);
+          copy(pixel(w), pixel(w + partner_), row_[place] + column);
     }
   });
 }
@@ -216,8 +223,9 @@ void Panels::read_results(const Grid& grid, int64_t first, int64_t last) {
   int64_t place = 1;
   with_type(images_.number, [&](auto number) {
     grid.by_row(first, last, [&](int64_t n, int64_t row, int64_t column, int64_t count) {
-      const char* pixel = images_.pixel(n, grid.h.first + row * grid.h.step, grid.w.first + column * grid.w.step);
-      for (int64_t i = 0; i < count; i++) copy(at(pixel + i * grid.w.step * images_.step_pixel, number), place++);
+      const char* begin = images_.pixel(n, grid.h.first + row * grid.h.step, grid.w.first + column * grid.w.step);
+      auto pixel = [&](int64_t i) { return i < count ? at(begin + i * grid.w.step * images_.step_pixel, number) : nullptr; };
+      for (int64_t i = 0; i < count; i++) copy(pixel(i), pixel(i + partner_), place++);
     });
   });
 }

@@ -23,7 +23,9 @@ struct Lists {
 };
 
 // What Python says. sources and results are x and y of the forward pass, dy and dx of the input
-// gradient (transposed = 1), x and dy of the weight gradient.
+// gradient (transposed = 1), x and dy of the weight gradient. Where pairs = 1, pairs of bf16 numbers
+// are multiplied (products.h): of channels, whose pairs sources and values hold as if they were fp32;
+// in the weight gradient of pixels, which are paired here.
 struct Request {
   Images sources, results;
   const float *values, *bias;
@@ -31,7 +33,7 @@ struct Request {
   const int32_t* ids;
   int64_t slots, taps_h, taps_w, result_block, source_block;
   int64_t stride[2], padding[2], dilation[2];
-  int64_t transposed, swapped, threads;
+  int64_t transposed, swapped, pairs, threads;
   int64_t taps() const { return taps_h * taps_w; }
   int64_t result_blocks() const { return (results.channels + result_block - 1) / result_block; }
   int64_t source_blocks() const { return (sources.channels + source_block - 1) / source_block; }
@@ -88,7 +90,9 @@ float* scratch(int which, int64_t floats);
 class Panels {
  public:
   // block: channels that are read together; a panel holds one block, or several narrow ones.
-  Panels(const Images& images, int64_t block, int which);
+  // partner: 0, or after how many columns the other pixel of a pair lies; then copies hold pairs,
+  // with zeros where there is no other pixel.
+  Panels(const Images& images, int64_t block, int which, int64_t partner = 0);
   // Says that a block will be read; panels of which none is are left empty.
   void use(int64_t b) { used_[b / blocks_] = 1; }
   // Prepares for the source pixels that results [first, last) of the grid read.
@@ -113,9 +117,9 @@ class Panels {
   void make_room(int64_t pixels);
   void number_columns(const Axis& axis, int64_t first, int64_t last);
   template <class T>
-  void copy(const T* pixel, int64_t place);
+  void copy(const T* pixel, const T* other, int64_t place);
   const Images& images_;
-  int64_t block_, blocks_, width_, pitch_, panels_;
+  int64_t block_, blocks_, width_, pitch_, panels_, partner_;
   int which_;
   float* data_ = nullptr;
   int64_t panel_ = 0, first_image_ = 0;

@@ -71,6 +71,8 @@ static inline void store_low_bits(void* to, Bits bits) {
 
 // bf16 is the upper half of an fp32 number; rounded to the nearest, of two to the even one.
 static inline Vector load(const Brain* from) { return as_numbers(wide_bits(from) << 16); }
+// Two of them in a place of four bytes, the first one in its lower half; both come in fp32.
+static inline Vector pairs_of(Vector first, Vector second) { return as_numbers(as_bits(first) >> 16 | as_bits(second)); }
 static inline void store(Brain* to, Vector v) {
   Bits bits = as_bits(v), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   store_low_bits(to, choose(is_nan(bits), (bits >> 16) | 0x40, rounded));

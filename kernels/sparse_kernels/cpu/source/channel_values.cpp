@@ -1,4 +1,4 @@
-// Values with their blocks transposed, for the input gradient.
+// Values as passes read them: blocks transposed for the input gradient, rows of bf16 in pairs.
 #include <algorithm>
 #include <utility>
 #include "channel_vectors.h"
@@ -59,6 +59,16 @@ extern "C" void channel_transpose(const float* values, float* result, int64_t sl
       if (slot + 1 < last)
         for (int64_t k = 0; k < size; k += 16) __builtin_prefetch(values + (slot + 1) * size + k);
       transpose_block(values + slot * size, result + slot * size, height, width);
+    }
+  });
+}
+
+// bf16 values [rows, 2, width] -> pairs [rows, width]; width is a multiple of LANES.
+extern "C" void channel_pair_rows(const char* values, float* result, int64_t rows, int64_t width, int64_t threads) {
+  shared(rows, std::max<int64_t>(1, 16384 / width), static_cast<int>(threads), [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; row++) {
+      const Brain* from = at(values, Brain{}) + row * 2 * width;
+      for (int64_t j = 0; j < width; j += LANES) store(result + row * width + j, pairs_of(load(from + j), load(from + width + j)));
     }
   });
 }
