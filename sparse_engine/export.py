@@ -34,7 +34,12 @@ def main(arguments: Sequence[str]) -> None:
         metavar="RUN",
         help="run folder, a member_K.pt in one, or an exported .safetensors",
     )
-    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=FORMATS,
+        help="safetensors and torch-export are sparse, and need this package to be read",
+    )
     parser.add_argument("--out", required=True, type=user_path, metavar="FILE")
     parser.add_argument("--ticket", type=int, metavar="K", help="which ticket of several, from 1")
     # Its earlier name.

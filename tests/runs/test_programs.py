@@ -98,7 +98,9 @@ def test_other_networks_run_with_torch_alone(tmp_path):
     assert out.split() == [word for path in paths for word in (path, "agrees")], errors
 
 
+# What compilers and exporters warn of is their own.
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dense", [False, True])
 def test_packages_of_aotinductor_run_with_torch_alone(dense, tmp_path):
     (model, inputs), path = exported("fused" if dense else QUICK), str(tmp_path / "compiled.pt2")
