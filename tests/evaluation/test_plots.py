@@ -14,7 +14,8 @@ from sparse_engine.evaluation.robustness.options import Options
 from sparse_engine.evaluation.training_plots import told_runs
 from sparse_engine.runs.epoch_rows import BLOCK_COLUMNS, COLUMNS
 
-FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
+FLAGS = ["--model", "mlp", "--block", "8x8", "--distribution", "erk", "--device", "cpu"]
+FLAGS += ["--batch-size", "256"]
 RUNS = {
     "edst": ["--method", "edst", "--members", "2", "--epochs", "6", "--sparsity", "0.5"],
     "dense": ["--method", "dense", "--epochs", "2"],

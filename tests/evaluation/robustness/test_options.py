@@ -22,7 +22,8 @@ def with_matplotlib(monkeypatch):
 
 
 def test_without_flags_only_the_test_split():
-    assert read() == Options()
+    assert read() == Options(compare=True)
+    assert read("--no-compare") == Options()
 
 
 def test_all_flags(tmp_path, with_matplotlib):
@@ -32,6 +33,7 @@ def test_all_flags(tmp_path, with_matplotlib):
         *("--attack-images", "7", "--out", str(tmp_path / "a.json"), "--plots", str(tmp_path)),
     )
     assert found == Options(
+        compare=True,
         severities=(1, 5),
         foreign=("noise", "svhn"),
         attacks=("pgd", "fgsm"),
