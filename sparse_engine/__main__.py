@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("sparse_engine.train", "train a sparse network or an ensemble of tickets"),
     "evaluate": ("sparse_engine.evaluate", "evaluate any set of runs as one ensemble"),
     "export": ("sparse_engine.export", "take a ticket somewhere else: safetensors, ONNX, ..."),
+    "demo": ("sparse_engine.commands.demo", "half a minute: what sparse steps take here"),
     "configs": ("sparse_engine.commands.configs", "list the papers' runs, and what they cost"),
 }
 _WORDS = """\

@@ -34,17 +34,22 @@ def once(run: Callable[[], object], on_gpu: bool) -> float:
     return seconds
 
 
-def medians_in_turn(
-    calls: Sequence[Callable[[], object]], rounds: int, on_gpu: bool
-) -> list[float]:
-    """Return the median seconds of calls that take turns; a round before is not used."""
+def in_turn(calls: Sequence[Callable[[], object]], rounds: int, on_gpu: bool) -> list[list[float]]:
+    """Return the seconds of each round of calls that take turns; a round before is not kept."""
     taken: list[list[float]] = [[] for _ in calls]
     for number in range(rounds + 1):
         for run, seconds in zip(calls, taken):
             found = once(run, on_gpu)
             if number:
                 seconds.append(found)
-    return [statistics.median(seconds) for seconds in taken]
+    return taken
+
+
+def medians_in_turn(
+    calls: Sequence[Callable[[], object]], rounds: int, on_gpu: bool
+) -> list[float]:
+    """Return the median seconds of calls that take turns, as in_turn."""
+    return [statistics.median(seconds) for seconds in in_turn(calls, rounds, on_gpu)]
 
 
 def _on_device(run: Callable[[], object], cycles: int) -> tuple[float, bool]:

@@ -160,6 +160,17 @@ def build_network(
         world: the processes that train it together, each of which builds it alike.
     """
     model = build_model(config, info, device, member, sparsity, batches, world)
+    return network_of(model, config, device, member, world)
+
+
+def network_of(
+    model: nn.Module,
+    config: Config,
+    device: torch.device,
+    member: int = 0,
+    world: DistributedContext = SINGLE_PROCESS,
+) -> Network:
+    """Return a network of a model that is on its device already; arguments as of build_network."""
     optimizer, rate = build_optimizer(config, model, device)
     seed, rule = member_seed(config.seed, member), rule_of(config)
     topology = Topology(model, optimizer, rule, seed, world)
