@@ -13,11 +13,12 @@ def test_it_is_short():
     assert [line for line in lines if len(line) > 160] == []
 
 
-def test_measured_tables_come_first():
+def test_measured_tables_and_the_picture_come_first():
     head = README.partition("## Install")[0]
     speed = head.partition("<!-- speed table -->")[2].partition("<!-- end of speed table -->")[0]
     assert "| device |" in speed
-    rows = re.findall(r"^\| .* \| ([\d.]+ ± [\d.]+) \| ([\d.]+) \|", head, re.MULTILINE)
+    assert "docs/figures/demo.png" in head
+    rows = re.findall(r"^\| .* \| ([\d.]+ ± [\d.]+) \| ([\d.]+) \|", README, re.MULTILINE)
     assert len(rows) >= 4
     measured = (ROOT / "docs" / "blocks.md").read_text(encoding="utf-8")
     for accuracy, likelihood in rows:
