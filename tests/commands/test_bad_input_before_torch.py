@@ -61,7 +61,7 @@ def make_run(name, **settings):
         (["--method", "treenet", "--topology", "rigl"], "'treenet' and --topology rigl contradict"),
         (
             ["--method", "treenet", "--shared-stages", "4"],
-            "'wrn16-2' has 3 stages, found shared_st",
+            "'wrn10-6' has 3 stages, found shared_st",
         ),
         (["--method", "batch-ensemble", "--batch-size", "5"], "use --batch-size 6 or more"),
         (["--method", "mimo", "--input-repetition", "1.5"], "input_repetition must be at most 1"),
@@ -101,7 +101,7 @@ def make_run(name, **settings):
         (["--weight-init", "he"], "weight_init should be one of dense, fan-in, found 'he'"),
         (["--downsample-rate", "1"], "downsample_rate must be at most 0.99, found 1"),
         (["--distribution", "timed"], "distribution 'timed' needs --time-budget"),
-        (["--time-budget", "0.3"], "--time-budget is of distribution 'timed', found 'erk'"),
+        (["--time-budget", "0.3"], "--time-budget is of distribution 'timed', found 'uniform'"),
         ([*TIMED, "0"], "time_budget must be above 0, found 0"),
         ([*TIMED, "1.5"], "time_budget must be at most 1, found 1.5"),
         ([*TIMED, "0.3", "--sparsity", "0.8"], "the sparsity is a result of --time-budget"),
@@ -161,7 +161,7 @@ def test_evaluate_tells_before_torch_is_imported(arguments, message):
     ("arguments", "message"),
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
-        (["zzz"], "unknown command 'zzz'; there are train, evaluate, export, configs"),
+        (["zzz"], "unknown command 'zzz'; there are train, evaluate, export, demo, configs"),
         (["--method", "rigl"], "name one first, as in sparse-engine train --method"),
         (["train", "--epochs", "0"], "epochs must be at least 1, found 0"),
         (["evaluate", "none"], "'none' is not a run folder"),

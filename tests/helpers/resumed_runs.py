@@ -11,6 +11,7 @@ from sparse_engine.train import main
 from sparse_engine.training.trainer import Trainer
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
+FLAGS += ["--distribution", "erk"]
 
 
 class Killed(Exception):

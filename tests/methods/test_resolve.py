@@ -91,7 +91,8 @@ def test_sparsity_zero_leaves_nothing_to_update(method):
 def test_a_power_of_the_densities():
     assert resolve(Config(erk_power=0.5)).layer_densities == ErdosRenyi(power=0.5)
     assert resolve(Config(erk_power=2.0, distribution="er")).layer_densities.kernel is False
-    assert resolve(Config()).layer_densities == "erk"
+    assert resolve(Config(dataset="cifar10")).layer_densities == "erk"
+    assert resolve(Config()).layer_densities == "uniform"
 
 
 def test_an_ensemble_may_be_of_dense_networks():

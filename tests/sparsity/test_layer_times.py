@@ -17,6 +17,7 @@ from sparse_engine.models.workload import layer_calls
 from sparse_engine.runs.model import dense_model
 from sparse_engine.sparsity import layer_times
 from sparse_engine.sparsity.layer_times import measure_layer_times, measured_counts
+from sparse_kernels import timing
 from sparse_kernels.measurements import FOLDER, timings
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def clock(monkeypatch):
         run()
         return float(len(calls))
 
-    monkeypatch.setattr(layer_times, "once", once)
+    monkeypatch.setattr(timing, "once", once)
     return calls
 
 
@@ -130,7 +131,7 @@ def test_a_folder_that_cannot_be_written_is_told(clock, monkeypatch, caplog, tmp
 
 def test_a_cpu_takes_few_images_for_many(monkeypatch):
     """A part of the batch is timed, and its time multiplied: here each call takes a second."""
-    monkeypatch.setattr(layer_times, "once", lambda run, on_gpu: run() and 1.0)
+    monkeypatch.setattr(timing, "once", lambda run, on_gpu: run() and 1.0)
     monkeypatch.setattr(layer_times, "CPU_POSITIONS", 2 * 144)
     curves, _ = measure(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1)), batch=8)
     assert set(curves["0"].seconds) == {4.0}
@@ -144,7 +145,7 @@ def test_every_density_runs_its_own_blocks(monkeypatch):
         found.append([tuple(gradient.shape) for gradient in run()])
         return 1.0
 
-    monkeypatch.setattr(layer_times, "once", once)
+    monkeypatch.setattr(timing, "once", once)
     _, [stem, later] = measure(
         nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1, bias=False)), batch=2
     )

@@ -99,7 +99,7 @@ def test_three_tickets_cost_less_than_a_dense_run_of_the_same_defaults(dataset, 
     assert (edst["members"], edst["epochs"]) == (3, 1.8 * dense["epochs"])
     assert dense["train_flops_ratio"] == 1
     assert edst["train_flops_ratio"] == pytest.approx(edst["train_flops"] / dense["train_flops"])
-    assert 0.5 < edst["train_flops_ratio"] < 1
+    assert 0.3 < edst["train_flops_ratio"] < 1
     said = f"training {edst['train_flops_ratio']:.2f} times the FLOPs of --method dense"
     assert any(f"{said} ({dense['epochs']} epochs), test" in line for line in lines)
 

@@ -31,6 +31,7 @@ from sparse_engine.training.trainer import Trainer
 
 MEMBERS, EPOCHS, STEPS = 3, 2, 5  # epochs of a member, steps of an epoch
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
+FLAGS += ["--distribution", "erk"]
 DST = ["--method", "dst-ensemble", "--epochs", "6", "--sparsity", "0.5", "--update-interval", "2"]
 # A rate this low keeps rounding from growing through ReLUs until a block's rank changes.
 CONV = ["--model", "wrn10-1", "--lr", "0.001"]

@@ -92,8 +92,10 @@ def test_a_method_may_have_a_network_of_its_own(tmp_path, monkeypatch, capsys):
 
 
 def test_settings_of_the_first_blocks_and_weights_reach_the_network():
+    network = {"model": "wrn10-1", "block": "4x4", "distribution": "erk"}
+
     def built(batches=(), **settings):
-        config = resolve(Config(model="wrn10-1", block="4x4", **settings))
+        config = resolve(Config(**network, **settings))
         model = build_network(config, TABLE["digits"], CPU, batches=batches).model
         return {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
 

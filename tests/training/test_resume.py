@@ -136,7 +136,7 @@ def test_open_settings_of_a_configuration_are_decided():
     settings = {"method": "rigl", "model": "mlp", "epochs": 2}
     Path("out/config.json").write_text(json.dumps(settings))
     main(["--resume", "out"])
-    assert json.loads(Path("out/metrics.json").read_text())["block"] == "8x8"
+    assert json.loads(Path("out/metrics.json").read_text())["block"] == "16x16"
 
 
 def test_a_finished_run_prints_its_result_and_is_left_alone(capsys):

@@ -80,8 +80,8 @@ def backward(
 
 
 def like(x: Tensor) -> Tensor:
-    """Return empty images that lie as x does."""
-    return empty_images(x, x.shape, _order(x) or "channels_last")
+    """Return empty images that lie as x does, in channels_last where it is in neither order."""
+    return torch.empty_like(x) if _order(x) else empty_images(x, x.shape, "channels_last")
 
 
 def _order(x: Tensor) -> str | None:

@@ -58,7 +58,7 @@ def test_auto_takes_what_should_be_faster(monkeypatch):
     assert choose_on_cpu() == "native"
     assert choose_on_cpu(density=0.9) == "masked"
     assert choose_on_cpu(sizes=(256, 256, 3, 3, 1, 1)) == "native"
-    assert choose_on_cpu(sizes=(256, 256, 3, 3, 1, 1), density=0.4) == "masked"
+    assert choose_on_cpu(sizes=(256, 256, 3, 3, 1, 1), density=0.6) == "masked"
     assert choose_on_cpu((1024, 1024, 1, 1, 1, 1), 0.3, positions=16) == "masked"
     assert choose_on_cpu(positions=None) == "masked"
     assert choose_on_cpu(dtype=torch.float64) == "masked"

@@ -25,7 +25,7 @@ from sparse_engine.train import main
 from sparse_engine.training.trainer import Trainer
 
 RUN = ["--model", "mlp", "--batch-size", "256", "--device", "cpu", "--sparsity", "0.8"]
-RUN += ["--block", "16x16", "--permute-channels"]
+RUN += ["--block", "16x16", "--permute-channels", "--distribution", "erk"]
 
 
 def targets_of(model, sparsity, block, **settings):
