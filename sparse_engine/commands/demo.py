@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-SPARSITIES = (0.5, 0.8, 0.9, 0.95)
+SPARSITIES = (0.2, 0.5, 0.8, 0.9)
 BLOCK = (32, 32)
 # The load of a machine, in running processes, above which times say little.
 BUSY = 1.0
@@ -245,16 +245,25 @@ def draw_one(axes: Any, found: Timed) -> None:
         words, turned = f"{found.ratio(sparsity):.2f}", {"rotation": 55, "ha": "right", "va": "top"}
         axes.annotate(words, (x, y), xytext=(4, -7), **turned, **place)
     even = found.break_even()
-    if even is not None and 0 < even < min(found.sparse):
+    if even is not None and even < min(found.sparse):
+        # Where the line meets the dense network's; else the left edge.
+        start = dense if even else min(dense, _at_zero(points))
         line = {"color": BLUE, "linestyle": ":"}
-        axes.plot([100 * even, points[0][0]], [dense, points[0][1]], **line)
-        axes.plot(100 * even, dense, marker="D", color=VERMILLION)
-        words = f"break-even, about {even:.0%}"
-        axes.annotate(words, (100 * even, dense), xytext=(4, 7), color=VERMILLION, **place)
+        axes.plot([100 * even, points[0][0]], [start, points[0][1]], **line)
+        if even:
+            axes.plot(100 * even, start, marker="D", color=VERMILLION)
+        words = f"break-even, about {even:.0%}" if even else "faster at all of these"
+        axes.annotate(words, (40, dense), xytext=(0, 5), color=VERMILLION, **place)
     axes.set(xlim=(0, 100), ylim=(0, 1.25 * max(dense, *(y for _, y in points))))
     axes.set_xlabel("weights that are absent, %")
     axes.set_title(f"{found.name}, batch {found.batch}")
     axes.grid(axis="y")
+
+
+def _at_zero(points: Sequence[tuple[float, float]]) -> float:
+    """Return where the straight line through the first two points meets the left edge."""
+    (x0, y0), (x1, y1) = points[:2]
+    return y0 - x0 * (y1 - y0) / (x1 - x0)
 
 
 def _place(device: torch.device, config: Config) -> str:
