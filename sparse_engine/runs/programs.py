@@ -112,8 +112,9 @@ def to_aten(program: ExportedProgram) -> ExportedProgram:
 
 
 def dense_twin(model: nn.Module) -> nn.Module:
-    """Return a densified copy in eval mode."""
-    return densify(copy.deepcopy(model)).eval()
+    """Return a densified copy in eval mode, whose weights torch.export can save in any version."""
+    twin = densify(copy.deepcopy(model)).eval()
+    return twin.to(memory_format=torch.contiguous_format)
 
 
 def check_example(example: Tensor) -> None:

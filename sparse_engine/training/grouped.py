@@ -20,6 +20,7 @@ from sparse_engine.data.splits import Split, training_loader
 from sparse_engine.layers.rows import to_rows
 from sparse_engine.models.grouped.members import GroupedMembers
 from sparse_engine.sparsity.saliency import saliency_batches
+from sparse_engine.training.fusing import runs_in_rows
 from sparse_engine.training.group_topology import GroupTopology
 from sparse_engine.training.network import (
     Network,
@@ -27,7 +28,6 @@ from sparse_engine.training.network import (
     build_optimizer,
     member_seed,
     rule_of,
-    runs_in_rows,
 )
 
 

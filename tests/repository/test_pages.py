@@ -136,8 +136,8 @@ def commands(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
-def test_commands_are_right(page, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_commands_are_right(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no run is that they would read
     for name, arguments in commands(page):
         if name == "train":
             flags = parse_flags(arguments, "")

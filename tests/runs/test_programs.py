@@ -52,7 +52,8 @@ def alone(tmp_path_factory):
     torch.export.save(to_aten(program_of(model, inputs[0])), folder / "aten.pt2")
     save_torch_export(model, folder / "own.pt2", inputs[0])
     write_numbers(network(), [images(2), images(5)], folder / "dense.pt2")
-    save_torch_export(network(), folder / "dense.pt2", images(2), dense=True)
+    trained = network().to(memory_format=torch.channels_last)  # as the trainer's are
+    save_torch_export(trained, folder / "dense.pt2", images(2), dense=True)
     return folder, *run_alone(READ, folder, "aten.pt2", "dense.pt2", "own.pt2")
 
 

@@ -17,7 +17,8 @@ from sparse_engine.methods.resolve import resolve
 from sparse_engine.runs import model as architecture
 from sparse_engine.runs.model import plain_model
 from sparse_engine.train import main
-from sparse_engine.training.network import build_network, runs_fused, runs_in_rows
+from sparse_engine.training.fusing import runs_fused, runs_in_rows
+from sparse_engine.training.network import build_network
 
 CPU = torch.device("cpu")
 
