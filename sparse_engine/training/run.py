@@ -91,10 +91,15 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         costs = run_costs(config, data.info, phases, trained.densities)
         result = describe(config, device, costs, metrics, trained.seconds)
         result |= {"skipped_steps": trained.skipped, "processes": world.size}
-        if is_comparable(config, world.size):
-            times = step_times(config, data.info, device, phases, trained.densities, teacher)
-            result |= times.result(config)
         folder.save_result(result)
+        if is_comparable(config, world.size):
+            # Last, so that what goes wrong here loses nothing.
+            try:
+                times = step_times(config, data.info, device, phases, trained.densities, teacher)
+                result |= times.result(config)
+                folder.save_result(result)
+            except torch.OutOfMemoryError:
+                print("warning: no memory for a dense step beside the run's own", file=sys.stderr)
         print_result(result, metrics)
         return result
 

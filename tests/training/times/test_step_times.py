@@ -41,6 +41,21 @@ def test_a_run_tells_its_times(tmp_path, monkeypatch, capsys):
     assert lines.index(told) < lines.index("")
 
 
+def test_a_dense_network_that_does_not_fit_costs_no_result(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run, "is_comparable", lambda config, processes: True)
+    monkeypatch.setattr(run, "step_times", full)
+    main([*TINY, "--method", "static", "--epochs", "1", "--out", str(tmp_path / "run")])
+    printed = capsys.readouterr()
+    assert "no memory for a dense step" in printed.err
+    result = json.loads(printed.out.splitlines()[-1])
+    assert result["accuracy"] > 0
+    assert result["time_ratio"] is None
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == result
+
+
 @pytest.mark.parametrize("method", ["edst", "granet", "lottery", "mimo"])
 def test_layers_have_the_densities_of_the_run_on_average(method, digits):
     config = resolve(Config(method=method, model="mlp", block="8x8", epochs=12, device="cpu"))
