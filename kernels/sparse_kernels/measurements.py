@@ -104,8 +104,18 @@ def _tell_once(line: str) -> None:
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    processor = platform.processor() or platform.machine()
-    return f"{processor} {torch.backends.cpu.get_cpu_capability()} {os.cpu_count()} cores"
+    return f"{processor()} {torch.backends.cpu.get_cpu_capability()} {os.cpu_count()} cores"
+
+
+@functools.cache
+def processor() -> str:
+    """Return the name of the CPU, which Linux tells in a file and Python does not."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 @functools.cache

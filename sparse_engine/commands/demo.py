@@ -7,7 +7,6 @@ in bf16 and captured.
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -270,18 +269,10 @@ def _place(device: torch.device, config: Config) -> str:
     """Return what a figure is measured with: device, threads, data type, versions."""
     import torch
 
+    from sparse_kernels.measurements import processor
+
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{processor()}, {torch.get_num_threads()} threads"
     return f"{name}, {config.dtype}, torch {torch.__version__}"
-
-
-def processor() -> str:
-    """Return the name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -1,9 +1,12 @@
 """What is measured is kept in a file that several processes share."""
 
 import json
+import re
 
 import pytest
+import torch
 
+from sparse_kernels import measurements
 from sparse_kernels.measurements import Measurements
 from sparse_kernels.triton.tile_choice import checked_tile
 from sparse_kernels.triton.tiles import Tile
@@ -37,3 +40,11 @@ def test_tiles_of_earlier_versions_are_read(tmp_path):
     path.write_text('{"a": [64, 32, 4, 3, true], "b": [16, 0, 8, 5, false]}')
     tiles = {"a": Tile(64, 32, 4, 3, tma=True), "b": Tile(16, 0, 8, 5)}
     assert Measurements(path, checked_tile).entries == tiles
+
+
+def test_another_processor_has_a_file_of_its_own(monkeypatch):
+    cpu = torch.device("cpu")
+    here = measurements.timings("layer-times", cpu).path
+    assert re.sub(r"[^A-Za-z0-9.+]+", "_", measurements.processor()) in here.name
+    monkeypatch.setattr(measurements, "processor", lambda: "another")
+    assert measurements.timings("layer-times", cpu).path != here
