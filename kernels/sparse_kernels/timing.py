@@ -52,6 +52,11 @@ def medians_in_turn(
     return [statistics.median(seconds) for seconds in in_turn(calls, rounds, on_gpu)]
 
 
+def rounds_within(seconds: float, one_round: float, most: int) -> int:
+    """Return how many rounds of a known length fit into some seconds: one at least, or `most`."""
+    return max(1, min(most, int(seconds / one_round)))
+
+
 def _on_device(run: Callable[[], object], cycles: int) -> tuple[float, bool]:
     """Return the device's seconds of a call, and whether all were queued before the first began."""
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -142,7 +142,7 @@ def timed(known: Known, config: Config, device: torch.device) -> Timed:
     from sparse_engine.sparsity.sparsify import sparsify
     from sparse_engine.training.network import network_of
     from sparse_engine.training.times.step_times import DENSE, random_step
-    from sparse_kernels.timing import in_turn
+    from sparse_kernels.timing import in_turn, rounds_within
 
     pixels, images = known.pixels, known.on_gpu if device.type == "cuda" else known.on_cpu
     info = DatasetInfo(known.name, 10, 3, pixels, pixels, images, images, (0.5,) * 3, (0.25,) * 3)
@@ -158,7 +158,7 @@ def timed(known: Known, config: Config, device: torch.device) -> Timed:
         models.append(model)
     on_gpu = device.type == "cuda"
     first = sum(seconds[0] for seconds in in_turn(steps, 1, on_gpu))
-    dense, *sparse = in_turn(steps, max(1, min(MOST, int(SECONDS / first))), on_gpu)
+    dense, *sparse = in_turn(steps, rounds_within(SECONDS, first, MOST), on_gpu)
     ran_on = [m.ran_on for m in models[-1].modules() if isinstance(m, SparseLayer)]
     return Timed(
         known.name,

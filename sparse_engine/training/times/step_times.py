@@ -27,12 +27,12 @@ from sparse_engine.training.costs import Densities, mean_densities
 from sparse_engine.training.finite import FiniteGuard
 from sparse_engine.training.network import Network, build_network, plan_network
 from sparse_engine.training.step import TrainingStep
-from sparse_kernels.timing import medians_in_turn
+from sparse_kernels.timing import medians_in_turn, rounds_within
 
 Step: TypeAlias = Callable[[], None]
 SoftLabels: TypeAlias = Callable[[Tensor, float], Tensor]
-# What the rounds after the first may take, and how many there are at most and at least.
-SECONDS, MOST, LEAST = 4.0, 9, 1
+# What the rounds after the first may take, and how many there are at most.
+SECONDS, MOST = 4.0, 9
 # Settings of a network with all its weights, as --method dense has them.
 DENSE: dict[str, Any] = {
     **{"method": "dense", "sparsity": None, "start_sparsity": None, "topology": None},
@@ -102,7 +102,7 @@ def step_times(
     narrow = narrower(config.model, ours / theirs)
     if narrow is not None:
         steps.append(_fresh_step(replace(dense, model=narrow), info, device))
-    rounds = max(LEAST, min(MOST, int(SECONDS / (ours + theirs))))
+    rounds = rounds_within(SECONDS, ours + theirs, MOST)
     ours, theirs, *third = medians_in_turn(steps, rounds, on_gpu)
     return StepTimes(ours, theirs, rounds, narrow, *third)
 
