@@ -77,16 +77,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _data_folder(study: Study, data_dir: str | None, out: Path) -> str | None:
     """Return the folder in which the trainer finds the study's data, which are cut if need be."""
-    data = study.data
-    if data.whole:
+    if study.data.whole:
         return data_dir
     folder = out / "data"
-    target = folder / f"{data.name}.npz"
-    if not target.exists():
-        if data_dir is None:
-            raise InputError(f"--data-dir is missing: the folder with {data.dataset}.npz")
-        source = Path(data_dir) / f"{data.dataset}.npz"
-        cut(source, target, (data.train, data.test), data.pixels)
+    for data in dict.fromkeys((study.data, study.foreign)):
+        target = folder / f"{data.name}.npz"
+        if not target.exists():
+            if data_dir is None:
+                raise InputError(f"--data-dir is missing: the folder with {data.dataset}.npz")
+            source = Path(data_dir) / f"{data.dataset}.npz"
+            cut(source, target, (data.train, data.test), data.pixels)
     return str(folder)
 
 

@@ -11,14 +11,16 @@
 
 Settings are those of `sparse_engine.train`; a list makes an axis, and each axis is crossed with the
 others and with the variants. `data` without `pixels` and `train` is a data set as it is. A run that
-two grids share is made once. Imports no torch.
+two grids share is made once. `"evaluation": {"severities": "3", "foreign": "cifar100"}` beside them
+has the tickets of every run evaluated on corrupted images and on those of another data set, of
+which as many are taken in the same size. Imports no torch.
 """  # noqa: E501 - the example is JSON as people write it
 
 import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,17 @@ class Data:
     def whole(self) -> bool:
         """Whether it is the data set itself."""
         return self.name == self.dataset
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What tickets see beside the test images: corrupted ones, and those of another data set.
+
+    severities: of corruptions, from 1 to 5, with commas; foreign: the other data set's name.
+    """
+
+    severities: str
+    foreign: str
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,12 @@ class Study:
     data: Data
     settings: Settings
     grids: tuple[Grid, ...]
+    evaluation: Evaluation | None = None
+
+    @property
+    def foreign(self) -> Data:
+        """The foreign images, as many and as wide as the study's own."""
+        return replace(self.data, dataset=self.evaluation.foreign) if self.evaluation else self.data
 
     def runs(self) -> list[Run]:
         """Return every run once, grid by grid, each grid seed by seed."""
@@ -101,13 +120,25 @@ def read_study(path: Path) -> Study:
         InputError: no such file, no JSON, unknown names, or settings that contradict each other.
     """
     where = f"study '{path}'"
-    names = ("title", "data", "settings", "grids")
+    names = ("title", "data", "settings", "grids", "evaluation")
     study = _object(read_json(path, "study"), where, names, ("data", "grids"))
     data = _data(study["data"], f"{where}, data")
     shared = _object(study.get("settings", {}), f"{where}, settings")
     grids = _object(study["grids"], f"{where}, grids")
     read = (_grid(name, grids[name], shared, data, f"{where}, grid '{name}'") for name in grids)
-    return Study(path.stem, study.get("title", path.stem), data, shared, tuple(read))
+    evaluation = _evaluation(study.get("evaluation"), f"{where}, evaluation")
+    return Study(path.stem, study.get("title", path.stem), data, shared, tuple(read), evaluation)
+
+
+def _evaluation(given: Any, where: str) -> Evaluation | None:
+    if given is None:
+        return None
+    names = ("severities", "foreign")
+    given = _object(given, where, names, names)
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise InputError(f"{where}: {name} should be a text, found {value!r}")
+    return Evaluation(**given)
 
 
 def _data(given: Any, where: str) -> Data:

@@ -4,11 +4,7 @@ A run that has a row is not made again, one that was stopped is resumed from its
 """
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -19,18 +15,24 @@ from typing import Any
 
 from bench.report.records import append_row, environment, now, read
 from bench.study.grid import Run, Study
+from bench.study.processes import EVALUATE, TRAIN, Processes
 
-TRAIN = (sys.executable, "-m", "sparse_engine.train")
-# settings: all that was said of the run, JSON; member_accuracy: mean; seconds_per_epoch: of
-# training alone, on a machine that may do other things; peak_mb: tensors on a GPU, the whole
+# settings: all that was said of the run, JSON; member_accuracy: mean; disagreement: mean share of
+# images that two members class differently; corrupted_accuracy: mean over families and severities;
+# foreign_auroc: of the entropy, by which the study's foreign images are told from its own;
+# seconds_per_epoch: of training alone, on a machine that may do other things; cpu_seconds: of the
+# processes that trained, starts and evaluations included; peak_mb: tensors on a GPU, the whole
 # process on a CPU; run: when it ended, UTC.
 COLUMNS = (
     "key", "model", "dataset", "method", "topology", "sparsity", "block", "taps", "distribution",
-    "seed", "settings", "accuracy", "nll", "ece", "brier", "member_accuracy", "train_flops",
-    "train_flops_ratio", "test_flops_ratio", "parameters", "bytes", "epochs", "train_seconds",
-    "seconds_per_epoch", "peak_mb", "backend", "kernel_flops_share", "dtype", "device", "driver",
+    "seed", "settings", "accuracy", "nll", "ece", "brier", "member_accuracy", "members",
+    "disagreement", "corrupted_accuracy", "foreign_auroc", "train_flops", "train_flops_ratio",
+    "test_flops_ratio", "parameters", "bytes", "epochs", "train_seconds", "seconds_per_epoch",
+    "cpu_seconds", "peak_mb", "backend", "kernel_flops_share", "dtype", "device", "driver",
     "threads", "torch", "triton", "commit", "run",
 )  # fmt: skip
+# Files in a run's folder that only a study has.
+CPU_SECONDS, EVALUATION = "cpu-seconds.txt", "evaluation.json"
 
 
 class Table:
@@ -68,8 +70,11 @@ class Runner:
     threads: int = 1
     keep: bool = False
     failed: list[str] = field(default_factory=list)
-    _children: list[subprocess.Popen[str]] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        """Begin without a process."""
+        self._processes = Processes(self.threads)
 
     def run(self, processes: int, seconds: float | None = None) -> None:
         """Make runs, some at a time, until there is none or time is over.
@@ -94,8 +99,7 @@ class Runner:
     def stop(self) -> None:
         """Begin no other run, and let those at work stop after a checkpoint."""
         self._over.set()
-        for child in list(self._children):
-            child.send_signal(signal.SIGTERM)
+        self._processes.stop()
 
     def _waiting(self) -> list[Run]:
         return [run for run in self.study.runs() if run.key not in self.table.rows]
@@ -105,8 +109,10 @@ class Runner:
             return
         folder, began = self.out / run.key, time.monotonic()
         code, words = self._train(run, folder)
+        if code == 0 and self.study.evaluation:
+            code, words = (1, "not evaluated") if self._over.is_set() else self._evaluate(folder)
         if code == 0:
-            result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            result = read_json(folder / "metrics.json")
             self.table.add(self._row(run, result))
             if not self.keep:
                 shutil.rmtree(folder)
@@ -118,7 +124,7 @@ class Runner:
 
     def _train(self, run: Run, folder: Path) -> tuple[int, str]:
         """Train in a process of its own; return its exit code and last words."""
-        log = self.out / f"{run.key}.log"
+        used = folder / CPU_SECONDS
         if (folder / "metrics.json").exists():
             return 0, ""
         arguments = ["--resume", str(folder)]
@@ -130,20 +136,28 @@ class Runner:
             arguments = ["--config", str(config), "--out", str(folder), "--device", self.device]
             if self.data_dir:
                 arguments += ["--data-dir", self.data_dir]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        with log.open("w", encoding="utf-8") as file:
-            child = subprocess.Popen(
-                [*TRAIN, *arguments], stdout=file, stderr=file, text=True, env=environment
-            )
-            self._children.append(child)
-            code = child.wait()
-            self._children.remove(child)
-        lines = log.read_text(encoding="utf-8").strip().splitlines()
-        return code, f"exit {code}, {lines[-1][:300]}" if lines else f"exit {code}"
+        before = _number(used) or 0.0
+        log = self.out / f"{run.key}.log"
+        code, seconds, words = self._processes.run([*TRAIN, *arguments], log)
+        if folder.exists():
+            used.write_text(str(before + seconds))
+        return code, words
+
+    def _evaluate(self, folder: Path) -> tuple[int, str]:
+        """Evaluate the tickets on corrupted and foreign images."""
+        wanted, target = self.study.evaluation, folder / EVALUATION
+        if wanted is None or target.exists():
+            return 0, ""
+        arguments = [str(folder), "--corruptions", "--severities", wanted.severities]
+        arguments += ["--ood", self.study.foreign.name, "--out", str(target)]
+        arguments += ["--device", self.device] if self.device != "auto" else []
+        log = self.out / f"{folder.name}-evaluation.log"
+        code, _, words = self._processes.run([*EVALUATE, *arguments], log)
+        return code, words
 
     def _row(self, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
-        config = json.loads((self.out / run.key / "config.json").read_text(encoding="utf-8"))
-        members = result["member_accuracy"]
+        folder = self.out / run.key
+        config, members = read_json(folder / "config.json"), result["member_accuracy"]
         return {
             **config,
             **result,
@@ -151,8 +165,29 @@ class Runner:
             "key": run.key,
             "settings": json.dumps(run.settings, sort_keys=True),
             "member_accuracy": sum(members) / len(members),
+            "members": len(members),
+            **self._robustness(folder),
             "seconds_per_epoch": result["train_seconds"] / result["epochs"],
+            "cpu_seconds": _number(folder / CPU_SECONDS),
             "peak_mb": result["peak_memory_bytes"] / 1e6,
             "threads": self.threads,
             "run": now(),
         }
+
+    def _robustness(self, folder: Path) -> dict[str, Any]:
+        if self.study.evaluation is None:
+            return {}
+        found = read_json(folder / EVALUATION)
+        return {
+            "corrupted_accuracy": found["corruptions"]["accuracy"],
+            "foreign_auroc": found["ood"][self.study.foreign.name]["entropy"]["auroc"],
+        }
+
+
+def _number(path: Path) -> float | None:
+    return float(path.read_text()) if path.exists() else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return an object from a file that a run has written."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -25,6 +25,7 @@ MOVABLE = (
     "fuse",
     "compile",
     "checkpoint_every",
+    "evaluate_every",
     "timeout",
     "workers",
     "log",
@@ -75,6 +76,11 @@ class Config:
     compile: bool = RUN.switch("run the network through torch.compile")
     checkpoint_every: str | None = RUN.text(
         "checkpoints within epochs too: steps (500) or seconds (600s)"
+    )
+    evaluate_every: int = RUN.whole(
+        "epochs between evaluations on held-out images; the last of a phase always has one",
+        1,
+        least=1,
     )
     deterministic: bool = RUN.switch(
         "only algorithms that give the same bits every time on one device"

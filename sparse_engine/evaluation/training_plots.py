@@ -40,7 +40,7 @@ class Point(NamedTuple):
     step: int
     phase: str
     train_loss: float
-    accuracy: float
+    accuracy: float | None
 
 
 class Stretch(NamedTuple):
@@ -100,7 +100,8 @@ def _read(
 
 
 def _point(row: Mapping[str, str]) -> Point:
-    return Point(int(row["step"]), row["phase"], float(row["train_loss"]), float(row["accuracy"]))
+    accuracy = float(row["accuracy"]) if row["accuracy"] else None
+    return Point(int(row["step"]), row["phase"], float(row["train_loss"]), accuracy)
 
 
 def _block_row(row: Mapping[str, str]) -> BlockRow:
@@ -147,8 +148,8 @@ def draw_training(axes: Sequence[Any], runs: Sequence[ToldRun]) -> None:
         names = {"train_loss": "training loss", "accuracy": f"{run.split} accuracy"}
         for axis, (column, name) in zip((loss, accuracy), names.items()):
             for curve in _curves(run):
-                steps = [point.step for point in curve]
-                axis.plot(steps, [getattr(point, column) for point in curve], color=BLUE)
+                values = ((point.step, getattr(point, column)) for point in curve)
+                axis.plot(*zip(*((s, v) for s, v in values if v is not None)), color=BLUE)
             axis.grid(axis="y")
             axis.set(xlabel="step", ylabel=name, xlim=(0, run.points[-1].step))
             _mark_phases(axis, run.stretches)

@@ -54,6 +54,11 @@ def of_decided(c: Config, m: Method) -> Iterator[str]:
             f"granet prunes from --start-sparsity {c.start_sparsity:g} to --sparsity "
             f"{c.sparsity:g}: the first must be the smaller"
         )
+    if c.select == "validation" and c.evaluate_every > 1:
+        yield (
+            "--select validation chooses among all epochs, and --evaluate-every "
+            f"{c.evaluate_every} leaves some out; leave one of them out"
+        )
     yield from _of_budget(c)
     if m.least_members == 2 and (c.members or 1) < 2:
         yield (

@@ -25,7 +25,7 @@ class EpochRow(NamedTuple):
     """One epoch; loss, NLL and accuracy are means over the members that train as one, if they do.
 
     epoch, step: those of the whole run so far.
-    split: the split that NLL and accuracy are of.
+    split: the split that NLL and accuracy are of, None in epochs without an evaluation.
     exploration_rate: the share of the sparse layers' weights that were ever active.
     train_seconds: the seconds of training steps so far.
     """
@@ -36,8 +36,8 @@ class EpochRow(NamedTuple):
     learning_rate: float
     train_loss: float
     split: str
-    nll: float
-    accuracy: float
+    nll: float | None
+    accuracy: float | None
     exploration_rate: float
     train_seconds: float
 
@@ -91,4 +91,7 @@ def whole_rows(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, s
 
 
 def _texts(values: dict[str, object]) -> dict[str, str]:
-    return {name: format(value, _FORMATS.get(name, "")) for name, value in values.items()}
+    return {
+        name: "" if value is None else format(value, _FORMATS.get(name, ""))
+        for name, value in values.items()
+    }

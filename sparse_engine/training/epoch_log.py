@@ -46,7 +46,8 @@ class EpochLog:
             )
         if self._writer is not None:
             for name in _SCALARS:
-                self._writer.add_scalar(name, getattr(row, name), row.step)
+                if (value := getattr(row, name)) is not None:
+                    self._writer.add_scalar(name, value, row.step)
             for number, model in enumerate(models, 1):
                 prefix = f"member {number}/" if len(models) > 1 else ""
                 self._add_layers(prefix, model, row.step)
@@ -86,8 +87,9 @@ def epoch_log(kind: str, folder: Path, step: int, is_first: bool) -> Iterator[Ep
 
 
 def in_words(row: EpochRow) -> str:
-    """Return how good the network is after an epoch, and on which split."""
-    return f"train loss {row.train_loss:.3f}, {row.split} accuracy {row.accuracy:.4f}"
+    """Return the loss of an epoch, and how good the network is on which split, if that is known."""
+    loss = f"train loss {row.train_loss:.3f}"
+    return loss if row.accuracy is None else f"{loss}, {row.split} accuracy {row.accuracy:.4f}"
 
 
 def check_log(kind: str) -> None:

@@ -180,17 +180,13 @@ class Trainer(TrainingRun):
             self._since = now
 
     def _close_epoch(self, phase: Phase, bar: tqdm) -> None:
-        """Evaluate, log, end the phase if it is over, and write a checkpoint."""
+        """Evaluate if it is time, log, end the phase if it is over, and write a checkpoint."""
         progress = self.progress
-        predicted = [self.predict(model) for model in self.network.members]
-        last_batch = partial(self.whole_loader.batch, progress.step - 1)
-        self._fail_for(broken_member(self.network.members, predicted, last_batch, progress.step))
-        self.accuracies[:] = [accuracy(*pair, log=True) for pair in predicted]
-        mean = fmean(self.accuracies)
-        if phase.selects and self.split == "validation":
-            self._keep_best()
-        nll = fmean(negative_log_likelihood(*pair, log=True) for pair in predicted)
-        row = self._row(phase, mean, nll)
+        row = self._row(phase)
+        if progress.phase_step == phase.steps or row.epoch % self.config.evaluate_every == 0:
+            row = row._replace(**self._evaluate())
+            if phase.selects and self.split == "validation":
+                self._keep_best()
         self.folder.add_row(row.texts())
         self.folder.add_block_rows(self.first_blocks.rows(progress.step, self.topology))
         bar.set_postfix_str(in_words(row))
@@ -205,7 +201,16 @@ class Trainer(TrainingRun):
             progress.phase, progress.phase_step, progress.begun = progress.phase + 1, 0, False
         self._save_checkpoint()
 
-    def _row(self, phase: Phase, accuracy: float, nll: float) -> EpochRow:
+    def _evaluate(self) -> dict[str, float]:
+        """Return the means of NLL and accuracy over the members on held-out images."""
+        step, predicted = self.progress.step, [self.predict(m) for m in self.network.members]
+        last_batch = partial(self.whole_loader.batch, step - 1)
+        self._fail_for(broken_member(self.network.members, predicted, last_batch, step))
+        self.accuracies[:] = [accuracy(*pair, log=True) for pair in predicted]
+        nlls = [negative_log_likelihood(*pair, log=True) for pair in predicted]
+        return {"nll": fmean(nlls), "accuracy": fmean(self.accuracies)}
+
+    def _row(self, phase: Phase) -> EpochRow:
         progress = self.progress
         return EpochRow(
             epoch=-(-progress.step // self.loader.steps_per_epoch),
@@ -214,8 +219,8 @@ class Trainer(TrainingRun):
             learning_rate=float(self.network.rate),
             train_loss=self.mean_loss,
             split=self.split,
-            nll=nll,
-            accuracy=accuracy,
+            nll=None,
+            accuracy=None,
             exploration_rate=self.topology.exploration_rate(),
             train_seconds=progress.train_seconds,
         )
