@@ -13,7 +13,8 @@ Settings are those of `sparse_engine.train`; a list makes an axis, and each axis
 others and with the variants. `data` without `pixels` and `train` is a data set as it is. A run that
 two grids share is made once. `"evaluation": {"severities": "3", "foreign": "cifar100"}` beside them
 has the tickets of every run evaluated on corrupted images and on those of another data set, of
-which as many are taken in the same size. Imports no torch.
+which as many are taken in the same size. `"projection": {"dataset": "cifar10", "batch_size": 32,
+"models": {"wrn10-2": "wrn16-8"}}` has larger networks timed with the same blocks. No torch here.
 """  # noqa: E501 - the example is JSON as people write it
 
 import hashlib
@@ -22,7 +23,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import check_values, read_json
@@ -32,6 +33,7 @@ from sparse_engine.methods.resolve import resolve
 # What the study itself decides for each run.
 OWN = ("dataset", "data_dir", "seed", "out", "resume", "config", "dry_run", "download")
 Settings = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,23 @@ class Evaluation:
 
     severities: str
     foreign: str
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Larger networks whose steps are timed as well: of a study's small ones, by their models.
+
+    dataset, batch_size: of their images.
+    """
+
+    dataset: str
+    batch_size: int
+    models: dict[str, str]
+
+    def of(self, settings: Settings) -> Settings:
+        """Return the settings of a run of the larger network."""
+        larger = {"dataset": self.dataset, "batch_size": self.batch_size}
+        return {**settings, **larger, "model": self.models[settings["model"]]}
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,7 @@ class Study:
     settings: Settings
     grids: tuple[Grid, ...]
     evaluation: Evaluation | None = None
+    projection: Projection | None = None
 
     @property
     def foreign(self) -> Data:
@@ -120,25 +140,37 @@ def read_study(path: Path) -> Study:
         InputError: no such file, no JSON, unknown names, or settings that contradict each other.
     """
     where = f"study '{path}'"
-    names = ("title", "data", "settings", "grids", "evaluation")
+    names = ("title", "data", "settings", "grids", "evaluation", "projection")
     study = _object(read_json(path, "study"), where, names, ("data", "grids"))
     data = _data(study["data"], f"{where}, data")
     shared = _object(study.get("settings", {}), f"{where}, settings")
     grids = _object(study["grids"], f"{where}, grids")
     read = (_grid(name, grids[name], shared, data, f"{where}, grid '{name}'") for name in grids)
-    evaluation = _evaluation(study.get("evaluation"), f"{where}, evaluation")
-    return Study(path.stem, study.get("title", path.stem), data, shared, tuple(read), evaluation)
+    found = Study(
+        path.stem,
+        study.get("title", path.stem),
+        data,
+        shared,
+        tuple(read),
+        _extra(Evaluation, study.get("evaluation"), f"{where}, evaluation"),
+        _extra(Projection, study.get("projection"), f"{where}, projection"),
+    )
+    for run in found.runs() if found.projection else ():
+        if run.settings.get("model") not in found.projection.models:
+            raise InputError(f"{where}, projection: no larger model of '{run.settings['model']}'")
+    return found
 
 
-def _evaluation(given: Any, where: str) -> Evaluation | None:
+def _extra(kind: type[T], given: Any, where: str) -> T | None:
+    """Return an object that a study need not have, all of whose names are needed."""
     if given is None:
         return None
-    names = ("severities", "foreign")
-    given = _object(given, where, names, names)
-    for name, value in given.items():
-        if not isinstance(value, str):
-            raise InputError(f"{where}: {name} should be a text, found {value!r}")
-    return Evaluation(**given)
+    types = get_type_hints(kind)
+    for name, value in _object(given, where, tuple(types), tuple(types)).items():
+        expected = get_origin(types[name]) or types[name]
+        if type(value) is not expected:
+            raise InputError(f"{where}: {name} should be a {expected.__name__}, found {value!r}")
+    return kind(**given)
 
 
 def _data(given: Any, where: str) -> Data:

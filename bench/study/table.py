@@ -10,11 +10,22 @@ from typing import Any
 
 from bench.report.tables import markdown, with_block
 from bench.study.figure import Labelled, draw
-from bench.study.grid import Grid, Run, Study
+from bench.study.grid import Grid, Projection, Run, Study
 from bench.study.times import point_of, read_times
 
 Rows = Mapping[str, Mapping[str, str]]
 HEAD = ("n", "accuracy %", "difference", "NLL", "ECE", "weights", "training FLOPs", "time / dense")
+# What studies have besides whose tickets are evaluated: column of the CSV, its factor and digits.
+BESIDES = {
+    "members": ("members", 1, 0),
+    "a member's accuracy %": ("member_accuracy", 100, 2),
+    "disagreement": ("disagreement", 1, 3),
+    "Brier": ("brier", 1, 3),
+    "corrupted accuracy %": ("corrupted_accuracy", 100, 2),
+    "foreign AUROC": ("foreign_auroc", 1, 3),
+    "CPU minutes": ("cpu_seconds", 1 / 60, 1),
+    "peak MB": ("peak_mb", 1, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,7 @@ class Point:
     place: tuple[tuple[str, Any], ...]
     rows: dict[int, Mapping[str, str]]
     time: Mapping[str, str] | None
+    larger: Mapping[str, str] | None = None  # the time of the study's projection
 
     def values(self, column: str) -> list[float]:
         """Return a column, by seed."""
@@ -39,7 +51,9 @@ class Point:
         return ", ".join(str(value) for _, value in self.place)
 
 
-def points_of(grid: Grid, rows: Rows, times: Rows) -> list[Point]:
+def points_of(
+    grid: Grid, rows: Rows, times: Rows, projection: Projection | None = None
+) -> list[Point]:
     """Return the points of a grid, in its order, but those without any row."""
     by_place: dict[tuple[tuple[str, Any], ...], list[Run]] = {}
     for run in grid.runs:
@@ -48,7 +62,9 @@ def points_of(grid: Grid, rows: Rows, times: Rows) -> list[Point]:
     for place, runs in by_place.items():
         own = {run.seed: rows[run.key] for run in runs if run.key in rows}
         if own:
-            points.append(Point(place, own, times.get(point_of(runs[0]))))
+            settings = runs[0].settings
+            larger = times.get(point_of(projection.of(settings))) if projection else None
+            points.append(Point(place, own, times.get(point_of(settings)), larger))
     return points
 
 
@@ -68,9 +84,9 @@ def difference(point: Point, points: Sequence[Point], against: Mapping[str, Any]
     return f"{statistics.mean(each):+.2f}{error}"
 
 
-def table(grid: Grid, rows: Rows, times: Rows) -> str:
+def table(grid: Grid, rows: Rows, times: Rows, projection: Projection | None = None) -> str:
     """Return a grid as a Markdown table; what is not known stays empty."""
-    points = points_of(grid, rows, times)
+    points = points_of(grid, rows, times, projection)
     if not points:
         return "no rows yet"
     axes = [axis for axis, _ in points[0].place] or ["run"]
@@ -91,9 +107,30 @@ def table(grid: Grid, rows: Rows, times: Rows) -> str:
                 f"{point.mean('parameters') / 1e6:.3f} M",
                 f"{point.mean('train_flops') / max(dense):.2f}" if dense else "",
                 _time(point.time) if point.time else "",
+                *([_time(point.larger) if point.larger else ""] if projection else []),
             ]
         )
-    return markdown((*axes, *HEAD), lines)
+    return markdown((*axes, *HEAD, *(["projected"] if projection else [])), lines)
+
+
+def besides(grid: Grid, rows: Rows) -> str:
+    """Return what else is known of a grid's tickets as a Markdown table of means over seeds."""
+    points = points_of(grid, rows, {})
+    axes = [axis for axis, _ in points[0].place] or ["run"] if points else []
+    lines = [
+        [
+            *([str(value) for _, value in point.place] or [grid.name]),
+            *(_mean(point, *column) for column in BESIDES.values()),
+        ]
+        for point in points
+    ]
+    return markdown((*axes, *BESIDES), lines)
+
+
+def _mean(point: Point, column: str, factor: float, digits: int) -> str:
+    """Return a mean over those seeds that have a value; nothing if none has."""
+    values = [factor * float(row[column]) for row in point.rows.values() if row[column]]
+    return f"{statistics.mean(values):.{digits}f}" if values else ""
 
 
 def _time(time: Mapping[str, str]) -> str:
@@ -122,7 +159,9 @@ def block(study: Study, rows: Rows, times: Rows, figure: str | None) -> str:
     for grid in study.grids:
         versus = ", ".join(f"{axis} {value}" for axis, value in grid.against.items())
         parts += [f"**{grid.name}**" + (f", differences to {versus}" if versus else "")]
-        parts += [table(grid, rows, times)]
+        parts += [table(grid, rows, times, study.projection)]
+        if study.evaluation and points_of(grid, rows, times):
+            parts += [besides(grid, rows)]
     if figure:
         parts += [f"![accuracy against time]({figure})"]
     return "\n\n".join(parts)

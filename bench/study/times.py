@@ -4,6 +4,7 @@ Runs of a study share a machine, so their own seconds say little. Here one netwo
 is timed against the dense one: a usual training step, and one that updates the topology.
 """
 
+import itertools
 import json
 import statistics
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 
 from bench.report.records import append_row, environment, now, read
 from bench.speed.timing import clock_of, ratios, steps_in_turn
-from bench.study.grid import Run, Study
+from bench.study.grid import Settings, Study
 from sparse_engine.config.config import Config
 from sparse_engine.config.values import check_values
 from sparse_engine.data.catalog import DatasetInfo
@@ -36,9 +37,9 @@ SHARED_WITH_DENSE = ("model", "batch_size", "dtype", "epochs", "dense_epochs", "
 METHODS = ("dense", "static", "set", "rigl", "edst", "dst-ensemble", "deep-ensemble")
 
 
-def point_of(run: Run) -> str:
-    """Return what a run shares with those of other seeds, as JSON."""
-    return json.dumps({k: v for k, v in run.settings.items() if k != "seed"}, sort_keys=True)
+def point_of(settings: Settings) -> str:
+    """Return what a run's settings share with those of other seeds, as JSON."""
+    return json.dumps({k: v for k, v in settings.items() if k != "seed"}, sort_keys=True)
 
 
 def read_times(path: Path) -> dict[str, dict[str, str]]:
@@ -61,23 +62,27 @@ def time_study(
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    info = dataset_info(study.data.name, data_dir)
     facts = {**environment(device.type), "run": now(), "n": rounds}
     done = read_times(path)
     # What the study says of all runs, as far as it is of a dense one.
     dense = {n: v for n, v in study.settings.items() if n in SHARED_WITH_DENSE}
-    dense = _resolved({**dense, "dataset": study.data.name, "method": "dense"}, study, data_dir)
-    for run in study.runs():
-        point = point_of(run)
+    dense |= {"dataset": study.data.name, "method": "dense"}
+    larger = [study.projection.of] if study.projection else []
+    for run, change in itertools.product(study.runs(), (dict, *larger)):
+        settings = change(run.settings)
+        point = point_of(settings)
         if point in done:
             continue
-        config = _resolved(run.settings, study, data_dir)
+        config = _resolved(settings, study, data_dir)
         if config.method not in METHODS:
             print(f"no time of method '{config.method}': its networks change size", flush=True)
             continue
-        times = _times(resolve_budget(config, info, device), dense, info, device, rounds)
+        info = dataset_info(config.dataset, data_dir)
+        config = resolve_budget(config, info, device)
+        times = _times(config, _resolved(change(dense), study, data_dir), info, device, rounds)
         done[point] = append_row(path, COLUMNS, {**facts, **times, "point": point})
-        print(f"{times['step_ratio']:.3f} {times['training_ratio']:.3f} {run.point}", flush=True)
+        ratios = f"{times['step_ratio']:.3f} {times['training_ratio']:.3f}"
+        print(f"{ratios} {config.model} {run.point}", flush=True)
 
 
 def _times(
@@ -106,7 +111,7 @@ def _times(
     }
 
 
-def _resolved(settings: dict[str, Any], study: Study, data_dir: str | None) -> Config:
+def _resolved(settings: Settings, study: Study, data_dir: str | None) -> Config:
     checked = check_values(settings, f"study '{study.name}'")
     return resolve(Config(**checked, data_dir=data_dir))
 

@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from sparse_engine import evaluate, train
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation import plots
 from sparse_engine.evaluation.robustness.options import Options
-from sparse_engine.evaluation.training_plots import told_runs
-from sparse_engine.runs.epoch_rows import BLOCK_COLUMNS, COLUMNS
+from sparse_engine.evaluation.training_plots import draw_training, told_runs
+from sparse_engine.runs.epoch_rows import BLOCK_COLUMNS, COLUMNS, whole_rows
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--distribution", "erk", "--device", "cpu"]
 FLAGS += ["--batch-size", "256"]
@@ -116,6 +117,19 @@ def test_curves_have_phases_escapes_and_tickets(both, runs):
     last = (runs / "dense/metrics.csv").read_text().splitlines()[-1]
     assert f"{dense.lines[0].get_ydata()[-1]:.6f}" in last
     assert curve.get_xdata()[-1] == 30
+
+
+def test_accuracy_is_drawn_where_it_is_known(both, runs, tmp_path):
+    folder = shutil.copytree(runs / "dense", tmp_path / "dense")
+    first, *rows = whole_rows(folder / "metrics.csv")
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows([{**first, "nll": "", "accuracy": ""}, *rows])
+    (told,) = told_runs([str(folder)])
+    loss, accuracy = Figure().subplots(ncols=2)
+    draw_training([loss, accuracy], [told])
+    assert [len(axis.lines[0].get_xdata()) for axis in (loss, accuracy)] == [2, 1]
 
 
 def test_blocks_that_stayed_by_layer(both, runs):

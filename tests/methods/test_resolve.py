@@ -18,6 +18,7 @@ from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
     [
         ({"method": "rigll"}, "unknown method 'rigll'; did you mean 'rigl'"),
         ({"method": "EDST"}, "unknown method 'EDST'"),
+        ({"select": "validation", "evaluate_every": 2}, "chooses among all epochs"),
         ({"dataset": "digit"}, "unknown data set 'digit'; did you mean 'digits'"),
         ({"model": "wrn16_2"}, "unknown model 'wrn16_2'; did you mean 'wrn16-2'"),
         ({"model": "wrn17-2"}, "model 'wrn17-2': depth 17 is not"),

@@ -57,6 +57,18 @@ def test_edst_tickets_differ(run):
     assert not same_blocks(first, third)
 
 
+def test_epochs_without_an_evaluation_change_nothing_else(run):
+    """Epochs 3 and 5, 7, 9 end phases; 6 is a multiple."""
+    usual = run("usual", "--epochs", "9")
+    seldom = run("seldom", "--epochs", "9", "--evaluate-every", "6")
+    assert all(map(same, tickets_of("usual"), tickets_of("seldom")))
+    assert usual["accuracy"] == seldom["accuracy"]
+    known = [(row["nll"], row["accuracy"]) for row in rows_of("usual")]
+    found = [(row["nll"], row["accuracy"]) for row in rows_of("seldom")]
+    ends = (3, 5, 6, 7, 9)
+    assert found == [pair if n in ends else ("", "") for n, pair in enumerate(known, 1)]
+
+
 def test_edst_without_updates_keeps_its_blocks(run):
     run("out", "--epochs", "9", "--topology", "static")
     first, second, third = tickets_of("out")

@@ -4,7 +4,7 @@ import pytest
 from study_files import row_of, study_file
 
 from bench.study.grid import read_study
-from bench.study.table import places_of, points_of, table, write
+from bench.study.table import block, places_of, points_of, table, write
 from bench.study.times import point_of
 from sparse_engine.errors import InputError
 
@@ -39,10 +39,33 @@ def test_only_what_stands_between_the_marks_is_written(tmp_path):
     assert "| 8x8 | 2 | 50.00 ± 0.00 |" in text
 
 
+def test_tickets_that_were_evaluated_have_a_second_table(tmp_path):
+    study = read_study(study_file(tmp_path, evaluation={"severities": "3", "foreign": "digits"}))
+    rows = {r.key: row_of(r, 0.5, members=3, cpu_seconds=60 * (1 + r.seed)) for r in study.runs()}
+    text = block(study, rows, {}, None)
+    assert "| 8x8 | 3 |  |  |  |  |  | 1.5 |  |" in text
+    assert "| 8x8 | 2 | 50.00 ± 0.00 |" in text
+
+
+def test_a_larger_network_has_the_last_column(tmp_path):
+    projection = {"dataset": "digits", "batch_size": 8, "models": {"mlp": "wrn10-1"}}
+    study = read_study(study_file(tmp_path, projection=projection))
+    rows = {run.key: row_of(run, 0.5) for run in study.runs()}
+    time = {"training_ratio": "0.9", "step_ratio": "0.3", "ratio_p20": "0.2", "ratio_p80": "0.4"}
+    times = {point_of(study.projection.of(study.runs()[0].settings)): time}
+    first, second = table(study.grids[0], rows, times, study.projection).splitlines()[2:]
+    assert first.endswith("|  | 0.90 (0.60-1.20) |")
+    assert second.endswith("|  |  |")
+    wrong = {"batch_size": [8]}, {"models": {"wrn10-1": "mlp"}}, {"dataset": None}
+    for change, message in zip(wrong, ("should be a int", "no larger model of 'mlp'", "a str")):
+        with pytest.raises(InputError, match=message):
+            read_study(study_file(tmp_path, projection=projection | change))
+
+
 def test_a_point_without_a_time_has_no_place(tmp_path):
     study = read_study(study_file(tmp_path))
     rows = {run.key: row_of(run, 0.5) for run in study.runs()}
     point = points_of(study.grids[0], rows, {})[0]
-    key = point_of(next(run for run in study.runs() if run.key == point.rows[0]["key"]))
+    key = point_of(next(run.settings for run in study.runs() if run.key == point.rows[0]["key"]))
     times = {key: {"training_ratio": "0.4"}}
     assert places_of(study, rows, times) == {"blocks": [(point.name, (0.4, 50.0))]}

@@ -17,12 +17,14 @@ def test_the_times_are_of_every_point_and_its_whole_training(tmp_path):
         "dense": {"settings": {"method": "dense", "sparsity": 0}, "seeds": 1},
     }
     settings = {"model": "mlp", "epochs": 2, "dense_epochs": 1, "sparsity": 0.5}
-    path = study_file(tmp_path, grids=grids, settings=settings)
+    projection = {"dataset": "digits", "batch_size": 8, "models": {"mlp": "resnet20"}}
+    path = study_file(tmp_path, grids=grids, settings=settings, projection=projection)
     command = [str(path), "--data-dir", str(digits(tmp_path)), "--out", str(tmp_path / "out")]
     main([*command, "--time"])
     study, rows = read_study(path), read_times(tmp_path / "tiny-times.csv")
-    assert set(rows) == {point_of(run) for run in study.runs()}
-    assert len(rows) == 3
+    own = {point_of(run.settings) for run in study.runs()}
+    assert set(rows) == own | {point_of(study.projection.of(r.settings)) for r in study.runs()}
+    assert len(rows) == 6
     for row in rows.values():
         steps = float(row["training_ratio"]) / float(row["step_ratio"])
         assert row["update_ratio"] or steps == pytest.approx(2, rel=1e-3)
