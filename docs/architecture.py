@@ -18,7 +18,16 @@ A line says what a file holds, in the words of the file itself: this page is mad
 ROOMS = {
     "kernels/sparse_kernels": (".", "cpu", "triton", "dispatch", "operators"),
     "sparse_engine": (
-        *(".", "data", "figures", "optimizers", "layers", "layers/ids", "layers/replacement"),
+        *(
+            ".",
+            "data",
+            "figures",
+            "optimizers",
+            "layers",
+            "layers/ids",
+            "layers/replacement",
+            "layers/weight",
+        ),
         *("models", "models/grouped", "sparsity", "sparsity/channel_permutation", "config"),
         *("methods", "runs", "evaluation", "evaluation/robustness", "training", "training/times"),
         *("commands", "integrations", "earlier_names"),

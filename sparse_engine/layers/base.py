@@ -14,13 +14,13 @@ from sparse_engine.errors import earlier_name
 from sparse_engine.layers.blocks import BlockChoice
 from sparse_engine.layers.data_types import check_data_type
 from sparse_engine.layers.ids.agreement import AgreedBlockIds
-from sparse_engine.layers.ids.block_check import AVERAGED, are_averaged, block_signs
-from sparse_engine.layers.kept_weight import KeptWeight
+from sparse_engine.layers.layer_state import StateError, own_state
 from sparse_engine.layers.leaf import Leaf
-from sparse_engine.layers.plan import LayerPlan, strongest_blocks
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.sharded_gradients import probe_kind
 from sparse_engine.layers.unrecorded import is_traced
-from sparse_engine.layers.weight_writes import open_weight
+from sparse_engine.layers.weight.kept_weight import KeptWeight
+from sparse_engine.layers.weight.weight_writes import open_weight
 from sparse_engine.shards import check_whole, own_part, write_
 from sparse_kernels import BlockLayout
 from sparse_kernels.dispatch.backend import backend_of
@@ -30,8 +30,6 @@ from sparse_kernels.operators.dense_gradient import DenseGradientProbe
 from sparse_kernels.operators.reference import gather_blocks, scatter_blocks
 from sparse_kernels.transforms import is_transformed
 
-# Of a state dict, dense or sparse.
-PARTS = ("weight", "values", "block_ids", "block_check")
 WEIGHT_READ = "dense (weight read)"
 # PyTorch's modules that read weights, and take no fast path where one overrides torch functions.
 READERS = ("torch.nn.modules.transformer", "torch.nn.modules.activation")
@@ -236,55 +234,15 @@ class SparseLayer(Leaf, KeptWeight, AgreedBlockIds):
     ):
         if self.block_ids.is_meta:
             self._move_ids()
-        own = dict(state_dict)
-        unusual = [n for n in PARTS if prefix + n in own and not self._can_take(own[prefix + n])]
-        if unusual:
-            error_msgs.append(f"{prefix}{unusual[0]} should be an ordinary tensor with numbers")
+        try:
+            own = own_state(self, self._layout, state_dict, prefix)
+        except StateError as error:
+            error_msgs.append(f"{prefix}{error}")
             return
-        values, ids = own.get(prefix + "values"), own.get(prefix + "block_ids")
-        if values is None and prefix + "weight" in own:
-            check_whole(self.values, self)
-            weight = own.pop(prefix + "weight").detach()
-            if tuple(weight.shape) != self._weight_shape():
-                found, expected = list(weight.shape), list(self._weight_shape())
-                error_msgs.append(f"{prefix}weight should be {expected}, found {found}")
-                return
-            own_layout = self._layout
-            dense = self.from_weight(weight)
-            ids = strongest_blocks(dense, own_layout)
-            chosen = BlockLayout(
-                own_layout.shape, own_layout.block, ids, own_layout.active, own_layout.taps
-            )
-            values = gather_blocks(dense, chosen.tensors(), chosen.sizes())
-            own[prefix + "values"] = values
-        if ids is None:
-            if values is not None:  # nobody knows where they belong: keep the present ones
-                own[prefix + "values"] = self.values
-        else:
-            try:
-                active = self._layout.validate(ids)
-            except ValueError as error:
-                error_msgs.append(f"{prefix}block_ids: {error}")
-                return
-            signs = own.get(prefix + "block_check")
-            if signs is not None and are_averaged(signs):
-                error_msgs.append(f"{prefix}values: {AVERAGED}")
-                return
-            if values is not None and values.shape == self.values.shape:
-                self._layout.update_(ids.to(self._layout.device), active)
-            own[prefix + "block_ids"] = self._layout.block_ids.clone()
-        # Earlier states have no signs.
-        own[prefix + "block_check"] = block_signs(self._layout.block_ids)
         super()._load_from_state_dict(
             own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         self._move_ids()
-
-    def _can_take(self, value: Any) -> bool:
-        """Return whether a part of a state dict is a tensor that can be copied from."""
-        usual = isinstance(value, Tensor) and value.layout is torch.strided
-        empty = usual and value.is_meta and not self.values.is_meta
-        return usual and not (empty or value.is_quantized or value.is_nested)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SparseLayer:
         def checked(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from sparse_engine.errors import InputError
-from sparse_engine.layers.weight_writes import LayerWeight
+from sparse_engine.layers.weight.weight_writes import LayerWeight
 
 _ASSIGNED = (
     "is made from its blocks and cannot be assigned; change .values, write to .weight in place, "

@@ -1,0 +1,1 @@
+"""A layer's dense weight, as other code reads it and writes to it."""
