@@ -138,6 +138,17 @@ def _fresh_step(config: Config, info: DatasetInfo, device: torch.device, **of: A
     return random_step(build_network(config, info, device), config, info, config.batch_size, **of)
 
 
+def updating_step(network: Network, step: Step, drop: float) -> Step:
+    """Return a network's step after which its topology is updated; `drop` is the share replaced."""
+
+    def updating() -> None:
+        network.topology.arm()
+        step()
+        network.topology.update(drop)
+
+    return updating
+
+
 def random_step(
     network: Network,
     config: Config,
