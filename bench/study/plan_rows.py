@@ -109,7 +109,9 @@ def _own(study: Study, settings: Settings, row: Mapping[str, str]) -> Settings:
         if row["distribution"] != "timed":
             own["sparsity"] = float(row["sparsity"])
     for name, value in settings.items():
-        of_all = study.settings.get(name) == value
-        if name not in APART and (FIELDS[name].metadata["group"] in OF_TRAININGS or not of_all):
+        group, of_all = FIELDS[name].metadata["group"], study.settings.get(name) == value
+        if name in APART or (group == SPARSITY.name and not method.usual_sparsity):
+            continue
+        if group in OF_TRAININGS or not of_all:
             own[name] = value
     return own

@@ -127,7 +127,7 @@ def _plan(seconds: float, dense: Config, rows: Sequence[Row], threads: int | Non
         **{"device": str(device), "threads": torch.get_num_threads(), "rounds": clock.rounds},
         **{"dense_seconds_per_step": clock.dense, "timed_images": clock.images},
     }
-    found = words.as_json(choice, priced)
+    found = words.as_json(choice, priced, seconds)
     print_json({**facts, **found, "command": line, "extrapolates": differences})
 
 
@@ -150,8 +150,10 @@ def _plans(
             sparse += is_sparse
         except InputError as error:
             reasons.append((is_sparse, f"{name_of(row, row.network)} cannot be had here: {error}"))
-    if any(is_sparse for is_sparse, _ in reasons) and not sparse:
-        raise InputError(next(reason for is_sparse, reason in reasons if is_sparse))
+    if not plans:
+        raise InputError(reasons[0][1])
+    if not sparse and (refused := [reason for is_sparse, reason in reasons if is_sparse]):
+        raise InputError(refused[0])
     for _, reason in reasons:
         print(reason)
     return plans

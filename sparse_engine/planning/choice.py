@@ -2,12 +2,19 @@
 
 Among trainings that fit the one of the best mean accuracy is sought; what lies within one standard
 error of it counts as equal, and the cheapest of these is taken (the rule of one standard error,
-Breiman et al. 1984, *Classification and Regression Trees*, section 3.4.3).
+Breiman et al. 1984, *Classification and Regression Trees*, section 3.4.3). The standard error is of
+all of them together, since that of three seeds is itself uncertain.
+
+Trainings are whole, as in the study. Dense networks, of which studies make several lengths, may
+have any length between these. Only where nothing fits are all others shortened, and taken to lose
+by that what dense networks lose.
 """
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sparse_engine.errors import InputError
 from sparse_engine.planning.candidates import Candidate
@@ -38,17 +45,21 @@ class Priced:
 
 @dataclass(frozen=True)
 class Expected:
-    """A mean difference in accuracy to the dense run, in [-1, 1], and its standard error."""
+    """A mean difference in accuracy to the dense run, in [-1, 1], and its standard error.
+
+    tried: False of a length beyond those that the study has.
+    """
 
     difference: float
     error: float
+    tried: bool = True
 
 
 @dataclass(frozen=True)
 class Option:
     """A training that fits: how many epochs of it, and what the rows let one expect of that.
 
-    share: of its whole length; expected: None where no row says what so much shortening costs.
+    share: of its whole length; expected: None where no row says what shortening costs.
     """
 
     priced: Priced
@@ -66,31 +77,32 @@ class Option:
 class Choice:
     """What was chosen, among what.
 
-    best: of the highest expected accuracy; equal: the others within one standard error of that.
-    Without expectations best is what was chosen.
+    best: of the highest expected accuracy; equal: the others within one standard error of that,
+    `error`. Without expectations best is what was chosen.
     """
 
     chosen: Option
     best: Option
     equal: tuple[Option, ...]
     options: tuple[Option, ...]
+    error: float = 0.0
 
     @property
-    def is_shortened(self) -> bool:
+    def all_shortened(self) -> bool:
         """Whether no training fits whole."""
-        return self.chosen.share < 1
+        return all(option.share < 1 for option in self.options)
 
 
 def choose(priced: Sequence[Priced], seconds: float) -> Choice:
-    """Return which training to make in some seconds; all are shortened only if none fits whole.
+    """Return which training to make in some seconds.
 
     Raises:
         InputError: not one epoch of any fits.
     """
-    options = [
+    whole = [
         Option(p, p.epochs, 1.0, _expected(p.candidate.row)) for p in priced if p.seconds <= seconds
     ]
-    options = options or _shortened(priced, seconds)
+    options = [*whole, *_dense_between(priced, seconds)] or _shortened(priced, seconds)
     if not options:
         least = min(priced, key=lambda p: p.epoch)
         raise InputError(
@@ -102,36 +114,47 @@ def choose(priced: Sequence[Priced], seconds: float) -> Choice:
     if not known:
         chosen = max(options, key=lambda option: option.share)
         return Choice(chosen, chosen, (), tuple(options))
+    known = [pair for pair in known if pair[0].tried] or known
+    error = _error_of(expected for expected, _ in known)
     highest, best = max(known, key=lambda pair: pair[0].difference)
-    equal = [option for expected, option in known if _is_as_good(expected, highest)]
+    equal = [o for expected, o in known if highest.difference - expected.difference <= error]
     # What is shortened takes all the seconds there are: then the least shortened.
     chosen = min(equal, key=lambda o: (-o.share, o.seconds))
     others = tuple(option for option in equal if option is not best)
-    return Choice(chosen, best, others, tuple(options))
+    return Choice(chosen, best, others, tuple(options), error)
 
 
 def lost(rows: Sequence[Row], length: float) -> Expected | None:
-    """Return what dense networks have lost by a shorter training, None outside of what was tried.
+    """Return what dense networks lose by a shorter training, None without two lengths of it.
 
-    On straight lines over the logarithm of the length between the lengths of the study.
+    On straight lines over the logarithm of the length, of which the outer ones go on.
 
     Args:
         rows: of the study.
-        length: in dense runs, 1 or less.
+        length: in dense runs.
     """
-    tried = {row.length: _expected(row) for row in rows if row.is_dense}
-    tried[1.0] = Expected(0.0, 0.0)
-    below = max((one for one in tried if one <= length), default=None)
-    above = min((one for one in tried if one >= length), default=None)
-    if below is None or above is None:
+    tried = sorted({row.length: row for row in rows if row.is_dense}.items())
+    lines = [*pairwise(tried)]
+    if not lines:
         return None
-    if below == above:
-        return tried[below]
+    (below, low), (above, high) = next((line for line in lines if length <= line[1][0]), lines[-1])
     share = math.log(length / below) / math.log(above / below)
-    low, high = tried[below], tried[above]
-    return Expected(
-        low.difference + share * (high.difference - low.difference), max(low.error, high.error)
-    )
+    difference = low.difference + share * (high.difference - low.difference)
+    is_between = tried[0][0] <= length <= tried[-1][0]
+    return Expected(difference, max(low.error, high.error), is_between)
+
+
+def _dense_between(priced: Sequence[Priced], seconds: float) -> list[Option]:
+    """Return the longest dense training between two lengths of the study, if there is one."""
+    too_long = [p for p in priced if p.candidate.row.is_dense and p.seconds > seconds]
+    if not too_long:
+        return []
+    shortest = min(too_long, key=lambda p: p.seconds)
+    epochs = int(seconds / shortest.epoch)
+    share = epochs / shortest.epochs
+    rows = [p.candidate.row for p in priced]
+    expected = lost(rows, share * shortest.candidate.row.length) if epochs else None
+    return [Option(shortest, epochs, share, expected)] if expected and expected.tried else []
 
 
 def _shortened(priced: Sequence[Priced], seconds: float) -> list[Option]:
@@ -145,8 +168,8 @@ def _shortened(priced: Sequence[Priced], seconds: float) -> list[Option]:
 
 
 def _one_of_a_kind(priced: Sequence[Priced]) -> list[Priced]:
-    """Return each training once, where it is there in several lengths: that nearest to the dense
-    run's, of which all others would be shortened to the same."""
+    """Return each training once: of several lengths, which would be shortened to one, that nearest
+    to the dense run's."""
     kinds: dict[str, Priced] = {}
     for one in sorted(priced, key=lambda p: abs(math.log(p.candidate.row.length))):
         kinds.setdefault(one.candidate.name, one)
@@ -158,13 +181,18 @@ def _after(row: Row, rows: Sequence[Row], share: float) -> Expected | None:
     loss, whole = lost(rows, share), _expected(row)
     if loss is None:
         return None
-    return Expected(whole.difference + loss.difference, math.hypot(whole.error, loss.error))
+    error = math.hypot(whole.error, loss.error)
+    return Expected(whole.difference + loss.difference, error, loss.tried)
 
 
 def _expected(row: Row) -> Expected:
     return Expected(row.difference, row.error)
 
 
-def _is_as_good(one: Expected, best: Expected) -> bool:
-    """Return whether one is within the larger standard error of the two of the best."""
-    return best.difference - one.difference <= max(one.error, best.error)
+def _error_of(expected: Iterable[Expected]) -> float:
+    """Return one standard error of several figures: the root of its mean square.
+
+    Not of the dense run's difference to itself.
+    """
+    squares = [one.error**2 for one in expected if one.error]
+    return math.sqrt(statistics.mean(squares)) if squares else 0.0

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from sparse_engine.config.values import check_values
 from sparse_engine.errors import InputError
+from sparse_engine.methods.registry import method_named
 
 PACKAGED = Path(__file__).with_name("rows.csv")
 
@@ -113,9 +114,12 @@ def _row(cells: dict[str, str], where: str) -> Row:
     values: dict[str, Any] = {}
     for name, kind in _KINDS.items():
         try:
-            values[name] = (json.loads if name == "settings" else kind)(cells[name])
-        except (ValueError, TypeError, KeyError):
-            raise InputError(f"{where}: {name} cannot be {cells.get(name)!r}") from None
+            # A short line has None at its end.
+            values[name] = (json.loads if name == "settings" else kind)(cells[name] or "")
+        except ValueError:
+            raise InputError(f"{where}: {name} cannot be {cells[name]!r}") from None
+    if None in (*cells, *cells.values()):
+        raise InputError(f"{where} has not {len(COLUMNS)} cells")
     row = Row(**values)
     whole = min(row.epochs, row.dense_epochs, row.n, row.pixels, row.images, row.batch_size) >= 1
     numbers = (row.accuracy, row.deviation, row.difference, row.error, row.nll, row.ece)
@@ -124,4 +128,5 @@ def _row(cells: dict[str, str], where: str) -> Row:
     if not isinstance(row.settings, dict) or "method" not in row.settings:
         raise InputError(f"{where}: settings should be an object that names a method")
     check_values(row.settings, where)
+    method_named(row.settings["method"])
     return row

@@ -5,7 +5,7 @@ whose blocks change is timed in steps that update them too, of which a training 
 phases say. Not counted: start, data, evaluation, and what methods do between phases.
 """
 
-import statistics
+import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -29,12 +29,15 @@ from sparse_engine.training.times.step_times import (
     random_step,
     updating_step,
 )
-from sparse_kernels.timing import in_turn, rounds_within
+from sparse_kernels.timing import in_turn, medians_in_turn, rounds_within
 
-# What all rounds may take together, how many are wanted, and how many there are at most.
-SECONDS, WANTED, MOST = 25.0, 3, 9
-# Images of a step on a CPU by which the length of a round is guessed.
-FEW = 4
+# What all rounds may take together; rounds that a size of steps must leave time for, updates
+# included; and how many are kept at most.
+SECONDS, NEEDED, MOST = 25.0, 8, 9
+# Images of the first steps on a CPU, and how many times as many the next have.
+FEW, GROWTH = 2, 4
+# Updates rarer than one in so many steps are not timed.
+RARE = 100
 # Rules whose updates are timed: those of the others change how many blocks there are.
 TIMED_RULES = ("set", "rigl")
 # By key: settings, and rule and share of its updates if these are timed.
@@ -45,8 +48,8 @@ _Networks: TypeAlias = dict[Hashable, tuple[Config, str | None, float]]
 class Clock:
     """How steps were timed.
 
-    dense: seconds of the dense network's step of a whole batch; images: in the steps that were
-    timed, perhaps fewer; rounds: in which each network took its steps.
+    dense: seconds of the dense network's step of a whole batch; images: in the largest steps that
+    were timed, perhaps fewer; rounds: in which each network took one of these.
     """
 
     dense: float
@@ -118,26 +121,25 @@ def price(
     for plan in plans:
         if plan.key not in networks or plan.rule is not None:
             networks[plan.key] = (plan.network, plan.rule, plan.drop)
-    batch = dense.batch_size or 1
     try:
-        seconds, images, rounds = _timed(networks, batch, info, device)
+        seconds, images, rounds = _timed(networks, dense.batch_size or 1, info, device)
     except torch.OutOfMemoryError:
         raise RunFailure(
             f"no memory on {device} for {len(networks)} networks at a time; take a smaller "
             "--batch-size or --model"
         ) from None
-    scale = batch / images
-    priced = [plan.priced(*(scale * each for each in seconds[plan.key])) for plan in plans]
-    return priced, Clock(scale * seconds[of_dense][0], images, rounds)
+    priced = [plan.priced(*seconds[plan.key]) for plan in plans]
+    return priced, Clock(seconds[of_dense][0], images, rounds)
 
 
 def _updates(phases: Sequence[Phase]) -> tuple[str | None, float, int]:
     """Return the rule, the share that an update replaces, and how many updates there are."""
     found = [(phase.topology, phase.update_schedule(), phase.steps) for phase in phases]
     timed = [(t, s.updates_in(n)) for t, s, n in found if t and s and t.rule in TIMED_RULES]
-    if not timed:
+    updates = sum(updates for _, updates in timed)
+    if RARE * updates < sum(phase.steps for phase in phases):
         return None, 0.0, 0
-    return timed[0][0].rule, timed[0][0].drop, sum(updates for _, updates in timed)
+    return timed[0][0].rule, timed[0][0].drop, updates
 
 
 def _network_key(config: Config) -> Hashable:
@@ -152,29 +154,59 @@ def _network_key(config: Config) -> Hashable:
 def _timed(
     networks: _Networks, batch: int, info: DatasetInfo, device: torch.device
 ) -> tuple[dict[Hashable, tuple[float, float]], int, int]:
-    """Return by key the seconds of a step, and of one with an update; its images; and the rounds.
+    """Return by key the seconds of a step and of one with an update; and images and rounds of it.
 
-    On a CPU a batch is halved until the rounds wanted fit into SECONDS.
+    Where a batch would take too long, two sizes of steps are timed, and its own time lies on the
+    straight line through both: what updates weights takes as long for any number of images.
     """
-    on_gpu = device.type == "cuda"
+    on_gpu, began = device.type == "cuda", time.perf_counter()
     built = {key: build_network(config, info, device) for key, (config, *_) in networks.items()}
 
-    def steps_of(images: int) -> dict[tuple[Hashable, str], Step]:
-        steps = {}
-        for key, (config, rule, drop) in networks.items():
-            step = steps[key, "step"] = random_step(built[key], config, info, images)
-            if rule is not None:
-                steps[key, "update"] = updating_step(built[key], step, drop)
-        return steps
+    def steps_of(images: int) -> list[Step]:
+        return [random_step(built[k], config, info, images) for k, (config, *_) in networks.items()]
 
-    few = batch if on_gpu else min(FEW, batch)
-    steps, images = steps_of(few), batch
-    of_one = sum(seconds for (seconds,) in in_turn([*steps.values()], 1, on_gpu)) / few
-    while images >= 2 * few and (WANTED + 1) * of_one * images > SECONDS:
-        images //= 2
-    steps = steps if images == few else steps_of(images)
-    rounds = rounds_within(SECONDS - of_one * images, of_one * images, MOST)
-    medians = map(statistics.median, in_turn([*steps.values()], rounds, on_gpu))
-    found = dict(zip(steps, medians))
-    seconds = {key: (found[key, "step"], found.get((key, "update"), 0.0)) for key in networks}
+    images, before = batch if on_gpu else min(FEW, batch), None
+    while True:
+        steps = steps_of(images)
+        taken = [seconds for (seconds,) in in_turn(steps, 1, on_gpu)]
+        left = SECONDS - (time.perf_counter() - began)
+        size = _next_size(images, batch, left / NEEDED / sum(taken), first=before is None)
+        if size == images:
+            break
+        before, images = (images, taken), size
+    rounds = rounds_within(left - sum(taken), sum(taken), MOST)
+    taken = medians_in_turn(steps, rounds, on_gpu)
+    growth = [_growth(images, after, batch, before, n) for n, after in enumerate(taken)]
+    updating = {
+        key: updating_step(built[key], step, drop)
+        for step, (key, (_, rule, drop)) in zip(steps, networks.items())
+        if rule is not None
+    }
+    updates = dict(zip(updating, medians_in_turn([*updating.values()], 1, on_gpu)))
+    seconds = {
+        key: (factor * step, factor * updates.get(key, step))
+        for key, step, factor in zip(networks, taken, growth)
+    }
     return seconds, images, rounds
+
+
+def _next_size(images: int, batch: int, factor: float, first: bool) -> int:
+    """Return the images of the next steps to be timed, as many as now if these are the last.
+
+    factor: how many times as long steps may take; two sizes are timed in any case.
+    """
+    if factor * images >= batch:
+        return batch
+    larger = min(batch, GROWTH * images)
+    return larger if first or factor * images >= larger else images
+
+
+def _growth(
+    images: int, seconds: float, batch: int, before: tuple[int, list[float]] | None, number: int
+) -> float:
+    """Return how many times as long as a timed step one of a whole batch takes."""
+    if images == batch or before is None:
+        return batch / images
+    fewer, taken = before
+    slope = max(0.0, (seconds - taken[number]) / (images - fewer))
+    return 1 + slope * (batch - images) / seconds

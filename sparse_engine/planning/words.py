@@ -17,6 +17,8 @@ NOTE = """\
 step ms: a training step of a whole batch, and its ratio to the dense network's
 seconds: of the whole training, all its steps; starting, reading and evaluating come on top
 accuracy: mean difference to the dense run in the study, and its standard error over n seeds"""
+# Trainings that are listed by name where others are as good.
+MOST_NAMES = 3
 # Seeds below which a mean says little.
 FEW_SEEDS = 3
 
@@ -55,28 +57,35 @@ def in_words(option: Option) -> str:
 
 def reason(choice: Choice) -> str:
     """Return why this training was chosen, in one sentence."""
-    chosen, best, count = choice.chosen, choice.best, len(choice.options)
-    if chosen.expected is None or best.expected is None:
+    chosen, best, expected = choice.chosen, choice.best, choice.best.expected
+    if expected is None:
         return (
-            "no training fits whole, and no row says what so much shortening costs: this is the "
-            "one that is shortened least"
+            "no training fits whole, and no row says what shortening costs: this is the one that "
+            "is shortened least"
         )
-    what = (
-        f"no training fits whole; of the {count} that fit when they are shortened"
-        if choice.is_shortened
-        else f"of the {count} that fit"
-    )
+    what = f"of the {len(choice.options)} that fit"
+    if choice.all_shortened:
+        what = f"no training fits whole; {what} when they are shortened"
     name = "it" if chosen is best else _named(best)
-    first = f"{what}, {name} has the highest expected accuracy ({points(best.expected)} points)"
-    cheap = "is shortened least" if choice.is_shortened else "takes the fewest seconds"
+    first = f"{what}, {name} has the highest expected accuracy ({points(expected)} points)"
+    if not expected.tried:
+        first = f"{what}, to lengths that were not tried, {name} seems to lose least"
+    near = f"within one standard error ({100 * choice.error:.2f} points) of that"
+    others = _listed([option for option in choice.equal if option is not chosen])
     if not choice.equal:
-        return f"{first}; none of the others is within one standard error of that"
+        return f"{first}; none of the others is {near}"
+    cheap = "takes the fewest seconds" if chosen.share == 1 else "is shortened least"
     if chosen is best:
-        others = ", ".join(_named(option) for option in choice.equal)
-        return f"{first}; {others} are within one standard error of that, and it {cheap}"
-    rest = [_named(option) for option in choice.equal if option is not chosen]
-    also = f", as are {', '.join(rest)}" if rest else ""
-    return f"{first}; it is within one standard error of that{also}, and {cheap}"
+        return f"{first}; of what is {near}{others} it {cheap}"
+    return f"{first}; the choice is {near}{others}, and {cheap}"
+
+
+def _listed(options: Sequence[Option]) -> str:
+    """Return options in brackets, the first few by name."""
+    names = [_named(option) for option in options[:MOST_NAMES]]
+    if more := len(options) - len(names):
+        names.append(f"{more} more")
+    return f" ({', '.join(names)} too)" if names else ""
 
 
 def _named(option: Option) -> str:
@@ -88,13 +97,13 @@ def expectation(choice: Choice, rows: Sequence[Row]) -> str:
     chosen = choice.chosen
     row = chosen.priced.candidate.row
     dense = next((r for r in rows if r.is_dense and r.length == 1), None)
-    if chosen.expected is None:
+    if chosen.expected is None or not chosen.expected.tried:
         return "not known; the table says what it reached at its whole length"
     words = (
         f"accuracy {points(chosen.expected)} points to a dense network of "
         f"{chosen.priced.candidate.config.dense_epochs} epochs"
     )
-    if choice.is_shortened:
+    if chosen.share < 1:
         return f"{words}; NLL and ECE are not known of a shortened training"
     beside = f" (dense {dense.nll:.3f} and {dense.ece:.3f})" if dense else ""
     return f"{words}; in the study NLL {row.nll:.3f} and ECE {row.ece:.3f}{beside}"
@@ -130,19 +139,22 @@ def extrapolations(
     if row.n < FEW_SEEDS:
         yield f"what it reached in the study is of {row.n} seeds"
     if timed_images != dense.batch_size:
-        yield f"steps were timed with {timed_images} images, and taken to grow with the batch"
-    if choice.is_shortened:
-        costs = (
-            "that costs what shorter dense networks lost"
-            if choice.chosen.expected
-            else ("shorter than anything was tried")
+        yield (
+            f"steps were timed with up to {timed_images} images, and those of {dense.batch_size} "
+            "taken to lie on a straight line through them"
         )
-        yield f"trained for {choice.chosen.share:.0%} of its length, {costs}"
+    if (share := choice.chosen.share) < 1:
+        costs = "shorter than anything that was tried"
+        if (expected := choice.chosen.expected) is not None and expected.tried:
+            costs = "which is taken to cost what shorter dense networks lost"
+            costs = "between lengths that the study has" if row.is_dense else costs
+        yield f"trained for {share:.0%} of its length, {costs}"
 
 
-def as_json(choice: Choice, priced: Sequence[Priced]) -> dict[str, Any]:
+def as_json(choice: Choice, priced: Sequence[Priced], seconds: float) -> dict[str, Any]:
     """Return what the last line has of candidates and choice; accuracies are shares."""
     chosen, expected = choice.chosen, choice.chosen.expected
+    known = expected if expected and expected.tried else None
     return {
         "candidates": [
             {
@@ -151,7 +163,8 @@ def as_json(choice: Choice, priced: Sequence[Priced]) -> dict[str, Any]:
                 "model": one.candidate.config.model,
                 "epochs": one.epochs,
                 "seconds_per_step": one.step,
-                "seconds": one.seconds,
+                "train_seconds": one.seconds,
+                "fits": one.seconds <= seconds,
                 **{n: getattr(one.candidate.row, n) for n in ("difference", "error", "n")},
                 **{n: getattr(one.candidate.row, n) for n in ("nll", "ece")},
             }
@@ -162,7 +175,7 @@ def as_json(choice: Choice, priced: Sequence[Priced]) -> dict[str, Any]:
             "epochs": chosen.epochs,
             "share": chosen.share,
             "train_seconds": chosen.seconds,
-            "difference": expected and expected.difference,
-            "error": expected and expected.error,
+            "difference": known and known.difference,
+            "error": known and known.error,
         },
     }

@@ -124,7 +124,8 @@ def at_mean_density(
     for phase, layers in zip(phases, mean_densities(config, model, phases, densities)):
         for plan in plans:
             total[plan.name] += phase.steps / steps * layers.get(plan.name, 1.0)
-    means = {name: min(1.0, density) for name, density in total.items()}
+    # Without what adding shares has rounded: a dense layer is dense.
+    means = {name: min(1.0, round(density, 12)) for name, density in total.items()}
     kept = sum(p.weights * means[p.name] for p in plans) / sum(p.weights for p in plans)
     return replace(
         config,
