@@ -6,7 +6,7 @@ phases say. Not counted: start, data, evaluation, and what methods do between ph
 """
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -34,14 +34,17 @@ from sparse_kernels.timing import in_turn, medians_in_turn, rounds_within
 # What all rounds may take together; rounds that a size of steps must leave time for, updates
 # included; and how many are kept at most.
 SECONDS, NEEDED, MOST = 25.0, 8, 9
-# Images of the first steps on a CPU, and how many times as many the next have.
-FEW, GROWTH = 2, 4
+# On a CPU: parts of a batch that the first steps see, and that the last ones see at least; and how
+# many times as many images each size has.
+FIRST, LEAST, GROWTH = 32, 8, 4
 # Updates rarer than one in so many steps are not timed.
 RARE = 100
 # Rules whose updates are timed: those of the others change how many blocks there are.
 TIMED_RULES = ("set", "rigl")
 # By key: settings, and rule and share of its updates if these are timed.
 _Networks: TypeAlias = dict[Hashable, tuple[Config, str | None, float]]
+# Images of steps, and the seconds of each network's.
+_Size: TypeAlias = tuple[int, list[float]]
 
 
 @dataclass(frozen=True)
@@ -156,57 +159,79 @@ def _timed(
 ) -> tuple[dict[Hashable, tuple[float, float]], int, int]:
     """Return by key the seconds of a step and of one with an update; and images and rounds of it.
 
-    Where a batch would take too long, two sizes of steps are timed, and its own time lies on the
-    straight line through both: what updates weights takes as long for any number of images.
+    Seconds are of a whole batch.
     """
-    on_gpu, began = device.type == "cuda", time.perf_counter()
     built = {key: build_network(config, info, device) for key, (config, *_) in networks.items()}
+    on_gpu = device.type == "cuda"
 
     def steps_of(images: int) -> list[Step]:
-        return [random_step(built[k], config, info, images) for k, (config, *_) in networks.items()]
+        return [random_step(built[key], networks[key][0], info, images) for key in networks]
 
-    images, before = batch if on_gpu else min(FEW, batch), None
-    while True:
-        steps = steps_of(images)
-        taken = [seconds for (seconds,) in in_turn(steps, 1, on_gpu)]
-        left = SECONDS - (time.perf_counter() - began)
-        size = _next_size(images, batch, left / NEEDED / sum(taken), first=before is None)
-        if size == images:
-            break
-        before, images = (images, taken), size
-    rounds = rounds_within(left - sum(taken), sum(taken), MOST)
-    taken = medians_in_turn(steps, rounds, on_gpu)
-    growth = [_growth(images, after, batch, before, n) for n, after in enumerate(taken)]
-    updating = {
-        key: updating_step(built[key], step, drop)
-        for step, (key, (_, rule, drop)) in zip(steps, networks.items())
-        if rule is not None
-    }
-    updates = dict(zip(updating, medians_in_turn([*updating.values()], 1, on_gpu)))
+    first = batch if on_gpu else min(batch, max(2, batch // FIRST))
+    steps, sizes, rounds = _timed_sizes(steps_of, first, batch, on_gpu)
+    drops = {key: drop for key, (_, rule, drop) in networks.items() if rule is not None}
+    step_of = dict(zip(networks, steps))
+    updating = [updating_step(built[key], step_of[key], drop) for key, drop in drops.items()]
+    updates = dict(zip(drops, medians_in_turn(updating, 1, on_gpu)))
+    images, taken = sizes[-1]
     seconds = {
-        key: (factor * step, factor * updates.get(key, step))
-        for key, step, factor in zip(networks, taken, growth)
+        key: (growth * step, growth * updates.get(key, step))
+        for key, step, growth in zip(networks, taken, _growths(sizes, batch))
     }
     return seconds, images, rounds
 
 
-def _next_size(images: int, batch: int, factor: float, first: bool) -> int:
+def _timed_sizes(
+    steps_of: Callable[[int], list[Step]], first: int, batch: int, on_gpu: bool
+) -> tuple[list[Step], list[_Size], int]:
+    """Time steps of more and more images, up to a batch or as far as there is time.
+
+    Args:
+        steps_of: gives the steps of so many images.
+        first: images of the first steps.
+        batch: those of a batch.
+        on_gpu: where they are.
+
+    Returns:
+        The last steps, what each size took, and the rounds of the last.
+    """
+    began, images, sizes = time.perf_counter(), first, []
+    while True:
+        steps = steps_of(images)
+        once = [seconds for (seconds,) in in_turn(steps, 1, on_gpu)]
+        sizes.append((images, once))
+        left = SECONDS - (time.perf_counter() - began)
+        larger = _next_size(images, batch, left / NEEDED / sum(once), len(sizes) == 1)
+        if larger == images:
+            break
+        images = larger
+    if left < NEEDED / 2 * sum(once):
+        return steps, sizes, 1
+    rounds = rounds_within(left / 2, sum(once), MOST)
+    return steps, [*sizes[:-1], (images, medians_in_turn(steps, rounds, on_gpu))], rounds
+
+
+def _next_size(images: int, batch: int, longer: float, is_first: bool) -> int:
     """Return the images of the next steps to be timed, as many as now if these are the last.
 
-    factor: how many times as long steps may take; two sizes are timed in any case.
+    longer: how many times as long steps may take.
     """
-    if factor * images >= batch:
+    if longer * images >= batch:
         return batch
     larger = min(batch, GROWTH * images)
-    return larger if first or factor * images >= larger else images
+    needed = is_first or LEAST * images < batch
+    return larger if needed or longer * images >= larger else images
 
 
-def _growth(
-    images: int, seconds: float, batch: int, before: tuple[int, list[float]] | None, number: int
-) -> float:
-    """Return how many times as long as a timed step one of a whole batch takes."""
-    if images == batch or before is None:
-        return batch / images
-    fewer, taken = before
-    slope = max(0.0, (seconds - taken[number]) / (images - fewer))
-    return 1 + slope * (batch - images) / seconds
+def _growths(sizes: Sequence[_Size], batch: int) -> list[float]:
+    """Return how many times as long as its last step one of a whole batch takes, by network.
+
+    It lies on the straight line through the last two sizes: what a step does to weights takes as
+    long for any number of images.
+    """
+    images, seconds = sizes[-1]
+    if images == batch:
+        return [1.0] * len(seconds)
+    fewer, before = sizes[-2]
+    slopes = [max(0.0, (s - b) / (images - fewer)) for s, b in zip(seconds, before)]
+    return [1 + slope * (batch - images) / s for slope, s in zip(slopes, seconds)]
