@@ -98,7 +98,7 @@ def _plan(seconds: float, dense: Config, rows: Sequence[Row], threads: int | Non
     from sparse_engine.data.load import dataset_info
     from sparse_engine.device import choose_device
     from sparse_engine.planning import words
-    from sparse_engine.planning.seconds import price
+    from sparse_engine.planning.seconds import price, timing_seconds
     from sparse_engine.training.dry_run import stored_data
     from sparse_engine.training.result import print_json
 
@@ -109,9 +109,10 @@ def _plan(seconds: float, dense: Config, rows: Sequence[Row], threads: int | Non
     data = stored_data(dense)
     info = dataset_info(dense.dataset) if data is None else data.info
     plans = _plans(rows, dense, info, device)
-    print(f"timing training steps of {dense.model} for half a minute on {place}", flush=True)
+    limit = timing_seconds(seconds)
+    print(f"timing steps of {dense.model} for about {limit:.0f} seconds on {place}", flush=True)
     print_if_busy(device)
-    priced, clock = price(plans, dense, info, device)
+    priced, clock = price(plans, dense, info, device, limit)
     choice, chosen = _chosen(priced, seconds, dense, info.train_size)
     line, on_gpu = command(chosen, threads), device.type == "cuda"
     differences = [*words.extrapolations(choice, dense, info, on_gpu, clock.images)]

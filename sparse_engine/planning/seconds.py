@@ -31,9 +31,10 @@ from sparse_engine.training.times.step_times import (
 )
 from sparse_kernels.timing import in_turn, medians_in_turn, rounds_within
 
-# What all rounds may take together; rounds that a size of steps must leave time for, updates
-# included; and how many are kept at most.
-SECONDS, NEEDED, MOST = 25.0, 8, 9
+# What timing takes: so many seconds at least and at most, between them a share of the budget.
+LEAST_SECONDS, MOST_SECONDS, SHARE = 25.0, 300.0, 0.02
+# Rounds that a size of steps must leave time for, updates included, and how many are kept at most.
+NEEDED, MOST = 4, 9
 # On a CPU: parts of a batch that the first steps see, and that the last ones see at least; and how
 # many times as many images each size has.
 FIRST, LEAST, GROWTH = 32, 8, 4
@@ -105,8 +106,13 @@ def plan_of(candidate: Candidate, info: DatasetInfo, device: torch.device, image
     return Plan(candidate, network, _network_key(network), rule, drop, updates, steps)
 
 
+def timing_seconds(budget: float) -> float:
+    """Return how long steps are timed to plan some seconds; more than that only large networks."""
+    return min(MOST_SECONDS, max(LEAST_SECONDS, SHARE * budget))
+
+
 def price(
-    plans: Sequence[Plan], dense: Config, info: DatasetInfo, device: torch.device
+    plans: Sequence[Plan], dense: Config, info: DatasetInfo, device: torch.device, limit: float
 ) -> tuple[list[Priced], Clock]:
     """Time the steps of candidates and of the dense network, all in turn.
 
@@ -115,6 +121,7 @@ def price(
         dense: the user's dense run, resolved.
         info: of the data set.
         device: where to time; a CPU with torch's present number of threads.
+        limit: of timing_seconds.
 
     Raises:
         RunFailure: the networks do not fit into memory together.
@@ -125,7 +132,7 @@ def price(
         if plan.key not in networks or plan.rule is not None:
             networks[plan.key] = (plan.network, plan.rule, plan.drop)
     try:
-        seconds, images, rounds = _timed(networks, dense.batch_size or 1, info, device)
+        seconds, images, rounds = _timed(networks, dense.batch_size or 1, info, device, limit)
     except torch.OutOfMemoryError:
         raise RunFailure(
             f"no memory on {device} for {len(networks)} networks at a time; take a smaller "
@@ -155,7 +162,7 @@ def _network_key(config: Config) -> Hashable:
 
 
 def _timed(
-    networks: _Networks, batch: int, info: DatasetInfo, device: torch.device
+    networks: _Networks, batch: int, info: DatasetInfo, device: torch.device, limit: float
 ) -> tuple[dict[Hashable, tuple[float, float]], int, int]:
     """Return by key the seconds of a step and of one with an update; and images and rounds of it.
 
@@ -168,7 +175,7 @@ def _timed(
         return [random_step(built[key], networks[key][0], info, images) for key in networks]
 
     first = batch if on_gpu else min(batch, max(2, batch // FIRST))
-    steps, sizes, rounds = _timed_sizes(steps_of, first, batch, on_gpu)
+    steps, sizes, rounds = _timed_sizes(steps_of, first, batch, on_gpu, limit)
     drops = {key: drop for key, (_, rule, drop) in networks.items() if rule is not None}
     step_of = dict(zip(networks, steps))
     updating = [updating_step(built[key], step_of[key], drop) for key, drop in drops.items()]
@@ -182,7 +189,7 @@ def _timed(
 
 
 def _timed_sizes(
-    steps_of: Callable[[int], list[Step]], first: int, batch: int, on_gpu: bool
+    steps_of: Callable[[int], list[Step]], first: int, batch: int, on_gpu: bool, limit: float
 ) -> tuple[list[Step], list[_Size], int]:
     """Time steps of more and more images, up to a batch or as far as there is time.
 
@@ -191,6 +198,7 @@ def _timed_sizes(
         first: images of the first steps.
         batch: those of a batch.
         on_gpu: where they are.
+        limit: in seconds.
 
     Returns:
         The last steps, what each size took, and the rounds of the last.
@@ -200,12 +208,12 @@ def _timed_sizes(
         steps = steps_of(images)
         once = [seconds for (seconds,) in in_turn(steps, 1, on_gpu)]
         sizes.append((images, once))
-        left = SECONDS - (time.perf_counter() - began)
+        left = limit - (time.perf_counter() - began)
         larger = _next_size(images, batch, left / NEEDED / sum(once), len(sizes) == 1)
         if larger == images:
             break
         images = larger
-    if left < NEEDED / 2 * sum(once):
+    if left < NEEDED * sum(once):
         return steps, sizes, 1
     rounds = rounds_within(left / 2, sum(once), MOST)
     return steps, [*sizes[:-1], (images, medians_in_turn(steps, rounds, on_gpu))], rounds

@@ -97,13 +97,18 @@ def test_times_of_a_network_are_those_of_a_batch(monkeypatch):
     medians = lambda calls, rounds, on_gpu: [call() for call in calls]  # noqa: E731
     monkeypatch.setattr(seconds, "medians_in_turn", medians)
     plans = [planned({"method": "dense"}), planned({**RIGL, "block": "8x8"})]
-    for budget, sizes in ((1e6, [2, 64]), (0.0, [2, 8])):
+    for limit, sizes in ((1e6, [2, 64]), (0.0, [2, 8])):
         made.clear()
-        monkeypatch.setattr(seconds, "SECONDS", budget)
-        (dense, rigl), clock = price(plans, DENSE, DIGITS, CPU)
+        (dense, rigl), clock = price(plans, DENSE, DIGITS, CPU, limit)
         assert sorted({*made}) == sizes
         assert clock.images == sizes[-1]
         assert clock.dense == dense.step == rigl.step == pytest.approx(7.4)
         assert dense.seconds == pytest.approx(880 * 7.4)
         updates = plans[1].updates
         assert rigl.seconds == pytest.approx(7.4 * (880 + 2 * updates))
+
+
+def test_a_large_budget_is_planned_longer():
+    assert seconds.timing_seconds(60) == 25
+    assert seconds.timing_seconds(5000) == 100
+    assert seconds.timing_seconds(1e6) == 300
