@@ -44,7 +44,7 @@ SHARED = {
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command line `arguments`."""
-    parser = _parser()
+    parser = new_parser()
     flags = parser.parse_strictly(arguments)
     with parser.naming_own_flags():
         dense, rows = _checked(flags)
@@ -56,7 +56,8 @@ def main(arguments: Sequence[str]) -> None:
             _plan(flags.seconds, dense, rows, flags.threads)
 
 
-def _parser() -> Parser:
+def new_parser() -> Parser:
+    """Return the parser of this command's flags."""
     parser = Parser(
         prog="sparse-engine plan",
         usage="%(prog)s --seconds X [flags]",

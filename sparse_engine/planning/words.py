@@ -15,7 +15,8 @@ HEAD = (
 )
 NOTE = """\
 step ms: a training step of a whole batch, and its ratio to the dense network's
-seconds: of the whole training, all its steps; starting, reading and evaluating come on top
+seconds: of all steps of the whole training on an idle machine; starting, reading and evaluating
+  come on top
 accuracy: mean difference to the dense run in the study, and its standard error over n seeds"""
 # Trainings that are listed by name where others are as good.
 MOST_NAMES = 3
@@ -141,7 +142,7 @@ def extrapolations(
     if timed_images != dense.batch_size:
         yield (
             f"steps were timed with up to {timed_images} images, and those of {dense.batch_size} "
-            "taken to lie on a straight line through them"
+            "taken to lie on a straight line through them, which may be off by a factor of two"
         )
     if (share := choice.chosen.share) < 1:
         costs = "shorter than anything that was tried"

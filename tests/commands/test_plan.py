@@ -149,6 +149,10 @@ def test_fewer_images_are_timed_where_a_batch_takes_long(capsys, monkeypatch):
         (["--seconds", "9", "--rows", "none.csv"], "rows 'none.csv' does not exist"),
         (["--seconds", "9", "--dtyp", "bf16"], "unknown flag '--dtyp'; did you mean '--dtype'?"),
         (["--seconds", "9", "--batch-size", "2000"], "--batch-size 1437 is the largest"),
+        (
+            ["--seconds", "9", "--model", "mlp", "--batch-size", "1437", "--dense-epochs", "1"],
+            "edst of 3, 0.8, 8x8 taps row cannot be had here: 2 steps are too few for 4 phases",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, monkeypatch, capfd):
