@@ -118,12 +118,7 @@ def _plan(seconds: float, dense: Config, rows: Sequence[Row], threads: int | Non
     line, on_gpu = command(chosen, threads), device.type == "cuda"
     differences = [*words.extrapolations(choice, dense, info, on_gpu, clock.images)]
     print(f"\n{words.table(priced, clock.dense, seconds)}\n{words.NOTE}\n")
-    print(f"choice: {words.in_words(choice.chosen)} of {seconds:g}")
-    print(f"why: {words.reason(choice)}")
-    print(f"expects: {words.expectation(choice, rows)}")
-    for difference in differences:
-        print(f"extrapolates: {difference}")
-    print(f"train it: {line}")
+    print(words.in_sentences(choice, rows, seconds, differences, line))
     facts = {
         **{"seconds": seconds, "dataset": dense.dataset, "model": dense.model},
         **{"device": str(device), "threads": torch.get_num_threads(), "rounds": clock.rounds},

@@ -51,9 +51,20 @@ def points(expected: Expected) -> str:
     return f"{100 * expected.difference:+.2f} ± {100 * expected.error:.2f}"
 
 
-def in_words(option: Option) -> str:
-    """Return what a training is, how long it is and what it takes."""
-    return f"{_named(option)}, {option.seconds:.4g} seconds"
+def in_sentences(
+    choice: Choice, rows: Sequence[Row], seconds: float, differences: Sequence[str], command: str
+) -> str:
+    """Return the choice, why, what to expect, where that extrapolates, and how to train it."""
+    chosen = f"{_named(choice.chosen)}, {choice.chosen.seconds:.4g} seconds of {seconds:g}"
+    return "\n".join(
+        (
+            f"choice: {chosen}",
+            f"why: {reason(choice)}",
+            f"expects: {expectation(choice, rows)}",
+            *(f"extrapolates: {difference}" for difference in differences),
+            f"train it: {command}",
+        )
+    )
 
 
 def reason(choice: Choice) -> str:

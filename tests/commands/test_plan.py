@@ -128,7 +128,8 @@ def test_what_cannot_be_had_is_named(capsys):
 
 def test_fewer_images_are_timed_where_a_batch_takes_long(capsys, monkeypatch):
     monkeypatch.setattr(seconds, "timing_seconds", lambda budget: 0.0)
-    _, result = planned(capsys, "--seconds", "1e6", *TINY)
+    _, result = planned(capsys, "--seconds", "1e6", *TINY, "--threads", "1")
+    assert result["command"].startswith("OMP_NUM_THREADS=1 sparse-engine train --method edst")
     assert result["timed_images"] == 8
     assert result["extrapolates"][-1].startswith("steps were timed with up to 8 images")
 
