@@ -9,7 +9,7 @@ setup(
     ],
     package_dir={"sparse_kernels": "kernels/sparse_kernels"},
     package_data={
-        "sparse_engine": ["py.typed", "configs/*/*.json"],
+        "sparse_engine": ["py.typed", "configs/*/*.json", "planning/*.csv"],
         "sparse_kernels": ["py.typed", "cpu/source/*"],
     },
 )

@@ -30,7 +30,7 @@ ROOMS = {
         ),
         *("models", "models/grouped", "sparsity", "sparsity/channel_permutation", "config"),
         *("methods", "runs", "evaluation", "evaluation/robustness", "training", "training/times"),
-        *("commands", "integrations", "earlier_names"),
+        *("planning", "commands", "integrations", "earlier_names"),
     ),
     "bench": (".", "report", "speed", "gpu", "study", "dev"),
 }

@@ -49,6 +49,11 @@ BEGIN = (
         "[training.md](training.md), [methods.md](methods.md)",
     ),
     (
+        "seconds, and no method yet",
+        "`sparse-engine plan`",
+        "[training.md](training.md#a-budget-of-seconds)",
+    ),
+    (
         "runs that have ended",
         "`sparse-engine evaluate`, `TicketEnsemble`",
         "[evaluation.md](evaluation.md), [runs.md](runs.md)",

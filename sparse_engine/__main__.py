@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("sparse_engine.evaluate", "evaluate any set of runs as one ensemble"),
     "export": ("sparse_engine.export", "take a ticket somewhere else: safetensors, ONNX, ..."),
     "demo": ("sparse_engine.commands.demo", "half a minute: what sparse steps take here"),
+    "plan": ("sparse_engine.commands.plan", "which training to choose for a budget of seconds"),
     "configs": ("sparse_engine.commands.configs", "list the papers' runs, and what they cost"),
 }
 _WORDS = """\

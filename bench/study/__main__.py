@@ -3,6 +3,7 @@
     python -m bench.study bench/studies/NAME.json --data-dir DIR     make what has no row yet
     python -m bench.study bench/studies/NAME.json --data-dir DIR --time     time its networks' steps
     python -m bench.study bench/studies/NAME.json --write docs/blocks.md
+    python -m bench.study bench/studies/NAME.json --write-plan       rows of sparse-engine plan
     python -m bench.study bench/studies/NAME.json --dry-run          say which runs there are
 
 What a file holds: see grid.py. The CSVs lie beside it. A study can be stopped at any time, by
@@ -17,6 +18,7 @@ from bench.study.grid import Study, read_study
 from bench.study.small_data import cut
 from sparse_engine.config.flags import run_command, user_path, user_path_text
 from sparse_engine.errors import InputError, RunFailure
+from sparse_engine.planning.rows import PACKAGED
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,6 +43,10 @@ def main(arguments: Sequence[str]) -> None:
         from bench.study.table import write
 
         return write(study, table.rows, times, options.write)
+    if options.write_plan:
+        from bench.study.plan_rows import write_plan
+
+        return write_plan(study, table.rows, options.write_plan)
     out = options.out or Path("runs") / "studies" / study.name
     folder = _data_folder(study, options.data_dir, out)
     if options.time:
@@ -72,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="list the runs and make none")
     parser.add_argument("--time", action="store_true", help="time steps, in turn with dense ones")
     parser.add_argument("--write", type=user_path, help="Markdown file whose tables are replaced")
+    parser.add_argument(
+        "--write-plan", type=user_path, nargs="?", const=PACKAGED, metavar="CSV",
+        help="write what sparse-engine plan goes by, into the package unless a file is named",
+    )  # fmt: skip
     return parser
 
 

@@ -24,7 +24,7 @@ from sparse_engine.methods.resolve import resolve
 from sparse_engine.training.network import build_network
 from sparse_engine.training.run import plan_phases
 from sparse_engine.training.times.budget import resolve_budget
-from sparse_engine.training.times.step_times import random_step
+from sparse_engine.training.times.step_times import random_step, updating_step
 
 # point: of a run without its seed. step_ratio, update_ratio: median of the rounds' ratios to a
 # usual step of the dense network that the study's own settings name. training_ratio: of a whole
@@ -122,10 +122,4 @@ def _step(
     """Return a training step of a run's network, or one after which its blocks change."""
     network = build_network(config, info, device)
     step = random_step(network, config, info, config.batch_size)
-
-    def updating_step() -> None:
-        network.topology.arm()
-        step()
-        network.topology.update(config.drop or 0.3)
-
-    return updating_step if update else step
+    return updating_step(network, step, config.drop or 0.3) if update else step

@@ -103,8 +103,7 @@ def main(arguments: Sequence[str]) -> None:
     if device.type == "cuda":
         config = replace(config, dtype="bf16")
     print(f"training steps, dense and sparse, on {_place(device, config)}", flush=True)
-    if device.type == "cpu" and (load := os.getloadavg()[0]) > BUSY:
-        print(f"this machine is busy (load {load:.1f}), and times on it are uncertain", flush=True)
+    print_if_busy(device)
     found = [timed(known, config, device) for known in known_networks()]
     print(f"\n{table(found)}\n\n{in_words(found)}")
     try:
@@ -113,6 +112,12 @@ def main(arguments: Sequence[str]) -> None:
         raise RunFailure(f"'{flags.out}' cannot be written: {error}") from None
     print(f"picture: {flags.out}")
     print_json({"device": _place(device, config), "networks": {t.name: as_json(t) for t in found}})
+
+
+def print_if_busy(device: torch.device) -> None:
+    """Print a line where other programs disturb what is timed."""
+    if device.type == "cpu" and (load := os.getloadavg()[0]) > BUSY:
+        print(f"this machine is busy (load {load:.1f}), and times on it are uncertain", flush=True)
 
 
 def known_networks() -> tuple[Known, ...]:

@@ -35,7 +35,7 @@ def dry_run(config: Config) -> None:
 
 
 def _dry_run(config: Config, device: torch.device) -> None:
-    data = _stored_data(config)
+    data = stored_data(config)
     info = dataset_info(config.dataset, None, config.preparation) if data is None else data.info
     config = resolve_budget(config, info, device)
     train_size = training_images(config, info)
@@ -78,7 +78,7 @@ def training_images(config: Config, info: DatasetInfo) -> int:
     return info.train_size - round(held_out * info.train_size)
 
 
-def _stored_data(config: Config) -> DataSet | None:
+def stored_data(config: Config) -> DataSet | None:
     """Return a run's data; None where its files were not named, or would be fetched first.
 
     Raises:

@@ -161,10 +161,13 @@ def test_evaluate_tells_before_torch_is_imported(arguments, message):
     ("arguments", "message"),
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
-        (["zzz"], "unknown command 'zzz'; there are train, evaluate, export, demo, configs"),
+        (["zzz"], "unknown command 'zzz'; there are train, evaluate, export, demo, plan"),
         (["--method", "rigl"], "name one first, as in sparse-engine train --method"),
         (["train", "--epochs", "0"], "epochs must be at least 1, found 0"),
         (["evaluate", "none"], "'none' is not a run folder"),
+        (["plan", "--seconds", "0"], "--seconds must be above 0 and finite, found 0"),
+        (["plan", "--seconds", "9", "--rows", "none.csv"], "rows 'none.csv' does not exist"),
+        (["plan", "--seconds", "9", "--model", "wrn9-2"], "model 'wrn9-2': depth 9"),
         (["configs", "wrn28", "resnet"], "no configuration has 'wrn28 resnet' in its name"),
     ],
 )
@@ -183,6 +186,7 @@ def test_the_command_of_commands_tells_before_torch_is_imported(arguments, messa
         (["evaluate", "--help"], "usage: sparse-engine evaluate"),
         (["export", "--help"], "usage: sparse-engine export"),
         (["configs", "--help"], "usage: sparse-engine configs"),
+        (["plan", "--help"], "usage: sparse-engine plan"),
     ],
 )
 def test_help_needs_no_torch(arguments, line):

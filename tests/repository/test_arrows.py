@@ -32,6 +32,7 @@ FLOORS = {
         "runs",
         "evaluation",
         "training",
+        "planning",
         "train evaluate export commands earlier_names integrations",
         "__init__ __main__",
     ),

@@ -13,6 +13,7 @@ import pytest
 
 from sparse_engine.__main__ import run
 from sparse_engine.commands.configs import names_having
+from sparse_engine.commands.plan import new_parser
 from sparse_engine.config.config import FIELDS, Config
 from sparse_engine.config.flags import parse_flags
 from sparse_engine.config.values import ARGUMENTS, EARLIER, GONE, read_config_file
@@ -147,6 +148,9 @@ def test_commands_are_right(page, tmp_path, monkeypatch):
             continue
         if name == "configs":
             assert names_having(arguments)
+            continue
+        if name == "plan":
+            assert new_parser().parse_strictly(arguments).seconds > 0
             continue
         # All that is wrong is that there is no such run, or no package to draw with.
         with pytest.raises(InputError, match=r"is not a run folder|needs matplotlib"):

@@ -36,7 +36,7 @@ def test_it_holds_every_file(unpacked):
         files = {
             path.relative_to(source)
             for path in (source / package).rglob("*")
-            if path.suffix in (".py", ".typed", ".cpp", ".h", ".json")
+            if path.suffix in (".py", ".typed", ".cpp", ".h", ".json", ".csv")
         }
         assert files == {
             path.relative_to(unpacked) for path in (unpacked / package).rglob("*") if path.is_file()

@@ -124,7 +124,8 @@ def at_mean_density(
     for phase, layers in zip(phases, mean_densities(config, model, phases, densities)):
         for plan in plans:
             total[plan.name] += phase.steps / steps * layers.get(plan.name, 1.0)
-    means = {name: min(1.0, density) for name, density in total.items()}
+    # Without what adding shares has rounded: a dense layer is dense.
+    means = {name: min(1.0, round(density, 12)) for name, density in total.items()}
     kept = sum(p.weights * means[p.name] for p in plans) / sum(p.weights for p in plans)
     return replace(
         config,
@@ -136,6 +137,17 @@ def at_mean_density(
 def _fresh_step(config: Config, info: DatasetInfo, device: torch.device, **of: Any) -> Step:
     """Return a step of a fresh network of a run; further arguments as of random_step."""
     return random_step(build_network(config, info, device), config, info, config.batch_size, **of)
+
+
+def updating_step(network: Network, step: Step, drop: float) -> Step:
+    """Return a network's step after which its topology is updated; `drop` is the share replaced."""
+
+    def updating() -> None:
+        network.topology.arm()
+        step()
+        network.topology.update(drop)
+
+    return updating
 
 
 def random_step(
