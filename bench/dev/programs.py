@@ -9,10 +9,10 @@ mean number of blocks.
 import math
 from typing import NamedTuple
 
+from sparse_kernels.triton.shares import SUM_BYTES, count_shares, step_bytes
 from sparse_kernels.triton.tiles import gather_tile, power_of_two, weight_grad_tile
-from sparse_kernels.triton.weight_grad import PROGRAMS_PER_PROCESSOR
 
-ARCH, BYTES, SUM_BYTES = 90, 2, 4
+ARCH, BYTES = 90, 2
 PROCESSORS = 132  # H100 SXM and H200: NVIDIA's data sheets
 # Strips up to so wide are multiplied by runs.
 WIDEST = 7
@@ -189,16 +189,18 @@ def weight_grad(layer: Layer, splits: int = 0) -> Pass:
         units, groups, bm = layer.positions, layer.slots, tap.bm
         loads, products = bc + bo, 1
     steps = -(-units // bm)
-    splits = splits or -(-PROGRAMS_PER_PROCESSOR * PROCESSORS // groups)
+    loaded, flops = BYTES * bm * loads, 2 * products * bm * bc * bo
+    numbers = layer.stored // groups
+    step = step_bytes(loaded, flops, BYTES, False)
+    splits = splits or count_shares(groups, steps, step, numbers, PROCESSORS)
     splits = max(1, min(steps, splits))
     share = steps / splits
-    loaded = BYTES * bm * loads
     # mma has both operands in registers, each tile in those of two warps.
     read = products * operands(bc, bo, bm) if bc >= 64 else 2 * loaded
     sums = layer.stored * splits if splits > 1 else 0
-    result = (SUM_BYTES if sums else BYTES) * layer.stored / groups
+    result = (SUM_BYTES if sums else BYTES) * numbers
     program = Program(
-        flops=2 * share * products * bm * bc * bo,
+        flops=share * flops,
         l2=share * loaded + result,
         shared=share * (loaded + read),
     )

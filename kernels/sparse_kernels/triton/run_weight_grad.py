@@ -21,8 +21,8 @@ from sparse_kernels.triton.launch import (
     processors,
 )
 from sparse_kernels.triton.run_tiles import RunTile, choose_run, run_weight_grad_tile
+from sparse_kernels.triton.shares import count_shares, step_bytes
 from sparse_kernels.triton.tiles import power_of_two
-from sparse_kernels.triton.weight_grad import PROGRAMS_PER_PROCESSOR
 
 
 def weight_grad_run(
@@ -62,8 +62,11 @@ def shares_by_runs(
     parts, runs = -(-taps // run.taps), -(-width // run.length)
     units = n * height * runs
     programs = strips * parts
-    wanted = -(-PROGRAMS_PER_PROCESSOR * processors(x) // programs)
-    splits = max(1, min(-(-units // tile.bm), wanted))
+    loads = bc * (run.length + run.taps - 1) + bo * run.length
+    flops = 2 * run.length * run.taps * tile.bm * bc * bo
+    step = step_bytes(loads * tile.bm * x.element_size(), flops, x.element_size(), False)
+    sums = run.taps * bc * bo
+    splits = count_shares(programs, -(-units // tile.bm), step, sums, processors(x))
     shape, sum_dtype = (strips * taps, bc, bo), torch.float32 if splits > 1 else dtype
     partial = x.new_empty((splits, *shape) if splits > 1 else shape, dtype=sum_dtype)
     arguments = {
