@@ -85,9 +85,9 @@ def shapes(network: Network) -> list[Shape]:
 def passes(layer: Layer, fused: bool = False) -> list[Pass]:
     """Return forward, input gradient and weight gradient.
 
-    fused: the forward pass takes statistics of its output.
+    fused: the forward pass takes statistics of its output, and the input is transformed on load.
     """
-    return [gather(layer, False, fused), gather(layer, True), weight_grad(layer)]
+    return [gather(layer, False, fused), gather(layer, True), weight_grad(layer, fused=fused)]
 
 
 class Rest(NamedTuple):

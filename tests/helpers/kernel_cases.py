@@ -94,8 +94,11 @@ def use_small_tiles(monkeypatch) -> None:
 
 
 def _small_run(arch, itemsize, exact, first, second, taps, fused, tma) -> RunTile:
-    """Return the longest runs, by few warps, and taps that do not divide a wide kernel's."""
-    return RunTile(8, Tile(TILE, min(16, first & -first), 4, 3, tma), min(taps, 4))
+    """Return the longest runs, by few warps, and taps that do not divide a wide kernel's.
+
+    Three strips share a program, which most groups are not full of.
+    """
+    return RunTile(8, Tile(TILE, min(16, first & -first), 4, 3, tma), min(taps, 4), 3)
 
 
 def guarded(x: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,9 @@ from sparse_kernels.triton.launch import (
     launch,
     pixel_strides,
 )
-from sparse_kernels.triton.run_tiles import RunTile, choose_run, run_gather_tile
+from sparse_kernels.triton.run_tiles import RunTile, run_gather_tile
 from sparse_kernels.triton.sums import TileSums
+from sparse_kernels.triton.tile_choice import choose_run
 from sparse_kernels.triton.tiles import power_of_two
 
 

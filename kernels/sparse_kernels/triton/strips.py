@@ -49,7 +49,7 @@ def strip_shares(
     run = None if strips is None else weight_grad_run(x, dy, sizes, fusion)
     if strips is None or run is None:
         return shares(x, dy, slot_index(index, sizes), sizes, geometry, dtype, fusion)
-    places = slot_index(strips, _one_wide(sizes))
+    places = forward_index(strips, _one_wide(sizes))
     return shares_by_runs(x, dy, places, sizes, geometry[1], dtype, run, fusion)
 
 

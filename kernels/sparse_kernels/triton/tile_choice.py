@@ -13,6 +13,7 @@ from torch import Tensor
 from sparse_kernels.layout import block_grid
 from sparse_kernels.measurements import Measurements, cache_path
 from sparse_kernels.triton.launch import tma_fits
+from sparse_kernels.triton.run_tiles import RunTile, run_length
 from sparse_kernels.triton.tiles import Tile
 
 LARGEST = Tile(bm=1024, bk=256, warps=16, stages=10, tma=True)
@@ -111,6 +112,32 @@ def choose(
         if tile is not None and tile.tma and fits(tile):
             return tile
     return tried if tried is not None and not tried.tma else table(False)
+
+
+def choose_run(
+    table: Callable[[bool], RunTile | None],
+    width: int,
+    whole: bool,
+    images: Sequence[Tensor],
+    divides: bool = False,
+) -> RunTile | None:
+    """Return the runs of a launch, whose tile's `tma` says which variant works with them, or None.
+
+    Args:
+        table: the table's for the variant that TMA feeds (True) or for pointers.
+        width: of the images that are written, or of dy.
+        whole: the block and the values are such that TMA can move them.
+        images: what TMA would move besides.
+        divides: runs must not reach past the end of a row.
+    """
+    for tma in (True, False):
+        run = table(tma)
+        if run is None:
+            continue
+        length = run_length(width, run.length, divides)
+        if length and (not tma or (whole and tma_fits(run.tile, *images))):
+            return run._replace(length=length)
+    return None
 
 
 def launch_key(
