@@ -12,6 +12,7 @@ from sparse_kernels.triton.fusion import PLAIN, Fusion
 from sparse_kernels.triton.launch import (
     check_size,
     descriptor,
+    flat_geometry,
     is_hwnc,
     kind,
     launch,
@@ -22,7 +23,7 @@ from sparse_kernels.triton.launch import (
 )
 from sparse_kernels.triton.run_tiles import RunTile, run_weight_grad_tile
 from sparse_kernels.triton.shares import count_shares, step_bytes
-from sparse_kernels.triton.tile_choice import choose_run
+from sparse_kernels.triton.tile_choice import choose_run, launch_key
 from sparse_kernels.triton.tiles import power_of_two
 
 # Output blocks among which a program looks for its strips: one number for all usual layers.
@@ -30,13 +31,18 @@ BLOCKS = 128
 
 
 def weight_grad_run(
-    x: Tensor, dy: Tensor, sizes: Sequence[int], fusion: Fusion = PLAIN
+    x: Tensor,
+    dy: Tensor,
+    slots: int,
+    sizes: Sequence[int],
+    geometry: Sequence[Sequence[int]],
+    fusion: Fusion = PLAIN,
 ) -> RunTile | None:
     """Return what runs a pass of strips works with, None if a tap at a time is better."""
-    bo, bc = sizes[4:]
-    fused = fusion.name(True) != "plain"
+    (bo, bc), fused, flat = sizes[4:], fusion.name(True), flat_geometry(geometry)
     return choose_run(
-        functools.partial(run_weight_grad_tile, *kind(x), bc, bo, sizes[3], fused),
+        lambda: launch_key("runs weight gradient", x, dy, sizes, slots, flat, fused),
+        functools.partial(run_weight_grad_tile, *kind(x), bc, bo, sizes[3], fused != "plain"),
         dy.shape[3],
         (power_of_two(bc), power_of_two(bo)) == (bc, bo),
         (x, dy),
