@@ -91,12 +91,14 @@ class Pass(NamedTuple):
     programs: how many, all like the mean one.
     memory: bytes that cross device memory once.
     sums: numbers in fp32 of partial sums, which another kernel adds.
+    present: share of the multiplied blocks that are there, not lacking in a group of strips.
     """
 
     programs: int
     program: Program
     memory: float
     sums: float = 0.0
+    present: float = 1.0
 
 
 def operands(rows: int, columns: int, depth: int) -> float:
@@ -153,6 +155,7 @@ class Step(NamedTuple):
 
     loads, filled: numbers that it reads through L2 and puts into shared memory, of each of them.
     products: [BC, BM] x [BM, BO]; blocks: [BC, BO] that they add to.
+    present: share of them that are there.
     """
 
     bm: int
@@ -160,6 +163,7 @@ class Step(NamedTuple):
     filled: int
     products: int
     blocks: int
+    present: float = 1.0
 
 
 def weight_grad(layer: Layer, splits: int = 0, fused: bool = False) -> Pass:
@@ -182,13 +186,15 @@ def _run_weight_grad(layer: Layer, run: RunTile, splits: int) -> Pass:
     length, strips = run_length(width, run.length), layer.slots // taps
     groups = count_groups(strips, -(-layer.channels[0] // bo), run.strips)
     source, gradient = bc * (length + run.taps - 1), bo * length
+    present = strips / (groups * run.strips)
     # Strips that a group lacks are multiplied, as zeros that are not read.
     step = Step(
         run.tile.bm,
-        loads=source * strips / groups + gradient,
+        loads=source * run.strips * present + gradient,
         filled=source * run.strips + gradient,
         products=length * run.taps * run.strips,
         blocks=run.taps * run.strips,
+        present=present,
     )
     units = layer.batch * height * -(-width // length)
     return _shares(layer, step, groups * -(-taps // run.taps), units, splits)
@@ -211,4 +217,4 @@ def _shares(layer: Layer, step: Step, programs: int, units: int, splits: int) ->
         l2=share * BYTES * step.bm * step.loads + result,
         shared=share * (filled + read),
     )
-    return Pass(programs * splits, program, layer.memory, sums)
+    return Pass(programs * splits, program, layer.memory, sums, step.present)

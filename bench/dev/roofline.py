@@ -142,8 +142,8 @@ def _beside(layers: Sequence[Layer], rates: Rates, moved: float) -> float:
 
 
 def multiplied(works: Sequence[Pass]) -> float:
-    """Return the FLOPs that tensor cores multiply in some passes."""
-    return sum(work.programs * work.program.flops for work in works)
+    """Return the FLOPs that tensor cores multiply in some passes, with blocks that are there."""
+    return sum(work.programs * work.program.flops * work.present for work in works)
 
 
 def dense_shares(layers: Sequence[Layer], rates: Rates) -> list[float]:

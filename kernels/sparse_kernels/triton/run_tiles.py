@@ -123,7 +123,7 @@ def _by_mma(
     for strips, length in itertools.product(pairs, lengths):
         loads = strips * rows * (length + together - 1) + columns * length
         buffers = 2 * 16 * itemsize * loads + SCRATCH
-        if not tma or buffers <= SHARED_LIMIT[arch]:
+        if buffers <= SHARED_LIMIT[arch] or not (tma or fused):
             return RunTile(length, Tile(16, 0, warps, 3, tma), together, strips)
     return None
 

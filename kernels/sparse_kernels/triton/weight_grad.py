@@ -114,7 +114,7 @@ def shares(
             **pixel_strides("x", x),
             **pixel_strides("dy", dy),
             HWNC=is_hwnc(dy),
-            RAGGED=bool(channels % bc or outputs % bo),
+            RAGGED=bool(channels % bc or outputs % bo or padded != (bc, bo)),
             TILE_C=padded[0],
             TILE_O=padded[1],
             **arguments,

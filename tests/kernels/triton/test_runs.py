@@ -105,6 +105,22 @@ def test_strips_that_share_a_program(name, together, monkeypatch):
     check_convolution(CASES[name], torch.float16)
 
 
+@pytest.mark.parametrize("strips", [False, True])
+def test_tiles_wider_than_their_block_are_masked(strips, monkeypatch):
+    masked = []
+
+    def launch(like, kernel, grid, /, **arguments):
+        masked.append(arguments["RAGGED"])
+        launcher.launch(like, kernel, grid, **arguments)
+
+    for file in ("gather", "weight_grad", "run_gather", "run_weight_grad"):
+        monkeypatch.setattr(f"sparse_kernels.triton.{file}.launch", launch)
+    case = replace(CASES["no power of two"], strips=strips, kernel=(1, 3), padding=(0, 1))
+    check_convolution(case, torch.float16)
+    assert len(masked) == 3
+    assert all(masked)
+
+
 def test_the_most_groups_that_there_can_be():
     for counts in ((3, 0, 2, 0), (1, 1, 1, 1), (0, 0, 0, 5), (4, 4, 2, 3)):  # the last is of none
         for together in (1, 2, 3):
