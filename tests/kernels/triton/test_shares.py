@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparse_kernels.triton.shares import WAIT, count_shares, step_bytes
+from sparse_kernels.triton.shares import ADDING, WAIT, count_shares, step_bytes
 
 STEP = 2 * WAIT  # so long that nothing waits
 
@@ -26,6 +26,12 @@ def test_sums_that_cost_more_than_they_save():
     assert count_shares(60, 64, 40_960, 3 * 64 * 64, 132) == 2
 
 
+def test_a_kernel_that_adds_shares_takes_time_to_start():
+    # The second of two steps is saved, of which a tenth of both must be left.
+    assert count_shares(1, 2, ADDING * 6 // 5, 1, 132) == 1
+    assert count_shares(1, 2, ADDING * 13 // 10, 1, 132) == 2
+
+
 def test_short_steps_want_several_programs_a_processor():
     alone = count_shares(1, 10_000, STEP, 1, 10)
     assert (alone, count_shares(1, 10_000, WAIT // 4, 1, 10)) == (10, 40)
@@ -33,7 +39,7 @@ def test_short_steps_want_several_programs_a_processor():
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_no_more_shares_than_steps(steps):
-    assert count_shares(1, steps, STEP, 1, 132) == max(1, steps)
+    assert count_shares(1, steps, 10 * STEP, 1, 132) == max(1, steps)
 
 
 def test_more_programs_than_processors_still_end_together():
