@@ -13,6 +13,7 @@ from typing import Any
 from sparse_kernels.operators import batch_norm
 from sparse_kernels.triton import sums
 from sparse_kernels.triton.run_tiles import RunTile, run_gather_tile, run_weight_grad_tile
+from sparse_kernels.triton.run_weight_grad import BLOCKS
 from sparse_kernels.triton.tiles import (
     SHARED_LIMIT,
     Tile,
@@ -174,7 +175,7 @@ def _run_arguments(c: Configuration) -> tuple[Any, dict[str, Any], dict[str, lis
     del constants["GEOMETRY"]
     constants |= {"P": run.length, "S": c.strips, "PADDING": (1, c.strips // 2)}
     if run.taps:
-        constants["TAPS"] = run.taps
+        constants |= {"TAPS": run.taps, "G": run.strips, "BLOCKS": BLOCKS}
     return kernel, constants, boxes, tile
 
 

@@ -9,13 +9,19 @@ mean number of blocks.
 import math
 from typing import NamedTuple
 
-from sparse_kernels.triton.tiles import gather_tile, power_of_two, weight_grad_tile
-from sparse_kernels.triton.weight_grad import PROGRAMS_PER_PROCESSOR
+from sparse_kernels.triton.run_tiles import (
+    WIDEST,
+    RunTile,
+    run_gather_tile,
+    run_length,
+    run_weight_grad_tile,
+)
+from sparse_kernels.triton.run_weight_grad import count_groups
+from sparse_kernels.triton.shares import SUM_BYTES, count_shares, step_bytes
+from sparse_kernels.triton.tiles import gather_tile, weight_grad_tile
 
-ARCH, BYTES, SUM_BYTES = 90, 2, 4
+ARCH, BYTES = 90, 2
 PROCESSORS = 132  # H100 SXM and H200: NVIDIA's data sheets
-# Strips up to so wide are multiplied by runs.
-WIDEST = 7
 
 
 class Layer(NamedTuple):
@@ -85,43 +91,14 @@ class Pass(NamedTuple):
     programs: how many, all like the mean one.
     memory: bytes that cross device memory once.
     sums: numbers in fp32 of partial sums, which another kernel adds.
+    present: share of the multiplied blocks that are there, not lacking in a group of strips.
     """
 
     programs: int
     program: Program
     memory: float
     sums: float = 0.0
-
-
-class RunTile(NamedTuple):
-    """Runs of `length` pixels, of which a program of the sum takes BM at a time."""
-
-    length: int
-    bm: int
-
-
-def run_gather_tile(written: int) -> RunTile:
-    """Return the tile of forward or input gradient for strips: the kernels' table for sm_90."""
-    return RunTile(min(8, 256 // power_of_two(written)), 64)
-
-
-def run_weight_grad_tile(bc: int) -> RunTile:
-    """Return the tile of the weight gradient: by wgmma, which needs 64 rows, or by mma."""
-    return RunTile(4, 32 if bc >= 64 else 16)
-
-
-def run_length(width: int, longest: int, whole: bool = False) -> int:
-    """Return the pixels of a run, 0 if none fits: the longest that divides a row, if that is four.
-
-    Else the one with the fewest loads. `whole`: it must not reach past the end of its row.
-    """
-    lengths = [length for length in (8, 4, 2) if length <= longest]
-    dividing = [length for length in lengths if width % length == 0]
-    if dividing and (whole or dividing[0] >= 4):
-        return dividing[0]
-    if whole:
-        return 0
-    return min(lengths, key=lambda length: (-(-width // length) * (length + 2), length))
+    present: float = 1.0
 
 
 def operands(rows: int, columns: int, depth: int) -> float:
@@ -141,10 +118,10 @@ def gather(layer: Layer, transposed: bool, whole: bool = False) -> Pass:
     summed, written = (bo, bc) if transposed else (bc, bo)
     blocks = -(-(inputs if transposed else outputs) // written)
     if layer.has_runs:
-        tile = run_gather_tile(written)
-        tile = tile._replace(length=run_length(layer.image[1], tile.length, whole))
-        if tile.length:
-            return _run_gather(layer, tile, summed, written, blocks)
+        run = run_gather_tile(ARCH, BYTES, False, summed, written, layer.kernel[1], False, True)
+        length = run_length(layer.image[1], run.length if run else 0, whole)
+        if run and length:
+            return _run_gather(layer, run._replace(length=length), summed, written, blocks)
     tile = gather_tile(ARCH, BYTES, False, summed, written, False, True)
     # Of the input gradient behind a stride, products with zeros that no byte is read for.
     zeros = layer.stride**2 if transposed else 1
@@ -159,47 +136,85 @@ def gather(layer: Layer, transposed: bool, whole: bool = False) -> Pass:
     return Pass(math.ceil(tiles) * blocks, program, layer.memory)
 
 
-def _run_gather(layer: Layer, tile: RunTile, summed: int, written: int, blocks: int) -> Pass:
-    taps, (height, width) = layer.kernel[1], layer.image
-    units = layer.batch * height * -(-width // tile.length)
+def _run_gather(layer: Layer, run: RunTile, summed: int, written: int, blocks: int) -> Pass:
+    taps, (height, width), bm = layer.kernel[1], layer.image, run.tile.bm
+    units = layer.batch * height * -(-width // run.length)
     entries = layer.slots / taps / blocks
-    per_channel = BYTES * ((tile.length + taps - 1) * tile.bm + taps * written)
-    products = entries * tile.length * taps
+    per_channel = BYTES * ((run.length + taps - 1) * bm + taps * written)
+    products = entries * run.length * taps
     program = Program(
-        flops=2 * products * tile.bm * summed * written,
-        l2=entries * summed * per_channel
-        + BYTES * tile.bm * written * width / -(-width // tile.length),
-        shared=entries * summed * per_channel + products * operands(tile.bm, written, summed),
+        flops=2 * products * bm * summed * written,
+        l2=entries * summed * per_channel + BYTES * bm * written * width / -(-width // run.length),
+        shared=entries * summed * per_channel + products * operands(bm, written, summed),
     )
-    return Pass(-(-units // tile.bm) * blocks, program, layer.memory)
+    return Pass(-(-units // bm) * blocks, program, layer.memory)
 
 
-def weight_grad(layer: Layer, splits: int = 0) -> Pass:
-    """Return the weight gradient, its positions in `splits` shares, 0 for the launchers' number."""
+class Step(NamedTuple):
+    """A step of a program of the weight gradient, of BM runs or positions.
+
+    loads, filled: numbers that it reads through L2 and puts into shared memory, of each of them.
+    products: [BC, BM] x [BM, BO]; blocks: [BC, BO] that they add to.
+    present: share of them that are there.
+    """
+
+    bm: int
+    loads: float
+    filled: int
+    products: int
+    blocks: int
+    present: float = 1.0
+
+
+def weight_grad(layer: Layer, splits: int = 0, fused: bool = False) -> Pass:
+    """Return the weight gradient.
+
+    splits: shares of its positions, 0 for the launchers' number.
+    fused: the input is transformed as it is loaded.
+    """
     bo, bc = layer.block
-    taps, (height, width) = layer.kernel[1], layer.image
     if layer.has_runs:
-        tile = run_weight_grad_tile(bc)
-        length = run_length(width, tile.length)
-        units, groups, bm = layer.batch * height * -(-width // length), layer.slots // taps, tile.bm
-        loads = bc * (length + taps - 1) + bo * length
-        products = length * taps
-    else:
-        tap = weight_grad_tile(ARCH, BYTES, False, bc, bo, False, True)
-        units, groups, bm = layer.positions, layer.slots, tap.bm
-        loads, products = bc + bo, 1
-    steps = -(-units // bm)
-    splits = splits or -(-PROGRAMS_PER_PROCESSOR * PROCESSORS // groups)
+        run = run_weight_grad_tile(ARCH, BYTES, False, bc, bo, layer.kernel[1], fused, True)
+        if run:
+            return _run_weight_grad(layer, run, splits)
+    bm = weight_grad_tile(ARCH, BYTES, False, bc, bo, fused, True).bm
+    return _shares(layer, Step(bm, bc + bo, bc + bo, 1, 1), layer.slots, layer.positions, splits)
+
+
+def _run_weight_grad(layer: Layer, run: RunTile, splits: int) -> Pass:
+    (bo, bc), taps, (height, width) = layer.block, layer.kernel[1], layer.image
+    length, strips = run_length(width, run.length), layer.slots // taps
+    groups = count_groups(strips, -(-layer.channels[0] // bo), run.strips)
+    source, gradient = bc * (length + run.taps - 1), bo * length
+    present = strips / (groups * run.strips)
+    # Strips that a group lacks are multiplied, as zeros that are not read.
+    step = Step(
+        run.tile.bm,
+        loads=source * run.strips * present + gradient,
+        filled=source * run.strips + gradient,
+        products=length * run.taps * run.strips,
+        blocks=run.taps * run.strips,
+        present=present,
+    )
+    units = layer.batch * height * -(-width // length)
+    return _shares(layer, step, groups * -(-taps // run.taps), units, splits)
+
+
+def _shares(layer: Layer, step: Step, programs: int, units: int, splits: int) -> Pass:
+    bo, bc = layer.block
+    steps, flops = -(-units // step.bm), 2 * step.products * step.bm * bc * bo
+    filled, numbers = BYTES * step.bm * step.filled, step.blocks * bc * bo
+    cost = step_bytes(filled, flops, BYTES, False)
+    splits = splits or count_shares(programs, steps, cost, numbers, PROCESSORS)
     splits = max(1, min(steps, splits))
     share = steps / splits
-    loaded = BYTES * bm * loads
     # mma has both operands in registers, each tile in those of two warps.
-    read = products * operands(bc, bo, bm) if bc >= 64 else 2 * loaded
+    read = step.products * operands(bc, bo, step.bm) if bc >= 64 else 2 * filled
     sums = layer.stored * splits if splits > 1 else 0
-    result = (SUM_BYTES if sums else BYTES) * layer.stored / groups
+    result = (SUM_BYTES if sums else BYTES) * layer.stored / programs
     program = Program(
-        flops=2 * share * products * bm * bc * bo,
-        l2=share * loaded + result,
-        shared=share * (loaded + read),
+        flops=share * flops,
+        l2=share * BYTES * step.bm * step.loads + result,
+        shared=share * (filled + read),
     )
-    return Pass(groups * splits, program, layer.memory, sums)
+    return Pass(programs * splits, program, layer.memory, sums, step.present)

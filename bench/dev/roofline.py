@@ -8,7 +8,6 @@ step is fused, captured and all on kernels, compared with a dense one that is co
 """
 
 import argparse
-import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from torch import nn
 from bench.dev import traffic
 from bench.dev.harness import print_table
 from bench.dev.programs import Layer, Pass, gather, weight_grad
-from bench.dev.waves import best_weight_grad, seconds
+from bench.dev.waves import seconds
 from bench.speed.networks import NETWORKS, Network
 from bench.speed.roofline import RATES, Rates
 from bench.speed.variant import DENSE, Case, Variant, Workload
@@ -83,14 +82,12 @@ def shapes(network: Network) -> list[Shape]:
     return found
 
 
-def passes(layer: Layer, rates: Rates | None = None, fused: bool = False) -> list[Pass]:
+def passes(layer: Layer, fused: bool = False) -> list[Pass]:
     """Return forward, input gradient and weight gradient.
 
-    rates: with which the number of shares of the weight gradient is chosen, not by the launchers.
-    fused: the forward pass takes statistics of its output.
+    fused: the forward pass takes statistics of its output, and the input is transformed on load.
     """
-    last = best_weight_grad(layer, rates) if rates else weight_grad(layer)
-    return [gather(layer, False, fused), gather(layer, True), last]
+    return [gather(layer, False, fused), gather(layer, True), weight_grad(layer, fused=fused)]
 
 
 class Rest(NamedTuple):
@@ -119,15 +116,15 @@ def rest(network: Network) -> Rest:
     return Rest(norms, fused.total() - plain.total("multiply"))
 
 
-def step(layers: Sequence[Layer], rates: Rates, moved: float, chosen: bool = False) -> float:
+def step(layers: Sequence[Layer], rates: Rates, moved: float) -> float:
     """Return the seconds of a step on kernels; the first layer has no input gradient.
 
-    moved: bytes beside the products; chosen: shares of weight gradients by the model.
+    moved: bytes beside the products.
     """
     products = sum(
         seconds(work, rates)
         for place, layer in enumerate(layers)
-        for number, work in enumerate(passes(layer, rates if chosen else None, fused=True))
+        for number, work in enumerate(passes(layer, fused=True))
         if place or number != 1
     )
     return products + _beside(layers, rates, moved)
@@ -145,16 +142,15 @@ def _beside(layers: Sequence[Layer], rates: Rates, moved: float) -> float:
 
 
 def multiplied(works: Sequence[Pass]) -> float:
-    """Return the FLOPs that tensor cores multiply in some passes."""
-    return sum(work.programs * work.program.flops for work in works)
+    """Return the FLOPs that tensor cores multiply in some passes, with blocks that are there."""
+    return sum(work.programs * work.program.flops * work.present for work in works)
 
 
-def dense_shares(layers: Sequence[Layer], rates: Rates, chosen: bool = False) -> list[float]:
+def dense_shares(layers: Sequence[Layer], rates: Rates) -> list[float]:
     """Return the share of the dense rate, per multiplied FLOP, of each pass over some layers."""
-    by_pass = zip(*(passes(layer, rates if chosen else None) for layer in layers))
     return [
         multiplied(works) / rates.tensor / sum(seconds(work, rates) for work in works)
-        for works in by_pass
+        for works in zip(*map(passes, layers))
     ]
 
 
@@ -173,15 +169,13 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
         yield from dict.fromkeys(
             _row(f"{shape}", [shape], block, network.batch) for shape in wide for block in BLOCKS
         )
-        for block, chosen in itertools.product(BLOCKS, (False, True)):
-            short, words = name.split("/")[-1], ", shares chosen" * chosen
-            yield _row(f"**{short}: 3x3{words}**", wide, block, network.batch, chosen)
-            yield _step_row(f"**{short}: step{words}**", network, everything, block, moved, chosen)
+        for block in BLOCKS:
+            short = name.split("/")[-1]
+            yield _row(f"**{short}: 3x3**", wide, block, network.batch)
+            yield _step_row(f"**{short}: step**", network, everything, block, moved)
 
 
-def _row(
-    name: str, shapes: Sequence[Shape], block: tuple[int, int], batch: int, chosen: bool = False
-) -> tuple[str, ...]:
+def _row(name: str, shapes: Sequence[Shape], block: tuple[int, int], batch: int) -> tuple[str, ...]:
     """Return name, block, share of stored weights, and shares of the dense rate by choice."""
 
     def layers(sparsity: float) -> list[list[Layer]]:
@@ -193,7 +187,7 @@ def _row(
     used = layers(0.8)[0][0].block if len(shapes) == 1 else block
     cells = [name, "x".join(map(str, used)), _pair(map(stored_shares, layers(0.8)))]
     for rates, sparsity in CHOICES:
-        cells.append(_pair(dense_shares(found, rates, chosen) for found in layers(sparsity)))
+        cells.append(_pair(dense_shares(found, rates) for found in layers(sparsity)))
     return tuple(cells)
 
 
@@ -204,9 +198,8 @@ def _pair(shares: Iterable[list[float]]) -> str:
 
 
 def _step_row(
-    name: str, network: Network, shapes: Sequence[Shape], block: tuple[int, int], moved: Rest,
-    chosen: bool,
-) -> tuple[str, ...]:  # fmt: skip
+    name: str, network: Network, shapes: Sequence[Shape], block: tuple[int, int], moved: Rest
+) -> tuple[str, ...]:
     """Return how many times as fast as the dense step a step is, and the milliseconds of that."""
     cells, batch = [], network.batch
     for rates, sparsity in CHOICES:
@@ -214,7 +207,7 @@ def _step_row(
         ratios = []
         for strips in (False, True):
             layers = [shape.sparse(block, 1 - sparsity, strips, batch) for shape in shapes]
-            ratios.append(dense / step(layers, rates, moved.fused, chosen))
+            ratios.append(dense / step(layers, rates, moved.fused))
         cells.append(f"{' → '.join(f'{ratio:.2f}' for ratio in ratios)} of {1e3 * dense:.1f}")
     return name, "x".join(map(str, block)), "", *cells
 

@@ -7,14 +7,14 @@ it: the time until a program's first loads arrive, and that some programs have m
 
 import math
 
-from bench.dev.programs import PROCESSORS, SUM_BYTES, Layer, Pass, weight_grad
+from bench.dev.programs import PROCESSORS, Pass
 from bench.speed.roofline import Rates
+from sparse_kernels.triton.shares import SUM_BYTES
 
 # A processor moves 128 bytes of shared memory and multiplies 4,096 FLOPs in a cycle (989 TFLOP/s
 # of the data sheet over 132 processors at 1.83 GHz). wgmma with N = 64 just keeps up; N = 32 reads
 # 3 KB for what 2/3 of that time would multiply.
 SHARED_BYTES_A_FLOP = 128 / 4096
-MOST_SPLITS = 256
 
 
 def whole_waves(programs: int) -> int:
@@ -35,9 +35,3 @@ def seconds(work: Pass, rates: Rates) -> float:
     )
     products = max(slowest * whole_waves(work.programs), work.memory / rates.memory)
     return products + SUM_BYTES * work.sums / rates.l2
-
-
-def best_weight_grad(layer: Layer, rates: Rates) -> Pass:
-    """Return the weight gradient in the number of shares that is fastest by this model."""
-    choices = (weight_grad(layer, splits) for splits in range(1, MOST_SPLITS + 1))
-    return min(choices, key=lambda work: seconds(work, rates))

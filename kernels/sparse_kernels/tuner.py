@@ -27,7 +27,15 @@ from sparse_kernels.operators.convolution import conv2d, conv2d_input_grad, conv
 from sparse_kernels.registration import NAMESPACE
 from sparse_kernels.timing import once
 from sparse_kernels.triton.launch import architecture, precision
-from sparse_kernels.triton.tile_choice import Launch, forced, tuned_tiles
+from sparse_kernels.triton.run_tiles import LENGTHS
+from sparse_kernels.triton.tile_choice import (
+    TAPS,
+    Launch,
+    Tuned,
+    TunedRun,
+    forced,
+    tuned_tiles,
+)
 from sparse_kernels.triton.tiles import SHARED_LIMIT, Tile
 
 Call = Callable[[], Any]
@@ -50,11 +58,11 @@ class Tuner(TorchDispatchMode):
     keys: of all launches so far. found: the fastest tiles, of the first process only.
     """
 
-    def __init__(self, candidates: Sequence[Tile] | None, measures: bool) -> None:
+    def __init__(self, candidates: Sequence[Tuned] | None, measures: bool) -> None:
         """Try some tiles, or those that fit a launch; `measures` unless another process does."""
         super().__init__()
         self.keys: set[str] = set()
-        self.found: dict[str, Tile] = {}
+        self.found: dict[str, Tuned] = {}
         self._candidates, self._measures = candidates, measures
 
     def __torch_dispatch__(
@@ -80,12 +88,12 @@ class Tuner(TorchDispatchMode):
             with forced(dict.fromkeys(new)):
                 right = run()
         for launch in new.values():
-            tiles = self._candidates or candidate_tiles(launch)
+            tiles = self._candidates or candidates_of(launch)
             self.found |= _fastest(run, right, launch, [t for t in tiles if launch.fits(t)])
 
 
 @contextmanager
-def tuning(device: torch.device, candidates: Sequence[Tile] | None = None) -> Iterator[Tuner]:
+def tuning(device: torch.device, candidates: Sequence[Tuned] | None = None) -> Iterator[Tuner]:
     """Tune what is launched within; afterwards all processes use what the first one found.
 
     Args:
@@ -110,8 +118,8 @@ def tune_conv2d(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    candidates: Sequence[Tile] | None = None,
-) -> dict[str, Tile]:
+    candidates: Sequence[Tuned] | None = None,
+) -> dict[str, Tuned]:
     """Find the fastest tiles of the three plain passes of a layer and use them from now on.
 
     Args:
@@ -139,6 +147,30 @@ def save(device: torch.device) -> None:
     """Write the tuned tiles of this process to the device's cache file; the first rank does."""
     if _rank() == 0:
         tuned_tiles(device).save()
+
+
+def candidates_of(launch: Launch) -> Iterator[Tuned]:
+    """Yield what a launch could run with instead of the table's tile."""
+    return candidate_tiles(launch) if launch.run is None else candidate_runs(launch)
+
+
+def candidate_runs(launch: Launch) -> Iterator[TunedRun]:
+    """Yield a tap at a time, and runs that differ from the table's in one number.
+
+    What needs more registers or shared memory than there are is slow, or cannot run.
+    """
+    yield TAPS
+    assert launch.run is not None
+    run = TunedRun.of(launch.run)
+    yield from (run._replace(length=n) for n in LENGTHS if n != run.length)
+    yield from (run._replace(bm=n) for n in (run.bm // 2, 2 * run.bm) if n >= 16)
+    yield from (run._replace(warps=n) for n in (run.warps // 2, 2 * run.warps) if 2 <= n <= 8)
+    if run.bk > 16:
+        yield run._replace(bk=run.bk // 2)
+    if run.taps:  # of a weight gradient
+        yield run._replace(strips=1 if run.strips > 1 else 2)
+    if run.tma:
+        yield run._replace(tma=False)
 
 
 def candidate_tiles(launch: Launch) -> Iterator[Tile]:
@@ -193,7 +225,7 @@ def _by_definition(operator: Any, arguments: Any, named: Any) -> Any:
             switch.fp32_precision = value
 
 
-def _fastest(run: Call, right: Any, launch: Launch, tiles: Sequence[Tile]) -> dict[str, Tile]:
+def _fastest(run: Call, right: Any, launch: Launch, tiles: Sequence[Tuned]) -> dict[str, Tuned]:
     """Return the fastest right tile by the launch's key; nothing if none is as fast as now."""
     best, chosen = NOTICEABLE * _seconds(run), None
     image = launch.image
@@ -206,7 +238,7 @@ def _fastest(run: Call, right: Any, launch: Launch, tiles: Sequence[Tile]) -> di
     return {} if chosen is None else {launch.key: chosen}
 
 
-def _is_right(run: Call, right: Any, tile: Tile, tolerance: float) -> bool:
+def _is_right(run: Call, right: Any, tile: Tuned, tolerance: float) -> bool:
     """Return whether a tile compiles, runs and gives what is right."""
     log = logging.getLogger(__name__)
     try:
@@ -243,7 +275,7 @@ def _several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _from_first(found: dict[str, Tile]) -> dict[str, Tile]:
+def _from_first(found: dict[str, Tuned]) -> dict[str, Tuned]:
     """Return what the first of several processes found."""
     if not _several():
         return found

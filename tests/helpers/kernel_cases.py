@@ -85,17 +85,26 @@ FUSED_CASES = {
 
 
 def use_small_tiles(monkeypatch) -> None:
-    """Let small batches reach every variant in the interpreter."""
+    """Let small batches reach every variant in the interpreter, in several shares."""
     for name in ("gather", "weight_grad"):
         tile = getattr(tiles, f"{name}_tile")
         small = lambda *a, tile=tile: tile(*a)._replace(bm=TILE)  # noqa: E731
         monkeypatch.setattr(f"sparse_kernels.triton.{name}.{name}_tile", small)
         monkeypatch.setattr(f"sparse_kernels.triton.run_{name}.run_{name}_tile", _small_run)
+    for name in ("weight_grad", "run_weight_grad"):
+        monkeypatch.setattr(f"sparse_kernels.triton.{name}.count_shares", _some_shares)
 
 
 def _small_run(arch, itemsize, exact, first, second, taps, fused, tma) -> RunTile:
-    """Return the longest runs, by few warps, and taps that do not divide a wide kernel's."""
-    return RunTile(8, Tile(TILE, min(16, first & -first), 4, 3, tma), min(taps, 4))
+    """Return the longest runs, by few warps, and taps that do not divide a wide kernel's.
+
+    Three strips share a program, which most groups are not full of.
+    """
+    return RunTile(8, Tile(TILE, min(16, first & -first), 4, 3, tma), min(taps, 4), 3)
+
+
+def _some_shares(programs: int, steps: int, *_: int) -> int:
+    return max(1, min(steps, -(-16 // programs)))
 
 
 def guarded(x: torch.Tensor) -> torch.Tensor:

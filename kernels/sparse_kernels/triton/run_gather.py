@@ -11,14 +11,16 @@ from sparse_kernels.triton.gather import GatherCall
 from sparse_kernels.triton.launch import (
     check_size,
     descriptor,
+    flat_geometry,
     is_aligned,
     is_hwnc,
     kind,
     launch,
     pixel_strides,
 )
-from sparse_kernels.triton.run_tiles import RunTile, choose_run, run_gather_tile
+from sparse_kernels.triton.run_tiles import RunTile, run_gather_tile
 from sparse_kernels.triton.sums import TileSums
+from sparse_kernels.triton.tile_choice import choose_run, launch_key
 from sparse_kernels.triton.tiles import power_of_two
 
 
@@ -28,17 +30,26 @@ def gather_run(call: GatherCall) -> RunTile | None:
     statistics = call.fusion.writes_sums(call.transposed) and not call.transposed
     fused = call.fusion.name(call.transposed) != "plain"
     images = (call.src, call.dst, call.x, call.fusion.residual)
-    run = choose_run(
+    name = "runs input gradient" if call.transposed else "runs forward"
+    return choose_run(
+        functools.partial(
+            launch_key,
+            name,
+            call.src,
+            call.dst,
+            call.sizes,
+            len(call.lists.slot),
+            flat_geometry(call.geometry),
+            call.fusion.name(call.transposed),
+        ),
         functools.partial(run_gather_tile, *kind(call.src), summed, written, call.sizes[3], fused),
         call.dst.shape[3],
         power_of_two(written) == written and is_aligned(call.values),
         [image for image in images if image is not None],
         divides=statistics,
+        # Tiles of a batch norm's statistics have a number of positions each but for the last one.
+        allowed=lambda run: not statistics or _units(call.dst, run) % run.tile.bm == 0,
     )
-    # Tiles of a batch norm's statistics have a number of positions each but for the last one.
-    if run is not None and statistics and _units(call.dst, run) % run.tile.bm:
-        return None
-    return run
 
 
 def gather_by_runs(call: GatherCall, run: RunTile) -> TileSums | None:

@@ -3,27 +3,27 @@
 Chosen as in tiles.py from what the compiler says without a GPU; nothing here has been timed yet.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
 from typing import NamedTuple
 
-from torch import Tensor
-
-from sparse_kernels.triton.launch import tma_fits
 from sparse_kernels.triton.tiles import LARGE_SHARED, SHARED_LIMIT, Tile, power_of_two
 
 # Kernels wider than this have one tap at a time.
 WIDEST = 7
 LENGTHS = (8, 4, 2)
+# Bytes of shared memory beside the buffers.
+SCRATCH = 6 * 1024
 # fp32 numbers that the tensor memory of sm_100 holds.
 TENSOR_MEMORY = 128 * 512
 
 
 class RunTile(NamedTuple):
-    """Runs of `length` pixels; a program of the weight gradient adds up `taps` of a strip."""
+    """Runs of `length` pixels; a program of the weight gradient adds up `taps` of `strips` each."""
 
     length: int
     tile: Tile
     taps: int = 0
+    strips: int = 1
 
 
 def run_length(width: int, longest: int, whole: bool = False) -> int:
@@ -57,7 +57,7 @@ def run_gather_tile(
     """
     wide = power_of_two(written)
     spills = wide >= 64 and ((fused and not tma) if arch in LARGE_SHARED else taps > 5)
-    if spills or not _has_runs(arch, itemsize, taps, fused):
+    if spills or not _has_runs(itemsize, taps, fused):
         return None
     if arch in LARGE_SHARED:
         bm, length, warps = 64, min(8, 256 // wide), 4
@@ -85,23 +85,52 @@ def run_weight_grad_tile(
     rows, columns = power_of_two(bc), power_of_two(bo)
     spills = arch in LARGE_SHARED and taps > 5 and not tma
     unbuffered = arch not in LARGE_SHARED and (rows, columns) == (128, 16)
-    if spills or unbuffered or not _has_runs(arch, itemsize, taps, fused):
+    if spills or unbuffered or not _has_runs(itemsize, taps, fused):
         return None
-    if arch in LARGE_SHARED and rows >= 64:
-        warps = 8 if arch == 100 else rows // 16
-        run = _of_strips(4, 32, warps, rows * columns, taps, tma)
-        if run is None or arch != 100:
-            return run
-        return run._replace(length=_fitting(run.length, run.taps * rows * columns, less=1))
-    return _of_strips(4, 16, _mma_warps(rows, columns), rows * columns, taps, tma)
+    if arch not in LARGE_SHARED or rows < 64:
+        return _by_mma(arch, itemsize, rows, columns, taps, fused, tma)
+    warps = 8 if arch == 100 else rows // 16
+    together = _taps_together(rows * columns, taps, warps)
+    if not together:
+        return None
+    if arch == 100:
+        together = min(together, 4)
+        length = _fitting(4, together * rows * columns, less=1)
+        return RunTile(length, Tile(32, 0, warps, 3, tma), together)
+    loads = rows * (8 + together - 1) + columns * 8
+    bm = 32 if 3 * 32 * itemsize * loads <= SHARED_LIMIT[arch] else 16
+    return RunTile(8, Tile(bm, 0, warps, 3, tma), together)
 
 
-def _has_runs(arch: int, itemsize: int, taps: int, fused: bool) -> bool:
-    """Return whether tiles were looked for: 16 bits, and what is fused with the usual kernels.
+def _by_mma(
+    arch: int, itemsize: int, rows: int, columns: int, taps: int, fused: bool, tma: bool
+) -> RunTile | None:
+    """Return a tile of mma, by which narrow blocks are multiplied, in pairs of strips if those fit.
 
-    Not yet on sm_120, for which they have not all been compiled.
+    Where wgmma multiplies, pairs are no faster by the model: it reads shared memory more often, and
+    there are fewer programs.
     """
-    return arch != 120 and itemsize == 2 and (taps <= 3 or not fused)
+    warps = _mma_warps(rows, columns)
+    together = _taps_together(rows * columns, taps, warps)
+    sums = together * rows * columns // (32 * warps)
+    # On sm_120 pointers spilled a few registers beside large sums.
+    spills = arch == 120 and not tma and sums > 48 and (fused or together < taps)
+    if not together or spills:
+        return None
+    # Pointers of pairs spilled in part, and those of longer runs fit beside small sums alone.
+    pairs = (2, 1) if tma and together == taps and sums <= 48 else (1,)
+    lengths = (8, 4) if tma or sums <= 48 else (4,)
+    for strips, length in itertools.product(pairs, lengths):
+        loads = strips * rows * (length + together - 1) + columns * length
+        buffers = 2 * 16 * itemsize * loads + SCRATCH
+        if buffers <= SHARED_LIMIT[arch] or not (tma or fused):
+            return RunTile(length, Tile(16, 0, warps, 3, tma), together, strips)
+    return None
+
+
+def _has_runs(itemsize: int, taps: int, fused: bool) -> bool:
+    """Return whether tiles were looked for: 16 bits, and what is fused with the usual kernels."""
+    return itemsize == 2 and (taps <= 3 or not fused)
 
 
 def _fitting(longest: int, size: int, less: int = 0) -> int:
@@ -114,16 +143,15 @@ def _fitting(longest: int, size: int, less: int = 0) -> int:
     return next(fitting, 0)
 
 
-def _of_strips(
-    length: int, bm: int, warps: int, block: int, taps: int, tma: bool
-) -> RunTile | None:
-    """Return a tile whose sums of all taps, or of four, take at most 128 registers a thread."""
+def _taps_together(block: int, taps: int, warps: int) -> int:
+    """Return of how many taps a program has the sums: of all, or of four, or 0 if they do not fit.
+
+    They take at most 128 registers a thread.
+    """
     together = min(taps, 128 * 32 * warps // block)
     if together < taps:
         together = min(together, -(-taps // 2))
-    if together < min(3, taps):
-        return None
-    return RunTile(length, Tile(bm, 0, warps, 3, tma), together)
+    return together if together >= min(3, taps) else 0
 
 
 def _mma_warps(rows: int, columns: int) -> int:
@@ -133,27 +161,3 @@ def _mma_warps(rows: int, columns: int) -> int:
     8 columns, and repeats what is left over.
     """
     return max(2, min(8, rows // 16 if rows >= columns else columns // 8))
-
-
-def choose_run(
-    table: Callable[[bool], RunTile | None],
-    width: int,
-    whole: bool,
-    images: Sequence[Tensor],
-    divides: bool = False,
-) -> RunTile | None:
-    """Return the runs of a launch, whose tile's `tma` says which variant works with them, or None.
-
-    Args:
-        table: the table's for the variant that TMA feeds (True) or for pointers.
-        width: of the images that are written, or of dy.
-        whole: the block and the values are such that TMA can move them.
-        images: what TMA would move besides.
-        divides: runs must not reach past the end of a row.
-    """
-    for tma in (True, False):
-        run = table(tma)
-        length = 0 if run is None else run_length(width, run.length, divides)
-        if length and (not tma or (whole and tma_fits(run.tile, *images))):
-            return run._replace(length=length)
-    return None

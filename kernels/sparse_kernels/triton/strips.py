@@ -46,10 +46,12 @@ def strip_shares(
 ) -> Tensor:
     """Do as `shares` does, by runs where that can be; index: all lists, as one."""
     strips = _strips(index, sizes, geometry)
-    run = None if strips is None else weight_grad_run(x, dy, sizes, fusion)
+    slots, run = slot_index(index, sizes), None
+    if strips is not None:
+        run = weight_grad_run(x, dy, len(slots.out_block), sizes, geometry, fusion)
     if strips is None or run is None:
-        return shares(x, dy, slot_index(index, sizes), sizes, geometry, dtype, fusion)
-    places = slot_index(strips, _one_wide(sizes))
+        return shares(x, dy, slots, sizes, geometry, dtype, fusion)
+    places = forward_index(strips, _one_wide(sizes))
     return shares_by_runs(x, dy, places, sizes, geometry[1], dtype, run, fusion)
 
 

@@ -13,6 +13,7 @@ from sparse_kernels.triton.launch import (
     check_size,
     descriptor,
     flat_geometry,
+    is_exact,
     is_hwnc,
     kind,
     launch,
@@ -21,12 +22,10 @@ from sparse_kernels.triton.launch import (
     precision,
     processors,
 )
+from sparse_kernels.triton.shares import count_shares, step_bytes
 from sparse_kernels.triton.sums import added
 from sparse_kernels.triton.tile_choice import choose, launch_key
 from sparse_kernels.triton.tiles import power_of_two, weight_grad_tile
-
-# Programs that should run: in a few waves, the last of which may leave processors idle.
-PROGRAMS_PER_PROCESSOR = 4
 
 
 def weight_grad(
@@ -73,8 +72,9 @@ def shares(
         padded == (bc, bo),
         (x, dy),
     )
-    tiles = -(-n * p * q // tile.bm)
-    splits = max(1, min(tiles, -(-PROGRAMS_PER_PROCESSOR * processors(x) // slots)))
+    loaded, flops = (bc + bo) * tile.bm * x.element_size(), 2 * tile.bm * bc * bo
+    step = step_bytes(loaded, flops, x.element_size(), is_exact(x))
+    splits = count_shares(slots, -(-n * p * q // tile.bm), step, bc * bo, processors(x))
     shape, sum_dtype = (slots, bc, bo), torch.float32 if splits > 1 else dtype
     partial = x.new_empty((splits, *shape) if splits > 1 else shape, dtype=sum_dtype)
     arguments = {
@@ -114,7 +114,7 @@ def shares(
             **pixel_strides("x", x),
             **pixel_strides("dy", dy),
             HWNC=is_hwnc(dy),
-            RAGGED=bool(channels % bc or outputs % bo),
+            RAGGED=bool(channels % bc or outputs % bo or padded != (bc, bo)),
             TILE_C=padded[0],
             TILE_O=padded[1],
             **arguments,

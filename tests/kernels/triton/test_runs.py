@@ -9,6 +9,7 @@ from kernel_checks import FUSIONS, check_convolution, check_fused
 
 from sparse_kernels.index_tensors import split, strip_lists
 from sparse_kernels.triton import launch as launcher
+from sparse_kernels.triton import run_weight_grad
 from sparse_kernels.triton.run_tiles import run_length
 
 pytestmark = pytest.mark.usefixtures("poisoned_kernels")
@@ -94,8 +95,43 @@ def test_statistics_are_by_runs_where_all_tiles_are_whole(width, batch, forward,
     assert launched == {forward, "run_gather_tma", "run_weight_grad_tma"}
 
 
+@pytest.mark.parametrize("together", [1, 2, 4])
+@pytest.mark.parametrize("name", ["plain", "odd batch", "unused slots", "one strip", "seven wide"])
+def test_strips_that_share_a_program(name, together, monkeypatch):
+    torch.manual_seed(together)
+    table = run_weight_grad.run_weight_grad_tile
+    tile = lambda *a: table(*a)._replace(strips=together)  # noqa: E731
+    monkeypatch.setattr(run_weight_grad, "run_weight_grad_tile", tile)
+    check_convolution(CASES[name], torch.float16)
+
+
+@pytest.mark.parametrize("strips", [False, True])
+def test_tiles_wider_than_their_block_are_masked(strips, monkeypatch):
+    masked = []
+
+    def launch(like, kernel, grid, /, **arguments):
+        masked.append(arguments["RAGGED"])
+        launcher.launch(like, kernel, grid, **arguments)
+
+    for file in ("gather", "weight_grad", "run_gather", "run_weight_grad"):
+        monkeypatch.setattr(f"sparse_kernels.triton.{file}.launch", launch)
+    case = replace(CASES["no power of two"], strips=strips, kernel=(1, 3), padding=(0, 1))
+    check_convolution(case, torch.float16)
+    assert len(masked) == 3
+    assert all(masked)
+
+
+def test_the_most_groups_that_there_can_be():
+    for counts in ((3, 0, 2, 0), (1, 1, 1, 1), (0, 0, 0, 5), (4, 4, 2, 3)):  # the last is of none
+        for together in (1, 2, 3):
+            groups = sum(-(-count // together) for count in counts)
+            most = run_weight_grad.count_groups(sum(counts), 3, together)
+            assert groups <= most <= groups + 3
+
+
 def test_the_longest_runs_that_waste_little():
     assert [run_length(width, 8) for width in (32, 28, 14, 7, 4, 1)] == [8, 4, 8, 8, 4, 2]
+    assert [run_length(width, 4) for width in (14, 8, 7, 2)] == [4, 4, 4, 2]
     assert [run_length(width, 4, whole=True) for width in (32, 14, 7)] == [4, 2, 0]
     assert run_length(32, 0) == 0
 
