@@ -60,6 +60,7 @@ USUAL = {
     "layer_blocks": st.sampled_from(["{}", '{"h*1": "dense"}', '{"*": "4x4"}', '{"x": 1}', "[]"]),
     "checkpoint_every": st.sampled_from(["5", "60s", "0", "s", "nan"]),
     "epochs": st.sampled_from(["1", "2", "9", "60", "0"]),
+    "evaluate_every": st.sampled_from(["1", "2", "9", "60", "0"]),
 }
 
 
