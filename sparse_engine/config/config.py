@@ -78,9 +78,7 @@ class Config:
         "checkpoints within epochs too: steps (500) or seconds (600s)"
     )
     evaluate_every: int = RUN.whole(
-        "epochs between evaluations on held-out images; the last of a phase always has one",
-        1,
-        least=1,
+        "epochs from one evaluation to the next; each phase ends with one", 1, least=1
     )
     deterministic: bool = RUN.switch(
         "only algorithms that give the same bits every time on one device"
