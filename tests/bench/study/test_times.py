@@ -17,7 +17,7 @@ def test_the_times_are_of_every_point_and_its_whole_training(tmp_path):
         "dense": {"settings": {"method": "dense", "sparsity": 0}, "seeds": 1},
     }
     settings = {"model": "mlp", "epochs": 2, "dense_epochs": 1, "sparsity": 0.5}
-    projection = {"dataset": "digits", "batch_size": 8, "models": {"mlp": "resnet20"}}
+    projection = {"dataset": "digits", "batch_size": 8, "models": {"mlp": "mlp"}}
     path = study_file(tmp_path, grids=grids, settings=settings, projection=projection)
     command = [str(path), "--data-dir", str(digits(tmp_path)), "--out", str(tmp_path / "out")]
     main([*command, "--time"])
