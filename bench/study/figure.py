@@ -51,7 +51,8 @@ def draw(title: str, places: Mapping[str, Sequence[Labelled]], target: Path) -> 
 def draw_places(axes: Any, title: str, places: Mapping[str, Sequence[Labelled]]) -> None:
     """Draw time and accuracy of what is labelled, by the name of its grid, and the front.
 
-    Labels are left out where there is no room for them; the tables have all.
+    What several grids share is drawn once, as the first of them has it. Labels are left out where
+    there is no room for them; the tables have all.
     """
     front = pareto([place for labelled in places.values() for _, place in labelled])
     axes.plot(*zip(*front), color=GREY, linewidth=1.2, label="none is both faster and better")
@@ -59,10 +60,11 @@ def draw_places(axes: Any, title: str, places: Mapping[str, Sequence[Labelled]])
     colours: dict[Place, str] = {}
     looks = itertools.product(_MARKERS, COLOURS)
     for (name, labelled), (marker, colour) in zip(places.items(), looks):
-        found = [place for _, place in labelled]
-        axes.scatter(*zip(*found), s=50, color=colour, marker=marker, label=name, zorder=2)
-        names |= {place: label or name for label, place in labelled}
-        colours |= dict.fromkeys(found, colour)
+        own = {place: label or name for label, place in labelled if place not in names}
+        if own:
+            axes.scatter(*zip(*own), s=50, color=colour, marker=marker, label=name, zorder=2)
+        names |= own
+        colours |= dict.fromkeys(own, colour)
     axes.set(xlabel="time of the training / dense", ylabel="accuracy %", title=title)
     axes.margins(x=0.1, y=0.06)
     axes.grid(color="#EEEEEE")

@@ -16,7 +16,8 @@ def test_the_front_keeps_what_nothing_beats():
 def test_every_timed_point_is_drawn_and_the_front(tmp_path, monkeypatch):
     places = {
         "blocks": [("8x8", (0.5, 80.0)), ("16x16", (0.4, 85.0))],
-        "dense": [("", (1.0, 90.0))],
+        "dense": [("", (1.0, 90.0)), ("again", (0.4, 85.0))],
+        "shared": [("again", (0.5, 80.0))],
     }
     assert draw("tiny", places, tmp_path / "some.png")
     assert not draw("tiny", {}, tmp_path / "none.png")
