@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterator
 
 from bench.dev.harness import print_table
-from bench.dev.roofline import Shape, passes
+from bench.dev.roofline import Shape, dense_pass, passes
 from bench.dev.waves import seconds
 from bench.report.records import read
 from bench.speed.roofline import H200
@@ -33,9 +33,9 @@ def predicted(block: tuple[int, int], taps: str, sparsity: float) -> float:
     """Return the time of three passes over the dense time; all taps are multiplied as strips."""
     ours = theirs = 0.0
     for shape in SHAPES:
-        layer, dense = shape.sparse(block, 1 - sparsity, taps != "each", BATCH), shape.dense(BATCH)
+        layer = shape.sparse(block, 1 - sparsity, taps != "each", BATCH)
         ours += sum(seconds(work, H200) for work in passes(layer))
-        theirs += 3 * max(dense.useful / H200.tensor, dense.memory / H200.memory)
+        theirs += 3 * dense_pass(shape.dense(BATCH), H200)
     return ours / theirs
 
 

@@ -130,9 +130,14 @@ def step(layers: Sequence[Layer], rates: Rates, moved: float) -> float:
     return products + _beside(layers, rates, moved)
 
 
+def dense_pass(layer: Layer, rates: Rates) -> float:
+    """Return the seconds of one dense pass, which runs at the dense rate or reads memory."""
+    return max(layer.useful / rates.tensor, layer.memory / rates.memory)
+
+
 def dense_step(layers: Sequence[Layer], rates: Rates, moved: float) -> float:
-    """Return the seconds of a dense step, whose products run at the dense rate or read memory."""
-    times = [max(layer.useful / rates.tensor, layer.memory / rates.memory) for layer in layers]
+    """Return the seconds of a dense step; the first layer has no input gradient."""
+    times = [dense_pass(layer, rates) for layer in layers]
     return 3 * sum(times) - times[0] + _beside(layers, rates, moved)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from bench.report.records import append_row, environment, now, read
 from bench.study.grid import Run, Study
 from bench.study.processes import EVALUATE, TRAIN, Processes
+from sparse_engine.config.values import read_json
 
 # settings: all that was said of the run, JSON; member_accuracy: mean; disagreement: mean share of
 # images that two members class differently; corrupted_accuracy: mean over families and severities;
@@ -112,7 +113,7 @@ class Runner:
         if code == 0 and self.study.evaluation:
             code, words = (1, "not evaluated") if self._over.is_set() else self._evaluate(folder)
         if code == 0:
-            result = read_json(folder / "metrics.json")
+            result = read_json(folder / "metrics.json", "result")
             self.table.add(self._row(run, result))
             if not self.keep:
                 shutil.rmtree(folder)
@@ -157,7 +158,10 @@ class Runner:
 
     def _row(self, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
         folder = self.out / run.key
-        config, members = read_json(folder / "config.json"), result["member_accuracy"]
+        config, members = (
+            read_json(folder / "config.json", "configuration"),
+            result["member_accuracy"],
+        )
         return {
             **config,
             **result,
@@ -177,7 +181,7 @@ class Runner:
     def _robustness(self, folder: Path) -> dict[str, Any]:
         if self.study.evaluation is None:
             return {}
-        found = read_json(folder / EVALUATION)
+        found = read_json(folder / EVALUATION, "evaluation")
         return {
             "corrupted_accuracy": found["corruptions"]["accuracy"],
             "foreign_auroc": found["ood"][self.study.foreign.name]["entropy"]["auroc"],
@@ -186,8 +190,3 @@ class Runner:
 
 def _number(path: Path) -> float | None:
     return float(path.read_text()) if path.exists() else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return an object from a file that a run has written."""
-    return json.loads(path.read_text(encoding="utf-8"))

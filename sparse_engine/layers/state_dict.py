@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparse_engine.errors import InputError
 from sparse_engine.layers.base import SparseLayer, weight_parameter
 from sparse_engine.layers.ids.block_check import SIGNS
+from sparse_engine.layers.layer_state import PARTS
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.layers.surgery import (
     budget_layers,
@@ -42,7 +43,7 @@ def check_model(
     demand(isinstance(state, Mapping), name, "a state dict", state)
     like, taps = dict(model.state_dict()), taps or taps_of(model)
     for layer_name, layer in budget_layers(model):
-        for part in ("weight", "values", "block_ids", "block_check"):
+        for part in PARTS:
             like.pop(f"{layer_name}.{part}", None)
         shape, dtype = weight_shape(layer), weight_parameter(layer).dtype
         ids = f"{layer_name}.block_ids"
