@@ -18,6 +18,7 @@ _FORMATS = {
     "density": ".6g",
     "kept": ".6g",
     "explored": ".6g",
+    "weaker_half": ".4g",
 }
 
 
@@ -54,6 +55,8 @@ class BlockRow(NamedTuple):
     density: weights in active blocks / weights.
     kept: the share of the blocks that it began with that are active.
     explored: the share of all its blocks that were ever active.
+    weaker_half: what the weaker half of its active blocks has of the sum of all their strengths,
+        by which updates drop them; None with fewer than two blocks, or values that are all zero.
     """
 
     step: int
@@ -61,6 +64,7 @@ class BlockRow(NamedTuple):
     density: float
     kept: float
     explored: float
+    weaker_half: float | None = None
 
     def texts(self) -> dict[str, str]:
         """Return the row as the file holds it."""
@@ -69,10 +73,13 @@ class BlockRow(NamedTuple):
 
 COLUMNS = EpochRow._fields
 BLOCK_COLUMNS = BlockRow._fields
+_EARLIER = {BLOCK_COLUMNS: BLOCK_COLUMNS[:-1]}
 
 
 def whole_rows(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, str]]:
     """Return the rows of a metrics.csv, or a blocks.csv, but those cut short, as the last may be.
+
+    A column that an earlier version did not have yet is empty.
 
     Raises:
         InputError: the file is something else.
@@ -84,9 +91,10 @@ def whole_rows(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, s
         header, rows = None, []
     if not rows and header is not None:
         return []
-    if header != list(columns):
+    if header is None or tuple(header) not in (tuple(columns), _EARLIER.get(tuple(columns))):
         raise InputError(f"'{path}' is damaged; move it away, and later epochs are written anew")
-    whole = (dict(zip(columns, row)) for row in rows if len(row) == len(columns))
+    empty = [""] * (len(columns) - len(header))
+    whole = (dict(zip(columns, row + empty)) for row in rows if len(row) == len(header))
     return [row for row in whole if re.fullmatch("[0-9]{1,18}", row["step"])]
 
 

@@ -1,4 +1,4 @@
-"""How many blocks are left of those that sparse layers began with: the rows of blocks.csv."""
+"""What has become of the blocks that sparse layers began with: the rows of blocks.csv."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.runs.epoch_rows import BlockRow
 from sparse_engine.schema import check_like, demand
+from sparse_engine.sparsity.drop_and_grow import block_strengths
 from sparse_engine.sparsity.topology import Topology
 
 
@@ -43,7 +44,8 @@ class FirstBlocks:
             if first is not None:
                 kept = _count(first & _blocks(layer)) / _count(first)
                 explored = int(topology.ever_active[name].sum()) / layer.layout.total
-                yield BlockRow(step, name, layer.density, kept, explored)
+                weaker = _weaker_half(layer)
+                yield BlockRow(step, name, layer.density, kept, explored, weaker)
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """Return what a resumed run needs."""
@@ -66,6 +68,23 @@ class FirstBlocks:
 def _blocks(layer: SparseLayer) -> Tensor:
     """Return which blocks are active, a bit a block: uint8 [blocks / 8], on the CPU."""
     return torch.from_numpy(np.packbits(layer.layout.mask().flatten().cpu().numpy()))
+
+
+@torch.no_grad()
+def _weaker_half(layer: SparseLayer) -> float | None:
+    """Return the weaker half's share of the strengths of all active blocks (see BlockRow).
+
+    Blocks that updates move together (taps="row", taps="all") count as one.
+    """
+    layout = layer.layout
+    strengths = block_strengths(layer).view(-1, layout.group).sum(1)
+    strengths = strengths[layout.group_ids < layout.total // layout.group].sort().values
+    whole = float(strengths.sum())
+    return (
+        float(strengths[: len(strengths) // 2].sum()) / whole
+        if whole and len(strengths) > 1
+        else None
+    )
 
 
 def _count(bits: Tensor) -> int:

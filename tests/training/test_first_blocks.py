@@ -7,6 +7,9 @@ import torch
 from resumed_runs import block_rows_of, rows_of, train, train_and_kill
 from topologies import network
 
+from sparse_engine import SparseConv2d, SparseLinear
+from sparse_engine.errors import InputError
+from sparse_engine.runs.epoch_rows import BLOCK_COLUMNS, whole_rows
 from sparse_engine.runs.files import load_file, save_file
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.train import main
@@ -37,10 +40,50 @@ def test_shares_are_those_of_sets():
             assert (row.step, row.density) == (step, layer.density)
             assert row.kept == pytest.approx(len(began & now) / len(began))
             assert row.explored == pytest.approx(len(ever[row.layer]) / layer.layout.total)
+            norms = sorted(v.abs().sum().item() for v in layer.values[: layer.layout.active])
+            weaker = sum(norms[: len(norms) // 2]) / sum(norms)
+            assert row.weaker_half == pytest.approx(weaker)
     assert min(row.kept for row in rows) < 0.8
     blocks.begin()
     blocks.watch(topology.layers)
     assert {row.kept for row in blocks.rows(4, topology)} == {1.0}
+
+
+def weaker_half(layer):
+    blocks = FirstBlocks()
+    blocks.watch({"layer": layer})
+    topology = Topology(layer, None, "static")
+    blocks.watch(topology.layers)
+    [row] = blocks.rows(0, topology)
+    return row.weaker_half
+
+
+@pytest.mark.parametrize("taps", ["row", "all"])
+def test_the_weaker_half_is_of_what_updates_move(taps):
+    layer = SparseConv2d(16, 16, 3, density=0.5, block=(8, 8), taps=taps)
+    group, count = layer.layout.group, layer.layout.active // layer.layout.group
+    with torch.no_grad():
+        layer.values.zero_()
+        assert weaker_half(layer) is None
+        for slot in range(layer.layout.active):
+            layer.values[slot].fill_(slot // group)  # 0, 1, 2 ... by group
+    half = sum(range(count // 2)) / sum(range(count))
+    assert weaker_half(layer) == pytest.approx(half)
+
+
+def test_one_block_has_no_half():
+    layer = SparseLinear(8, 8, density=1.0, block=(8, 8), bias=False)
+    assert weaker_half(layer) is None
+
+
+def test_rows_of_an_earlier_version_have_no_weaker_half(tmp_path):
+    path = tmp_path / "blocks.csv"
+    path.write_text("step,layer,density,kept,explored\n5,conv,0.5,1,0.25\n")
+    [row] = whole_rows(path, BLOCK_COLUMNS)
+    assert (row["explored"], row["weaker_half"]) == ("0.25", "")
+    path.write_text("epoch,step\n1,2\n")
+    with pytest.raises(InputError, match="damaged"):
+        whole_rows(path, BLOCK_COLUMNS)
 
 
 def test_a_checkpoint_of_an_earlier_version_tells_of_the_members_that_follow(
