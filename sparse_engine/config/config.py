@@ -17,21 +17,8 @@ TRANSIENT = (
 )
 # A resumed run may move to other hardware and other paths, and nothing else may change.
 MOVABLE = (
-    "data_dir",
-    "teacher",
-    "device",
-    "backend",
-    "cuda_graph",
-    "fuse",
-    "compile",
-    "checkpoint_every",
-    "evaluate_every",
-    "timeout",
-    "workers",
-    "log",
-    "download",
-    "resume",
-    "no_compare",
+    *("data_dir", "teacher", "device", "backend", "cuda_graph", "fuse", "compile", "timeout"),
+    *("checkpoint_every", "evaluate_every", "workers", "log", "download", "resume", "no_compare"),
 )
 # Settings that are paths, of which `~` is the home folder; a data set may be `imagefolder:PATH`.
 PATHS = ("out", "resume", "config", "data_dir", "teacher", "dataset")
@@ -207,6 +194,11 @@ class Config:
     members: int | None = ENSEMBLE.whole("networks of the ensemble", least=1, most=1000)
     escape: float | None = ENSEMBLE.number(
         "share replaced between two tickets [edst 0.8, sup-tickets 0.5]", above=0, most=1
+    )
+    restart: float | None = ENSEMBLE.number(
+        "edst: learning rate that a refinement begins with, as a share of --lr [0.1]",
+        above=0,
+        most=1,
     )
     cycles: int | None = ENSEMBLE.whole(
         "sup-tickets: tickets that are averaged", least=1, most=1000

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sparse_engine.config.config import Config
 from sparse_engine.methods.actions import Escape, SaveTicket, StartMember
-from sparse_engine.methods.freetickets import schedule_for, topology_rule
+from sparse_engine.methods.freetickets import refinement, schedule_for, topology_rule
 from sparse_engine.methods.learning_rate import LearningRate
 from sparse_engine.methods.method import CHOSEN, Method
 from sparse_engine.methods.phase import Phase, split_steps
@@ -33,7 +33,7 @@ def phases(config: Config, steps: int, warmup: float = 0.0) -> list[Phase]:
         Phase(
             f"refine {number}",
             length,
-            LearningRate(schedule.refinement),
+            LearningRate(refinement(schedule, config.restart)),
             topology,
             end=(SaveTicket(), Escape(config.escape)) if number < members else (SaveTicket(),),
         )
@@ -51,4 +51,6 @@ def epochs(config: Config, recipe: Recipe) -> int:
     return explore + (config.members or 1) * refine
 
 
-METHOD = Method(phases, rule=CHOSEN, least_members=1, epochs=epochs, options={"escape": 0.8})
+METHOD = Method(
+    phases, rule=CHOSEN, least_members=1, epochs=epochs, options={"escape": 0.8, "restart": None}
+)

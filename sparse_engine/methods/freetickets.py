@@ -1,5 +1,6 @@
 """The schedules of FreeTickets (Liu et al. 2022, appendix C), as shares that scale with a run."""
 
+import math
 from dataclasses import dataclass
 
 from sparse_engine.config.config import Config
@@ -53,6 +54,19 @@ IMAGENET = Schedule(
 def schedule_for(dataset: str) -> Schedule:
     """Return ImageNet's schedule for `imagenet`, CIFAR's for anything else."""
     return IMAGENET if dataset == "imagenet" else CIFAR
+
+
+def refinement(schedule: Schedule, restart: float | None) -> Milestones:
+    """Return the learning rates of one refinement of EDST.
+
+    restart: of its first steps, as a multiple of the highest; from there it falls tenfold, in equal
+        parts, until it is 0.01 or less (a warm restart, Loshchilov & Hutter 2017). None, or where
+        the schedule begins as well: the paper's.
+    """
+    if restart in (None, schedule.refinement[0][1]):
+        return schedule.refinement
+    falls = max(0, math.ceil(math.log10(restart / 0.01) - 1e-9))
+    return tuple((fall / (falls + 1), restart / 10**fall) for fall in range(falls + 1))
 
 
 def ticket_stop(config: Config) -> float | None:
