@@ -66,6 +66,15 @@ def present_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {present.get(name, name): value for name, value in values.items()}
 
 
+def as_trained(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a saved run, with those that an earlier version left undecided."""
+    if settings.get("method", FIELDS["method"].default) != "edst":
+        return dict(settings)
+    schedule = "cosine" if settings.get("dataset") == "imagenet" else "constant"
+    then = {"restart": 0.1, "drop": 0.5, "drop_schedule": schedule}
+    return {**then, **{name: value for name, value in settings.items() if value is not None}}
+
+
 def read_config_file(path: str) -> dict[str, Any]:
     """Return the settings in a JSON file, checked; its key "paper" is ignored.
 

@@ -2,16 +2,26 @@
 
 Exploration at the high learning rate, then M refinements at falling ones. Topology is updated
 throughout the exploration and in each refinement; after each ticket but the last an escape
-replaces the share q of all blocks.
+replaces the share q of all blocks. In blocks, refinements begin at the high learning rate again,
+and updates replace fewer of them.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from sparse_engine.config.config import Config
 from sparse_engine.methods.actions import Escape, SaveTicket, StartMember
-from sparse_engine.methods.freetickets import refinement, schedule_for, topology_rule
+from sparse_engine.methods.freetickets import (
+    DROP,
+    IMAGENET,
+    Schedule,
+    refinement,
+    schedule_for,
+    topology_rule,
+)
 from sparse_engine.methods.learning_rate import LearningRate
-from sparse_engine.methods.method import CHOSEN, Method
+from sparse_engine.methods.method import CHOSEN, Method, in_single_weights
 from sparse_engine.methods.phase import Phase, split_steps
 from sparse_engine.methods.recipes import Recipe
 
@@ -51,6 +61,31 @@ def epochs(config: Config, recipe: Recipe) -> int:
     return explore + (config.members or 1) * refine
 
 
+def _in_blocks(value: Any, papers: Callable[[Schedule], Any]) -> Callable[[Config], Any]:
+    """Return a default: `value` for blocks, the paper's for single weights and on ImageNet.
+
+    An update, or an escape, takes blocks that hold much more of their layer than the weakest single
+    weights do, since blocks are more alike: half of the blocks were always too young to matter, and
+    refinements at a low learning rate did not bring back what escapes had taken
+    (docs/results/full-length.md). On ImageNet nothing was tried.
+    """
+
+    def usual(config: Config) -> Any:
+        schedule = schedule_for(config.dataset)
+        as_paper = in_single_weights(config) or schedule is IMAGENET
+        return papers(schedule) if as_paper else value
+
+    return usual
+
+
 METHOD = Method(
-    phases, rule=CHOSEN, least_members=1, epochs=epochs, options={"escape": 0.8, "restart": None}
+    phases,
+    rule=CHOSEN,
+    least_members=1,
+    epochs=epochs,
+    options={"escape": 0.8, "restart": _in_blocks(1.0, lambda s: s.refinement[0][1])},
+    usual={
+        "drop": _in_blocks(0.3, lambda _: DROP),
+        "drop_schedule": _in_blocks("cosine", lambda s: s.drop_schedule),
+    },
 )

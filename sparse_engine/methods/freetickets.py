@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sparse_engine.config.config import Config
 from sparse_engine.methods.phase import TopologyRule, automatic_interval
 
+DROP = 0.5
 Milestones = tuple[tuple[float, float], ...]
 
 
@@ -17,7 +18,7 @@ class Schedule:
     refinement, member: learning rates of a refinement and of one network of a DST ensemble.
     explore_interval, member_interval: steps between updates / steps of the exploration, or of
         one network of a DST ensemble.
-    drop_schedule: of the drop rate, which starts at one half.
+    drop_schedule: of the drop rate, which starts at DROP.
     """
 
     explore: int
@@ -56,14 +57,14 @@ def schedule_for(dataset: str) -> Schedule:
     return IMAGENET if dataset == "imagenet" else CIFAR
 
 
-def refinement(schedule: Schedule, restart: float | None) -> Milestones:
+def refinement(schedule: Schedule, restart: float) -> Milestones:
     """Return the learning rates of one refinement of EDST.
 
     restart: of its first steps, as a multiple of the highest; from there it falls tenfold, in equal
-        parts, until it is 0.01 or less (a warm restart, Loshchilov & Hutter 2017). None, or where
-        the schedule begins as well: the paper's.
+        parts, until it is 0.01 or less (a warm restart, Loshchilov & Hutter 2017). Where the
+        paper begins, its milestones.
     """
-    if restart in (None, schedule.refinement[0][1]):
+    if restart == schedule.refinement[0][1]:
         return schedule.refinement
     falls = max(0, math.ceil(math.log10(restart / 0.01) - 1e-9))
     return tuple((fall / (falls + 1), restart / 10**fall) for fall in range(falls + 1))
@@ -95,7 +96,7 @@ def topology_rule(config: Config, scaled_interval: float, shortest: int) -> Topo
     return TopologyRule(
         rule=config.topology or "rigl",
         interval=config.update_interval or automatic,
-        drop=config.drop or 0.5,
+        drop=config.drop or DROP,
         schedule=config.drop_schedule or schedule_for(config.dataset).drop_schedule,
         stop=stop,
     )

@@ -28,6 +28,7 @@ class Method:
     runs: its length in single runs, of the recipe's epochs.
     epochs: its length in epochs, where that is no multiple of a run's.
     options: settings that only some methods have, and what they are when nobody says.
+    usual: settings that all methods have, and what they are here when nobody says.
     network: whose is no plain model: its name in runs/model.py.
     check: raises InputError for a resolved configuration that it cannot have.
     """
@@ -42,6 +43,7 @@ class Method:
     runs: Callable[[Config], float] = lambda config: 1
     epochs: Callable[[Config, Recipe], int] | None = None
     options: Mapping[str, Any | Callable[[Config], Any]] = field(default_factory=dict)
+    usual: Mapping[str, Any | Callable[[Config], Any]] = field(default_factory=dict)
     network: str | None = None
     check: Callable[[Config], None] = lambda config: None
 
@@ -61,11 +63,15 @@ class Method:
         return config.members or self.usual_members or usual
 
 
+def in_single_weights(config: Config) -> bool:
+    """Return whether all sparse layers are stored weight by weight, as the papers have them."""
+    return {config.block, *(config.layer_blocks or {}).values()} - {DENSE} == {"1x1"}
+
+
 def usual_scope(config: Config) -> str:
     """Return "global", as the papers rank, for single weights, and "layer" for blocks.
 
     A block's mean hides how its weights differ within a layer, so between layers their scale
     alone would decide: whole layers would fall to one block.
     """
-    blocks = {config.block, *(config.layer_blocks or {}).values()}
-    return "global" if blocks - {DENSE} == {"1x1"} else "layer"
+    return "global" if in_single_weights(config) else "layer"

@@ -87,7 +87,7 @@ def _options(config: Config, method: Method) -> dict[str, Any]:
                 f"which belongs to {users}"
             )
     chosen = {}
-    for name, default in method.options.items():
+    for name, default in {**method.options, **method.usual}.items():
         given = getattr(config, name)
         usual = default(config) if callable(default) else default
         chosen[name] = usual if given is None else given

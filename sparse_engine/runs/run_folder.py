@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_engine.config.config import Config
-from sparse_engine.config.values import read_config_file, read_json
+from sparse_engine.config.values import as_trained, read_config_file, read_json
 from sparse_engine.data.catalog import DatasetInfo, info_of
 from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.paths import expanded
@@ -95,7 +95,7 @@ class RunFolder:
 
     def config(self) -> Config:
         """Return the saved configuration."""
-        return Config(**read_config_file(str(self.path / "config.json")))
+        return Config(**as_trained(read_config_file(str(self.path / "config.json"))))
 
     def save_info(self, info: DatasetInfo) -> None:
         """Write data.json: sizes, normalisation and class names of the data of the run."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse_engine.config.config import FIELDS, MOVABLE
-from sparse_engine.config.values import present_names
+from sparse_engine.config.values import as_trained, present_names
 from sparse_engine.errors import InputError
 from sparse_engine.layers.state_dict import check_model
 from sparse_engine.runs.files import load_file
@@ -162,9 +162,9 @@ def _listed(of_members: Any) -> list[Any]:
 
 def _check_configuration(run: TrainingRun, saved: Any) -> None:
     check_settings(saved)
-    saved = present_names(saved, "checkpoint")
+    saved = as_trained(present_names(saved, "checkpoint"))
     for name, value in run.config.saved().items():
-        # A setting that is younger than the checkpoint had its default.
+        # Other settings that are younger than the checkpoint had their defaults.
         earlier = saved.get(name, FIELDS[name].default)
         if name not in MOVABLE and value != earlier:
             raise InputError(

@@ -25,7 +25,7 @@ def test_edst_interval_does_not_depend_on_the_number_of_tickets():
 
 
 def test_edst_is_the_papers():
-    phases = phases_for(450 * CIFAR_EPOCH, method="edst", members=3)
+    phases = phases_for(450 * CIFAR_EPOCH, method="edst", members=3, block="1x1")
     assert [phase.steps / CIFAR_EPOCH for phase in phases] == [150, 100, 100, 100]
     assert [phase.name for phase in phases] == ["explore", "refine 1", "refine 2", "refine 3"]
     assert [phase.begin for phase in phases] == [(StartMember(0.8),), (), (), ()]
@@ -37,7 +37,7 @@ def test_edst_is_the_papers():
 
 
 def test_edst_learning_rates_at_the_right_steps():
-    explore, refine, *_ = phases_for(450 * CIFAR_EPOCH, method="edst")
+    explore, refine, *_ = phases_for(450 * CIFAR_EPOCH, method="edst", block="1x1")
     lr = config_for(method="edst").lr
     half, last = 50 * CIFAR_EPOCH, 100 * CIFAR_EPOCH - 1
     assert {lr * explore.learning_rate.at(n, explore.steps) for n in (0, explore.steps - 1)} == {
@@ -45,6 +45,51 @@ def test_edst_learning_rates_at_the_right_steps():
     }
     rates = [lr * refine.learning_rate.at(n, refine.steps) for n in (0, half - 1, half, last)]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("settings", "drop", "schedule"),
+    [
+        ({"block": "1x1"}, 0.5, "constant"),
+        ({"block": "16x16"}, 0.3, "cosine"),
+        ({"block": "1x1", "layer_blocks": {"conv*": "8x8"}}, 0.3, "cosine"),
+        ({"block": "16x16", "drop": 0.6, "drop_schedule": "constant"}, 0.6, "constant"),
+        ({"block": "16x16", "dataset": "imagenet"}, 0.5, "cosine"),
+    ],
+)
+def test_updates_of_edst_replace_fewer_blocks_than_single_weights(settings, drop, schedule):
+    rules = {phase.topology for phase in phases_for(450_000, method="edst", **settings)}
+    assert {(rule.drop, rule.schedule) for rule in rules} == {(drop, schedule)}
+
+
+def refinement_rates(**settings):
+    """The learning rates of each refinement: (share of it, rate), of all its 1000 steps."""
+    *_, before, last = phases_for(4500, method="edst", **settings)
+    assert before.learning_rate == last.learning_rate
+    rates = [last.learning_rate.at(n, last.steps) for n in range(last.steps)]
+    changes = [n for n in range(last.steps) if n == 0 or rates[n] != rates[n - 1]]
+    return [(round(n / last.steps, 2), pytest.approx(rates[n])) for n in changes]
+
+
+def test_refinements_in_blocks_begin_at_the_high_rate_again():
+    assert refinement_rates(block="16x16") == [(0, 1), (0.33, 0.1), (0.67, 0.01)]
+    assert refinement_rates(block="1x1", layer_blocks={"conv*": "8x8"})[0] == (0, 1)
+    papers = [(0, 0.1), (0.5, 0.01)]
+    assert refinement_rates(block="1x1") == papers
+    assert refinement_rates(block="16x16", restart=0.1) == papers
+
+
+@pytest.mark.parametrize(
+    ("restart", "rates"),
+    [
+        (0.5, [(0, 0.5), (0.33, 0.05), (0.67, 0.005)]),
+        (0.05, [(0, 0.05), (0.5, 0.005)]),
+        (0.01, [(0, 0.01)]),
+        (0.001, [(0, 0.001)]),
+    ],
+)
+def test_a_refinement_falls_tenfold_until_a_hundredth(restart, rates):
+    assert refinement_rates(block="1x1", restart=restart) == rates
 
 
 def test_edst_on_imagenet():
