@@ -50,9 +50,7 @@ def test_shares_are_those_of_sets():
 
 
 def weaker_half(layer):
-    blocks = FirstBlocks()
-    blocks.watch({"layer": layer})
-    topology = Topology(layer, None, "static")
+    blocks, topology = FirstBlocks(), Topology(layer, None, "static")
     blocks.watch(topology.layers)
     [row] = blocks.rows(0, topology)
     return row.weaker_half
@@ -76,11 +74,23 @@ def test_one_block_has_no_half():
     assert weaker_half(layer) is None
 
 
-def test_rows_of_an_earlier_version_have_no_weaker_half(tmp_path):
+def test_a_resumed_run_of_an_earlier_version_has_the_weaker_half_from_then_on(
+    own_folder, monkeypatch
+):
+    train_and_kill(monkeypatch, 3, *ENSEMBLE)
+    path = Path("out/blocks.csv")
+    earlier = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+    path.write_text("\n".join(earlier) + "\n")
+    main(["--resume", "out"])
+    rows = whole_rows(path, BLOCK_COLUMNS)
+    before, after = rows[: len(earlier) - 1], rows[len(earlier) - 1 :]
+    assert before
+    assert {row["weaker_half"] for row in before} == {""}
+    assert all(0 <= float(row["weaker_half"]) <= 0.5 for row in after)
+
+
+def test_other_columns_are_damage(tmp_path):
     path = tmp_path / "blocks.csv"
-    path.write_text("step,layer,density,kept,explored\n5,conv,0.5,1,0.25\n")
-    [row] = whole_rows(path, BLOCK_COLUMNS)
-    assert (row["explored"], row["weaker_half"]) == ("0.25", "")
     path.write_text("epoch,step\n1,2\n")
     with pytest.raises(InputError, match="damaged"):
         whole_rows(path, BLOCK_COLUMNS)
