@@ -20,7 +20,7 @@ def test_measured_tables_and_the_picture_come_first():
     assert "docs/figures/demo.png" in head
     rows = re.findall(r"^\| .* \| ([\d.]+ ± [\d.]+) \| ([\d.]+) \|", README, re.MULTILINE)
     assert len(rows) >= 4
-    measured = (ROOT / "docs" / "blocks.md").read_text(encoding="utf-8")
+    measured = (ROOT / "docs" / "results" / "full-length.md").read_text(encoding="utf-8")
     for accuracy, likelihood in rows:
         assert re.search(rf"\| {accuracy} \|[^|]*\| {likelihood} \|", measured), accuracy
 
