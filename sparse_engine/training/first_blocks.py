@@ -79,12 +79,8 @@ def _weaker_half(layer: SparseLayer) -> float | None:
     layout = layer.layout
     strengths = block_strengths(layer).view(-1, layout.group).sum(1)
     strengths = strengths[layout.group_ids < layout.total // layout.group].sort().values
-    whole = float(strengths.sum())
-    return (
-        float(strengths[: len(strengths) // 2].sum()) / whole
-        if whole and len(strengths) > 1
-        else None
-    )
+    whole, half = float(strengths.sum()), len(strengths) // 2
+    return float(strengths[:half].sum()) / whole if whole and half else None
 
 
 def _count(bits: Tensor) -> int:
