@@ -64,10 +64,9 @@ def epochs(config: Config, recipe: Recipe) -> int:
 def _in_blocks(value: Any, papers: Callable[[Schedule], Any]) -> Callable[[Config], Any]:
     """Return a default: `value` for blocks, the paper's for single weights and on ImageNet.
 
-    An update, or an escape, takes blocks that hold much more of their layer than the weakest single
-    weights do, since blocks are more alike: half of the blocks were always too young to matter, and
-    refinements at a low learning rate did not bring back what escapes had taken
-    (docs/results/full-length.md). On ImageNet nothing was tried.
+    With the paper's rates half of the blocks were dropped again before they had grown, and
+    refinements did not bring back what escapes had taken (docs/results/full-length.md). Single
+    weights and ImageNet were not tried with others.
     """
 
     def usual(config: Config) -> Any:

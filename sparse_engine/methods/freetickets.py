@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sparse_engine.config.config import Config
 from sparse_engine.methods.phase import TopologyRule, automatic_interval
 
+# The share of weights that an update replaces.
 DROP = 0.5
 Milestones = tuple[tuple[float, float], ...]
 

@@ -45,8 +45,8 @@ def select_drop_and_grow(
     grows = drops if grow is None else [grow] if isinstance(grow, int) else grow
     drop, grow = sum(drops), sum(grows)
     ids, total = layout.group_ids.long(), layout.total // layout.group
-    drop_score = _by_group(drop_score, layout)
-    grow_score = _by_group(grow_score, layout)
+    drop_score = by_group(drop_score, layout)
+    grow_score = by_group(grow_score, layout)
     unused = ids >= total
     freed = kinds.top(drop_score.masked_fill(unused, torch.inf), drops, ids, largest=False)
     kept = torch.zeros(total + 1, dtype=torch.bool, device=layout.device)
@@ -58,7 +58,7 @@ def select_drop_and_grow(
     return layout.expand_groups(slots), layout.expand_groups(grown)
 
 
-def _by_group(scores: Tensor, layout: BlockLayout) -> Tensor:
+def by_group(scores: Tensor, layout: BlockLayout) -> Tensor:
     """Return the sum over each group's blocks of their scores."""
     return scores if layout.group == 1 else scores.view(-1, layout.group).sum(1)
 

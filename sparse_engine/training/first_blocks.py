@@ -10,7 +10,7 @@ from torch import Tensor
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.runs.epoch_rows import BlockRow
 from sparse_engine.schema import check_like, demand
-from sparse_engine.sparsity.drop_and_grow import block_strengths
+from sparse_engine.sparsity.drop_and_grow import block_strengths, by_group
 from sparse_engine.sparsity.topology import Topology
 
 
@@ -77,7 +77,7 @@ def _weaker_half(layer: SparseLayer) -> float | None:
     Blocks that updates move together (taps="row", taps="all") count as one.
     """
     layout = layer.layout
-    strengths = block_strengths(layer).view(-1, layout.group).sum(1)
+    strengths = by_group(block_strengths(layer), layout)
     strengths = strengths[layout.group_ids < layout.total // layout.group].sort().values
     whole, half = float(strengths.sum()), len(strengths) // 2
     return float(strengths[:half].sum()) / whole if whole and half else None
