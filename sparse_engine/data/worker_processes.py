@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any, NoReturn
 
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +18,7 @@ from sparse_engine.errors import RunFailure, first_line
 _TO_THE_GROUP = {
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 }
+_DYING_SECONDS = 2
 
 
 def stream(dataset: Dataset, **options: Any) -> Iterator[Any]:
@@ -52,7 +54,9 @@ def stream(dataset: Dataset, **options: Any) -> Iterator[Any]:
 
 
 def _raise_for_the_dead(batches: Iterator[Any], error: Exception) -> NoReturn:
-    if all(worker.is_alive() for worker in getattr(batches, "_workers", ())):
+    # A process that is killed closes its sockets, which is the error, before it counts as dead.
+    sentinels = [worker.sentinel for worker in getattr(batches, "_workers", ())]
+    if not wait(sentinels, _DYING_SECONDS):
         raise error
     raise RunFailure(
         f"a loader process was killed, as for want of memory ({first_line(error)}); what was "

@@ -1,12 +1,16 @@
 """The processes of a loader: signals pass them by, and one that is killed is told of."""
 
+import multiprocessing
 import os
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
 from image_folders import write_images
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from sparse_engine.data import worker_processes
 from sparse_engine.data.folder import FolderLoader
 from sparse_engine.data.load import load_dataset
 from sparse_engine.errors import RunFailure
@@ -47,3 +51,18 @@ def test_signals_and_kills(tmp_path, monkeypatch):
     with pytest.raises(RunFailure, match=r"^a loader process was killed, .*; what was written be"):
         list(map(loader.batch, steps))
     assert [process for process in children() if process not in others] == []
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.3, RunFailure), (60, ConnectionResetError)])
+def test_a_process_that_is_still_dying_counts_as_dead(seconds, told, monkeypatch):
+    monkeypatch.setattr(worker_processes, "_DYING_SECONDS", 2 if seconds < 1 else 0.1)
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(seconds,))
+    process.start()
+    try:
+        with pytest.raises(told):
+            worker_processes._raise_for_the_dead(
+                SimpleNamespace(_workers=[process]), ConnectionResetError("reset by peer")
+            )
+    finally:
+        process.kill()
+        process.join()
