@@ -178,7 +178,9 @@ def environment(device: str) -> dict[str, Any]:
 def device_name(device: str) -> str:
     """Return what the reports call a device "cuda" or "cpu"; a rehearsal puts another here."""
     if device == "cpu":
-        return f"CPU {_processor()}".strip()
+        from sparse_kernels.measurements import processor
+
+        return f"CPU {processor()} {_bf16_products()}".strip()
     import torch
 
     return torch.cuda.get_device_name()
@@ -190,17 +192,15 @@ def commit() -> str:
     return os.environ.get("COMMIT") or _output("git", "-C", root, "describe", "--always")
 
 
-def _processor() -> str:
-    """Return the processor's model, and by which of its instructions it multiplies bf16."""
+def _bf16_products() -> str:
+    """Return by which of its instructions the processor multiplies bf16, where Linux tells."""
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.MULTILINE)
     if flags is None:
-        return model[1].strip() if model else ""
+        return ""
     known = [name for flag, name in BF16.items() if flag in flags[1].split()]
-    products = f"with {' and '.join(known)}" if known else "without bf16 products"
-    return f"{model[1].strip() if model else ''} {products}".strip()
+    return f"with {' and '.join(known)}" if known else "without bf16 products"
 
 
 def _output(*command: str) -> str:

@@ -109,13 +109,20 @@ def _hardware(device: torch.device) -> str:
 
 @functools.cache
 def processor() -> str:
-    """Return the name of the CPU, which Linux tells in a file and Python does not."""
+    """Return the name of the CPU, which Linux tells in a file and Python does not.
+
+    A virtual machine may hide the number, so that processors of unlike speed have one name; family
+    and model tell them apart.
+    """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    facts = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, re.MULTILINE))
+    name = facts.get("model name", "").strip() or platform.processor() or platform.machine()
+    if re.search(r"\d", name) or not facts.keys() >= {"cpu family", "model"}:
+        return name
+    return f"{name} (family {facts['cpu family'].strip()}, model {facts['model'].strip()})"
 
 
 @functools.cache

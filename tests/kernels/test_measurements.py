@@ -42,6 +42,24 @@ def test_tiles_of_earlier_versions_are_read(tmp_path):
     assert Measurements(path, checked_tile).entries == tiles
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("cpu family\t: 6\nmodel\t: 1\nmodel name\t: Xeon 8480\n", "Xeon 8480"),
+        ("cpu family\t: 25\nmodel\t: 17\nmodel name\t: EPYC\n", "EPYC (family 25, model 17)"),
+        ("model name\t: EPYC\n", "EPYC"),
+        ("Features\t: asimd\n", "arm"),
+    ],
+)
+def test_processors_without_a_number_are_told_apart(text, name, monkeypatch, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\n{text}", encoding="utf-8")
+    monkeypatch.setattr(measurements, "Path", lambda _: file)
+    monkeypatch.setattr(measurements.platform, "processor", lambda: "")
+    monkeypatch.setattr(measurements.platform, "machine", lambda: "arm")
+    assert measurements.processor.__wrapped__() == name
+
+
 def test_another_processor_has_a_file_of_its_own(monkeypatch):
     cpu = torch.device("cpu")
     here = measurements.timings("layer-times", cpu).path
