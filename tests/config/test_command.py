@@ -67,6 +67,7 @@ def test_what_has_no_code_is_written_as_an_escape():
 def test_a_signal_unwinds_a_command_once(name):
     code = f"""
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 def command(arguments):
     try:
         os.kill(me, signal.{name})
