@@ -56,7 +56,7 @@ def stream(dataset: Dataset, **options: Any) -> Iterator[Any]:
 def _raise_for_the_dead(batches: Iterator[Any], error: Exception) -> NoReturn:
     # A process that is killed closes its sockets, which is the error, before it counts as dead.
     sentinels = [worker.sentinel for worker in getattr(batches, "_workers", ())]
-    if not wait(sentinels, _DYING_SECONDS):
+    if not sentinels or not wait(sentinels, _DYING_SECONDS):
         raise error
     raise RunFailure(
         f"a loader process was killed, as for want of memory ({first_line(error)}); what was "

@@ -66,3 +66,9 @@ def test_a_process_that_is_still_dying_counts_as_dead(seconds, told, monkeypatch
     finally:
         process.kill()
         process.join()
+
+
+def test_an_error_without_processes_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(worker_processes, "wait", lambda *_: pytest.fail("nothing to wait for"))
+    with pytest.raises(OSError, match="a damaged picture"):
+        worker_processes._raise_for_the_dead(SimpleNamespace(), OSError("a damaged picture"))
