@@ -178,9 +178,9 @@ def environment(device: str) -> dict[str, Any]:
 def device_name(device: str) -> str:
     """Return what the reports call a device "cuda" or "cpu"; a rehearsal puts another here."""
     if device == "cpu":
-        from sparse_kernels.measurements import processor
+        from sparse_kernels.measurements import cpuinfo, processor
 
-        return f"CPU {processor()} {_bf16_products()}".strip()
+        return f"CPU {processor()} {_bf16_products(cpuinfo())}".strip()
     import torch
 
     return torch.cuda.get_device_name()
@@ -192,11 +192,9 @@ def commit() -> str:
     return os.environ.get("COMMIT") or _output("git", "-C", root, "describe", "--always")
 
 
-def _bf16_products() -> str:
+def _bf16_products(cpuinfo: str) -> str:
     """Return by which of its instructions the processor multiplies bf16, where Linux tells."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", cpuinfo, re.MULTILINE)
     if flags is None:
         return ""
     known = [name for flag, name in BF16.items() if flag in flags[1].split()]

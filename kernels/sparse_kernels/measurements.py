@@ -114,15 +114,20 @@ def processor() -> str:
     A virtual machine may hide the number, so that processors of unlike speed have one name; family
     and model tell them apart.
     """
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    facts = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, re.MULTILINE))
+    pattern = r"^(model name|cpu family|model)\s*:\s*(.+)$"
+    facts = dict(re.findall(pattern, cpuinfo(), re.MULTILINE))
     name = facts.get("model name", "").strip() or platform.processor() or platform.machine()
     if re.search(r"\d", name) or not facts.keys() >= {"cpu family", "model"}:
         return name
     return f"{name} (family {facts['cpu family'].strip()}, model {facts['model'].strip()})"
+
+
+def cpuinfo() -> str:
+    """Return what Linux tells of the CPU; nothing elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 @functools.cache

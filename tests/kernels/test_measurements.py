@@ -51,10 +51,8 @@ def test_tiles_of_earlier_versions_are_read(tmp_path):
         ("Features\t: asimd\n", "arm"),
     ],
 )
-def test_processors_without_a_number_are_told_apart(text, name, monkeypatch, tmp_path):
-    file = tmp_path / "cpuinfo"
-    file.write_text(f"processor\t: 0\n{text}", encoding="utf-8")
-    monkeypatch.setattr(measurements, "Path", lambda _: file)
+def test_processors_without_a_number_are_told_apart(text, name, monkeypatch):
+    monkeypatch.setattr(measurements, "cpuinfo", lambda: f"processor\t: 0\n{text}")
     monkeypatch.setattr(measurements.platform, "processor", lambda: "")
     monkeypatch.setattr(measurements.platform, "machine", lambda: "arm")
     assert measurements.processor.__wrapped__() == name

@@ -5,6 +5,7 @@ import pytest
 from bench.report import records
 from bench.report.records import COLUMNS, Records, best_dense, file_name, read, read_all
 from sparse_engine.errors import InputError
+from sparse_kernels import measurements
 
 
 def test_rows_are_appended_under_one_heading(tmp_path):
@@ -63,11 +64,9 @@ def test_the_best_dense_row_of_a_subject_and_phase(tmp_path):
         ("", "EPYC"),
     ],
 )
-def test_a_processor_is_named_with_how_it_multiplies_bf16(line, words, monkeypatch, tmp_path):
-    file = tmp_path / "cpuinfo"
-    file.write_text(f"processor\t: 0\n{line}\n", encoding="utf-8")
-    monkeypatch.setattr(records, "Path", lambda _: file)
-    monkeypatch.setattr("sparse_kernels.measurements.processor", lambda: "EPYC")
+def test_a_processor_is_named_with_how_it_multiplies_bf16(line, words, monkeypatch):
+    monkeypatch.setattr(measurements, "cpuinfo", lambda: f"processor\t: 0\n{line}\n")
+    monkeypatch.setattr(measurements, "processor", lambda: "EPYC")
     assert records.device_name("cpu") == f"CPU {words}"
 
 
