@@ -11,7 +11,7 @@ from typing import Any
 from bench.report.tables import markdown, with_block
 from bench.study.figure import Labelled, draw
 from bench.study.grid import Grid, Projection, Run, Study
-from bench.study.times import point_of, read_times
+from bench.study.times import read_times, time_of
 
 Rows = Mapping[str, Mapping[str, str]]
 HEAD = ("n", "accuracy %", "difference", "NLL", "ECE", "weights", "training FLOPs", "time / dense")
@@ -63,8 +63,8 @@ def points_of(
         own = {run.seed: rows[run.key] for run in runs if run.key in rows}
         if own:
             settings = runs[0].settings
-            larger = times.get(point_of(projection.of(settings))) if projection else None
-            points.append(Point(place, own, times.get(point_of(settings)), larger))
+            larger = time_of(times, projection.of(settings)) if projection else None
+            points.append(Point(place, own, time_of(times, settings), larger))
     return points
 
 

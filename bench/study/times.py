@@ -7,7 +7,7 @@ is timed against the dense one: a usual training step, and one that updates the 
 import itertools
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ COLUMNS = (
 )  # fmt: skip
 SHARED_WITH_DENSE = ("model", "batch_size", "dtype", "epochs", "dense_epochs", "dropout")
 METHODS = ("dense", "static", "set", "rigl", "edst", "dst-ensemble", "deep-ensemble")
+# How many blocks an update replaces, and at which learning rate they grow: a step does the same.
+RATES = ("drop", "drop_schedule", "restart", "escape")
 
 
 def point_of(settings: Settings) -> str:
@@ -47,10 +49,29 @@ def read_times(path: Path) -> dict[str, dict[str, str]]:
     return {row["point"]: row for row in read(path, COLUMNS, "--table")}
 
 
+def time_of(times: Mapping[str, Mapping[str, str]], settings: Settings) -> Any:
+    """Return the row of a run's point, or of one that differs in RATES alone; None without.
+
+    Args:
+        times: as `read_times` returns them.
+        settings: of the run.
+    """
+    if row := times.get(point_of(settings)):
+        return row
+    wanted = _without_rates(json.loads(point_of(settings)))
+    return next((row for p, row in times.items() if _without_rates(json.loads(p)) == wanted), None)
+
+
+def _without_rates(settings: Settings) -> Settings:
+    return {name: value for name, value in settings.items() if name not in RATES}
+
+
 def time_study(
     study: Study, path: Path, data_dir: str | None, threads: int = 1, rounds: int = 5
 ) -> None:
-    """Append a row for each point that has none, but those whose network changes its blocks.
+    """Append a row for each point that has none, but those whose network changes in size.
+
+    Runs that differ in RATES alone share a row.
 
     Args:
         study: whose networks are timed.
@@ -70,8 +91,7 @@ def time_study(
     larger = [study.projection.of] if study.projection else []
     for run, change in itertools.product(study.runs(), (dict, *larger)):
         settings = change(run.settings)
-        point = point_of(settings)
-        if point in done:
+        if time_of(done, settings):
             continue
         config = _resolved(settings, study, data_dir)
         if config.method not in METHODS:
@@ -80,6 +100,7 @@ def time_study(
         info = dataset_info(config.dataset, data_dir)
         config = resolve_budget(config, info, device)
         times = _times(config, _resolved(change(dense), study, data_dir), info, device, rounds)
+        point = point_of(settings)
         done[point] = append_row(path, COLUMNS, {**facts, **times, "point": point})
         ratios = f"{times['step_ratio']:.3f} {times['training_ratio']:.3f}"
         print(f"{ratios} {config.model} {run.point}", flush=True)

@@ -8,7 +8,7 @@ from study_files import digits, study_file
 import bench.study.times
 from bench.study.__main__ import main
 from bench.study.grid import read_study
-from bench.study.times import point_of, read_times
+from bench.study.times import point_of, read_times, time_of
 
 
 def test_the_times_are_of_every_point_and_its_whole_training(tmp_path):
@@ -28,6 +28,27 @@ def test_the_times_are_of_every_point_and_its_whole_training(tmp_path):
     for row in rows.values():
         steps = float(row["training_ratio"]) / float(row["step_ratio"])
         assert row["update_ratio"] or steps == pytest.approx(2, rel=1e-3)
+
+
+def test_runs_that_differ_in_rates_alone_share_a_time(tmp_path):
+    point = {"method": "edst", "block": "8x8"}
+    variants = {
+        "as it is": point,
+        "other rates": {**point, "drop": 0.1, "drop_schedule": "constant", "restart": 1.0},
+        "fewer updates": {**point, "update_interval": 3},
+    }
+    settings = {"model": "mlp", "epochs": 40, "sparsity": 0.5}
+    grids = {"rates": {"variants": variants, "seeds": 1, "against": "as it is"}}
+    path = study_file(tmp_path, grids=grids, settings=settings)
+    command = [str(path), "--data-dir", str(digits(tmp_path)), "--out", str(tmp_path / "out")]
+    main([*command, "--time"])
+    runs, times = read_study(path).runs(), read_times(tmp_path / "tiny-times.csv")
+    found = [time_of(times, run.settings) for run in runs]
+    assert len(times) == 2
+    assert found[0] is found[1] is not found[2] is not None
+    assert time_of(times, {**runs[0].settings, "block": "4x4"}) is None
+    own = {**found[0], "step_ratio": "7"}
+    assert time_of({**times, point_of(runs[1].settings): own}, runs[1].settings) is own
 
 
 def test_a_budget_of_time_is_settled_before_it_is_timed(tmp_path, monkeypatch):
