@@ -157,6 +157,7 @@ class Config:
         "constant]",
         DROP_SCHEDULES,
     )
+    cover: bool = SPARSITY.switch("updates leave no channel of a layer without a block")
     stop: float | None = SPARSITY.number(
         "share of a phase that saves a ticket after which topology is fixed", above=0, most=1
     )

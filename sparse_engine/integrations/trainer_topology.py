@@ -42,6 +42,7 @@ class TrainerTopology:
         averages: Sequence[nn.Module] = (),
         process_group: Group = None,
         accumulate: bool = True,
+        cover: bool = False,
     ) -> None:
         """Arguments are those of DynamicSparsity without model and optimizer.
 
@@ -65,6 +66,7 @@ class TrainerTopology:
             "averages": tuple(averages),
             "process_group": process_group,
             "accumulate": accumulate,
+            "cover": cover,
         }
         self._moves: BlockMoves | None = None
         self._loaded: Mapping[str, Any] | None = None

@@ -41,6 +41,8 @@ def of_given(c: Config, m: Method) -> Iterator[str]:
             f"--permute-channels is for methods that prune a dense network ({pruning}), and "
             f"{method} does not; leave it out"
         )
+    if c.cover and rule in ("dense", "static"):
+        yield f"--cover is of updates that move blocks, and {method} has none; leave it out"
     if c.start_sparsity is not None and rule != "granet":
         yield f"--start-sparsity is of topology 'granet', found '{rule}'"
 

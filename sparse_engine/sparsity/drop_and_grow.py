@@ -9,6 +9,7 @@ from torch.nn import Parameter
 
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.shards import all_rows, is_sharded, own_part, own_rows
+from sparse_engine.sparsity.coverage import dropped_last, grown_first
 from sparse_kernels import BlockLayout
 
 # Of a parameter [Z, ...], some of its slots, and unless a bool on the device is true.
@@ -21,6 +22,7 @@ def select_drop_and_grow(
     grow_score: Tensor,
     drop: int | Sequence[int],
     grow: int | Sequence[int] | None = None,
+    cover: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Choose which slots change and which blocks they get.
 
@@ -36,6 +38,7 @@ def select_drop_and_grow(
         drop: groups of each kind of block (layout.kinds), at most those that are active; one number
             chooses among all kinds together.
         grow: as many numbers, of groups at most those that are free then; as drop unless said.
+        cover: whether channels that no block is left of come first (see coverage.py).
 
     Returns:
         slots [max(drop, grow) * layout.group], and the new block ids that go into them, no less
@@ -48,11 +51,16 @@ def select_drop_and_grow(
     drop_score = by_group(drop_score, layout)
     grow_score = by_group(grow_score, layout)
     unused = ids >= total
+    if cover:
+        drop_score = dropped_last(layout, drop_score, ids)
     freed = kinds.top(drop_score.masked_fill(unused, torch.inf), drops, ids, largest=False)
     kept = torch.zeros(total + 1, dtype=torch.bool, device=layout.device)
     # Filled, not assigned: a number that is assigned is copied to the device.
     kept.index_fill_(0, ids.index_fill(0, freed, total), True)
-    grown = kinds.top(grow_score.masked_fill(kept[:-1], -torch.inf), grows)
+    grow_score = grow_score.masked_fill(kept[:-1], -torch.inf)
+    if cover:
+        grow_score = grown_first(layout, grow_score, kept[:-1])
+    grown = kinds.top(grow_score, grows)
     spare = unused.int().topk(max(0, grow - drop)).indices
     slots, grown = torch.cat([freed, spare]), F.pad(grown, (0, max(0, drop - grow)), value=total)
     return layout.expand_groups(slots), layout.expand_groups(grown)

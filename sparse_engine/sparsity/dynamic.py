@@ -58,6 +58,7 @@ class DynamicSparsity:
         averages: Sequence[nn.Module] = (),
         process_group: Group = None,
         accumulate: bool = True,
+        cover: bool = False,
     ) -> None:
         """Prepare the updates.
 
@@ -80,6 +81,8 @@ class DynamicSparsity:
                 of torch.distributed, if there is one; False is for models that train by themselves.
             accumulate: False promises that a step is a single backward pass in a single process;
                 dense gradients are then freed layer by layer within it.
+            cover: True lets no update leave an output or input channel without a block: for layers
+                of few blocks, whose channels would otherwise be lost (docs/training.md).
         """
         self.schedule = UpdateSchedule(interval, drop, last_step(stop, total_steps), schedule)
         if rule != "static" and total_steps is not None:
@@ -91,7 +94,9 @@ class DynamicSparsity:
         refuse_sharded(layers, self._shards)
         if rule != "static" and not self._owners.trained():
             _check_optimizers(model, self._owners)
-        self.topology = Topology(model, self._owners, rule, seed, accumulate=accumulate)
+        self.topology = Topology(
+            model, self._owners, rule, seed, accumulate=accumulate, cover=cover
+        )
         if rule == "granet":
             self._check_pruning()
         self.steps = 0

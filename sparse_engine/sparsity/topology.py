@@ -44,6 +44,7 @@ class Topology:
         seed: int = 0,
         processes: Processes = ONE_PROCESS,
         accumulate: bool = False,
+        cover: bool = False,
     ) -> None:
         """Watch the sparse layers of a model.
 
@@ -57,6 +58,7 @@ class Topology:
             accumulate: whether layers hold their dense gradient until somebody scores it (see
                 step_gradients.py). Otherwise every step is one backward pass, in which dense
                 gradients are averaged over the processes, one layer at a time, and scored.
+            cover: whether updates leave no channel without a block (see coverage.py).
         """
         if rule not in RULES:
             choices = ", ".join(RULES)
@@ -64,7 +66,7 @@ class Topology:
             raise InputError(f"unknown topology rule '{rule}'{hint}; choose from {choices}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
         self.optimizer, self.rule, self.seed = optimizer, rule, seed
-        self.processes, self.accumulate = processes, accumulate
+        self.processes, self.accumulate, self.cover = processes, accumulate, cover
         self.updates = 0
         for layer in self.layers.values():
             layer.is_updated = rule != "static"
@@ -72,7 +74,8 @@ class Topology:
 
     def of(self, model: nn.Module, optimizer: Optimizer | None) -> Topology:
         """Return a topology of other layers that decides as this one, with nothing explored yet."""
-        return Topology(model, optimizer, self.rule, self.seed, self.processes, self.accumulate)
+        same = self.rule, self.seed, self.processes, self.accumulate, self.cover
+        return Topology(model, optimizer, *same)
 
     def begin_exploring(self) -> None:
         """Take the present blocks for the only ones that were ever active."""
@@ -180,8 +183,8 @@ class Topology:
         drop = [n - kept for n, kept in zip(layout.groups_by_kind, exchange.kept)]
         grow = [n - kept for n, kept in zip(exchange.active, exchange.kept)]
         if any(drop) or any(grow):
-            strength = block_strengths(layer)
-            select = partial(select_drop_and_grow, layout, strength, score)
+            scores = block_strengths(layer), score
+            select = partial(select_drop_and_grow, layout, *scores, cover=self.cover)
             less, instead = [max(0, d - g) for d, g in zip(drop, grow)], None
             if stay is not None and any(less):
                 instead = select(less, [0] * len(less))

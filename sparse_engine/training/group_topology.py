@@ -23,7 +23,12 @@ class GroupTopology(Topology):
     """Topology updates of each member by itself, as if it were trained alone."""
 
     def __init__(
-        self, grouped: GroupedMembers, optimizer: Optimizer, rule: GroupRule, seeds: Sequence[int]
+        self,
+        grouped: GroupedMembers,
+        optimizer: Optimizer,
+        rule: GroupRule,
+        seeds: Sequence[int],
+        cover: bool = False,
     ) -> None:
         """Watch the sparse layers.
 
@@ -32,15 +37,22 @@ class GroupTopology(Topology):
             optimizer: of grouped.parameters().
             rule: "static", "set", "rigl" or "granet".
             seeds: of each member's choices.
+            cover: as Topology has it.
         """
         if rule not in RULES:
             hint = nearest(rule, RULES)
             raise InputError(f"members train together by {', '.join(RULES)}, not '{rule}'{hint}")
         members = nn.ModuleList(grouped.members)
-        super().__init__(members, optimizer, rule)
+        super().__init__(members, optimizer, rule, cover=cover)
         self.seeds = list(seeds)
         self.parts = [
-            Topology(model, _MemberState(optimizer, grouped, number), rule, seed)  # type: ignore
+            Topology(
+                model,
+                _MemberState(optimizer, grouped, number),  # type: ignore
+                rule,
+                seed,
+                cover=cover,
+            )
             for number, (model, seed) in enumerate(zip(members, seeds, strict=True))
         ]
         for number, part in enumerate(self.parts):
@@ -51,7 +63,7 @@ class GroupTopology(Topology):
         """Return the topology of members that were grouped again, with nothing explored yet."""
         assert isinstance(model, GroupedMembers)
         assert optimizer is not None
-        return GroupTopology(model, optimizer, self.rule, self.seeds)
+        return GroupTopology(model, optimizer, self.rule, self.seeds, self.cover)
 
     @property
     def is_armed(self) -> bool:

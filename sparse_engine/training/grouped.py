@@ -109,7 +109,7 @@ def start_group(
     in_rows = runs_in_rows(config, models[0], device)
     grouped = _as_one_model(models, in_rows)
     optimizer, rate = build_optimizer(config, grouped, device)
-    topology = GroupTopology(grouped, optimizer, rule_of(config), seeds)
+    topology = GroupTopology(grouped, optimizer, rule_of(config), seeds, config.cover)
     norm_decay = config.norm_decay != "off"
     network = GroupedNetwork(grouped, optimizer, topology, rate, norm_decay, in_rows=in_rows)
     return network, MemberLoaders(loaders, steps)

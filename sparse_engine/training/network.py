@@ -170,7 +170,7 @@ def network_of(
     """Return a network of a model that is on its device already; arguments as of build_network."""
     optimizer, rate = build_optimizer(config, model, device)
     seed, rule = member_seed(config.seed, member), rule_of(config)
-    topology = Topology(model, optimizer, rule, seed, world)
+    topology = Topology(model, optimizer, rule, seed, world, cover=config.cover)
     order = runs_in_rows(config, model, device), runs_fused(config, model, device)
     return Network(model, optimizer, topology, rate, config.norm_decay != "off", world, *order)
 

@@ -33,6 +33,8 @@ from sparse_engine.sparsity.erdos_renyi import ErdosRenyi
         ({"method": "granet", "start": "snip"}, "sparse first blocks, topology 'granet' has none"),
         ({"method": "lottery", "start": "grasp"}, "sparse first blocks, method 'lottery' has none"),
         ({"method": "pf", "weight_init": "fan-in"}, "--weight-init fan-in .* 'pf' starts dense"),
+        ({"method": "static", "cover": True}, "--cover is of updates .* 'static' has none"),
+        ({"method": "edst", "topology": "static", "cover": True}, "--cover is of updates"),
         ({"method": "rigl", "start_sparsity": 0.5}, "--start-sparsity is of topology 'granet'"),
         (
             {"distribution": "uniform", "erk_power": 2.0},

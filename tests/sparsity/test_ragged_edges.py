@@ -208,7 +208,8 @@ def test_a_denser_start_has_no_layer_below_its_end():
         assert all(m.final_active <= m.layout.active for m in layers)
 
 
-def test_members_with_ragged_layers_train_together():
+@pytest.mark.parametrize("cover", [False, True])
+def test_members_with_ragged_layers_train_together(cover):
     def members():
         models = [network(40, seed) for seed in range(2)]
         for model in models:
@@ -218,9 +219,11 @@ def test_members_with_ragged_layers_train_together():
     models, alone = members(), members()
     grouped = GroupedMembers(models)
     optimizer = torch.optim.SGD(grouped.parameters(), 0.05, 0.9)
-    topology = GroupTopology(grouped, optimizer, "set", range(2))
+    topology = GroupTopology(grouped, optimizer, "set", range(2), cover)
     single = [torch.optim.SGD(m.parameters(), 0.05, 0.9) for m in alone]
-    topologies = [Topology(m, o, "set", s) for s, (m, o) in enumerate(zip(alone, single))]
+    topologies = [
+        Topology(m, o, "set", s, cover=cover) for s, (m, o) in enumerate(zip(alone, single))
+    ]
     for _ in range(3):
         x, y = torch.randn(2, 6, 3, 5, 5), torch.arange(6)
         sum(F.cross_entropy(logits, y) for logits in grouped(x)).backward()

@@ -63,15 +63,15 @@ def network(rule: str, taps: str = "each") -> nn.Module:
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "static"])
-@pytest.mark.parametrize("taps", ["each", "all"])
-def test_a_topology_update(rule, taps, on_gpu, monkeypatch):
+@pytest.mark.parametrize(("taps", "cover"), [("each", False), ("all", False), ("row", True)])
+def test_a_topology_update(rule, taps, cover, on_gpu, monkeypatch):
     """SNFS alone reads one number a layer, which its documentation says."""
     even = lambda layers, *_: dict.fromkeys(layers, 1.0)  # noqa: E731
     monkeypatch.setattr("sparse_engine.sparsity.topology.contributions", even)
     model = network(rule, taps)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
     start_momenta(optimizer)
-    topology = Topology(model, optimizer, rule)
+    topology = Topology(model, optimizer, rule, cover=cover)
     for layer in model:
         layer.final_active = 9 if layer.layout.group > 1 else 4
     with NoWaits():
