@@ -34,7 +34,8 @@ def dropped_last(layout: BlockLayout, strengths: Tensor, ids: Tensor) -> Tensor:
 def grown_first(layout: BlockLayout, scores: Tensor, kept: Tensor) -> Tensor:
     """Return scores in which the best of each empty row and column are above all others.
 
-    A group without any score is not: a pixel that is always black needs no weights.
+    A group without any score is not: a pixel that is always black needs no weights, and a block,
+    which starts at zero, does not wake a channel whose ReLU lets no gradient through.
 
     Args:
         layout: before the update.
