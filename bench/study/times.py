@@ -35,8 +35,8 @@ COLUMNS = (
 )  # fmt: skip
 SHARED_WITH_DENSE = ("model", "batch_size", "dtype", "epochs", "dense_epochs", "dropout")
 METHODS = ("dense", "static", "set", "rigl", "edst", "dst-ensemble", "deep-ensemble")
-# How many blocks an update replaces, and at which learning rate they grow: a step does the same.
-RATES = ("drop", "drop_schedule", "restart", "escape")
+# Which blocks an update replaces, and at which learning rate they grow: a step does the same.
+RATES = ("drop", "drop_schedule", "restart", "escape", "cover")
 
 
 def point_of(settings: Settings) -> str:
