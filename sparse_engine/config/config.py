@@ -157,7 +157,9 @@ class Config:
         "constant]",
         DROP_SCHEDULES,
     )
-    cover: bool = SPARSITY.switch("updates leave no channel of a layer without a block")
+    cover: bool = SPARSITY.switch(
+        "updates spare a channel's last block, and grow one where a channel has none"
+    )
     stop: float | None = SPARSITY.number(
         "share of a phase that saves a ticket after which topology is fixed", above=0, most=1
     )

@@ -1,4 +1,4 @@
-"""Coverage: updates leave no channel of a layer without a block.
+"""Coverage: updates spare a channel's last block, and grow one where there is none.
 
 The blocks of a weight form a grid: in a row lie those of the same output channels, in a column
 those of the same input channels. Output channels whose row is empty are constants, and input

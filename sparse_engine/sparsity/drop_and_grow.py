@@ -38,7 +38,7 @@ def select_drop_and_grow(
         drop: groups of each kind of block (layout.kinds), at most those that are active; one number
             chooses among all kinds together.
         grow: as many numbers, of groups at most those that are free then; as drop unless said.
-        cover: whether channels that no block is left of come first (see coverage.py).
+        cover: whether channels that would lose all blocks are spared (see coverage.py).
 
     Returns:
         slots [max(drop, grow) * layout.group], and the new block ids that go into them, no less

@@ -81,8 +81,8 @@ class DynamicSparsity:
                 of torch.distributed, if there is one; False is for models that train by themselves.
             accumulate: False promises that a step is a single backward pass in a single process;
                 dense gradients are then freed layer by layer within it.
-            cover: True lets no update leave an output or input channel without a block: for layers
-                of few blocks, whose channels would otherwise be lost (docs/training.md).
+            cover: True spares the last block of an output or input channel, and grows one where a
+                channel has none: for layers of few blocks (docs/training.md, --cover).
         """
         self.schedule = UpdateSchedule(interval, drop, last_step(stop, total_steps), schedule)
         if rule != "static" and total_steps is not None:

@@ -58,7 +58,7 @@ class Topology:
             accumulate: whether layers hold their dense gradient until somebody scores it (see
                 step_gradients.py). Otherwise every step is one backward pass, in which dense
                 gradients are averaged over the processes, one layer at a time, and scored.
-            cover: whether updates leave no channel without a block (see coverage.py).
+            cover: whether updates spare channels that would lose all blocks (see coverage.py).
         """
         if rule not in RULES:
             choices = ", ".join(RULES)

@@ -7,9 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparse_engine import DynamicSparsity, SparseConv2d, sparsify
+from sparse_engine.config.config import Config
+from sparse_engine.data.catalog import TABLE
+from sparse_engine.integrations.trainer_topology import TrainerTopology
 from sparse_engine.layers.base import SparseLayer
+from sparse_engine.methods.resolve import resolve
 from sparse_engine.sparsity.drop_and_grow import select_drop_and_grow
 from sparse_engine.sparsity.topology import Topology
+from sparse_engine.training.network import build_network
 from sparse_kernels import BlockLayout
 
 
@@ -111,3 +116,13 @@ def test_a_loop_of_ones_own(rule):
         layouts = [m.layout for m in model if isinstance(m, SparseLayer)]
         lost.append(sum(sum(empty_lines(layout)) for layout in layouts))
     assert lost[0] == 0 < lost[1]
+
+
+def test_the_trainer_and_callbacks_pass_it_on():
+    config = resolve(Config(method="rigl", model="mlp", block="8x8", cover=True))
+    network = build_network(config, TABLE["digits"], torch.device("cpu"))
+    assert network.topology.cover
+    assert network.topology.of(network.model, None).cover
+    callback = TrainerTopology("set", cover=True)
+    callback.begin(network.model, torch.optim.SGD(network.model.parameters(), 0.1), 400)
+    assert callback.dynamic.topology.cover
