@@ -58,12 +58,13 @@ def time_of(times: Mapping[str, Mapping[str, str]], settings: Settings) -> Any:
     """
     if row := times.get(point_of(settings)):
         return row
-    wanted = _without_rates(json.loads(point_of(settings)))
-    return next((row for p, row in times.items() if _without_rates(json.loads(p)) == wanted), None)
+    wanted = _step_of(settings)
+    return next((row for p, row in times.items() if _step_of(json.loads(p)) == wanted), None)
 
 
-def _without_rates(settings: Settings) -> Settings:
-    return {name: value for name, value in settings.items() if name not in RATES}
+def _step_of(settings: Settings) -> str:
+    """Return what a run's settings share with those that differ in RATES alone, as JSON."""
+    return point_of({name: value for name, value in settings.items() if name not in RATES})
 
 
 def time_study(
