@@ -116,18 +116,52 @@ class LayerPlan:
         return BlockLayout(self.shape, self.block, ids.flatten(), taps=self.taps)
 
     def random(self, generator: torch.Generator | None = None) -> BlockLayout:
-        """Return a layout of as many blocks, uniformly drawn within their kind, on the CPU."""
+        """Return a layout of as many blocks, drawn uniformly within their kind, on the CPU.
+
+        Where that leaves channels without any block, one block in each row and each column of
+        blocks is drawn first, as far as they go round: behind a batch norm and a ReLU an output
+        that is constant from the start gets no gradient, and no update wakes it.
+        """
         device = generator.device if generator is not None else torch.device("cpu")
-        order = torch.randperm(self.total // self.group, generator=generator, device=device)
-        counts, kinds = self.groups_by_kind, self.kinds.of_groups(order)
-        # Of each kind the first in the order: a stable sort brings them to the front.
-        first = [
-            order[(kinds != kind).sort(stable=True).indices[:count]]
-            for kind, count in enumerate(counts)
-        ]
-        layout = self.layout(torch.cat(first).cpu().sort().values)
-        layout.groups_by_kind = counts
+        order = torch.randperm(self.total // self.group, generator=generator, device=device).cpu()
+        groups = self._first(order)
+        if not self._reaches_all(groups):
+            groups = self._first(self._spread(order))
+        layout = self.layout(groups.sort().values)
+        layout.groups_by_kind = self.groups_by_kind
         return layout
+
+    def _first(self, order: Tensor) -> Tensor:
+        """Return the first groups in an order [groups], of each kind as many as are active."""
+        kinds = self.kinds.of_groups(order)
+        # A stable sort brings those of a kind to the front.
+        return torch.cat(
+            [
+                order[(kinds != kind).sort(stable=True).indices[:count]]
+                for kind, count in enumerate(self.groups_by_kind)
+            ]
+        )
+
+    def _reaches_all(self, groups: Tensor) -> bool:
+        """Return whether every row and every column of blocks has one of these groups."""
+        rows, columns = block_grid(self.shape, self.block)[:2]
+        pairs = groups // self.kinds.places
+        return len((pairs // columns).unique()) == rows and len((pairs % columns).unique()) == columns
+
+    def _spread(self, order: Tensor) -> Tensor:
+        """Return an order [groups] that begins with groups in all rows and columns of blocks.
+
+        Rows meet columns in turn, the shorter side again from its start, until each has a group:
+        no fewer groups would do. What comes first in the given order comes first here as well.
+        """
+        rows, columns = block_grid(self.shape, self.block)[:2]
+        places = order.argsort().view(rows, columns, -1)
+        earliest = places.amin(2)
+        turns = torch.arange(max(rows, columns))
+        row = earliest.amin(1).argsort()[turns % rows]
+        column = earliest.amin(0).argsort()[turns % columns]
+        first = (row * columns + column) * places.shape[2] + places[row, column].argmin(1)
+        return torch.cat([first, order[~torch.isin(order, first)]])
 
     def strongest(self, weight: Tensor) -> BlockLayout:
         """Return a layout of as many blocks of a dense weight, of each kind those with the largest
