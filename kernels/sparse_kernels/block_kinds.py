@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -55,6 +56,16 @@ class BlockKinds:
         """Real weights in one group of each kind."""
         return tuple(o * i * self.group for _, o in self.out_parts for _, i in self.in_parts)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of blocks: (OB, CB)."""
+        return sum(n for n, _ in self.out_parts), sum(n for n, _ in self.in_parts)
+
+    @property
+    def areas(self) -> tuple[tuple[slice, slice], ...]:
+        """The rows and the columns in which the blocks of each kind lie."""
+        return tuple((o, i) for o in _spans(self.out_parts) for i in _spans(self.in_parts))
+
     def split(self, count: Any) -> tuple[Any, ...]:
         """Return how many of `count` groups (a number or a numpy array) are of each kind.
 
@@ -88,7 +99,7 @@ class BlockKinds:
 
     def of_groups(self, group_ids: Tensor) -> Tensor:
         """Return the kind of each group by id [N]; the number of kinds for an unused one."""
-        out_blocks, in_blocks = (sum(n for n, _ in p) for p in (self.out_parts, self.in_parts))
+        out_blocks, in_blocks = self.grid
         pair = group_ids // self.places
         kind = torch.zeros_like(pair)
         if len(self.out_parts) > 1:
@@ -146,6 +157,11 @@ def _parts(channels: int, width: int) -> Parts:
     blocks = -(-channels // width)
     last = channels - (blocks - 1) * width
     return ((blocks, last),) if blocks == 1 or last == width else ((blocks - 1, width), (1, last))
+
+
+def _spans(parts: Parts) -> list[slice]:
+    ends = list(accumulate(blocks for blocks, _ in parts))
+    return [slice(start, end) for start, end in zip([0, *ends], ends)]
 
 
 def _share(count: Any, parts: Parts) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparse_engine.layers.blocks import DENSE, BlockChoice, layer_block, without_ragged_edge
 from sparse_engine.layers.ids.block_check import SIGNS
+from sparse_engine.layers.ids.random_groups import random_groups
 from sparse_kernels import BlockLayout
 from sparse_kernels.block_kinds import BlockKinds, Counts
 from sparse_kernels.layout import Taps, block_grid, clamp_block, group_size
@@ -116,52 +117,12 @@ class LayerPlan:
         return BlockLayout(self.shape, self.block, ids.flatten(), taps=self.taps)
 
     def random(self, generator: torch.Generator | None = None) -> BlockLayout:
-        """Return a layout of as many blocks, drawn uniformly within their kind, on the CPU.
-
-        Where that leaves channels without any block, one block in each row and each column of
-        blocks is drawn first, as far as they go round: behind a batch norm and a ReLU an output
-        that is constant from the start gets no gradient, and no update wakes it.
+        """Return a layout of as many blocks, drawn within their kind so that no row and no column
+        of blocks is empty, as far as they go round; on the CPU.
         """
-        device = generator.device if generator is not None else torch.device("cpu")
-        order = torch.randperm(self.total // self.group, generator=generator, device=device).cpu()
-        groups = self._first(order)
-        if not self._reaches_all(groups):
-            groups = self._first(self._spread(order))
-        layout = self.layout(groups.sort().values)
+        layout = self.layout(random_groups(self.kinds, self.groups_by_kind, generator))
         layout.groups_by_kind = self.groups_by_kind
         return layout
-
-    def _first(self, order: Tensor) -> Tensor:
-        """Return the first groups in an order [groups], of each kind as many as are active."""
-        kinds = self.kinds.of_groups(order)
-        # A stable sort brings those of a kind to the front.
-        return torch.cat(
-            [
-                order[(kinds != kind).sort(stable=True).indices[:count]]
-                for kind, count in enumerate(self.groups_by_kind)
-            ]
-        )
-
-    def _reaches_all(self, groups: Tensor) -> bool:
-        """Return whether every row and every column of blocks has one of these groups."""
-        rows, columns = block_grid(self.shape, self.block)[:2]
-        pairs = groups // self.kinds.places
-        return len((pairs // columns).unique()) == rows and len((pairs % columns).unique()) == columns
-
-    def _spread(self, order: Tensor) -> Tensor:
-        """Return an order [groups] that begins with groups in all rows and columns of blocks.
-
-        Rows meet columns in turn, the shorter side again from its start, until each has a group:
-        no fewer groups would do. What comes first in the given order comes first here as well.
-        """
-        rows, columns = block_grid(self.shape, self.block)[:2]
-        places = order.argsort().view(rows, columns, -1)
-        earliest = places.amin(2)
-        turns = torch.arange(max(rows, columns))
-        row = earliest.amin(1).argsort()[turns % rows]
-        column = earliest.amin(0).argsort()[turns % columns]
-        first = (row * columns + column) * places.shape[2] + places[row, column].argmin(1)
-        return torch.cat([first, order[~torch.isin(order, first)]])
 
     def strongest(self, weight: Tensor) -> BlockLayout:
         """Return a layout of as many blocks of a dense weight, of each kind those with the largest
