@@ -43,7 +43,7 @@ def test_a_dense_state_loads_and_leaves_again(make):
 @each_layer
 def test_own_state_round_trip_through_a_file(make):
     layer = make()
-    torch.manual_seed(1)
+    torch.manual_seed(3)
     other = make()
     assert not layer.layout.block_ids.equal(other.layout.block_ids)
     file = io.BytesIO()
@@ -192,7 +192,7 @@ def test_meta_as_the_default_device(make):
 
 @each_layer
 def test_a_generator_makes_equal_layers(make):
-    first, second, third = (make(generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, second, third = (make(generator=torch.Generator().manual_seed(s)) for s in (1, 1, 3))
     assert_same_state(first, second.state_dict())
     assert not first.values.equal(third.values)
     assert not first.block_mask().equal(third.block_mask())

@@ -54,13 +54,14 @@ def _spread(order: Tensor, kinds: BlockKinds, counts: Counts) -> Tensor:
     rows, columns = kinds.grid
     places = order.argsort().view(rows, columns, kinds.places)
     earliest = places.amin(2)
-    empty_rows, empty_columns = torch.ones(rows).bool(), torch.ones(columns).bool()
+    empty_rows, empty_columns = (torch.ones(n, dtype=torch.bool, device="cpu") for n in kinds.grid)
     spread = []
     for count, (of_rows, of_columns) in reversed(list(zip(counts, kinds.areas, strict=True))):
         area = earliest[of_rows, of_columns]
         row, missing_rows = _empty_first(area.amin(1), empty_rows[of_rows])
         column, missing_columns = _empty_first(area.amin(0), empty_columns[of_columns])
-        turns = torch.arange(min(count, max(missing_rows, missing_columns)))
+        most = max(missing_rows, missing_columns)
+        turns = torch.arange(min(count, most), device="cpu")
         row = row[turns % len(row)] + of_rows.start
         column = column[turns % len(column)] + of_columns.start
         empty_rows[row] = empty_columns[column] = False
