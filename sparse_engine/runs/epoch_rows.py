@@ -19,6 +19,7 @@ _FORMATS = {
     "kept": ".6g",
     "explored": ".6g",
     "weaker_half": ".4g",
+    "empty_outputs": ".4g",
 }
 
 
@@ -57,6 +58,7 @@ class BlockRow(NamedTuple):
     explored: the share of all its blocks that were ever active.
     weaker_half: what the weaker half of its active blocks has of the sum of all their strengths,
         by which updates drop them; None with fewer than two blocks, or values that are all zero.
+    empty_outputs: the share of its output channels that have no active block, and are constants.
     """
 
     step: int
@@ -65,6 +67,7 @@ class BlockRow(NamedTuple):
     kept: float
     explored: float
     weaker_half: float | None = None
+    empty_outputs: float | None = None
 
     def texts(self) -> dict[str, str]:
         """Return the row as the file holds it."""
@@ -73,7 +76,8 @@ class BlockRow(NamedTuple):
 
 COLUMNS = EpochRow._fields
 BLOCK_COLUMNS = BlockRow._fields
-_EARLIER = {BLOCK_COLUMNS: BLOCK_COLUMNS[:-1]}
+# How many columns the earliest version of a file had; later ones are added behind them.
+_EARLIEST = {BLOCK_COLUMNS: 5}
 
 
 def whole_rows(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, str]]:
@@ -91,7 +95,8 @@ def whole_rows(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, s
         header, rows = None, []
     if not rows and header is not None:
         return []
-    if header is None or tuple(header) not in (tuple(columns), _EARLIER.get(tuple(columns))):
+    least = _EARLIEST.get(tuple(columns), len(columns))
+    if header is None or len(header) < least or header != [*columns[: len(header)]]:
         raise InputError(f"'{path}' is damaged; move it away, and later epochs are written anew")
     empty = [""] * (len(columns) - len(header))
     whole = (dict(zip(columns, row + empty)) for row in rows if len(row) == len(header))

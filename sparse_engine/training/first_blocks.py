@@ -44,8 +44,8 @@ class FirstBlocks:
             if first is not None:
                 kept = _count(first & _blocks(layer)) / _count(first)
                 explored = int(topology.ever_active[name].sum()) / layer.layout.total
-                weaker = _weaker_half(layer)
-                yield BlockRow(step, name, layer.density, kept, explored, weaker)
+                tells = _weaker_half(layer), _empty_outputs(layer)
+                yield BlockRow(step, name, layer.density, kept, explored, *tells)
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """Return what a resumed run needs."""
@@ -81,6 +81,13 @@ def _weaker_half(layer: SparseLayer) -> float | None:
     strengths = strengths[layout.group_ids < layout.total // layout.group].sort().values
     whole, half = float(strengths.sum()), len(strengths) // 2
     return float(strengths[:half].sum()) / whole if whole and half else None
+
+
+def _empty_outputs(layer: SparseLayer) -> float:
+    """Return the share of output channels in whose row of blocks none is active."""
+    layout = layer.layout
+    empty = ~layout.mask().flatten(1).any(1)
+    return float(empty.repeat_interleave(layout.block[0])[: layout.shape[0]].float().mean())
 
 
 def _count(bits: Tensor) -> int:

@@ -189,7 +189,7 @@ def test_files_that_are_damaged(tmp_path):
     for metrics, moved in (
         ("epoch\n1\n", ""),
         (whole.replace("0.1,1,test", "0.1,x,test"), ""),
-        (whole, f"{blocks}\n5,hidden1,0.5,x,1,0.5\n"),
+        (whole, f"{blocks}\n5,hidden1,0.5,x,1,0.5,0\n"),
         (whole, "a,b\n1,2\n"),
     ):
         (tmp_path / "metrics.csv").write_text(metrics)

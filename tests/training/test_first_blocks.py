@@ -14,6 +14,7 @@ from sparse_engine.runs.files import load_file, save_file
 from sparse_engine.sparsity.topology import Topology
 from sparse_engine.train import main
 from sparse_engine.training.first_blocks import FirstBlocks
+from sparse_kernels import BlockLayout
 
 ENSEMBLE = ["--method", "dst-ensemble", "--epochs", "6"]  # three members of two epochs
 
@@ -49,11 +50,15 @@ def test_shares_are_those_of_sets():
     assert {row.kept for row in blocks.rows(4, topology)} == {1.0}
 
 
-def weaker_half(layer):
+def row_of(layer):
     blocks, topology = FirstBlocks(), Topology(layer, None, "static")
     blocks.watch(topology.layers)
     [row] = blocks.rows(0, topology)
-    return row.weaker_half
+    return row
+
+
+def weaker_half(layer):
+    return row_of(layer).weaker_half
 
 
 @pytest.mark.parametrize("taps", ["row", "all"])
@@ -74,19 +79,30 @@ def test_one_block_has_no_half():
     assert weaker_half(layer) is None
 
 
-def test_a_resumed_run_of_an_earlier_version_has_the_weaker_half_from_then_on(
-    own_folder, monkeypatch
+@pytest.mark.parametrize(("ids", "empty"), [([0, 1], 24 / 40), ([4, 5], 32 / 40), ([0, 2, 4], 0)])
+def test_empty_outputs_are_channels_without_a_block(ids, empty):
+    """40 outputs in blocks of 16: two whole rows of two blocks, and one of 8 channels."""
+    layout = BlockLayout((40, 32), (16, 16), torch.tensor(ids))
+    layer = SparseLinear(32, 40, bias=False, layout=layout)
+    assert row_of(layer).empty_outputs == pytest.approx(empty)
+    assert row_of(layer).empty_outputs == pytest.approx((layer.weight == 0).all(1).float().mean())
+
+
+@pytest.mark.parametrize("columns", [5, 6])
+def test_a_resumed_run_of_an_earlier_version_has_all_columns_from_then_on(
+    own_folder, monkeypatch, columns
 ):
     train_and_kill(monkeypatch, 3, *ENSEMBLE)
     path = Path("out/blocks.csv")
-    earlier = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+    earlier = [",".join(line.split(",")[:columns]) for line in path.read_text().splitlines()]
     path.write_text("\n".join(earlier) + "\n")
     main(["--resume", "out"])
     rows = whole_rows(path, BLOCK_COLUMNS)
     before, after = rows[: len(earlier) - 1], rows[len(earlier) - 1 :]
     assert before
-    assert {row["weaker_half"] for row in before} == {""}
-    assert all(0 <= float(row["weaker_half"]) <= 0.5 for row in after)
+    for name in BLOCK_COLUMNS[columns:]:
+        assert {row[name] for row in before} == {""}
+        assert all(0 <= float(row[name]) <= 0.5 for row in after)
 
 
 def test_other_columns_are_damage(tmp_path):
