@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparse_engine import SparseConv2d, sparsify
 from sparse_engine.layers.ids.random_groups import random_groups
@@ -78,6 +79,12 @@ def test_few_kinds_know_what_others_reach():
     kinds = BlockKinds.of((40, 40), (16, 16))
     for seed in range(100):
         assert lines(random_groups(kinds, (1, 1, 1, 0), seeded(seed)), kinds) == (3, 3)
+
+
+def test_shapes_are_known_without_numbers():
+    with FakeTensorMode():
+        layer = SparseConv2d(64, 64, 3, density=0.05, block=(16, 16))
+    assert layer.values.shape == (7, 16, 16)
 
 
 @pytest.mark.parametrize(("taps", "density"), [("each", 3 / 36), ("row", 2 / 6)])
