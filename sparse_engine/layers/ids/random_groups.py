@@ -3,8 +3,9 @@
 Blocks lie in a grid: in a row those of the same output channels, in a column those of the same
 input channels. Where a uniform draw leaves a row empty, its outputs are constants from the start:
 behind a batch norm and a ReLU no gradient reaches them, and no update of the topology wakes them.
-Layers of few blocks often begin so: in five layers of a ResNet-50, 90 % sparse in 32x32 blocks.
-A draw that leaves a row or a column empty is therefore taken anew, with one group in each first.
+Layers of few blocks often begin so: 14 to 19 of a ResNet-50's, 90 % sparse in 32x32 blocks (ERK,
+three seeds). A draw that leaves a row or a column empty therefore gives way to one that has a group
+in each first.
 """
 
 import torch
