@@ -112,4 +112,5 @@ def test_every_channel_of_a_sparse_network_learns_from_the_first_step(taps, dens
         assert len(layers) == 2
         for layer, old in zip(layers, before):
             moved = (layer.weight != old).any(3).any(2)
-            assert moved.any(1).all() and moved.any(0).all()
+            assert moved.any(1).all()
+            assert moved.any(0).all()
