@@ -148,13 +148,12 @@ class Config:
         "steps between topology updates [scales with the run]", least=1
     )
     drop: float | None = SPARSITY.number(
-        "share of blocks an update replaces [methods set, rigl, edst in blocks 0.3; else 0.5]",
+        "share of blocks an update replaces [set, rigl 0.3; edst 0.3, imagenet 0.5; else 0.5]",
         above=0,
         most=1,
     )
     drop_schedule: str | None = SPARSITY.option(
-        "of the drop rate [methods set, rigl, snfs, granet, edst in blocks, imagenet cosine; else "
-        "constant]",
+        "of the drop rate [methods set, rigl, snfs, granet, edst, imagenet cosine; else constant]",
         DROP_SCHEDULES,
     )
     cover: bool = SPARSITY.switch(
@@ -202,8 +201,7 @@ class Config:
         "share replaced between two tickets [edst 0.8, sup-tickets 0.5]", above=0, most=1
     )
     restart: float | None = ENSEMBLE.number(
-        "edst: learning rate that each refinement begins with, as a share of --lr [in blocks 1; "
-        "1x1, imagenet 0.1]",
+        "edst: learning rate each refinement begins with, as a share of --lr [1, imagenet 0.1]",
         above=0,
         most=1,
     )

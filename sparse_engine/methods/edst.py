@@ -2,8 +2,8 @@
 
 Exploration at the high learning rate, then M refinements at falling ones. Topology is updated
 throughout the exploration and in each refinement; after each ticket but the last an escape
-replaces the share q of all blocks. In blocks, refinements begin at the high learning rate again,
-and updates replace fewer of them.
+replaces the share q of all blocks. Other than in the paper, refinements begin at the high learning
+rate again, and updates replace fewer blocks; on ImageNet as in the paper.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from sparse_engine.methods.freetickets import (
     topology_rule,
 )
 from sparse_engine.methods.learning_rate import LearningRate
-from sparse_engine.methods.method import CHOSEN, Method, in_single_weights
+from sparse_engine.methods.method import CHOSEN, Method
 from sparse_engine.methods.phase import Phase, split_steps
 from sparse_engine.methods.recipes import Recipe
 
@@ -61,18 +61,16 @@ def epochs(config: Config, recipe: Recipe) -> int:
     return explore + (config.members or 1) * refine
 
 
-def _in_blocks(value: Any, papers: Callable[[Schedule], Any]) -> Callable[[Config], Any]:
-    """Return a default: `value` for blocks, the paper's for single weights and on ImageNet.
+def _but_on_imagenet(value: Any, papers: Callable[[Schedule], Any]) -> Callable[[Config], Any]:
+    """Return a default: `value`, and on ImageNet, where nothing else was tried, the paper's.
 
-    With the paper's rates half of the blocks were dropped again before they had grown, and
-    refinements did not bring back what escapes had taken (docs/results/full-length.md). Single
-    weights and ImageNet were not tried with others.
+    With the paper's rates half of the weights were dropped again before they had grown, and
+    refinements did not bring back what escapes had taken (docs/results/full-length.md).
     """
 
     def usual(config: Config) -> Any:
         schedule = schedule_for(config.dataset)
-        as_paper = in_single_weights(config) or schedule is IMAGENET
-        return papers(schedule) if as_paper else value
+        return papers(schedule) if schedule is IMAGENET else value
 
     return usual
 
@@ -82,9 +80,9 @@ METHOD = Method(
     rule=CHOSEN,
     least_members=1,
     epochs=epochs,
-    options={"escape": 0.8, "restart": _in_blocks(1.0, lambda s: s.refinement[0][1])},
+    options={"escape": 0.8, "restart": _but_on_imagenet(1.0, lambda s: s.refinement[0][1])},
     usual={
-        "drop": _in_blocks(0.3, lambda _: DROP),
-        "drop_schedule": _in_blocks("cosine", lambda s: s.drop_schedule),
+        "drop": _but_on_imagenet(0.3, lambda _: DROP),
+        "drop_schedule": _but_on_imagenet("cosine", lambda s: s.drop_schedule),
     },
 )

@@ -17,6 +17,7 @@ from sparse_engine.methods.registry import METHODS, build_phases
 from sparse_engine.methods.resolve import warmup_share
 
 CIFAR_EPOCH = 352
+PAPER = {"block": "1x1", "restart": 0.1, "drop": 0.5, "drop_schedule": "constant"}
 
 
 def test_edst_interval_does_not_depend_on_the_number_of_tickets():
@@ -25,7 +26,7 @@ def test_edst_interval_does_not_depend_on_the_number_of_tickets():
 
 
 def test_edst_is_the_papers():
-    phases = phases_for(450 * CIFAR_EPOCH, method="edst", members=3, block="1x1")
+    phases = phases_for(450 * CIFAR_EPOCH, method="edst", members=3, **PAPER)
     assert [phase.steps / CIFAR_EPOCH for phase in phases] == [150, 100, 100, 100]
     assert [phase.name for phase in phases] == ["explore", "refine 1", "refine 2", "refine 3"]
     assert [phase.begin for phase in phases] == [(StartMember(0.8),), (), (), ()]
@@ -37,7 +38,7 @@ def test_edst_is_the_papers():
 
 
 def test_edst_learning_rates_at_the_right_steps():
-    explore, refine, *_ = phases_for(450 * CIFAR_EPOCH, method="edst", block="1x1")
+    explore, refine, *_ = phases_for(450 * CIFAR_EPOCH, method="edst", **PAPER)
     lr = config_for(method="edst").lr
     half, last = 50 * CIFAR_EPOCH, 100 * CIFAR_EPOCH - 1
     assert {lr * explore.learning_rate.at(n, explore.steps) for n in (0, explore.steps - 1)} == {
@@ -50,14 +51,13 @@ def test_edst_learning_rates_at_the_right_steps():
 @pytest.mark.parametrize(
     ("settings", "drop", "schedule"),
     [
-        ({"block": "1x1"}, 0.5, "constant"),
+        ({"block": "1x1"}, 0.3, "cosine"),
         ({"block": "16x16"}, 0.3, "cosine"),
-        ({"block": "1x1", "layer_blocks": {"conv*": "8x8"}}, 0.3, "cosine"),
         ({"block": "16x16", "drop": 0.6, "drop_schedule": "constant"}, 0.6, "constant"),
         ({"block": "16x16", "dataset": "imagenet"}, 0.5, "cosine"),
     ],
 )
-def test_updates_of_edst_replace_fewer_blocks_than_single_weights(settings, drop, schedule):
+def test_updates_of_edst_replace_fewer_blocks_than_the_papers(settings, drop, schedule):
     rules = {phase.topology for phase in phases_for(450_000, method="edst", **settings)}
     assert {(rule.drop, rule.schedule) for rule in rules} == {(drop, schedule)}
 
@@ -71,12 +71,12 @@ def refinement_rates(**settings):
     return [(round(n / last.steps, 2), pytest.approx(rates[n])) for n in changes]
 
 
-def test_refinements_in_blocks_begin_at_the_high_rate_again():
-    assert refinement_rates(block="16x16") == [(0, 1), (0.33, 0.1), (0.67, 0.01)]
-    assert refinement_rates(block="1x1", layer_blocks={"conv*": "8x8"})[0] == (0, 1)
+@pytest.mark.parametrize("block", ["1x1", "16x16"])
+def test_refinements_begin_at_the_high_rate_again(block):
+    assert refinement_rates(block=block) == [(0, 1), (0.33, 0.1), (0.67, 0.01)]
     papers = [(0, 0.1), (0.5, 0.01)]
-    assert refinement_rates(block="1x1") == papers
-    assert refinement_rates(block="16x16", restart=0.1) == papers
+    assert refinement_rates(block=block, restart=0.1) == papers
+    assert refinement_rates(block=block, dataset="imagenet")[0] == (0, 0.1)
 
 
 @pytest.mark.parametrize(
