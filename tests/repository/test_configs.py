@@ -36,6 +36,14 @@ def test_a_configuration_costs_what_its_paper_says(name, capsys):
         assert settings["block"] == "1x1"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("freetickets/edst")])
+def test_the_papers_edst_has_the_papers_rates(name, capsys):
+    main(["--config", name, "--print-config"])
+    settings = json.loads(capsys.readouterr().out)
+    assert (settings["restart"], settings["drop"]) == (0.1, 0.5)
+    assert settings["drop_schedule"] == ("cosine" if "imagenet" in name else "constant")
+
+
 def test_the_tables_are_there():
     rows = {Path(name).name for name in NAMES if name.startswith("freetickets/")}
     for dataset in ("cifar10", "cifar100"):
