@@ -120,8 +120,9 @@ class LayerPlan:
         """Return a layout of as many blocks, drawn within their kind so that no row and no column
         of blocks is empty, as far as they go round; on the CPU.
         """
-        layout = self.layout(random_groups(self.kinds, self.groups_by_kind, generator))
-        layout.groups_by_kind = self.groups_by_kind
+        counts = self.groups_by_kind
+        layout = self.layout(random_groups(self.kinds, counts, generator))
+        layout.groups_by_kind = counts
         return layout
 
     def strongest(self, weight: Tensor) -> BlockLayout:

@@ -32,7 +32,10 @@ class FirstBlocks:
         """Take the present blocks of layers that are new for their first ones."""
         if self._first is not None:
             known = self._first
-            self._first = {n: known.get(n, _blocks(layer)) for n, layer in layers.items()}
+            self._first = {
+                name: known[name] if name in known else _packed(layer.layout.mask().cpu())
+                for name, layer in layers.items()
+            }
 
     def rows(self, step: int, topology: Topology) -> Iterator[BlockRow]:
         """Yield what is left in each layer at a step; waits for a GPU.
@@ -42,10 +45,11 @@ class FirstBlocks:
         for name, layer in topology.layers.items():
             first = (self._first or {}).get(name)
             if first is not None:
-                kept = _count(first & _blocks(layer)) / _count(first)
+                active = layer.layout.mask().cpu()
+                kept = _count(first & _packed(active)) / _count(first)
                 explored = int(topology.ever_active[name].sum()) / layer.layout.total
-                tells = _weaker_half(layer), _empty_outputs(layer)
-                yield BlockRow(step, name, layer.density, kept, explored, *tells)
+                weaker, empty = _weaker_half(layer), _empty_outputs(layer, active)
+                yield BlockRow(step, name, layer.density, kept, explored, weaker, empty)
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """Return what a resumed run needs."""
@@ -65,9 +69,9 @@ class FirstBlocks:
         self._first = None if state is None else dict(state)
 
 
-def _blocks(layer: SparseLayer) -> Tensor:
-    """Return which blocks are active, a bit a block: uint8 [blocks / 8], on the CPU."""
-    return torch.from_numpy(np.packbits(layer.layout.mask().flatten().cpu().numpy()))
+def _packed(active: Tensor) -> Tensor:
+    """Return which blocks are active, a bit a block: uint8 [blocks / 8], of bools on the CPU."""
+    return torch.from_numpy(np.packbits(active.flatten().numpy()))
 
 
 @torch.no_grad()
@@ -83,11 +87,11 @@ def _weaker_half(layer: SparseLayer) -> float | None:
     return float(strengths[:half].sum()) / whole if whole and half else None
 
 
-def _empty_outputs(layer: SparseLayer) -> float:
-    """Return the share of output channels in whose row of blocks none is active."""
-    layout = layer.layout
-    empty = ~layout.mask().flatten(1).any(1)
-    return float(empty.repeat_interleave(layout.block[0])[: layout.shape[0]].float().mean())
+def _empty_outputs(layer: SparseLayer, active: Tensor) -> float:
+    """Return the share of output channels in whose row of blocks [OB, CB, R, S] none is active."""
+    outputs, (height, _) = layer.layout.shape[0], layer.layout.block
+    empty = ~active.flatten(1).any(1)
+    return float(empty.repeat_interleave(height)[:outputs].float().mean())
 
 
 def _count(bits: Tensor) -> int:
