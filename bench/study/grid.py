@@ -233,6 +233,11 @@ def _run(settings: Settings, point: Settings, seed: int, data: Data, where: str)
     return Run(hashlib.sha256(text.encode()).hexdigest()[:12], whole, tuple(point.items()), seed)
 
 
+def name_of(point: tuple[tuple[str, Any], ...]) -> str:
+    """Return what a place on a grid is called; nothing on a grid of one training."""
+    return ", ".join(str(value) for _, value in point)
+
+
 def _words(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{axis} {value}" for axis, value in point.items())
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from bench.report.tables import markdown, with_block
 from bench.study.figure import Labelled, draw
-from bench.study.grid import Grid, Projection, Run, Study
+from bench.study.grid import Grid, Projection, Run, Study, name_of
+from bench.study.machines import Machines, Rows, machines_table, time_cell, usual_machine
 from bench.study.times import read_times, time_of
 
-Rows = Mapping[str, Mapping[str, str]]
 HEAD = ("n", "accuracy %", "difference", "NLL", "ECE", "weights", "training FLOPs", "time / dense")
 # What studies have besides whose tickets are evaluated: column of the CSV, its factor and digits.
 BESIDES = {
@@ -48,7 +48,7 @@ class Point:
     @property
     def name(self) -> str:
         """The place in words."""
-        return ", ".join(str(value) for _, value in self.place)
+        return name_of(self.place)
 
 
 def points_of(
@@ -90,9 +90,7 @@ def table(grid: Grid, rows: Rows, times: Rows, projection: Projection | None = N
     if not points:
         return "no rows yet"
     axes = [axis for axis, _ in points[0].place] or ["run"]
-    # The FLOPs of one dense training, of the largest network.
-    dense = [float(row["train_flops"]) for row in rows.values() if row["method"] == "dense"]
-    lines = []
+    dense, lines = _dense_flops(rows), []
     for point in points:
         accuracy = [100 * value for value in point.values("accuracy")]
         spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
@@ -105,12 +103,20 @@ def table(grid: Grid, rows: Rows, times: Rows, projection: Projection | None = N
                 f"{point.mean('nll'):.3f}",
                 f"{point.mean('ece'):.3f}",
                 f"{point.mean('parameters') / 1e6:.3f} M",
-                f"{point.mean('train_flops') / max(dense):.2f}" if dense else "",
-                _time(point.time) if point.time else "",
-                *([_time(point.larger) if point.larger else ""] if projection else []),
+                f"{point.mean('train_flops') / dense:.2f}" if dense else "",
+                time_cell(point.time) if point.time else "",
+                *([time_cell(point.larger) if point.larger else ""] if projection else []),
             ]
         )
     return markdown((*axes, *HEAD, *(["projected"] if projection else [])), lines)
+
+
+def _dense_flops(rows: Rows) -> float:
+    """Return the FLOPs of a dense training of usual length, of the largest network; 0 without."""
+    dense = (row for row in rows.values() if row["method"] == "dense")
+    return max(
+        (float(row["train_flops"]) / float(row["train_flops_ratio"]) for row in dense), default=0.0
+    )
 
 
 def besides(grid: Grid, rows: Rows) -> str:
@@ -133,15 +139,6 @@ def _mean(point: Point, column: str, factor: float, digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}" if values else ""
 
 
-def _time(time: Mapping[str, str]) -> str:
-    """Return the time of the whole training over the dense one's, and the rounds' spread."""
-    training, step, low, high = (
-        float(time[name]) for name in ("training_ratio", "step_ratio", "ratio_p20", "ratio_p80")
-    )
-    scale = training / step
-    return f"{training:.2f} ({scale * low:.2f}-{scale * high:.2f})"
-
-
 def places_of(study: Study, rows: Rows, times: Rows) -> dict[str, list[Labelled]]:
     """Return label, time and accuracy of every timed point, by the name of its grid."""
     places: dict[str, list[Labelled]] = {}
@@ -153,8 +150,17 @@ def places_of(study: Study, rows: Rows, times: Rows) -> dict[str, list[Labelled]
     return places
 
 
-def block(study: Study, rows: Rows, times: Rows, figure: str | None) -> str:
-    """Return everything that stands between a study's marks in a document."""
+def block(study: Study, rows: Rows, machines: Machines, figure: str | None) -> str:
+    """Return everything that stands between a study's marks in a document.
+
+    Args:
+        study: whose tables they are.
+        rows: of its runs, by key.
+        machines: times, as `read_times` returns them.
+        figure: file name of the figure, if there is one.
+    """
+    usual = usual_machine(machines)
+    times = machines.get(usual, {})
     parts = [f"### {study.title}", quoted(rows, times)]
     for grid in study.grids:
         versus = ", ".join(f"{axis} {value}" for axis, value in grid.against.items())
@@ -162,6 +168,8 @@ def block(study: Study, rows: Rows, times: Rows, figure: str | None) -> str:
         parts += [table(grid, rows, times, study.projection)]
         if study.evaluation and points_of(grid, rows, times):
             parts += [besides(grid, rows)]
+    if len(machines) > 1:
+        parts += ["**times by machine**", machines_table(study, rows, machines)]
     if figure:
         parts += [f"![accuracy against time]({figure})"]
     return "\n\n".join(parts)
@@ -186,8 +194,10 @@ def write(study: Study, rows: Rows, times_path: Path, document: Path) -> None:
     text = document.read_text(encoding="utf-8") if document.is_file() else ""
     put = partial(with_block, text, f"study {study.name}", where=f"'{document}'")
     put(body="")  # before anything is drawn
-    times = read_times(times_path)
+    machines = read_times(times_path)
     picture = document.parent / f"{document.stem}-{study.name}.png"
-    drawn = draw(study.title, places_of(study, rows, times), picture)
-    body = block(study, rows, times, picture.name if drawn else None)
+    drawn = draw(
+        study.title, places_of(study, rows, machines.get(usual_machine(machines), {})), picture
+    )
+    body = block(study, rows, machines, picture.name if drawn else None)
     document.write_text(put(body=body), encoding="utf-8")

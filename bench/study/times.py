@@ -44,33 +44,46 @@ def point_of(settings: Settings) -> str:
     return json.dumps({k: v for k, v in settings.items() if k != "seed"}, sort_keys=True)
 
 
-def read_times(path: Path) -> dict[str, dict[str, str]]:
-    """Return the last row of each point; none without a file."""
-    return {row["point"]: row for row in read(path, COLUMNS, "--table")}
+def read_times(path: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the last row of each point, by the machine that it was timed on; none without a file.
+
+    A machine is a device and its threads, in words.
+    """
+    machines: dict[str, dict[str, dict[str, str]]] = {}
+    for row in read(path, COLUMNS, "--table"):
+        machine = _machine(row["device"], int(row["threads"]))
+        machines.setdefault(machine, {})[row["point"]] = row
+    return machines
+
+
+def _machine(device: str, threads: int) -> str:
+    return f"{device}, {threads} thread{'s' * (threads > 1)}"
 
 
 def time_of(times: Mapping[str, Mapping[str, str]], settings: Settings) -> Any:
     """Return the row of a run's point, or of one that differs in RATES alone; None without.
 
     Args:
-        times: as `read_times` returns them.
+        times: of one machine, as `read_times` returns them.
         settings: of the run.
     """
     if row := times.get(point_of(settings)):
         return row
-    wanted = _step_of(settings)
-    return next((row for p, row in times.items() if _step_of(json.loads(p)) == wanted), None)
+    wanted = step_of(settings)
+    return next((row for p, row in times.items() if step_of(json.loads(p)) == wanted), None)
 
 
-def _step_of(settings: Settings) -> str:
-    """Return what a run's settings share with those that differ in RATES alone, as JSON."""
+def step_of(settings: Settings) -> str:
+    """Return what a run's settings share with those of runs whose steps take as long, as JSON."""
     return point_of({name: value for name, value in settings.items() if name not in RATES})
 
 
 def time_study(
     study: Study, path: Path, data_dir: str | None, threads: int = 1, rounds: int = 5
 ) -> None:
-    """Append a row for each point that has none, but those whose network changes in size.
+    """Append a row for each point that this machine has none of.
+
+    None is made of methods whose network changes in size.
 
     Runs that differ in RATES alone share a row.
 
@@ -85,7 +98,7 @@ def time_study(
     torch.backends.cudnn.benchmark = True
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = {**environment(device.type), "run": now(), "n": rounds}
-    done = read_times(path)
+    done = read_times(path).get(_machine(facts["device"], threads), {})
     # What the study says of all runs, as far as it is of a dense one.
     dense = {n: v for n, v in study.settings.items() if n in SHARED_WITH_DENSE}
     dense |= {"dataset": study.data.name, "method": "dense"}

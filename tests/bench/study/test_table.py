@@ -39,6 +39,20 @@ def test_only_what_stands_between_the_marks_is_written(tmp_path):
     assert "| 8x8 | 2 | 50.00 ± 0.00 |" in text
 
 
+def test_flops_are_of_a_dense_training_of_usual_length(tmp_path):
+    variants = {name: {"method": "dense", "epochs": n} for name, n in (("usual", 4), ("long", 6))}
+    grids = {"dense": {"variants": variants, "seeds": 1}}
+    settings = {"model": "mlp", "dense_epochs": 4, "sparsity": 0}
+    study = read_study(study_file(tmp_path, grids=grids, settings=settings))
+    flops = ((4e9, 1.0), (6e9, 1.5))
+    rows = {
+        run.key: row_of(run, 0.5, method="dense", train_flops=own, train_flops_ratio=ratio)
+        for run, (own, ratio) in zip(study.runs(), flops)
+    }
+    lines = table(study.grids[0], rows, {}).splitlines()[2:]
+    assert [line.split("|")[8].strip() for line in lines] == ["1.00", "1.50"]
+
+
 def test_tickets_that_were_evaluated_have_a_second_table(tmp_path):
     study = read_study(study_file(tmp_path, evaluation={"severities": "3", "foreign": "digits"}))
     rows = {r.key: row_of(r, 0.5, members=3, cpu_seconds=60 * (1 + r.seed)) for r in study.runs()}
