@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -69,9 +68,8 @@ def replace_modules(
     model: nn.Module, replaced: Mapping[str, nn.Module], optimizer: Optimizer | None = None
 ) -> None:
     """Put modules in the places of those that have their names, as `replace_layers` does."""
-    # Convolution weights lie as the rest of the model's.
-    new = {n: module.to(memory_format=torch.channels_last) for n, module in replaced.items()}
-    replace_layers(model, {model.get_submodule(n): module for n, module in new.items()}, optimizer)
+    new = {model.get_submodule(name): module for name, module in replaced.items()}
+    replace_layers(model, new, optimizer)
 
 
 def model_densities(model: nn.Module) -> dict[str, float]:

@@ -11,6 +11,7 @@ where x are images [N, C, H, W] and y labels [N]; the phase's loss compares the 
 several members offers `member_models()`, each of them as a model with logits of its own.
 """
 
+import torch
 from torch import nn
 
 from sparse_engine.config.config import Config
@@ -39,6 +40,11 @@ def dense_model(config: Config, info: DatasetInfo) -> nn.Module:
     """
     network = METHODS[config.method].network
     return BUILDERS[network](config, info) if network else plain_model(config, info)
+
+
+def trained_model(config: Config, info: DatasetInfo) -> nn.Module:
+    """Return the network as dense_model, in the memory order that a run trains in."""
+    return dense_model(config, info).to(memory_format=torch.channels_last)
 
 
 def plain_model(config: Config, info: DatasetInfo) -> nn.Module:

@@ -19,7 +19,7 @@ from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.state_dict import without_unused_slots
 from sparse_engine.layers.surgery import budget_layers, change_layouts, replace_modules
 from sparse_engine.runs.files import replacing
-from sparse_engine.runs.model import dense_model
+from sparse_engine.runs.model import trained_model
 from sparse_kernels import BlockLayout
 
 VERSION = "sparse-engine-compact-1"
@@ -72,7 +72,7 @@ def load_safetensors(path: str | Path, model: nn.Module | None = None) -> nn.Mod
     tensors, words = _read(path)
     facts = None if model is not None else _facts(words, path)
     try:
-        model = copy.deepcopy(model) if facts is None else dense_model(*facts)
+        model = copy.deepcopy(model) if facts is None else trained_model(*facts)
         blocks = json.loads(words["layers"])
         layouts = {
             name: _layout(blocks[name], tensors[f"{name}.block_ids"]) if name in blocks else None

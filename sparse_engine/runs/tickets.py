@@ -15,7 +15,7 @@ from sparse_engine.layers.state_dict import check_model, load_state
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.models.members import members_of
 from sparse_engine.paths import expanded
-from sparse_engine.runs.model import dense_model
+from sparse_engine.runs.model import trained_model
 from sparse_engine.runs.run_folder import RunFolder, load_ticket
 from sparse_engine.runs.safetensors import SUFFIX, exported_facts, load_safetensors
 
@@ -37,7 +37,7 @@ class Ticket:
         if self.path.suffix == SUFFIX:
             return load_safetensors(self.path)
         state = load_ticket(self.path)
-        model = dense_model(self.config, self.info)
+        model = trained_model(self.config, self.info)
         try:
             check_model(model, state, "its state", self.config.taps)
             load_state(model, state, self.config.taps)

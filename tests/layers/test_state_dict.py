@@ -30,6 +30,15 @@ def test_a_state_brings_its_own_block_counts(first, second):
     assert torch.equal(source.eval()(x), target.eval()(x))
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_layers_stay_in_the_models_order_in_memory(order):
+    target = small_model(0.7).to(memory_format=order)
+    load_state(target, small_model(0.3).state_dict())
+    assert target[0].is_channels_last == (order == torch.channels_last)
+    load_state(target, small_model().state_dict())
+    assert target[0].weight.is_contiguous(memory_format=order)
+
+
 def test_unused_slots_survive_a_round_trip():
     model = small_model()
     sparsify(model, 0.5, "uniform", (4, 4))

@@ -11,7 +11,7 @@ from sparse_kernels.operators.native_norm import native_norm, norm_native, norm_
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
-# A vector has 4, 8 or 16 lanes, a tile 128 rows of whole vectors.
+# A vector has 4, 8 or 16 lanes, a tile 64 rows of whole vectors.
 SHAPES = {
     "no whole vector": (3, 5, 2, 3),
     "one channel, several tiles": (5, 1, 31, 29),

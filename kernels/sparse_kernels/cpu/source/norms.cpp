@@ -39,7 +39,7 @@ static inline void store(T* to, Vector v, Some some) { store_first(to, v, some.c
 
 namespace {
 // Rows of a tile; those at its beginning that tell about where its mean is; those that are read at once.
-constexpr int64_t TILE = 128, FIRST = 16;
+constexpr int64_t TILE = 64, FIRST = 16;
 constexpr int GROUP = 4;
 constexpr int64_t PART_NUMBERS = 32768;  // that a thread takes at once
 
@@ -126,7 +126,7 @@ struct Sums {
 };
 
 // The mean of a tile's first rows. About it, squares lose nothing to cancellation: they are at most
-// nine times those about the tile's mean, from which it differs by what these rows themselves deviate.
+// five times those about the tile's mean, from which it differs by what these rows themselves deviate.
 template <class T>
 void about(const Rows& rows, int64_t tile, const T* x, float* mean) {
   int64_t whole = rows.numbers / rows.width - tile * TILE, some = std::min(FIRST, whole);
