@@ -18,6 +18,11 @@ def usual_machine(machines: Machines) -> str:
     return max(machines, key=lambda name: len(machines[name]), default="")
 
 
+def usual_times(machines: Machines) -> Rows:
+    """Return the times of the usual machine, by point."""
+    return machines.get(usual_machine(machines), {})
+
+
 def machines_table(study: Study, rows: Rows, machines: Machines) -> str:
     """Return what all machines took for what another than the usual one has timed, as Markdown.
 

@@ -11,7 +11,7 @@ from typing import Any
 from bench.report.tables import markdown, with_block
 from bench.study.figure import Labelled, draw
 from bench.study.grid import Grid, Projection, Run, Study, name_of
-from bench.study.machines import Machines, Rows, machines_table, time_cell, usual_machine
+from bench.study.machines import Machines, Rows, machines_table, time_cell, usual_times
 from bench.study.times import read_times, time_of
 
 HEAD = ("n", "accuracy %", "difference", "NLL", "ECE", "weights", "training FLOPs", "time / dense")
@@ -159,8 +159,7 @@ def block(study: Study, rows: Rows, machines: Machines, figure: str | None) -> s
         machines: times, as `read_times` returns them.
         figure: file name of the figure, if there is one.
     """
-    usual = usual_machine(machines)
-    times = machines.get(usual, {})
+    times = usual_times(machines)
     parts = [f"### {study.title}", quoted(rows, times)]
     for grid in study.grids:
         versus = ", ".join(f"{axis} {value}" for axis, value in grid.against.items())
@@ -196,8 +195,6 @@ def write(study: Study, rows: Rows, times_path: Path, document: Path) -> None:
     put(body="")  # before anything is drawn
     machines = read_times(times_path)
     picture = document.parent / f"{document.stem}-{study.name}.png"
-    drawn = draw(
-        study.title, places_of(study, rows, machines.get(usual_machine(machines), {})), picture
-    )
+    drawn = draw(study.title, places_of(study, rows, usual_times(machines)), picture)
     body = block(study, rows, machines, picture.name if drawn else None)
     document.write_text(put(body=body), encoding="utf-8")
