@@ -48,7 +48,7 @@ class Ticket:
 
     def members(self, device: torch.device | str = "cpu") -> list[nn.Module]:
         """Return its members as models that give logits [N, K], on a device, as load does."""
-        return members_of(self.load().to(device=device, memory_format=torch.channels_last))
+        return members_of(self.load().to(device))
 
 
 def tickets_of(source: str | Path, data_dir: str | None = None) -> list[Ticket]:
