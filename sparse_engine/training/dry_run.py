@@ -43,8 +43,7 @@ def _dry_run(config: Config, device: torch.device) -> None:
     phases = plan_phases(config, train_size)
     costs = run_costs(config, info, phases)
     load_teacher(config, info, device)
-    if data is not None:
-        print_notes(config, data)
+    print_notes(config, data, costs["plans"])
     rows = [("layer", "block", "shape", "density", "weights", "stored bytes", "MFLOPs")]
     for plan in costs["plans"]:
         block = "dense" if plan.is_dense else "x".join(map(str, plan.block))

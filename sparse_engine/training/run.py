@@ -1,7 +1,7 @@
 """A training run from its configuration to its last line of output."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from sparse_engine.data.splits import choosing_split
 from sparse_engine.device import choose_device, on_backend, repeatable
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation.predict import ensemble_metrics, member_log_probabilities
+from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.methods.independent import as_one, is_grouped
 from sparse_engine.methods.phase import Phase
 from sparse_engine.methods.registry import build_phases
@@ -27,6 +28,7 @@ from sparse_engine.runs.run_folder import RunFolder, WatchedFolder
 from sparse_engine.runs.teacher import Teacher, load_teacher
 from sparse_engine.runs.tickets import run_tickets
 from sparse_engine.sparsity.channel_permutation.groups import channel_groups
+from sparse_engine.sparsity.few_blocks import few_blocks_note
 from sparse_engine.training.costs import run_costs
 from sparse_engine.training.epoch_log import check_log
 from sparse_engine.training.grouped import start_group
@@ -78,7 +80,7 @@ def train(config: Config, folder: RunFolder | None = None) -> dict[str, Any] | N
         folder = stack.enter_context(_open_folder(config, folder, world, data.info))
         _take_the_same_kernels(folder, device, world, stack)
         if world.is_first:
-            print_notes(config, data)
+            print_notes(config, data, costs["plans"])
             print(f"{config.method} on {config.dataset}, {config.model}, run folder {folder.path}")
             print(settings_in_words(config))
             print(backends_in_words(backend_shares(config, device, costs)))
@@ -197,11 +199,19 @@ def load_run_data(config: Config) -> DataSet:
     return data
 
 
-def print_notes(config: Config, data: DataSet) -> None:
-    """Print a line on stderr for each thing about the data that is perhaps not as it is meant."""
-    split, *_ = choosing_split(data, config.select, config.validation, config.seed)
-    left_out = epoch_note(len(split), config.batch_size)
-    for note in (*data.notes, *([left_out] if left_out else [])):
+def print_notes(config: Config, data: DataSet | None, plans: Sequence[LayerPlan]) -> None:
+    """Print a line on stderr for each thing that is perhaps not as it is meant.
+
+    Args:
+        config: resolved.
+        data: of the run, if there is any yet.
+        plans: the layers of its last ticket.
+    """
+    notes = [few_blocks_note(plans)]
+    if data is not None:
+        split, *_ = choosing_split(data, config.select, config.validation, config.seed)
+        notes += [*data.notes, epoch_note(len(split), config.batch_size)]
+    for note in filter(None, notes):
         print(f"warning: {note}", file=sys.stderr)
 
 
