@@ -36,6 +36,15 @@ def watched(optimizers, parameters):
     return owners, told
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collecting_is_quick():
+    """Let the collector look at what these tests make alone."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def no_hook_is_left():
     yield

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,13 @@ def train_some(rule, graph, dtype="fp32", backend_steps=12):
     return network, step, guard
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("rule", ["set", "rigl", "static"])
-@pytest.mark.parametrize("backend", ["masked", "native"])
+@pytest.mark.parametrize(
+    ("backend", "rule", "dtype"),
+    [
+        *itertools.product(["native"], ["set", "rigl", "static"], ["fp32", "bf16", "fp16"]),
+        *(("masked", "set", "fp32"), ("masked", "rigl", "bf16"), ("masked", "static", "fp16")),
+    ],
+)
 def test_replays_equal_steps(rule, dtype, backend, monkeypatch):
     """Rates change and blocks are swapped between replays."""
     monkeypatch.setenv("SPARSE_ENGINE_BACKEND", backend)

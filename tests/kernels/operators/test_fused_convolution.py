@@ -12,11 +12,19 @@ from sparse_kernels.operators.fused_convolution import conv2d_fused
 pytestmark = pytest.mark.usefixtures("poisoned_kernels")
 
 
-@pytest.mark.parametrize("options", FUSIONS.values(), ids=FUSIONS)
-@pytest.mark.parametrize("name", FUSED_CASES)
-def test_fused_convolution(name, options):
+def pairs_of_cases_and_fusions():
+    """Yield each case with all that is fused, and with one other in turn; the rest are slow."""
+    others = [fusion for fusion in FUSIONS if fusion != "all"]
+    for number, name in enumerate(FUSED_CASES):
+        for fusion in FUSIONS:
+            is_quick = fusion in ("all", others[number % len(others)])
+            yield pytest.param(name, fusion, marks=[] if is_quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("name", "fusion"), list(pairs_of_cases_and_fusions()))
+def test_fused_convolution(name, fusion):
     torch.manual_seed(0)
-    check_fused(FUSED_CASES[name], options, torch.float32)
+    check_fused(FUSED_CASES[name], FUSIONS[fusion], torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d != torch.float32], ids=str)
