@@ -11,6 +11,7 @@ from sparse_engine.layers.attention import INPUTS, input_weights
 from sparse_engine.layers.base import SparseLayer
 from sparse_engine.layers.candidates import CUT_UP, check_shapes, skip_reasons
 from sparse_engine.layers.dense_kinds import is_dense_kind, planned
+from sparse_engine.layers.few_blocks import few_blocks_note
 from sparse_engine.layers.modules import SparseLinear
 from sparse_engine.shards import kind_of
 from sparse_engine.tables import format_table
@@ -104,6 +105,8 @@ class Report:
             ("all else", *[""] * 5, f"{self.other_parameters}", f"{self.other_bytes}", "", ""),
         ]
         lines = [format_table(table)]
+        if note := few_blocks_note(self.rows):
+            lines.append(note)
         if self.experts:
             lines.append(
                 f"{', '.join(self.experts)}: the weights of several experts in one parameter stay "

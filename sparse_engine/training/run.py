@@ -18,6 +18,7 @@ from sparse_engine.data.splits import choosing_split
 from sparse_engine.device import choose_device, on_backend, repeatable
 from sparse_engine.errors import InputError
 from sparse_engine.evaluation.predict import ensemble_metrics, member_log_probabilities
+from sparse_engine.layers.few_blocks import few_blocks_note
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.methods.independent import as_one, is_grouped
 from sparse_engine.methods.phase import Phase
@@ -28,7 +29,6 @@ from sparse_engine.runs.run_folder import RunFolder, WatchedFolder
 from sparse_engine.runs.teacher import Teacher, load_teacher
 from sparse_engine.runs.tickets import run_tickets
 from sparse_engine.sparsity.channel_permutation.groups import channel_groups
-from sparse_engine.sparsity.few_blocks import few_blocks_note
 from sparse_engine.training.costs import run_costs
 from sparse_engine.training.epoch_log import check_log
 from sparse_engine.training.grouped import start_group

@@ -1,10 +1,11 @@
 """Outputs that have no block wherever blocks lie, by hand and by layers that are made."""
 
 import pytest
+from torch import nn
 
-from sparse_engine import SparseConv2d
+from sparse_engine import SparseConv2d, sparsify
+from sparse_engine.layers.few_blocks import few_blocks_note, fewest_empty_outputs
 from sparse_engine.layers.plan import LayerPlan
-from sparse_engine.sparsity.few_blocks import few_blocks_note, fewest_empty_outputs
 from sparse_engine.train import main as train
 
 
@@ -33,13 +34,13 @@ def test_a_line_names_the_worst_layer():
     found = few_blocks_note([plan(3, name="a"), plan(1, name="b"), plan(30, name="c")])
     assert found == (
         "at least 64 of 192 outputs of sparse layers are constants, for there are too few blocks "
-        "(b: 48 of 64): use a smaller --block or a lower --sparsity"
+        "(b: 48 of 64): use smaller blocks or a lower sparsity"
     )
 
 
 @pytest.mark.parametrize("taps", ["row", "all"])
 def test_taps_by_themselves_are_proposed_where_they_are_not(taps):
-    assert "use --taps each, a smaller" in few_blocks_note([plan(2, taps)])
+    assert "use taps each by itself, smaller blocks" in few_blocks_note([plan(2, taps)])
 
 
 def test_a_single_small_layer_is_not_worth_a_line():
@@ -61,3 +62,11 @@ def test_a_run_says_so_and_a_dry_run_too(own_folder, capsys):
     train(flags)
     assert told.startswith("warning: at least ")
     assert told in capsys.readouterr().err
+
+
+def test_a_report_says_so():
+    model = nn.Sequential(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3))
+    assert "constants" not in str(sparsify(model, 0.6, "uniform", (16, 16), skip=()))
+    model = nn.Sequential(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3))
+    found = sparsify(model, 0.6, "uniform", (32, 32), taps="all", skip=())
+    assert str(found).splitlines()[-1] == few_blocks_note(found.rows) is not None
