@@ -17,7 +17,7 @@ from sparse_engine.training import progress
 from sparse_engine.training.epoch_log import FOLDER, block_picture, check_log
 from sparse_kernels import BlockLayout
 
-SHORT = ["--method", "rigl", "--model", "mlp", "--epochs", "2", "--device", "cpu"]
+SHORT = ["--method", "rigl", "--model", "mlp", "--block", "8x8", "--epochs", "2", "--device", "cpu"]
 
 
 def test_without_a_terminal_there_is_a_line_an_epoch_and_all_settings(tmp_path, capsys):
