@@ -84,13 +84,23 @@ def difference(point: Point, points: Sequence[Point], against: Mapping[str, Any]
     return f"{statistics.mean(each):+.2f}{error}"
 
 
-def table(grid: Grid, rows: Rows, times: Rows, projection: Projection | None = None) -> str:
-    """Return a grid as a Markdown table; what is not known stays empty."""
-    points = points_of(grid, rows, times, projection)
-    if not points:
-        return "no rows yet"
-    axes = [axis for axis, _ in points[0].place] or ["run"]
-    dense, lines = _dense_flops(rows), []
+def _is_compared_with(point: Point, grid: Grid) -> bool:
+    """Return whether a point is the one, or one of those, that the others are compared with."""
+    return bool(grid.against) and grid.against.items() <= dict(point.place).items()
+
+
+def table(
+    grid: Grid, points: Sequence[Point], dense_flops: float, is_projected: bool = False
+) -> str:
+    """Return a grid as a Markdown table; what is not known stays empty.
+
+    Args:
+        grid: whose table it is.
+        points: of it, one at least, as `points_of` returns them.
+        dense_flops: of a dense training of usual length; 0 if there is none.
+        is_projected: whether the last column is the time of a larger network.
+    """
+    lines = []
     for point in points:
         accuracy = [100 * value for value in point.values("accuracy")]
         spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
@@ -103,15 +113,19 @@ def table(grid: Grid, rows: Rows, times: Rows, projection: Projection | None = N
                 f"{point.mean('nll'):.3f}",
                 f"{point.mean('ece'):.3f}",
                 f"{point.mean('parameters') / 1e6:.3f} M",
-                f"{point.mean('train_flops') / dense:.2f}" if dense else "",
+                f"{point.mean('train_flops') / dense_flops:.2f}" if dense_flops else "",
                 time_cell(point.time) if point.time else "",
-                *([time_cell(point.larger) if point.larger else ""] if projection else []),
+                *([time_cell(point.larger) if point.larger else ""] if is_projected else []),
             ]
         )
-    return markdown((*axes, *HEAD, *(["projected"] if projection else [])), lines)
+    return markdown((*_axes(points), *HEAD, *(["projected"] if is_projected else [])), lines)
 
 
-def _dense_flops(rows: Rows) -> float:
+def _axes(points: Sequence[Point]) -> list[str]:
+    return [axis for axis, _ in points[0].place] or ["run"]
+
+
+def dense_flops_of(rows: Rows) -> float:
     """Return the FLOPs of a dense training of usual length, of the largest network; 0 without."""
     dense = (row for row in rows.values() if row["method"] == "dense")
     return max(
@@ -119,10 +133,8 @@ def _dense_flops(rows: Rows) -> float:
     )
 
 
-def besides(grid: Grid, rows: Rows) -> str:
+def besides(grid: Grid, points: Sequence[Point]) -> str:
     """Return what else is known of a grid's tickets as a Markdown table of means over seeds."""
-    points = points_of(grid, rows, {})
-    axes = [axis for axis, _ in points[0].place] or ["run"] if points else []
     lines = [
         [
             *([str(value) for _, value in point.place] or [grid.name]),
@@ -130,7 +142,7 @@ def besides(grid: Grid, rows: Rows) -> str:
         ]
         for point in points
     ]
-    return markdown((*axes, *BESIDES), lines)
+    return markdown((*_axes(points), *BESIDES), lines)
 
 
 def _mean(point: Point, column: str, factor: float, digits: int) -> str:
@@ -159,14 +171,18 @@ def block(study: Study, rows: Rows, machines: Machines, figure: str | None) -> s
         machines: times, as `read_times` returns them.
         figure: file name of the figure, if there is one.
     """
-    times = usual_times(machines)
+    times, dense_flops = usual_times(machines), dense_flops_of(rows)
     parts = [f"### {study.title}", quoted(rows, times)]
     for grid in study.grids:
         versus = ", ".join(f"{axis} {value}" for axis, value in grid.against.items())
         parts += [f"**{grid.name}**" + (f", differences to {versus}" if versus else "")]
-        parts += [table(grid, rows, times, study.projection)]
-        if study.evaluation and points_of(grid, rows, times):
-            parts += [besides(grid, rows)]
+        points = points_of(grid, rows, times, study.projection)
+        if all(_is_compared_with(point, grid) for point in points):
+            parts += ["nothing to compare yet"]
+            continue
+        parts += [table(grid, points, dense_flops, study.projection is not None)]
+        if study.evaluation:
+            parts += [besides(grid, points)]
     if len(machines) > 1:
         parts += ["**times by machine**", machines_table(study, rows, machines)]
     if figure:
