@@ -58,9 +58,13 @@ def main(arguments: Sequence[str]) -> None:
     options = read_options(flags)
     with parser.naming_own_flags():
         result = evaluate(flags.runs, flags.data_dir, flags.device, options, flags.test)
-    from sparse_engine.training.result import print_json  # late, like everything that needs torch
+    # Late, like everything that needs torch.
+    from sparse_engine.training.result import print_json
+    from sparse_kernels.timing import disturbance
 
     print(report_tables(result))
+    if disturbed := disturbance(result.get("test_core_wait", 0.0)):
+        print(f"\ntest time: {disturbed}")
     print_json(result)
     # Last, since what is printed cannot be lost to a full disk.
     _write_files(result, options)

@@ -6,7 +6,6 @@ in bf16 and captured.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 SPARSITIES = (0.2, 0.5, 0.8, 0.9)
 BLOCK = (32, 32)
-# The load of a machine, in running processes, above which times say little.
-BUSY = 1.0
 # A break-even below this sparsity says no more than that all is faster.
 LOW = 0.1
 # What all rounds of a network after the first two may take, and how many there are at most.
@@ -92,6 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     require("sparse-engine demo", "matplotlib")
     from sparse_engine.device import choose_device
     from sparse_engine.training.result import print_json
+    from sparse_kernels.timing import CoreWait, disturbance
 
     config = resolve(
         Config(
@@ -103,21 +101,19 @@ def main(arguments: Sequence[str]) -> None:
     if device.type == "cuda":
         config = replace(config, dtype="bf16")
     print(f"training steps, dense and sparse, on {_place(device, config)}", flush=True)
-    print_if_busy(device)
+    wait = CoreWait(device.type == "cuda")
     found = [timed(known, config, device) for known in known_networks()]
+    core_wait = wait.share()
     print(f"\n{table(found)}\n\n{in_words(found)}")
+    if disturbed := disturbance(core_wait):
+        print(disturbed)
     try:
         draw(found, flags.out, _place(device, config))
     except (OSError, ValueError) as error:
         raise RunFailure(f"'{flags.out}' cannot be written: {error}") from None
     print(f"picture: {flags.out}")
-    print_json({"device": _place(device, config), "networks": {t.name: as_json(t) for t in found}})
-
-
-def print_if_busy(device: torch.device) -> None:
-    """Print a line where other programs disturb what is timed."""
-    if device.type == "cpu" and (load := os.getloadavg()[0]) > BUSY:
-        print(f"this machine is busy (load {load:.1f}), and times on it are uncertain", flush=True)
+    networks = {t.name: as_json(t) for t in found}
+    print_json({"device": _place(device, config), "core_wait": core_wait, "networks": networks})
 
 
 def known_networks() -> tuple[Known, ...]:

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sparse_engine.commands.demo import print_if_busy
 from sparse_engine.config.config import FIELDS, Config
 from sparse_engine.config.flags import Parser, user_path
 from sparse_engine.config.values import check_values
-from sparse_engine.errors import InputError
+from sparse_engine.errors import InputError, RunFailure
 from sparse_engine.installed import require
 from sparse_engine.methods.registry import METHODS
 from sparse_engine.methods.resolve import resolve
@@ -102,6 +101,7 @@ def _plan(seconds: float, dense: Config, rows: Sequence[Row], threads: int | Non
     from sparse_engine.planning.seconds import price, timing_seconds
     from sparse_engine.training.dry_run import stored_data
     from sparse_engine.training.result import print_json
+    from sparse_kernels.timing import CoreWait, disturbance
 
     device = choose_device(dense)
     if threads is not None:
@@ -112,8 +112,14 @@ def _plan(seconds: float, dense: Config, rows: Sequence[Row], threads: int | Non
     plans = _plans(rows, dense, info, device)
     limit = timing_seconds(seconds)
     print(f"timing steps of {dense.model} for about {limit:.0f} seconds on {place}", flush=True)
-    print_if_busy(device)
+    wait = CoreWait(device.type == "cuda")
     priced, clock = price(plans, dense, info, device, limit)
+    core_wait = wait.share()
+    if disturbed := disturbance(core_wait):
+        raise RunFailure(
+            f"{disturbed}; wait until the machine is idle, or say --threads 1, which is timed by "
+            "this process's own clock"
+        )
     choice, chosen = _chosen(priced, seconds, dense, info.train_size)
     line, on_gpu = command(chosen, threads), device.type == "cuda"
     differences = [*words.extrapolations(choice, dense, info, on_gpu, clock.images)]
@@ -123,6 +129,7 @@ def _plan(seconds: float, dense: Config, rows: Sequence[Row], threads: int | Non
         **{"seconds": seconds, "dataset": dense.dataset, "model": dense.model},
         **{"device": str(device), "threads": torch.get_num_threads(), "rounds": clock.rounds},
         **{"dense_seconds_per_step": clock.dense, "timed_images": clock.images},
+        "core_wait": core_wait,
     }
     found = words.as_json(choice, priced, seconds)
     print_json({**facts, **found, "command": line, "extrapolates": differences})

@@ -11,7 +11,7 @@ from sparse_engine.config.config import Dtype
 from sparse_engine.device import autocast
 from sparse_engine.runs.model import plain_model
 from sparse_engine.runs.tickets import Ticket
-from sparse_kernels.timing import medians_in_turn
+from sparse_kernels.timing import CoreWait, medians_in_turn
 
 ROUNDS = 5
 
@@ -26,7 +26,8 @@ def test_times(tickets: Sequence[Ticket], device: torch.device) -> dict[str, Any
         device: where to time; a CPU with torch's present number of threads.
 
     Returns:
-        test_seconds, dense_test_seconds, test_time_ratio and test_batch, images.
+        test_seconds, dense_test_seconds, test_time_ratio, test_batch, images, and test_core_wait,
+        of torch's threads meanwhile (see sparse_kernels/timing.py).
     """
     first = tickets[0]
     config, info = first.config, first.info
@@ -34,12 +35,15 @@ def test_times(tickets: Sequence[Ticket], device: torch.device) -> dict[str, Any
     x = x.to(memory_format=torch.channels_last)
     models = [*(ticket.load() for ticket in tickets), plain_model(config, info)]
     calls = [_prediction(model, x, config.dtype) for model in models]
-    *seconds, dense = medians_in_turn(calls, ROUNDS, device.type == "cuda")
+    on_gpu = device.type == "cuda"
+    wait = CoreWait(on_gpu)
+    *seconds, dense = medians_in_turn(calls, ROUNDS, on_gpu)
     return {
         "test_seconds": sum(seconds),
         "dense_test_seconds": dense,
         "test_time_ratio": sum(seconds) / dense,
         "test_batch": len(x),
+        "test_core_wait": wait.share(),
     }
 
 

@@ -11,12 +11,13 @@ from sparse_engine.config.config import Config
 from sparse_engine.device import DTYPES
 from sparse_engine.evaluation.tables import metrics_table
 from sparse_kernels.dispatch.backend import choose_backend
+from sparse_kernels.timing import disturbance
 
 # What a run's JSON line has of its ensemble on the test split, of its time, and of its costs.
 METRICS = ("accuracy", "nll", "ece", "brier", "member_accuracy", "disagreement", "kl")
 TIMES = (
     *("seconds_per_step", "dense_seconds_per_step", "time_ratio", "train_time_ratio"),
-    *("narrow_model", "narrow_seconds_per_step"),
+    *("narrow_model", "narrow_seconds_per_step", "core_wait"),
 )
 COSTS = ("train_flops", "train_flops_ratio", "test_flops_ratio", "parameters", "bytes")
 
@@ -109,6 +110,8 @@ def times_in_words(result: dict[str, Any]) -> str:
     if result["narrow_model"]:
         seconds = 1e3 * result["narrow_seconds_per_step"]
         words += f"\na step of dense {result['narrow_model']} takes {seconds:.3g} ms"
+    if disturbed := disturbance(result.get("core_wait") or 0.0):
+        words += f"\n{disturbed}"
     if result["kernel_flops_share"] < MOSTLY and "masked" in result["backend"]:
         words += (
             f"\n{1 - result['kernel_flops_share']:.0%} of the sparse layers' FLOPs are dense ones "

@@ -9,6 +9,7 @@ from torch import nn
 from sparse_engine import __main__ as commands
 from sparse_engine.commands import demo
 from sparse_engine.commands.demo import Known, Timed
+from sparse_kernels.timing import CoreWait
 
 
 def small():
@@ -27,10 +28,21 @@ def test_a_table_of_four_rows_a_picture_and_a_line_of_json(tmp_path, monkeypatch
     *lines, last = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith(("50%", "60%", "70%", "80%"))]
     assert len(rows) == 4
+    assert json.loads(last)["core_wait"] == 0  # of one thread
+    assert "waited for a core" not in "".join(lines)
     result = json.loads(last)["networks"]["A"]
     ratio = result["seconds_per_step"]["0.8"] / result["dense_seconds_per_step"]
     assert f"{ratio:.2f}" in rows[-1]
     assert "threads, fp32, torch" in lines[0]
+
+
+def test_times_on_a_busy_machine_are_said_to_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "known_networks", lambda: (Known("A", small, 8, 2, 2),))
+    monkeypatch.setattr(demo, "SPARSITIES", (0.5, 0.8))
+    monkeypatch.setattr(demo, "SECONDS", 0.0)
+    monkeypatch.setattr(CoreWait, "share", lambda wait: 0.4)
+    demo.main(["--device", "cpu", "--out", str(tmp_path / "a.png")])
+    assert "waited for a core in 40% of their time" in capsys.readouterr().out
 
 
 def timed(*ratios):

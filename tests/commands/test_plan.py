@@ -17,6 +17,7 @@ from sparse_engine.planning import seconds
 from sparse_engine.planning.candidates import candidate
 from sparse_engine.planning.choice import Priced
 from sparse_engine.planning.rows import write_rows
+from sparse_kernels.timing import CoreWait
 
 TINY = ("--model", "wrn10-1", "--batch-size", "64", "--device", "cpu", "--rows", "rows.csv")
 ROWS = [
@@ -159,6 +160,12 @@ def test_fewer_images_are_timed_where_a_batch_takes_long(capsys, monkeypatch):
 def test_bad_input_is_one_line(arguments, message, monkeypatch, capfd):
     flags = [] if "--rows" in arguments else ["--rows", "rows.csv"]
     assert_refused_here(message, monkeypatch, capfd, plan.main, *arguments, *flags)
+
+
+def test_no_plan_is_made_of_disturbed_times(monkeypatch, capsys):
+    monkeypatch.setattr(CoreWait, "share", lambda wait: 0.66)
+    with pytest.raises(plan.RunFailure, match=r"a core in 66% of their time.*say --threads 1,"):
+        planned(capsys, "--seconds", "1e6", *TINY)
 
 
 def test_a_budget_without_an_epoch(monkeypatch, capsys):

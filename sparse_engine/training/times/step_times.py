@@ -27,7 +27,7 @@ from sparse_engine.training.costs import Densities, mean_densities
 from sparse_engine.training.finite import FiniteGuard
 from sparse_engine.training.network import Network, build_network, plan_network
 from sparse_engine.training.step import TrainingStep
-from sparse_kernels.timing import medians_in_turn, rounds_within
+from sparse_kernels.timing import CoreWait, medians_in_turn, rounds_within
 
 Step: TypeAlias = Callable[[], None]
 SoftLabels: TypeAlias = Callable[[Tensor, float], Tensor]
@@ -48,11 +48,13 @@ class StepTimes:
     narrow: of a dense network so narrow that it should take as long; None where the model has no
         such width. narrow_model is its name.
     rounds: in which each took one step.
+    core_wait: of torch's threads meanwhile, see sparse_kernels/timing.py.
     """
 
     seconds: float
     dense: float
     rounds: int
+    core_wait: float
     narrow_model: str | None = None
     narrow: float | None = None
 
@@ -69,6 +71,7 @@ class StepTimes:
             "train_time_ratio": ratio * config.epochs / config.dense_epochs,
             "narrow_model": self.narrow_model,
             "narrow_seconds_per_step": self.narrow,
+            "core_wait": self.core_wait,
         }
 
 
@@ -103,8 +106,9 @@ def step_times(
     if narrow is not None:
         steps.append(_fresh_step(replace(dense, model=narrow), info, device))
     rounds = rounds_within(SECONDS, ours + theirs, MOST)
+    wait = CoreWait(on_gpu)
     ours, theirs, *third = medians_in_turn(steps, rounds, on_gpu)
-    return StepTimes(ours, theirs, rounds, narrow, *third)
+    return StepTimes(ours, theirs, rounds, wait.share(), narrow, *third)
 
 
 def is_comparable(config: Config, processes: int) -> bool:

@@ -91,14 +91,16 @@ def test_the_default_run_is_one_for_which_kernels_pay(digits):
 
 
 def test_what_runs_masked_says_so_and_what_to_change():
-    times = step_times.StepTimes(0.2, 0.1, 3).result(resolve(Config()))
+    times = step_times.StepTimes(0.2, 0.1, 3, 0.0).result(resolve(Config()))
     result = {"train_flops_ratio": 0.3, "dense_epochs": 40, "epochs": 72, **times}
     words = times_in_words({**result, "kernel_flops_share": 0.1, "backend": "masked+native"})
     assert "2.00 of its time (FLOPs: 0.17)" in words
     assert "90% of the sparse layers' FLOPs are dense ones here (masked)" in words
     assert "--block" in words
-    words = times_in_words({**result, "kernel_flops_share": 1.0, "backend": "native"})
-    assert "masked" not in words
+    plain = {**result, "kernel_flops_share": 1.0, "backend": "native"}
+    assert "masked" not in times_in_words(plain)
+    assert "waited" not in times_in_words(plain)
+    assert "waited for a core in 40% of their time" in times_in_words(plain | {"core_wait": 0.4})
 
 
 def test_a_narrower_model_has_a_share_of_the_flops():
