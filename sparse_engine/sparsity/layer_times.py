@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from sparse_engine.errors import RunFailure
 from sparse_engine.installed import require
 from sparse_engine.layers.modules import SparseConv2d, SparseLinear
 from sparse_engine.layers.plan import LayerPlan
@@ -20,10 +21,12 @@ from sparse_engine.models.workload import LayerCall
 from sparse_engine.sparsity.time_budget import TimeCurve
 from sparse_kernels.dispatch.backend import choose_backend, forced_backend
 from sparse_kernels.measurements import timings
-from sparse_kernels.timing import medians_in_turn
+from sparse_kernels.timing import CoreWait, disturbance, medians_in_turn
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 ROUNDS = 5
+# How often a layer is measured at most until other programs leave it alone.
+ATTEMPTS = 3
 # A CPU's time grows in proportion to the images once its products are long enough.
 CPU_POSITIONS = 4096
 
@@ -43,6 +46,9 @@ def measure_layer_times(
         model: dense, on the meta device; the layers measured are made after its own.
         device: where to measure.
         dtype: float32, or what autocast computes in.
+
+    Raises:
+        RunFailure: other programs run meanwhile, and several threads are timed.
     """
     require("measuring layers", "tqdm")
     from tqdm import tqdm
@@ -109,6 +115,9 @@ def measure(
         counts: numbers of active blocks, the last of them all.
         device, dtype: see measure_layer_times.
         backends: of each number but the last; those that a run would choose unless said.
+
+    Raises:
+        RunFailure: other programs run meanwhile, and several threads are timed.
     """
     backends = backends or chosen_backends(plan, problem, counts, device, dtype)
     generator = torch.Generator(device).manual_seed(0)
@@ -135,8 +144,23 @@ def measure(
         _passes(layer, x, problem.input_gradient, backend)
         for layer, backend in zip((*layers, dense), (*backends, "auto"))
     ]
-    seconds = medians_in_turn(passes, ROUNDS, device.type == "cuda")
+    seconds = _undisturbed(passes, device.type == "cuda")
     return [problem.sizes[0] / images * s for s in seconds]
+
+
+def _undisturbed(passes: Sequence[Callable[[], object]], on_gpu: bool) -> list[float]:
+    """Return median seconds, of which none were waited for a core: they are kept for good."""
+    disturbed: str | None = None
+    for _ in range(ATTEMPTS):
+        wait = CoreWait(on_gpu)
+        seconds = medians_in_turn(passes, ROUNDS, on_gpu)
+        disturbed = disturbance(wait.share())
+        if disturbed is None:
+            return seconds
+    raise RunFailure(
+        f"timing layers: {disturbed}; wait until the machine is idle, or set OMP_NUM_THREADS=1, "
+        "whose times are taken by this process's own clock"
+    )
 
 
 def _passes(

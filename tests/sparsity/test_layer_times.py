@@ -10,6 +10,7 @@ from torch import nn
 
 from sparse_engine.config.config import Config
 from sparse_engine.data.catalog import TABLE
+from sparse_engine.errors import RunFailure
 from sparse_engine.layers.candidates import dense_layers
 from sparse_engine.layers.plan import LayerPlan
 from sparse_engine.methods.resolve import resolve
@@ -19,6 +20,7 @@ from sparse_engine.sparsity import layer_times
 from sparse_engine.sparsity.layer_times import measure_layer_times, measured_counts
 from sparse_kernels import timing
 from sparse_kernels.measurements import FOLDER, timings
+from sparse_kernels.timing import CoreWait
 
 CPU = torch.device("cpu")
 IMAGE = (3, 12, 12)
@@ -163,3 +165,12 @@ def test_counts_go_from_one_group_to_all(taps):
     assert all(a < b for a, b in itertools.pairwise(counts))
     assert all(count % plan.group == 0 for count in counts)
     assert measured_counts(replace(plan, shape=(16, 16), total=1, active=1)) == (1,)
+
+
+def test_times_that_other_programs_disturb_are_not_kept(clock, monkeypatch):
+    """Once or twice they are taken again; after that nothing is decided by them."""
+    shares = iter((0.5, 0.5, 0.0, 0.5, 0.5, 0.5))
+    monkeypatch.setattr(CoreWait, "share", lambda wait: next(shares))
+    with pytest.raises(RunFailure, match=r"layers: the .* 50% of their time.*OMP_NUM_THREADS=1"):
+        measure(Twice())
+    assert len(timings("layer-times", CPU).entries) == 1
