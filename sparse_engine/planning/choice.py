@@ -5,9 +5,9 @@ error of it counts as equal, and the cheapest of these is taken (the rule of one
 Breiman et al. 1984, *Classification and Regression Trees*, section 3.4.3). The standard error is of
 all of them together, since that of three seeds is itself uncertain.
 
-Trainings are whole, as in the study. Dense networks, of which studies make several lengths, may
-have any length between these. Only where nothing fits are all others shortened, and taken to lose
-by that what dense networks lose.
+Trainings are whole, as in the study; those of which it has several lengths may have any between
+these. Only where nothing fits are all others shortened, and taken to lose by that what dense
+networks lose.
 """
 
 import math
@@ -47,12 +47,14 @@ class Priced:
 class Expected:
     """A mean difference in accuracy to the dense run, in [-1, 1], and its standard error.
 
-    tried: False of a length beyond those that the study has.
+    tried: False of a length beyond those that the study has; own: of lengths of the same training,
+    False if it is taken to lose what dense networks lose.
     """
 
     difference: float
     error: float
     tried: bool = True
+    own: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def choose(priced: Sequence[Priced], seconds: float) -> Choice:
     whole = [
         Option(p, p.epochs, 1.0, _expected(p.candidate.row)) for p in priced if p.seconds <= seconds
     ]
-    options = [*whole, *_dense_between(priced, seconds)] or _shortened(priced, seconds)
+    options = [*whole, *_between_lengths(priced, seconds)] or _shortened(priced, seconds)
     if not options:
         least = min(priced, key=lambda p: p.epoch)
         raise InputError(
@@ -124,16 +126,16 @@ def choose(priced: Sequence[Priced], seconds: float) -> Choice:
     return Choice(chosen, best, others, tuple(options), error)
 
 
-def lost(rows: Sequence[Row], length: float) -> Expected | None:
-    """Return what dense networks lose by a shorter training, None without two lengths of it.
+def at_length(rows: Sequence[Row], length: float) -> Expected | None:
+    """Return what one training reaches at another length; None without two lengths of it.
 
     On straight lines over the logarithm of the length, of which the outer ones go on.
 
     Args:
-        rows: of the study.
+        rows: of that training.
         length: in dense runs.
     """
-    tried = sorted({row.length: row for row in rows if row.is_dense}.items())
+    tried = sorted({row.length: row for row in rows}.items())
     lines = [*pairwise(tried)]
     if not lines:
         return None
@@ -144,45 +146,54 @@ def lost(rows: Sequence[Row], length: float) -> Expected | None:
     return Expected(difference, max(low.error, high.error), is_between)
 
 
-def _dense_between(priced: Sequence[Priced], seconds: float) -> list[Option]:
-    """Return the longest dense training between two lengths of the study, if there is one."""
-    too_long = [p for p in priced if p.candidate.row.is_dense and p.seconds > seconds]
-    if not too_long:
-        return []
-    shortest = min(too_long, key=lambda p: p.seconds)
-    epochs = int(seconds / shortest.epoch)
-    share = epochs / shortest.epochs
-    rows = [p.candidate.row for p in priced]
-    expected = lost(rows, share * shortest.candidate.row.length) if epochs else None
-    return [Option(shortest, epochs, share, expected)] if expected and expected.tried else []
-
-
-def _shortened(priced: Sequence[Priced], seconds: float) -> list[Option]:
-    rows = [p.candidate.row for p in priced]
+def _between_lengths(priced: Sequence[Priced], seconds: float) -> list[Option]:
+    """Return the longest training between two lengths of the study, of each that has some."""
     options = []
-    for one in _one_of_a_kind(priced):
-        if (epochs := int(seconds / one.epoch)) >= 1:
-            share = epochs / one.epochs
-            options.append(Option(one, epochs, share, _after(one.candidate.row, rows, share)))
+    for kind in _kinds(priced):
+        too_long = [one for one in kind if one.seconds > seconds]
+        if not too_long:
+            continue
+        shortest = min(too_long, key=lambda p: p.seconds)
+        if not (epochs := int(seconds / shortest.epoch)):
+            continue
+        share = epochs / shortest.epochs
+        rows = [one.candidate.row for one in kind]
+        expected = at_length(rows, share * shortest.candidate.row.length)
+        if expected and expected.tried:
+            options.append(Option(shortest, epochs, share, expected))
     return options
 
 
-def _one_of_a_kind(priced: Sequence[Priced]) -> list[Priced]:
-    """Return each training once: of several lengths, which would be shortened to one, that nearest
-    to the dense run's."""
-    kinds: dict[str, Priced] = {}
-    for one in sorted(priced, key=lambda p: abs(math.log(p.candidate.row.length))):
-        kinds.setdefault(one.candidate.name, one)
-    return list(kinds.values())
+def _shortened(priced: Sequence[Priced], seconds: float) -> list[Option]:
+    dense = [p.candidate.row for p in priced if p.candidate.row.is_dense]
+    options = []
+    for kind in _kinds(priced):
+        # Of several lengths, which would be shortened to one, that nearest to the dense run's.
+        one = min(kind, key=lambda p: abs(math.log(p.candidate.row.length)))
+        if (epochs := int(seconds / one.epoch)) >= 1:
+            share = epochs / one.epochs
+            rows = [p.candidate.row for p in kind]
+            own = at_length(rows, share * one.candidate.row.length)
+            expected = own or _as_dense_networks(one.candidate.row, dense, share)
+            options.append(Option(one, epochs, share, expected))
+    return options
 
 
-def _after(row: Row, rows: Sequence[Row], share: float) -> Expected | None:
-    """Return what is expected of a row's training shortened to a share of itself."""
-    loss, whole = lost(rows, share), _expected(row)
+def _kinds(priced: Sequence[Priced]) -> list[list[Priced]]:
+    """Return each training's lengths together."""
+    kinds: dict[str, list[Priced]] = {}
+    for one in priced:
+        kinds.setdefault(one.candidate.name, []).append(one)
+    return [*kinds.values()]
+
+
+def _as_dense_networks(row: Row, dense: Sequence[Row], share: float) -> Expected | None:
+    """Return what a row's training reaches in a share of its length if it loses what they lose."""
+    loss, whole = at_length(dense, share), _expected(row)
     if loss is None:
         return None
     error = math.hypot(whole.error, loss.error)
-    return Expected(whole.difference + loss.difference, error, loss.tried)
+    return Expected(whole.difference + loss.difference, error, loss.tried, own=False)
 
 
 def _expected(row: Row) -> Expected:

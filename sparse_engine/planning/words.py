@@ -159,7 +159,7 @@ def extrapolations(
         costs = "shorter than anything that was tried"
         if (expected := choice.chosen.expected) is not None and expected.tried:
             costs = "which is taken to cost what shorter dense networks lost"
-            costs = "between lengths that the study has" if row.is_dense else costs
+            costs = "between lengths that the study has" if expected.own else costs
         yield f"trained for {share:.0%} of its length, {costs}"
 
 

@@ -7,7 +7,7 @@ from sparse_engine.config.config import Config
 from sparse_engine.errors import InputError
 from sparse_engine.methods.resolve import resolve
 from sparse_engine.planning.candidates import candidate
-from sparse_engine.planning.choice import Expected, Priced, choose, lost
+from sparse_engine.planning.choice import Expected, Priced, at_length, choose
 from sparse_engine.planning.words import as_json, expectation, extrapolations, reason
 
 DENSE = resolve(Config(method="dense", model="wrn10-2", epochs=100, dense_epochs=100))
@@ -79,6 +79,18 @@ def test_a_dense_network_has_any_length_between_two_that_were_tried():
     assert line == "trained for 71% of its length, between lengths that the study has"
 
 
+def test_so_has_a_sparse_one_and_shortened_it_loses_what_it_lost_before():
+    rows = [row(), row(difference=-0.012, error=0.002, epochs=125)]
+    rows += [row(EDST, 0.01, 0.004, 450), row(EDST, -0.002, 0.003, 225)]
+    option, choice = chosen(rows, (10.0, 10.0, 1.0, 1.0), 120)
+    assert (option.epochs, option.share) == (120, 120 / 180)
+    assert option.expected.difference == pytest.approx(0.01 - 0.012 * 0.585, rel=1e-3)
+    assert "trained for 67% of its length, between lengths that the study has" in said(choice)
+    option, choice = chosen(rows, (10.0, 10.0, 1.0, 1.0), 45)
+    assert (option.epochs, option.share) == (45, 0.5)  # of the length nearest to the dense one
+    assert option.expected == Expected(pytest.approx(-0.014), 0.004, tried=False)
+
+
 def said(choice, on_gpu=False, timed=128, **info):
     from sparse_engine.data.catalog import TABLE
 
@@ -131,13 +143,13 @@ def test_not_one_epoch():
         choose(priced([row(), row(RIGL)], 1.0, 0.4), 0.3)
 
 
-def test_what_shorter_networks_lose():
-    rows = [row(), row(difference=-0.012, error=0.002, epochs=125), row(EDST, -0.5)]
-    assert lost(rows, 1.0) == Expected(0.0, 0.002)
-    assert lost(rows, 0.5) == Expected(-0.012, 0.002)
-    assert lost(rows, 0.25) == Expected(pytest.approx(-0.024), 0.002, tried=False)
-    assert not lost(rows, 1.1).tried
-    assert lost(rows[1:], 0.7) is None
+def test_what_is_expected_of_another_length():
+    rows = [row(), row(difference=-0.012, error=0.002, epochs=125)]
+    assert at_length(rows, 1.0) == Expected(0.0, 0.002)
+    assert at_length(rows, 0.5) == Expected(-0.012, 0.002)
+    assert at_length(rows, 0.25) == Expected(pytest.approx(-0.024), 0.002, tried=False)
+    assert not at_length(rows, 1.1).tried
+    assert at_length(rows[1:], 0.7) is None
 
 
 def test_each_difference_to_the_study_is_told():
