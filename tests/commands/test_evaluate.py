@@ -19,7 +19,6 @@ from sparse_engine.evaluation.metrics import (
 )
 from sparse_engine.runs.files import load_file
 from sparse_engine.training.network import build_network
-from sparse_kernels.timing import CoreWait
 
 FLAGS = ["--model", "mlp", "--block", "8x8", "--batch-size", "256", "--device", "cpu"]
 SCORES = ("accuracy", "nll", "ece", "brier")
@@ -138,15 +137,6 @@ def test_costs_of_several_runs_add_up_and_memory_is_the_highest(evaluated):
     assert found["costs"]["peak_memory_bytes"] == max(peaks)
     ratio = tables_of(lines)["cost of all runs"]["training FLOPs"][1]
     assert ratio == f"{found['costs']['train_flops_ratio']:.2f}"
-
-
-def test_times_on_a_busy_machine_are_said_to_be(evaluated, monkeypatch):
-    told = "test time: the 1 threads that were timed waited for a core in 40% of their time"
-    lines, result = evaluated("rigl")
-    assert result["test_core_wait"] == 0
-    assert not any("waited for a core" in line for line in lines)
-    monkeypatch.setattr(CoreWait, "share", lambda wait: 0.4)
-    assert any(line.startswith(told) for line in evaluated("rigl")[0])
 
 
 def test_costs_of_an_unfinished_run_are_unknown(evaluated):
