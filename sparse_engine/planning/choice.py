@@ -6,8 +6,8 @@ Breiman et al. 1984, *Classification and Regression Trees*, section 3.4.3). The 
 all of them together, since that of three seeds is itself uncertain.
 
 Trainings are whole, as in the study; those of which it has several lengths may have any between
-these. Only where nothing fits are all others shortened, and taken to lose by that what dense
-networks lose.
+these. Only where nothing fits are all others shortened, and taken to lose by that what others of
+their method lose, or else dense networks.
 """
 
 import math
@@ -47,14 +47,14 @@ class Priced:
 class Expected:
     """A mean difference in accuracy to the dense run, in [-1, 1], and its standard error.
 
-    tried: False of a length beyond those that the study has; own: of lengths of the same training,
-    False if it is taken to lose what dense networks lose.
+    tried: False of a length beyond those that the study has; like: what it is taken to lose as much
+    as by being shortened, nothing where the study has several lengths of the training itself.
     """
 
     difference: float
     error: float
     tried: bool = True
-    own: bool = True
+    like: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,16 +165,16 @@ def _between_lengths(priced: Sequence[Priced], seconds: float) -> list[Option]:
 
 
 def _shortened(priced: Sequence[Priced], seconds: float) -> list[Option]:
-    dense = [p.candidate.row for p in priced if p.candidate.row.is_dense]
+    kinds = _kinds(priced)
+    rows_of = [[one.candidate.row for one in kind] for kind in kinds]
     options = []
-    for kind in _kinds(priced):
+    for kind, rows in zip(kinds, rows_of):
         # Of several lengths, which would be shortened to one, that nearest to the dense run's.
         one = min(kind, key=lambda p: abs(math.log(p.candidate.row.length)))
         if (epochs := int(seconds / one.epoch)) >= 1:
             share = epochs / one.epochs
-            rows = [p.candidate.row for p in kind]
             own = at_length(rows, share * one.candidate.row.length)
-            expected = own or _as_dense_networks(one.candidate.row, dense, share)
+            expected = own or _as_others(one.candidate.row, rows_of, share)
             options.append(Option(one, epochs, share, expected))
     return options
 
@@ -187,13 +187,28 @@ def _kinds(priced: Sequence[Priced]) -> list[list[Priced]]:
     return [*kinds.values()]
 
 
-def _as_dense_networks(row: Row, dense: Sequence[Row], share: float) -> Expected | None:
-    """Return what a row's training reaches in a share of its length if it loses what they lose."""
-    loss, whole = at_length(dense, share), _expected(row)
-    if loss is None:
-        return None
-    error = math.hypot(whole.error, loss.error)
-    return Expected(whole.difference + loss.difference, error, loss.tried, own=False)
+def _as_others(row: Row, kinds: Iterable[Sequence[Row]], share: float) -> Expected | None:
+    """Return what a training reaches in a share of its length if it loses what others do.
+
+    They have several lengths in the study: they are of its method and as long, or else dense.
+
+    Args:
+        row: of the training.
+        kinds: rows of each training.
+        share: of its length.
+    """
+    method = row.settings["method"]
+    of_method = [rows for rows in kinds if rows[0].settings["method"] == method]
+    of_dense = [rows for rows in kinds if rows[0].is_dense]
+    for others, whole, like in (
+        *((rows, row.length, f"{method} trainings") for rows in of_method),
+        *((rows, 1.0, "dense networks") for rows in of_dense),
+    ):
+        before, after = at_length(others, whole), at_length(others, share * whole)
+        if before and after and before.tried:
+            difference = row.difference + after.difference - before.difference
+            return Expected(difference, math.hypot(row.error, after.error), after.tried, like)
+    return None
 
 
 def _expected(row: Row) -> Expected:

@@ -158,8 +158,8 @@ def extrapolations(
     if (share := choice.chosen.share) < 1:
         costs = "shorter than anything that was tried"
         if (expected := choice.chosen.expected) is not None and expected.tried:
-            costs = "which is taken to cost what shorter dense networks lost"
-            costs = "between lengths that the study has" if expected.own else costs
+            costs = f"which is taken to cost what shorter {expected.like} lost"
+            costs = costs if expected.like else "between lengths that the study has"
         yield f"trained for {share:.0%} of its length, {costs}"
 
 

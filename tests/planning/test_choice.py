@@ -91,6 +91,19 @@ def test_so_has_a_sparse_one_and_shortened_it_loses_what_it_lost_before():
     assert option.expected == Expected(pytest.approx(-0.014), 0.004, tried=False)
 
 
+def test_others_of_its_method_say_what_shortening_costs_a_training():
+    rows = [row(), row(difference=-0.001, error=0.002, epochs=125)]
+    rows += [row(EDST, 0.01, 0.004, 450), row(EDST, -0.01, 0.003, 225)]
+    rows += [row({**EDST, "taps": "row"}, 0.011, 0.002, 450), row(RIGL, -0.01, 0.003)]
+    seconds = (10.0, 10.0, 9.0, 9.0, 1.0, 9.0)
+    option, choice = chosen(rows, seconds, 90)
+    assert option.priced.candidate.row == rows[4]
+    assert option.expected.difference == pytest.approx(0.011 - 0.02)
+    assert "taken to cost what shorter edst trainings lost" in said(choice)[-1]
+    (rigl,) = [o for o in choice.options if o.priced.candidate.row == rows[5]]
+    assert rigl.expected.like == "dense networks"
+
+
 def said(choice, on_gpu=False, timed=128, **info):
     from sparse_engine.data.catalog import TABLE
 
