@@ -102,7 +102,9 @@ def choose(priced: Sequence[Priced], seconds: float) -> Choice:
         InputError: not one epoch of any fits.
     """
     whole = [
-        Option(p, p.epochs, 1.0, _expected(p.candidate.row)) for p in priced if p.seconds <= seconds
+        Option(p, p.epochs, 1.0, Expected(p.candidate.row.difference, p.candidate.row.error))
+        for p in priced
+        if p.seconds <= seconds
     ]
     options = [*whole, *_between_lengths(priced, seconds)] or _shortened(priced, seconds)
     if not options:
@@ -209,10 +211,6 @@ def _as_others(row: Row, kinds: Iterable[Sequence[Row]], share: float) -> Expect
             difference = row.difference + after.difference - before.difference
             return Expected(difference, math.hypot(row.error, after.error), after.tried, like)
     return None
-
-
-def _expected(row: Row) -> Expected:
-    return Expected(row.difference, row.error)
 
 
 def _error_of(expected: Iterable[Expected]) -> float:

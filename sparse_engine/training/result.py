@@ -110,7 +110,7 @@ def times_in_words(result: dict[str, Any]) -> str:
     if result["narrow_model"]:
         seconds = 1e3 * result["narrow_seconds_per_step"]
         words += f"\na step of dense {result['narrow_model']} takes {seconds:.3g} ms"
-    if disturbed := disturbance(result.get("core_wait") or 0.0):
+    if disturbed := disturbance(result["core_wait"]):
         words += f"\n{disturbed}"
     if result["kernel_flops_share"] < MOSTLY and "masked" in result["backend"]:
         words += (
